@@ -1,0 +1,412 @@
+"""Batch: many systems of atoms as one padded graph.
+
+The atoms of all systems stand one after another, `batch_idx` says whose they are. Arrays are as long
+as the capacity; padding atoms stand at the end and have `batch_idx == system_capacity`, so that
+segment sums drop them. Every field declares its level (`alchemi_jax.levels`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from jaxtyping import Bool, Float, Int, Shaped
+
+from alchemi_jax.atoms import AtomicData
+from alchemi_jax.capacity import round_up
+from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemMeta:
+    """What a system carries that is no array: its name, `info` and constraints that are not applied."""
+
+    name: str
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    constraints: tuple = ()
+
+
+class Metadata(tuple[SystemMeta, ...]):
+    """One SystemMeta a system, in order. Compared by identity: it is part of the pytree's structure,
+    so the driver takes it off before anything is compiled."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+
+class Batch(eqx.Module):
+    """Many systems of atoms, padded to fixed capacities.
+
+    Make one with `Batch.from_ase` or `Batch.from_data_list`. Arrays of a batch on the host (as host
+    hooks and `take` see it) are numpy arrays without padding.
+
+    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
+    """
+
+    positions: Float[Data, "atoms 3"] = per_atom()
+    numbers: Int[Data, " atoms"] = per_atom()
+    masses: Float[Data, " atoms"] = per_atom()
+    velocities: Float[Data, "atoms 3"] = per_atom()
+    forces: Float[Data, "atoms 3"] = per_atom()
+    fixed: Bool[Data, " atoms"] = per_atom()
+    batch_idx: Int[Data, " atoms"] = per_atom()
+
+    cell: Float[Data, "systems 3 3"] = per_system()
+    pbc: Bool[Data, "systems 3"] = per_system()
+    energy: Float[Data, " systems"] = per_system()
+    stress: Float[Data, "systems 3 3"] = per_system()
+    charge: Float[Data, " systems"] = per_system()
+    spin: Float[Data, " systems"] = per_system()
+    atoms_per_system: Int[Data, " systems"] = per_system()
+    first_atom: Int[Data, " systems"] = per_system()
+    system_id: Int[Data, " systems"] = per_system()
+    status: Int[Data, " systems"] = per_system()
+    converged: Bool[Data, " systems"] = per_system()
+    failed: Bool[Data, " systems"] = per_system()
+    steps_taken: Int[Data, " systems"] = per_system()
+
+    atom_extras: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
+    system_extras: dict[str, Shaped[Data, "systems ..."]] = per_system()
+
+    largest: int = eqx.field(static=True)
+    """Capacity for the atoms of one system: the width of a row of `segments`."""
+    meta: Metadata | None = eqx.field(static=True, default=None)
+
+    # -- making ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_ase(
+        cls,
+        atoms: Atoms | Iterable[Atoms],
+        dtype: Any = None,
+        atom_capacity: int | None = None,
+        system_capacity: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Batch:
+        """From ASE structures (one, or any number).
+
+        Keeps numbers, positions, cell, pbc, masses, velocities, FixAtoms, `arrays` and `info`;
+        results of a calculator are not taken over. The input is left alone.
+
+        Args:
+            dtype: of the floats, hence of the run: by default JAX's own (float64 if
+                `jax_enable_x64` is set, else float32).
+            atom_capacity, system_capacity: lengths of the padded arrays; by default the counts
+                rounded up to a few sizes, so that similar batches share compiled code.
+            names: what errors call the systems; by default "system 3 (Ar13)".
+
+        Raises:
+            ValueError: naming system and field, see `AtomicData`.
+        """
+        if isinstance(atoms, Atoms):
+            atoms = [atoms]
+        data = []
+        for i, a in enumerate(atoms):
+            if not isinstance(a, Atoms):
+                raise ValueError(
+                    f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}."
+                )
+            name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
+            data.append(AtomicData.from_ase(a, name))
+        return cls.from_data_list(data, dtype, atom_capacity, system_capacity)
+
+    @classmethod
+    def from_data_list(
+        cls,
+        data: Sequence[AtomicData],
+        dtype: Any = None,
+        atom_capacity: int | None = None,
+        system_capacity: int | None = None,
+    ) -> Batch:
+        """From AtomicData, one a system; arguments as in `from_ase`."""
+        data = list(data)
+        if not data:
+            raise ValueError("A batch needs at least one system, the list is empty.")
+        dtype = _float_dtype(dtype)
+        counts = np.array([len(d) for d in data], np.int32)
+        n_atoms, n_systems = int(counts.sum()), len(data)
+        atom_capacity = _capacity("atom", atom_capacity, n_atoms, 8, 16)
+        system_capacity = _capacity("system", system_capacity, n_systems, 4, 1)
+
+        def atoms_of(rows: list[np.ndarray], fill: Any, to: Any) -> np.ndarray:
+            flat = np.concatenate(rows)
+            out = np.full((atom_capacity, *flat.shape[1:]), fill, to)
+            out[:n_atoms] = flat
+            return out
+
+        def systems_of(rows: list[Any], fill: Any, to: Any) -> np.ndarray:
+            stacked = np.stack([np.asarray(r) for r in rows])
+            out = np.full((system_capacity, *stacked.shape[1:]), fill, to)
+            out[:n_systems] = stacked
+            return out
+
+        atom_extras = {
+            k: atoms_of([np.asarray(d.atom_extras[k]) for d in data], 0, t)
+            for k, t in _common_extras([d.atom_extras for d in data], 1, dtype).items()
+        }
+        system_extras = {
+            k: systems_of([d.system_extras[k] for d in data], 0, t)
+            for k, t in _common_extras([d.system_extras for d in data], 0, dtype).items()
+        }
+        meta = []
+        for d in data:
+            rest = {k: v for k, v in d.system_extras.items() if k not in system_extras}
+            info = {**d.info, **rest}
+            rest = {k: v for k, v in d.atom_extras.items() if k not in atom_extras}
+            if rest:
+                info["_arrays"] = {**info.get("_arrays", {}), **rest}
+            meta.append(SystemMeta(d.name, info, d.constraints))
+        order = range(n_systems)
+        fields = dict(
+            positions=atoms_of([d.positions for d in data], 0, dtype),
+            numbers=atoms_of([d.numbers for d in data], 0, np.int32),
+            masses=atoms_of([d.masses for d in data], 1, dtype),  # pyright: ignore
+            velocities=atoms_of([d.velocities for d in data], 0, dtype),  # pyright: ignore
+            forces=atoms_of([d.forces for d in data], 0, dtype),  # pyright: ignore
+            fixed=atoms_of([d.fixed for d in data], True, bool),  # pyright: ignore
+            batch_idx=atoms_of([np.full(c, i) for i, c in enumerate(counts)], system_capacity, np.int32),
+            cell=systems_of([d.cell for d in data], 0, dtype),
+            pbc=systems_of([d.pbc for d in data], False, bool),
+            energy=systems_of([d.energy for d in data], 0, dtype),
+            stress=systems_of([d.stress for d in data], 0, dtype),
+            charge=systems_of([d.charge for d in data], 0, dtype),
+            spin=systems_of([d.spin for d in data], 1, dtype),
+            atoms_per_system=systems_of(list(counts), 0, np.int32),
+            first_atom=systems_of(list(np.cumsum(counts) - counts), n_atoms, np.int32),
+            system_id=systems_of(list(order), -1, np.int32),
+            status=np.zeros(system_capacity, np.int32),
+            converged=np.zeros(system_capacity, bool),
+            failed=np.zeros(system_capacity, bool),
+            steps_taken=np.zeros(system_capacity, np.int32),
+            atom_extras=atom_extras,
+            system_extras=system_extras,
+        )
+        fields = jax.device_put(fields)
+        return cls(**fields, largest=round_up(int(counts.max())), meta=Metadata(meta))
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    @property
+    def atom_capacity(self) -> int:
+        """Length of the per-atom arrays."""
+        return self.batch_idx.shape[-1]
+
+    @property
+    def system_capacity(self) -> int:
+        """Length of the per-system arrays."""
+        return self.atoms_per_system.shape[-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the floats."""
+        return np.dtype(self.positions.dtype)
+
+    @property
+    def atom_mask(self) -> Bool[Data, " atoms"]:
+        """True for atoms, False for padding."""
+        return self.batch_idx < self.system_capacity
+
+    @property
+    def system_mask(self) -> Bool[Data, " systems"]:
+        """True for systems, False for padding."""
+        return self.atoms_per_system > 0
+
+    @property
+    def num_systems(self) -> Any:
+        """True number of systems: an int, or a traced integer inside jit."""
+        return _count(self.system_mask.sum())
+
+    @property
+    def num_atoms(self) -> Any:
+        """True number of atoms: an int, or a traced integer inside jit."""
+        return _count(self.atoms_per_system.sum())
+
+    num_graphs = num_systems
+    num_nodes = num_atoms
+
+    def level(self, key: str) -> Level:
+        """The level of a field or extra. Raises KeyError for an unknown name."""
+        if key in self.atom_extras:
+            return "atom"
+        if key in self.system_extras:
+            return "system"
+        for name, level in level_fields(self):
+            if name == key and not name.endswith("_extras"):
+                return level
+        raise KeyError(f"the batch has no field {key!r}; it has {', '.join(self.keys())}")
+
+    def keys(self) -> list[str]:
+        """Names of all fields and extras."""
+        own = [name for name, _ in level_fields(self) if not name.endswith("_extras")]
+        return [*own, *self.atom_extras, *self.system_extras]
+
+    def __getitem__(self, key: str) -> Any:
+        self.level(key)
+        for extras in (self.atom_extras, self.system_extras):
+            if key in extras:
+                return extras[key]
+        return getattr(self, key)
+
+    def name_of(self, system: int) -> str:
+        """What errors and warnings call the system in this row."""
+        if self.meta is not None and system < len(self.meta):
+            return self.meta[system].name
+        return f"system {system}"
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def replace(self, **fields: Any) -> Batch:
+        """A batch with some fields or extras changed; an unknown name is an error."""
+        own, atom, system = {}, {}, {}
+        for key, value in fields.items():
+            if key in self.atom_extras:
+                atom[key] = value
+            elif key in self.system_extras:
+                system[key] = value
+            elif key in self.__dataclass_fields__:
+                own[key] = value
+            else:
+                self.level(key)
+        if atom:
+            own["atom_extras"] = {**self.atom_extras, **atom}
+        if system:
+            own["system_extras"] = {**self.system_extras, **system}
+        return dataclasses.replace(self, **own)
+
+    def select(self, mask: Bool[Data, " systems"], other: Batch) -> Batch:
+        """This batch's systems where `mask` [systems] holds, `other`'s elsewhere, level by level."""
+        atom_mask = jnp.take(jnp.asarray(mask), self.batch_idx, mode="clip")
+        return select(atom_mask, mask, self, other)
+
+    # -- on the host -----------------------------------------------------------------------------
+
+    def take(self, systems: Any = None) -> Batch:
+        """Some systems (a mask or indices; all by default) as numpy arrays without padding."""
+        host = jax.device_get(self)
+        counts = host.atoms_per_system
+        n = int((counts > 0).sum())
+        if systems is None:
+            n_atoms = int(counts.sum())
+            rows, atom_rows = slice(0, n), slice(0, n_atoms)
+            index = range(n)
+            new_counts = counts[:n]
+        else:
+            systems = np.asarray(systems)
+            index = np.flatnonzero(systems) if systems.dtype == bool else systems
+            if len(index) and (index.max() >= n or index.min() < 0):
+                raise IndexError(f"system {index.max()} of a batch of {n}")
+            rows = index
+            new_counts = counts[index]
+            atom_rows = np.concatenate(
+                [np.arange(host.first_atom[i], host.first_atom[i] + counts[i]) for i in index]
+                or [np.zeros(0, int)]
+            )
+        cut = {"atom": atom_rows, "system": rows}
+        fields = {
+            name: jax.tree.map(lambda x, level=level: x[cut[level]], getattr(host, name))
+            for name, level in level_fields(host)
+        }
+        fields["first_atom"] = (np.cumsum(new_counts) - new_counts).astype(np.int32)
+        fields["batch_idx"] = np.repeat(np.arange(len(new_counts), dtype=np.int32), new_counts)
+        meta = None
+        if self.meta is not None and all(i < len(self.meta) for i in index):
+            meta = Metadata(self.meta[i] for i in index)
+        return Batch(**fields, largest=self.largest, meta=meta)
+
+    def to_data_list(self) -> list[AtomicData]:
+        """One AtomicData a system, in order."""
+        host = self.take()
+        out = []
+        for i, n in enumerate(host.atoms_per_system):
+            atoms = slice(host.first_atom[i], host.first_atom[i] + n)
+            meta = host.meta[i] if host.meta is not None else SystemMeta(f"system {i}")
+            out.append(
+                AtomicData(
+                    positions=host.positions[atoms],
+                    numbers=host.numbers[atoms],
+                    cell=host.cell[i],
+                    pbc=host.pbc[i],
+                    masses=host.masses[atoms],
+                    velocities=host.velocities[atoms],
+                    fixed=host.fixed[atoms],
+                    charge=float(host.charge[i]),
+                    spin=float(host.spin[i]),
+                    energy=float(host.energy[i]),
+                    forces=host.forces[atoms],
+                    stress=host.stress[i],
+                    atom_extras={k: v[atoms] for k, v in host.atom_extras.items()},
+                    system_extras={k: v[i] for k, v in host.system_extras.items()},
+                    info=meta.info,
+                    constraints=meta.constraints,
+                    name=meta.name,
+                )
+            )
+        return out
+
+    def to_ase(self) -> list[Atoms]:
+        """One ase.Atoms a system, in order, with results in a SinglePointCalculator."""
+        return [d.to_ase() for d in self.to_data_list()]
+
+    def __len__(self) -> int:
+        return self.num_systems
+
+    def __repr__(self) -> str:
+        size = f"atoms[{self.atom_capacity}], systems[{self.system_capacity}], {self.dtype}"
+        if isinstance(self.status, jax.core.Tracer) or not isinstance(self.status, Data):
+            return f"Batch({size})"
+        counts = np.asarray(self.atoms_per_system)
+        if counts.ndim != 1:
+            return f"Batch({size}, mapped over {counts.shape[:-1]})"
+        done = f"{int(np.sum(self.converged))} converged, {int(np.sum(self.failed))} failed"
+        return f"Batch({self.num_systems} systems, {self.num_atoms} atoms; {done}; {size})"
+
+
+def _count(n: Any) -> Any:
+    return n if isinstance(n, jax.core.Tracer) else int(n)
+
+
+def _float_dtype(dtype: Any) -> np.dtype:
+    """The run's dtype; float64 that JAX would silently narrow is an error."""
+    wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
+    if wanted.kind != "f":
+        raise ValueError(f"dtype must be a float type, not {wanted}.")
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        raise ValueError(
+            f"dtype {wanted} needs 64-bit JAX: call jax.config.update('jax_enable_x64', True) "
+            "before the first array is made, or set JAX_ENABLE_X64=1."
+        )
+    return wanted
+
+
+def _capacity(what: str, given: int | None, needed: int, per_octave: int, least: int) -> int:
+    if given is None:
+        return round_up(needed, per_octave, least)
+    if given < needed:
+        raise ValueError(f"{what}_capacity is {given}, but there are {needed} {what}s.")
+    return int(given)
+
+
+def _common_extras(extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype) -> dict[str, Any]:
+    """Extras that every system has, with one trailing shape: name -> dtype in the batch."""
+    out = {}
+    for key in extras[0]:
+        if not all(key in e for e in extras):
+            continue
+        values = [np.asarray(e[key]) for e in extras]
+        kinds = {v.dtype.kind for v in values}
+        if len({v.shape[lead:] for v in values}) == 1 and len(kinds) == 1 and kinds <= set("biuf"):
+            kind = kinds.pop()
+            out[key] = dtype if kind == "f" else bool if kind == "b" else np.int32
+    return out

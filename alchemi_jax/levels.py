@@ -1,0 +1,68 @@
+"""Per atom, per system or shared: the level that a field declares, and what follows from it.
+
+A level is never guessed from a shape, because a batch of one-atom systems has as many atoms as
+systems. `Batch` and the states of the algorithms declare their fields with `per_atom()`,
+`per_system()` or, for anything else, a plain field.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+
+Level = Literal["atom", "system", "shared"]
+Data = jax.Array | np.ndarray
+_M = TypeVar("_M")
+
+
+def per_atom(**kwargs: Any) -> Any:
+    """A field with a leading `atoms` axis."""
+    return eqx.field(metadata={"level": "atom"}, **kwargs)
+
+
+def per_system(**kwargs: Any) -> Any:
+    """A field with a leading `systems` axis."""
+    return eqx.field(metadata={"level": "system"}, **kwargs)
+
+
+def level_fields(module: Any) -> Iterator[tuple[str, Level]]:
+    """Name and level of every array field of a Module, in order of declaration."""
+    for f in dataclasses.fields(module):
+        if not f.metadata.get("static", False):
+            yield f.name, f.metadata.get("level", "shared")
+
+
+def _where(mask: Array, new: Any, old: Any) -> Any:
+    if new is old:
+        return old
+    return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(new) - 1)), new, old)
+
+
+def select(
+    atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M
+) -> _M:
+    """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
+
+    Both are Modules of one type (or None) whose fields declare levels. Fields that are the same
+    object in both are passed through, so that a freeze costs only what changed.
+    """
+    if new is None or old is None:
+        return new
+    masks = {"atom": atom_mask, "system": system_mask}
+    changed = {}
+    for name, level in level_fields(new):
+        a, b = getattr(new, name), getattr(old, name)
+        if a is b:
+            continue
+        if level == "shared":
+            changed[name] = a
+        else:
+            mask = masks[level]
+            changed[name] = jax.tree.map(lambda x, y, mask=mask: _where(mask, x, y), a, b)
+    return dataclasses.replace(new, **changed) if changed else new  # pyright: ignore

@@ -1,0 +1,120 @@
+"""AbstractModel: what turns a batch into energies, forces and stress."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.segments import any_by_system, to_atoms
+
+
+class Results(eqx.Module):
+    """What a model says of a batch: eV, eV/Å, eV/Å³ (tensile positive, None if not asked for)."""
+
+    energy: Float[Array, " systems"]
+    forces: Float[Array, "atoms 3"]
+    stress: Float[Array, "systems 3 3"] | None
+
+
+def as_parameter(value: ArrayLike) -> Array:
+    """A number that may be swept, mapped over or differentiated, as an array leaf.
+
+    Python scalars stay weakly typed, so that they take the dtype of the batch that they meet.
+    """
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        array = jnp.asarray(jax.tree.map(float, value) if np.ndim(value) == 0 else array * 1.0)
+    return array
+
+
+class AbstractModel(eqx.Module):
+    """A potential. Write `energy`; forces and stress come from its gradient.
+
+    A model with a `cutoff` gets a neighbor list that reaches so far, kept up to date by the engine;
+    one without (None) gets None. Override `evaluate` where forces are known in closed form, and
+    `check` to refuse batches that the model cannot treat.
+    """
+
+    cutoff: eqx.AbstractVar[float | None]
+
+    @abstractmethod
+    def energy(
+        self, batch: Batch, neighbors: NeighborList | None
+    ) -> Float[Array, " systems"]:
+        """Energy of each system, eV; differentiable in positions and cell."""
+
+    def evaluate(
+        self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False
+    ) -> Results:
+        """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain.
+
+        The strain is applied to positions and cell together, r -> r (1 + strain), and made symmetric.
+        """
+
+        def total(positions: Array, strain: Array | None) -> tuple[Array, Array]:
+            b = batch.replace(positions=positions)
+            if strain is not None:
+                f = jnp.eye(3, dtype=batch.dtype) + (strain + strain.swapaxes(1, 2)) / 2
+                b = batch.replace(
+                    positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
+                    cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+                )
+            energy = jnp.where(batch.system_mask, self.energy(b, neighbors), 0)
+            return energy.sum(), energy
+
+        if not stress:
+            gradient = jax.grad(lambda r: total(r, None), has_aux=True)
+            slope, energy = gradient(batch.positions)
+            return Results(energy, _mask_atoms(batch, -slope), None)
+        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+        zero = jnp.zeros_like(batch.cell)
+        (slope, virial), energy = gradient(batch.positions, zero)
+        return Results(energy, _mask_atoms(batch, -slope), per_volume(batch, virial))
+
+    def check(self, batch: Batch) -> None:
+        """Called once, on the host, before the first step.
+
+        Raises:
+            ValueError: naming the system, if the model cannot treat it.
+        """
+
+
+def _mask_atoms(batch: Batch, forces: Array) -> Array:
+    return jnp.where(batch.atom_mask[:, None], forces, 0)
+
+
+def per_volume(
+    batch: Batch, virial: Float[Array, "systems 3 3"]
+) -> Float[Array, "systems 3 3"]:
+    """Stress from dE/dstrain; NaN where the system is not periodic in all directions."""
+    a, b, c = (batch.cell[:, k] for k in range(3))
+    volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
+    periodic = jnp.all(batch.pbc, axis=-1) & (volume > 0)
+    stress = virial / jnp.where(periodic, volume, 1)[:, None, None]
+    missing = jnp.where(batch.system_mask, jnp.nan, 0).astype(batch.dtype)
+    return jnp.where(periodic[:, None, None], stress, missing[:, None, None])
+
+
+def no_silent_nan(batch: Batch, results: Results) -> Results:
+    """Positions that are not finite drop out of every cutoff: make their system's energy say so."""
+    lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))
+    energy = jnp.where(lost & batch.system_mask, jnp.nan, results.energy)
+    return dataclasses.replace(results, energy=energy)
+
+
+def cast(model: Any, dtype: Any) -> Any:
+    """The model with its floating-point parameters in the dtype of the run."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x,
+        model,
+        is_leaf=lambda x: x is None,
+    )

@@ -1,0 +1,303 @@
+"""Pair potentials: one loop over the neighbor slots, written once.
+
+A potential gives the energy of a pair as a function of the squared distance; its slope comes from
+forward differentiation of that one expression, at about the cost of the closed form. On a CPU the
+loop runs over the slots of the neighbor matrix, with one gather of each coordinate and no
+axis of length 3; on an accelerator the whole matrix is one kernel. Both are differentiable any
+number of times, in positions, cell and parameters: the loop carries a rule that falls back on the
+matrix.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from jaxtyping import Array, ArrayLike, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.models.base import AbstractModel, Results, as_parameter, cast, per_volume
+from alchemi_jax.neighbors import NeighborList, extended_positions
+from alchemi_jax.segments import sum_by_system
+
+
+def _pair_terms(model: AbstractPair, squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
+    """Energy of each pair and its slope against the squared distance, zero beyond the cutoff."""
+    inside = squared <= model.cutoff**2
+    energy, slope = jax.jvp(
+        lambda s: model.pair_energy(s, a, b), (squared,), (jnp.ones_like(squared),)
+    )
+    return jnp.where(inside, energy, 0), jnp.where(inside, slope, 0)
+
+
+def _terms(model: AbstractPair, d: list, a: Any, b: Any, virial: bool) -> tuple[Array, ...]:
+    x, y, z = d
+    energy, slope = _pair_terms(model, x * x + y * y + z * z, a, b)
+    fx, fy, fz = slope * x, slope * y, slope * z
+    out = (energy, fx, fy, fz)
+    if virial:
+        out += (fx * x, fy * y, fz * z, fy * z, fx * z, fx * y)
+    return out
+
+
+def _gather(values: Any, index: Array) -> Any:
+    return jax.tree.map(lambda v: v[index], values)
+
+
+def _matrix(model, extended, parameters, neighbors: NeighborList, virial: bool) -> tuple:
+    """All slots at once, [neighbors, atoms]."""
+    n = neighbors.index.shape[1]
+    d = [c[neighbors.index] - c[:n] for c in extended]
+    own = jax.tree.map(lambda v: v[:n], parameters)
+    terms = _terms(model, d, own, _gather(parameters, neighbors.index), virial)
+    return tuple(t.sum(axis=0) for t in terms)
+
+
+def _slots(model, extended, parameters, neighbors: NeighborList, virial: bool) -> tuple:
+    """One slot after another; only as many as are in use."""
+    n = neighbors.index.shape[1]
+    centre = [c[:n] for c in extended]
+    own = jax.tree.map(lambda v: v[:n], parameters)
+
+    def slot(k: Array, sums: tuple) -> tuple:
+        j = neighbors.index[k]
+        d = [c[j] - c0 for c, c0 in zip(extended, centre, strict=True)]
+        terms = _terms(model, d, own, _gather(parameters, j), virial)
+        return tuple(s + t for s, t in zip(sums, terms, strict=True))
+
+    zero = jnp.zeros(n, extended[0].dtype)
+    return jax.lax.fori_loop(0, neighbors.used, slot, (zero,) * (10 if virial else 4))
+
+
+@eqx.filter_custom_jvp
+def _accumulate(model, extended, parameters, neighbors, *, virial: bool) -> tuple:
+    """Sums over each atom's neighbors: energy, slope times x, y, z and, if asked for, the six
+    products xx, yy, zz, yz, xz, xy of slope and coordinates."""
+    arrays, static = eqx.partition((model, extended, parameters, neighbors), eqx.is_array)
+
+    def run(kernel):
+        return lambda a: kernel(*eqx.combine(a, static), virial)
+
+    return jax.lax.platform_dependent(arrays, cpu=run(_slots), default=run(_matrix))
+
+
+@_accumulate.def_jvp
+def _accumulate_jvp(primals, tangents, *, virial: bool):
+    def f(differentiable, rest):
+        model, extended, parameters, neighbors = eqx.combine(differentiable, rest)
+        return _matrix(model, extended, parameters, neighbors, virial)
+
+    has_tangent = jax.tree.map(
+        lambda t: t is not None, tuple(tangents), is_leaf=lambda t: t is None
+    )
+    # A None in `tangents` is a leaf without tangent; partition the primals by that.
+    moving = eqx.filter(tuple(primals), has_tangent)
+    rest = eqx.filter(tuple(primals), has_tangent, inverse=True)
+    return jax.jvp(lambda m: f(m, rest), (moving,), (tuple(tangents),))
+
+
+class AbstractPair(AbstractModel):
+    """A pair potential: write `pair_energy`, and `atom_parameters` if atoms differ.
+
+    Fields that are named `cutoff` and `skin` (Å) are plain numbers, not leaves: they fix the reach of the list.
+    """
+
+    cutoff: eqx.AbstractVar[float]
+
+    @abstractmethod
+    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+        """Energy of pairs, eV, from squared distances, Å²; a, b: what `atom_parameters` gave for the two atoms."""
+
+    def atom_parameters(self, batch: Batch) -> Any:
+        """Arrays [atoms], gathered for both atoms of each pair; none by default."""
+        return ()
+
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
+        sums = self._sums(batch, neighbors, virial=False)
+        return sum_by_system(batch, sums[0] / 2)
+
+    def evaluate(
+        self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False
+    ) -> Results:
+        sums = self._sums(batch, neighbors, virial=stress)
+        energy = sum_by_system(batch, sums[0] / 2)
+        forces = 2 * jnp.stack(sums[1:4], axis=-1)
+        if not stress:
+            return Results(energy, forces, None)
+        s = sum_by_system(batch, jnp.stack(sums[4:], axis=-1))
+        xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
+        virial = jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
+        return Results(energy, forces, per_volume(batch, virial))
+
+    def _sums(self, batch: Batch, neighbors: NeighborList | None, virial: bool) -> tuple:
+        if neighbors is None:
+            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        model = cast(self, batch.dtype)
+        extended = extended_positions(batch, neighbors)
+        extended = [extended[:, k] for k in range(3)]
+        own = model.atom_parameters(batch)
+
+        def extend(v: Array) -> Array:
+            return jnp.concatenate([v, v[neighbors.source], v[:1]])
+
+        sums = _accumulate(model, extended, jax.tree.map(extend, own), neighbors, virial=virial)
+        return tuple(jnp.where(batch.atom_mask, s, 0) for s in sums)
+
+
+def _element(key: str | int) -> int:
+    if isinstance(key, str):
+        if key not in atomic_numbers:
+            raise ValueError(f"{key!r} is no chemical symbol.")
+        return atomic_numbers[key]
+    return int(key)
+
+
+def _table(name: str, value: Any) -> Array:
+    """A scalar leaf, or a table over atomic numbers (NaN where there is no parameter)."""
+    if isinstance(value, Mapping):
+        if not value:
+            raise ValueError(f"{name} has no elements.")
+        table = np.full(len(chemical_symbols), np.nan)
+        for key, v in value.items():
+            table[_element(key)] = v
+        return jnp.asarray(table)
+    array = as_parameter(value)
+    if array.ndim and array.shape[-1] != len(chemical_symbols):
+        raise ValueError(
+            f"{name} must be a number, a dict of elements, or an array over the atomic numbers "
+            f"0 to {len(chemical_symbols) - 1}; its shape is {array.shape}."
+        )
+    return array
+
+
+def _positive_cutoff(cutoff: float) -> float:
+    cutoff = float(cutoff)
+    if not 0 < cutoff < np.inf:
+        raise ValueError(f"cutoff must be a positive length in Å, not {cutoff}.")
+    return cutoff
+
+
+class LennardJones(AbstractPair):
+    """The 12-6 potential, u(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6) for r <= cutoff.
+
+    Args:
+        epsilon: depth, eV. A number for all atoms, or per element: a dict of symbols or atomic
+            numbers, or an array over atomic numbers 0 to 118. Unlike atoms mix by the
+            Lorentz-Berthelot rules, sqrt(e_i e_j) and (s_i + s_j)/2.
+        sigma: where u is zero, Å; like epsilon.
+        cutoff: Å.
+        shift: subtract u(cutoff) from each pair, so that the energy is continuous there (ASE's
+            LennardJones does).
+        skin: Å by which the neighbor list reaches further.
+
+    Raises:
+        ValueError: for a cutoff that is not positive, an unknown element; from `check`, an element
+            of the batch without parameters.
+
+    Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
+    """
+
+    epsilon: Array = eqx.field(converter=lambda v: _table("epsilon", v))
+    sigma: Array = eqx.field(converter=lambda v: _table("sigma", v))
+    cutoff: float = eqx.field(static=True, converter=_positive_cutoff, default=8.5)
+    shift: bool = eqx.field(static=True, default=False)
+    skin: float = eqx.field(static=True, converter=float, default=1.0)
+
+    @classmethod
+    def noble_gases(
+        cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0
+    ) -> LennardJones:
+        """Ne, Ar, Kr and Xe, fitted to the gases' second virial coefficients.
+
+        Source: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), table 20.2.
+        """
+        return cls(
+            epsilon={"Ne": 0.0031, "Ar": 0.0104, "Kr": 0.0140, "Xe": 0.0200},
+            sigma={"Ne": 2.74, "Ar": 3.40, "Kr": 3.65, "Xe": 3.98},
+            cutoff=cutoff,
+            shift=shift,
+            skin=skin,
+        )
+
+    def atom_parameters(self, batch: Batch) -> Any:
+        def of(table: Array, root: bool) -> Array | None:
+            if table.ndim == 0:
+                return None
+            values = table[batch.numbers]
+            return jnp.sqrt(values) if root else values / 2
+
+        return of(self.epsilon, True), of(self.sigma, False)
+
+    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+        epsilon = self.epsilon if a[0] is None else a[0] * b[0]
+        sigma = self.sigma if a[1] is None else a[1] + b[1]
+
+        def u(r2: ArrayLike) -> Array:
+            s2 = sigma * sigma / r2
+            s6 = s2 * s2 * s2
+            return 4 * epsilon * (s6 * s6 - s6)
+
+        return u(squared) - u(self.cutoff**2) if self.shift else u(squared)
+
+    def check(self, batch: Batch) -> None:
+        numbers = np.asarray(batch.numbers)[np.asarray(batch.atom_mask)]
+        owners = np.asarray(batch.batch_idx)
+        for name, table in (("epsilon", self.epsilon), ("sigma", self.sigma)):
+            if table.ndim != 1:
+                continue
+            missing = ~np.isfinite(np.asarray(table)[numbers])
+            if missing.any():
+                atom = int(np.argmax(missing))
+                raise ValueError(
+                    f"{batch.name_of(owners[atom])}: LennardJones has no {name} for "
+                    f"{chemical_symbols[numbers[atom]]} (atom {atom - int(batch.first_atom[owners[atom]])}); "
+                    f"it has {', '.join(chemical_symbols[i] for i in np.flatnonzero(np.isfinite(table)))}."
+                )
+
+
+class Morse(AbstractPair):
+    """Morse's potential, u(r) = depth (exp(-2 width (r - r0)) - 2 exp(-width (r - r0))), r <= cutoff.
+
+    Args:
+        depth: eV.
+        width: 1/Å; the force constant at the minimum is 2 depth width².
+        r0: distance of the minimum, Å.
+        cutoff: Å.
+        onset: Å. If given, the energy is multiplied by the quintic smoothstep that falls from one
+            there to zero at the cutoff, twice continuously differentiable, as in ASE's
+            MorsePotential (whose rho0 is width times r0).
+        skin: Å by which the neighbor list reaches further.
+
+    Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
+    """
+
+    depth: Array = eqx.field(converter=as_parameter)
+    width: Array = eqx.field(converter=as_parameter)
+    r0: Array = eqx.field(converter=as_parameter)
+    cutoff: float = eqx.field(static=True, converter=_positive_cutoff, default=6.0)
+    onset: float | None = eqx.field(static=True, default=None)
+    skin: float = eqx.field(static=True, converter=float, default=1.0)
+
+    def __check_init__(self):
+        if self.onset is not None and not 0 <= self.onset < self.cutoff:
+            raise ValueError(
+                f"onset must lie between 0 and the cutoff of {self.cutoff} Å, not {self.onset}."
+            )
+
+    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+        r = jnp.sqrt(squared)
+        e = jnp.exp(self.width * (self.r0 - r))
+        u = self.depth * e * (e - 2)
+        if self.onset is None:
+            return u
+        s = jnp.clip((self.cutoff - r) / (self.cutoff - self.onset), 0, 1)
+        return u * s * s * s * (10 - 15 * s + 6 * s * s)
+
+
+__all__ = ["AbstractPair", "LennardJones", "Morse"]

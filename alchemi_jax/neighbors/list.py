@@ -1,0 +1,198 @@
+"""NeighborList: who is near whom, as a matrix of fixed capacity over atoms and their images.
+
+Every periodic image that may matter is an entry of its own in an extended array of positions: first
+the atoms, wrapped into the cell, then images (atom plus lattice shift), then one place far away that
+unused slots point to. A pair kernel so needs one gather for each coordinate and neither minimum images nor
+masks, in any cell, however small or skewed. `index[k, i]` is the k-th neighbor of atom i in the
+extended array; each pair stands in the rows of both atoms.
+
+The list is a function of the positions and cells for which it was last due, system by system
+(`ref_positions`, `ref_cell`). When one system is due all are built again, the others from their own
+references, so that nobody's sum is ordered anew by what batch mates do.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.segments import max_by_system, to_atoms
+
+
+FAR = 1.0e6
+"""Å. Where unused slots point: beyond any cutoff, yet its sixth power is finite in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListSizes:
+    """Capacities, hence shapes: changing one compiles anew."""
+
+    neighbors: int
+    """Neighbors of one atom."""
+    images: int
+    """Images of all systems together."""
+    candidates: int
+    """Atoms and images of one system."""
+    shifts: int
+    """Lattice shifts to try for one system."""
+
+
+class NeighborList(eqx.Module):
+    """Neighbors within `cutoff + skin` at the last building; see the module's text.
+
+    Attributes:
+        index: [neighbors, atoms], into the extended array.
+        used: the largest number of neighbors that any atom has: slots beyond it are unused.
+        source: [images], the atom of each image.
+        shift: [atoms + images, 3], lattice shift of each place of the extended array.
+        offset: [atoms + images, 3], Å, that shift times the present cell.
+        complete: [systems], the list holds all pairs of a free system and is never due.
+        needs: what the last building needed, in the order of ListSizes: what the driver grows to.
+        overflow: a capacity was too small. No force from this list may be used.
+        builds: how often it was built.
+    """
+
+    index: Int[Array, "neighbors atoms"]
+    used: Int[Array, ""]
+    source: Int[Array, " images"]
+    shift: Float[Array, "atoms_and_images 3"]
+    offset: Float[Array, "atoms_and_images 3"]
+    ref_positions: Float[Array, "atoms 3"]
+    ref_cell: Float[Array, "systems 3 3"]
+    offset_cell: Float[Array, "systems 3 3"]
+    ref_pbc: Bool[Array, "systems 3"]
+    ref_id: Int[Array, " systems"]
+    complete: Bool[Array, " systems"]
+    needs: Int[Array, " 4"]
+    overflow: Bool[Array, ""]
+    builds: Int[Array, ""]
+    cutoff: float = eqx.field(static=True)
+    skin: float = eqx.field(static=True)
+    sizes: ListSizes = eqx.field(static=True)
+
+    @property
+    def slots(self) -> int:
+        """Capacity for the neighbors of one atom."""
+        return self.index.shape[-2]
+
+    def neighbor_atom(self) -> Int[Array, "neighbors atoms"]:
+        """The atom (not the image) in each slot; `atoms` where the slot is unused."""
+        n = self.ref_positions.shape[0]
+        atoms = jnp.arange(n, dtype=jnp.int32)
+        return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[self.index]
+
+
+@jax.custom_jvp
+def _offset(offset: Array, shift: Array, owner_cell: Array, cell: Array, owner: Array) -> Array:
+    """The cached offset of each place, differentiable with respect to the cell.
+
+    `offset` is kept up to date by `update`; its gradient comes from the shift that it stands for.
+    """
+    return offset
+
+
+@_offset.defjvp
+def _offset_jvp(primals, tangents):
+    offset, shift, _, _, owner = primals
+    change = jnp.take(tangents[3], owner, axis=0, mode="clip")
+    return offset, jnp.einsum("ma,mab->mb", shift, change)
+
+
+def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_images"]:
+    """The system of each place of the extended array."""
+    return jnp.concatenate([batch.batch_idx, batch.batch_idx[neighbors.source]])
+
+
+def extended_positions(
+    batch: Batch, neighbors: NeighborList
+) -> Float[Array, "extended 3"]:
+    """Positions of atoms (wrapped), images and the far place, Å; differentiable in positions and cell."""
+    offset = _offset(
+        neighbors.offset, neighbors.shift, neighbors.offset_cell, batch.cell, owners(batch, neighbors)
+    )
+    n = batch.atom_capacity
+    own = batch.positions + offset[:n]
+    images = jnp.take(batch.positions, neighbors.source, axis=0, mode="clip") + offset[n:]
+    far = jnp.full((1, 3), FAR, batch.dtype)
+    return jnp.concatenate([own, images, far])
+
+
+def pair_vectors(
+    batch: Batch, neighbors: NeighborList
+) -> tuple[Array, Array, Array, Bool[Array, "neighbors atoms"]]:
+    """Vectors from each atom to its neighbors, one coordinate at a time, and which are within the cutoff.
+
+    Returns x, y, z, each [neighbors, atoms], Å, and the mask. For models that are not pair
+    potentials; differentiable in positions and cell.
+    """
+    extended = extended_positions(batch, neighbors)
+    n = batch.atom_capacity
+    x, y, z = (extended[:, a][neighbors.index] - extended[:n, a] for a in range(3))
+    return x, y, z, x * x + y * y + z * z <= neighbors.cutoff**2
+
+
+def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
+    """Systems whose list may miss a pair.
+
+    With deformation F = 1 + E since the last building and u the largest displacement beyond it, a
+    pair that was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are
+    raw: a wrapped atom asks for a new list because its shifts changed.
+    """
+    from alchemi_jax.neighbors.geometry import inverse, working_cell
+
+    change = batch.cell - neighbors.ref_cell
+    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
+    change = jnp.where(batch.pbc[:, :, None], change, 0)
+    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
+    size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
+    moved = batch.positions - neighbors.ref_positions
+    # The displacement that follows the strain is not the atom's own; without strain nothing is gathered.
+    moved = jax.lax.cond(
+        jnp.any(size > 0),
+        lambda: moved
+        - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
+        lambda: moved,
+    )
+    x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
+    furthest = jnp.sqrt(max_by_system(batch, x * x + y * y + z * z))
+    reach = neighbors.cutoff + neighbors.skin
+    used_up = (1 - size) * reach - 2 * furthest < neighbors.cutoff
+    # A position that is not finite must not pass for one that has not moved.
+    lost = ~jnp.isfinite(furthest)
+    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(
+        batch.pbc != neighbors.ref_pbc, axis=-1
+    )
+    return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
+
+
+def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
+    """The list brought up to date: built anew where due, offsets renewed where a cell changed."""
+    from alchemi_jax.neighbors.build import build
+    from alchemi_jax.transforms import cond_any
+
+    stale = due(batch, neighbors)
+
+    def rebuild(operands: Any) -> NeighborList:
+        batch, neighbors, stale = operands
+        return build(batch, neighbors, stale)
+
+    neighbors = cond_any(
+        jnp.any(stale), rebuild, lambda operands: operands[1], (batch, neighbors, stale)
+    )
+
+    def renew(operands: Any) -> NeighborList:
+        batch, neighbors = operands
+        cell = jnp.take(batch.cell, owners(batch, neighbors), axis=0, mode="clip")
+        offset = jnp.einsum("ma,mab->mb", neighbors.shift, cell)
+        return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
+
+    return cond_any(
+        jnp.any(batch.cell != neighbors.offset_cell),
+        renew,
+        lambda operands: operands[1],
+        (batch, neighbors),
+    )

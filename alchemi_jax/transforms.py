@@ -1,0 +1,47 @@
+"""Control flow that stays cheap under vmap."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+_T = TypeVar("_T")
+
+
+def cond_any(
+    due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any
+) -> _T:
+    """`lax.cond` for dear work that is seldom due.
+
+    Under vmap a `lax.cond` whose predicate differs from lane to lane runs both branches at every
+    step. This one asks first whether any lane is due, does the work for all lanes in one branch, and
+    selects.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(due, operands):
+        return jax.lax.cond(due, yes, no, operands)
+
+    @run.def_vmap
+    def _(axis_size, in_batched, due, operands):
+        due_batched, operands_batched = in_batched
+
+        def spread(x, is_batched):
+            return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
+
+        due = spread(due, due_batched)
+        operands = jax.tree.map(spread, operands, operands_batched)
+
+        def one(due, operands):
+            new, old = yes(operands), no(operands)
+            return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
+
+        out = cond_any(
+            jnp.any(due), lambda o: jax.vmap(one)(*o), lambda o: jax.vmap(no)(o[1]), (due, operands)
+        )
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(due, operands)

@@ -1,0 +1,30 @@
+"""Units: eV, Å, amu, fs, K. The only place that holds a conversion factor.
+
+The values are ASE's, so that what goes in through `Batch.from_ase` and out through `to_ase` agrees
+with ASE to the last digit.
+"""
+
+from ase import units as _ase
+
+
+ASE_TIME = 1.0 / float(_ase.fs)
+"""One ASE time unit, Å (amu/eV)^(1/2), in fs: 10.1805."""
+
+ACCELERATION = float(_ase.fs) ** 2
+"""1 eV/(Å amu) in Å/fs²: turns force over mass into an acceleration."""
+
+KB = float(_ase.kB)
+"""Boltzmann's constant, eV/K."""
+
+GPA = float(_ase.GPa)
+"""1 GPa in eV/Å³."""
+
+
+def velocities_from_ase(velocities):
+    """ASE's velocities, Å per ASE time unit, in Å/fs."""
+    return velocities / ASE_TIME
+
+
+def velocities_to_ase(velocities):
+    """Velocities in Å/fs, in Å per ASE time unit."""
+    return velocities * ASE_TIME
