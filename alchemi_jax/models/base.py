@@ -1,7 +1,5 @@
 """AbstractModel: what turns a batch into energies, forces and stress."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import abstractmethod
 from typing import Any

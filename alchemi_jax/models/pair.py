@@ -8,8 +8,6 @@ number of times, in positions, cell and parameters: the loop carries a rule that
 matrix.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +25,7 @@ from alchemi_jax.neighbors import NeighborList, extended_positions
 from alchemi_jax.segments import sum_by_system
 
 
-def _pair_terms(model: AbstractPair, squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
+def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
     """Energy of each pair and its slope against the squared distance, zero beyond the cutoff."""
     inside = squared <= model.cutoff**2
     energy, slope = jax.jvp(
@@ -36,7 +34,7 @@ def _pair_terms(model: AbstractPair, squared: Array, a: Any, b: Any) -> tuple[Ar
     return jnp.where(inside, energy, 0), jnp.where(inside, slope, 0)
 
 
-def _terms(model: AbstractPair, d: list, a: Any, b: Any, virial: bool) -> tuple[Array, ...]:
+def _terms(model: "AbstractPair", d: list, a: Any, b: Any, virial: bool) -> tuple[Array, ...]:
     x, y, z = d
     energy, slope = _pair_terms(model, x * x + y * y + z * z, a, b)
     fx, fy, fz = slope * x, slope * y, slope * z
@@ -212,7 +210,7 @@ class LennardJones(AbstractPair):
     @classmethod
     def noble_gases(
         cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0
-    ) -> LennardJones:
+    ) -> "LennardJones":
         """Ne, Ar, Kr and Xe, fitted to the gases' second virial coefficients.
 
         Source: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), table 20.2.

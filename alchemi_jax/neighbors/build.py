@@ -37,14 +37,15 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float) -> ListSizes:
     np.maximum.at(high, host.batch_idx, fractional)
     span = np.clip(high - low, 1e-9, None)
     span = np.where(pbc, np.minimum(span, 1.0), span) * faces
-    spans = np.where(pbc, faces, span)
     # Images within reach of the box that holds the atoms.
     grown = np.prod(np.where(pbc, 1 + (2 * reach) / np.maximum(faces, 1e-9), 1.0), axis=1)
     images = np.where(periodic, counts * (grown - 1) * 1.1 + 8 * periodic, 0)
     shifts = np.prod(np.where(pbc, 2 * np.ceil(reach / faces + 1e-3) + 1, 1), axis=1)
-    # Neighbors from the density of the space that the atoms fill (at least a sphere's worth).
-    filled = np.prod(np.maximum(np.minimum(spans, np.maximum(span, 3.0)), 1e-3), axis=1)
-    volume = 4 / 3 * np.pi * reach**3
+    # Neighbors from the density of the space that the atoms fill and the part of a sphere in it.
+    extent = span + np.where(pbc, np.maximum(faces / counts[:, None], 3.0), 3.0)
+    filled = np.prod(np.where(pbc, np.minimum(faces, extent), extent), axis=1)
+    box = np.prod(np.where(pbc, 2 * reach, np.minimum(extent, 2 * reach)), axis=1)
+    volume = np.minimum(4 / 3 * np.pi * reach**3, box)
     around = np.where(periodic, counts * grown, counts)
     estimate = np.minimum(1.25 * counts / filled * volume + 4, around - 1)
     free_small = ~periodic & (counts <= ALL_PAIRS)

@@ -1,0 +1,10 @@
+"""Hooks: the protocol, the context that hooks see, and the set that a workflow holds.
+
+Nothing here knows of dynamics: any loop with stages of its own can hold a `HookSet`.
+"""
+
+from alchemi_jax.hooks.context import HookContext as HookContext
+from alchemi_jax.hooks.protocol import Hook as Hook
+from alchemi_jax.hooks.protocol import RecordingHook as RecordingHook
+from alchemi_jax.hooks.protocol import TracedHook as TracedHook
+from alchemi_jax.hooks.registry import HookSet as HookSet

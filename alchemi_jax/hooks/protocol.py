@@ -1,0 +1,84 @@
+"""The three kinds of hook.
+
+| kind | what you write | where it runs | may change the run |
+|---|---|---|---|
+| host | any object with `stage`, `frequency`, `__call__(ctx, stage)` | Python, between compiled segments | no |
+| traced | a `TracedHook`: a Module whose call returns a context | inside the compiled step | yes |
+| recording | a `RecordingHook`: `record(ctx)` traced, `write(rows)` on the host | rows wait on the device | no |
+
+A hook of frequency f is called in the steps 0, f, 2f, ... at its stage. For several stages give the
+hook a method `_runs_on_stage(stage) -> bool`. A hook with `__enter__` and `__exit__` is opened when
+a run (or the `with` block around several) starts and closed at its end.
+"""
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.hooks.context import HookContext
+
+
+@runtime_checkable
+class Hook(Protocol):
+    """Anything with a stage, a frequency and a call; no base class is needed."""
+
+    stage: Enum | None
+    frequency: int
+
+    def __call__(self, ctx: Any, stage: Any) -> Any: ...
+
+
+class TracedHook(eqx.Module):
+    """A pure transform of the context, run inside the compiled step.
+
+    Declare the fields `stage` and `frequency` (an int, 1 by default in most hooks) and write
+    `__call__`. Fields that are Python floats become array leaves when the hook is attached, so that
+    changing them does not compile anew.
+    """
+
+    stage: eqx.AbstractVar[Any]
+    frequency: eqx.AbstractVar[int]
+
+    def init(self, batch: Batch) -> Any:
+        """The memory before the first step, any pytree of arrays; None by default.
+
+        Leaves with a leading `systems` axis are per system.
+        """
+        return None
+
+    @abstractmethod
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        """The new context. Of it, the batch and the memory are taken over."""
+
+
+class RecordingHook:
+    """Rows recorded inside the compiled loop and written on the host, many at a time.
+
+    Set `stage` and `frequency`; write `record` and `write`. The device is not stopped: rows wait in
+    a buffer until it is full, the segment ends or the run is over.
+    """
+
+    stage: Any = None
+    frequency: int = 1
+
+    @abstractmethod
+    def record(self, ctx: HookContext) -> Any:
+        """One row: a pytree of arrays whose shapes do not depend on data. Traced."""
+
+    @abstractmethod
+    def write(self, rows: Any) -> None:
+        """Takes rows as numpy arrays with a leading axis `rows`, in order. On the host."""
+
+    def trace_key(self) -> Hashable:
+        """What `record` depends on: hooks of one class and equal keys share compiled code."""
+        return id(self)
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        """Record and write at once: the hook in a workflow that has no buffers."""
+        self.write(jax.tree.map(lambda x: np.asarray(x)[None], self.record(ctx)))
