@@ -1,17 +1,16 @@
 """AbstractModel: what turns a batch into energies, forces and stress."""
 
-import dataclasses
 from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.parameters import Described
 from alchemi_jax.segments import any_by_system, to_atoms
 
 
@@ -23,18 +22,7 @@ class Results(eqx.Module):
     stress: Float[Array, "systems 3 3"] | None
 
 
-def as_parameter(value: ArrayLike) -> Array:
-    """A number that may be swept, mapped over or differentiated, as an array leaf.
-
-    Python scalars stay weakly typed, so that they take the dtype of the batch that they meet.
-    """
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        array = jnp.asarray(jax.tree.map(float, value) if np.ndim(value) == 0 else array * 1.0)
-    return array
-
-
-class AbstractModel(eqx.Module):
+class AbstractModel(Described):
     """A potential. Write `energy`; forces and stress come from its gradient.
 
     A model with a `cutoff` gets a neighbor list that reaches so far, kept up to date by the engine;
@@ -102,11 +90,32 @@ def per_volume(
     return jnp.where(periodic[:, None, None], stress, missing[:, None, None])
 
 
-def no_silent_nan(batch: Batch, results: Results) -> Results:
-    """Positions that are not finite drop out of every cutoff: make their system's energy say so."""
+def evaluate_checked(
+    model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
+) -> Results:
+    """`model.evaluate`, in the dtype of the batch, with what a model may get wrong made plain.
+
+    Positions that are not finite drop out of every cutoff: their system's energy says so.
+
+    Raises:
+        TypeError: naming the model, for results of other shapes than the batch's.
+    """
+    results = model.evaluate(batch, neighbors, stress=stress)
+    fields = {"energy": batch.energy, "forces": batch.forces}
+    if stress:
+        fields["stress"] = batch.stress
+    for name, like in fields.items():
+        shape = jnp.shape(getattr(results, name))
+        if shape != like.shape:
+            raise TypeError(
+                f"{type(model).__name__} returned {name} of shape {shape}, expected {like.shape}."
+            )
     lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))
-    energy = jnp.where(lost & batch.system_mask, jnp.nan, results.energy)
-    return dataclasses.replace(results, energy=energy)
+    return Results(
+        energy=jnp.where(lost & batch.system_mask, jnp.nan, results.energy).astype(batch.dtype),
+        forces=results.forces.astype(batch.dtype),
+        stress=results.stress.astype(batch.dtype) if results.stress is not None else None,
+    )
 
 
 def cast(model: Any, dtype: Any) -> Any:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.models.base import AbstractModel, as_parameter
+from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.parameters import as_parameter
 from alchemi_jax.segments import sum_by_system
 
 

@@ -20,8 +20,9 @@ from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Array, ArrayLike, Float
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.models.base import AbstractModel, Results, as_parameter, cast, per_volume
+from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.neighbors import NeighborList, extended_positions
+from alchemi_jax.parameters import as_parameter
 from alchemi_jax.segments import sum_by_system
 
 

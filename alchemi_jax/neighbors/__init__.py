@@ -3,6 +3,7 @@
 from alchemi_jax.neighbors.build import empty_list as empty_list
 from alchemi_jax.neighbors.build import grow as grow
 from alchemi_jax.neighbors.build import guess_sizes as guess_sizes
+from alchemi_jax.neighbors.build import resized as resized
 from alchemi_jax.neighbors.list import ListSizes as ListSizes
 from alchemi_jax.neighbors.list import NeighborList as NeighborList
 from alchemi_jax.neighbors.list import extended_positions as extended_positions

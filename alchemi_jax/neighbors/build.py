@@ -268,3 +268,12 @@ def _pairs(
     index = jnp.where(k < found, index, -1)
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     return index, found.max(), ~missing, n_candidates.max()
+
+
+def resized(batch: Batch, neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
+    """The same list with other capacities. It is a function of its references, so that systems whose
+    list is not due get the very same sums as before."""
+    fresh = empty_list(batch, neighbors.cutoff, neighbors.skin, sizes)
+    kept = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
+    fresh = dataclasses.replace(fresh, **{name: getattr(neighbors, name) for name in kept})
+    return build(batch, fresh, (fresh.ref_id != batch.system_id) & batch.system_mask)

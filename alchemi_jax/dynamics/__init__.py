@@ -1,0 +1,8 @@
+"""Dynamics: engines, their hooks, and sinks for what they make."""
+
+from alchemi_jax.dynamics.base import AbstractDynamics as AbstractDynamics
+from alchemi_jax.dynamics.base import DynamicsStage as DynamicsStage
+from alchemi_jax.dynamics.base import DynamicsState as DynamicsState
+from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
+from alchemi_jax.dynamics.integrators import NVE as NVE
+from alchemi_jax.dynamics.optimizers import FIRE as FIRE

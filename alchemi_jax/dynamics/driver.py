@@ -1,0 +1,510 @@
+"""The segment loop: the only file that knows host from device.
+
+A run is a chain of compiled segments. A segment takes steps until the next step at which a host hook
+is due, a system converged that somebody waits for, a buffer of rows is full, a neighbor list overflowed, or it
+took about half a second (so that Ctrl-C is heard). It returns the new state and one small array of
+numbers, the report, which is all that the host reads. On overflow the segment is replayed, with a larger list,
+from the state that the driver still holds.
+
+Host hooks at the boundaries of a step are called between segments, on the state that the same
+compiled code made with or without them. For hooks in the middle of a step, that step is run in parts.
+"""
+
+import dataclasses
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.batch import Batch, Metadata
+from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics.stage import STEP, DynamicsStage
+from alchemi_jax.dynamics.state import DynamicsState, Flow
+from alchemi_jax.hooks import HookContext
+from alchemi_jax.hooks.registry import name_of, noted, runs_on
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.dynamics.base import AbstractDynamics
+
+_FIRST_SEGMENT = 128
+_SECONDS = 0.25
+_ALWAYS = np.iinfo(np.int32).max
+
+
+# -- making a state ------------------------------------------------------------------------------
+
+
+def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> DynamicsState:
+    """See `AbstractDynamics.init`."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((batch, engine))):
+        raise ValueError(
+            f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
+            "be traced: call it outside of jit, vmap and grad, and transform loop or step."
+        )
+    engine.model.check(batch)
+    check_per_system(engine, batch)
+    meta, batch = batch.meta, batch.replace(meta=None)
+    engine = on_device(engine)
+    batch = jax.device_put(batch)
+    neighbors = None
+    if engine.model.cutoff is not None:
+        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin)
+        neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
+    key = jax.random.key(0) if key is None else key
+    while True:
+        state = _prepare(engine, batch, neighbors, key)
+        if state.neighbors is None or not bool(state.neighbors.overflow):
+            break
+        neighbors = _larger(batch, neighbors, state.neighbors)
+    state = state.replace(batch=state.batch.replace(meta=meta))
+    _warn_failed(state, before=None)
+    return state
+
+
+@eqx.filter_jit
+def _empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
+    return nl.empty_list(batch, cutoff, skin, sizes)
+
+
+@eqx.filter_jit
+def _prepare(
+    engine: "AbstractDynamics", batch: Batch, neighbors: nl.NeighborList | None, key: Array
+) -> DynamicsState:
+    """Bookkeeping afresh, memories, buffers, and the first evaluation."""
+    systems = batch.status.shape
+    none = jnp.zeros(systems, bool)
+    batch = batch.replace(
+        status=jnp.zeros(systems, jnp.int32),
+        converged=none,
+        failed=none,
+        steps_taken=jnp.zeros(systems, jnp.int32),
+        stress=jnp.full_like(batch.stress, jnp.nan),
+        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
+    )
+    memory = engine.hooks.init(batch)
+    state = DynamicsState(
+        batch=batch,
+        integrator=None,
+        neighbors=neighbors,
+        step_count=jnp.zeros((), jnp.int32),
+        memory=memory,
+        records=(),
+        key=key,
+        newly_converged=none,
+        moved=none,
+        failed_at=jnp.full(systems, -1, jnp.int32),
+    )
+    compute = STEP.index("compute")
+    flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
+    state = flow.state
+    ctx = engine._build_context(flow, DynamicsStage.AFTER_STEP)
+    buffers = (records.allocate(held.hook, ctx) for held in engine.hooks.recording)
+    return state.replace(
+        integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers)
+    )
+
+
+def _larger(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:
+    """The held list with room for what building `wanted` needed. Lists are functions of their
+    references, so nothing else changes."""
+    sizes = nl.grow(held.sizes, np.asarray(wanted.needs))
+    return _rebuilt(batch, held, sizes)
+
+
+@eqx.filter_jit
+def _rebuilt(batch: Batch, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.NeighborList:
+    return nl.resized(batch, held, sizes)
+
+
+# -- the pure loop -------------------------------------------------------------------------------
+
+
+def loop(
+    engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None
+) -> DynamicsState:
+    """See `AbstractDynamics.loop`."""
+    if engine.hooks.host:
+        names = ", ".join(name_of(held.hook) for held in engine.hooks.host)
+        raise ValueError(
+            f"loop is compiled code and cannot call the host hooks {names}: write a RecordingHook, "
+            "or use run or advance, which call host hooks between compiled segments."
+        )
+    n = n_steps if n_steps is not None else engine.n_steps
+    if n is None:
+        raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
+    if engine.hooks.recording:
+        if isinstance(n, jax.core.Tracer):
+            raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
+        buffers = [
+            records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
+            for b, held in zip(state.records, engine.hooks.recording, strict=True)
+        ]
+        state = state.replace(records=tuple(buffers))
+    stop = state.step_count + n
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False), engine.step, state)
+    lost = state.overflow
+    nan = jnp.where(lost, jnp.nan, 0)
+    batch = state.batch
+    return state.replace(
+        batch=batch.replace(
+            energy=batch.energy + nan.astype(batch.dtype),
+            forces=batch.forces + nan.astype(batch.dtype),
+        )
+    )
+
+
+def _going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any) -> Array:
+    """Whether to take another step; `wait`: not after a step in which a system converged."""
+    going = (state.step_count < stop) & jnp.any(engine.active(state.batch))
+    if state.neighbors is not None:
+        going &= ~state.neighbors.overflow
+    for buffer in state.records:
+        going &= ~buffer.full
+    return going & ~(wait & jnp.any(state.newly_converged))
+
+
+# -- segments ------------------------------------------------------------------------------------
+
+
+class _Report:
+    """The few numbers that the host reads after a segment."""
+
+    def __init__(self, numbers: Array):
+        n = np.asarray(numbers)
+        self.step, self.active, self.newly, self.failed, self.overflow = (int(x) for x in n[:5])
+        self.counts = n[5:]
+
+
+def _report(engine: "AbstractDynamics", state: DynamicsState) -> Array:
+    numbers = [
+        state.step_count,
+        engine.active(state.batch).sum(dtype=jnp.int32),
+        state.newly_converged.sum(dtype=jnp.int32),
+        (state.failed_at >= 0).sum(dtype=jnp.int32),
+        jnp.asarray(state.overflow, jnp.int32),
+        *(buffer.count for buffer in state.records),
+    ]
+    return jnp.stack(numbers)
+
+
+@eqx.filter_jit
+def _segment(
+    engine: "AbstractDynamics", state: DynamicsState, stop: Array, wait: Array
+) -> tuple[DynamicsState, Array]:
+    state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait), engine.step, state)
+    return state, _report(engine, state)
+
+
+_report_of = eqx.filter_jit(_report)
+
+
+@eqx.filter_jit
+def _part(
+    engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int
+) -> tuple[Flow, Array]:
+    """Pieces first .. last-1 of a step."""
+    flow = engine._begin(at) if isinstance(at, DynamicsState) else at
+    flow = engine._through(flow, STEP[first:last])
+    if last == len(STEP):
+        flow = engine._end(flow)
+    return flow, _report(engine, flow.state)
+
+
+class _Run:
+    """One call of `advance`: a state, what the host knows of it, and the hooks around it."""
+
+    def __init__(self, engine: "AbstractDynamics", state: DynamicsState):
+        self.engine = engine
+        self.compiled = on_device(engine)
+        self.meta: Metadata | None = state.batch.meta
+        self.state = state.replace(batch=state.batch.replace(meta=None))
+        self.report = _Report(_report_of(self.compiled, self.state))
+        self.cap = _FIRST_SEGMENT
+        self.drained = time.perf_counter()
+        traced = [s for s in DynamicsStage if engine.hooks.any_traced(s)]
+        # A host hook sees its stage after the traced hooks of that stage and before whatever follows.
+        edge = {DynamicsStage.ON_CONVERGE}
+        if DynamicsStage.BEFORE_STEP not in traced:
+            edge.add(DynamicsStage.BEFORE_STEP)
+        if DynamicsStage.ON_CONVERGE not in traced:
+            edge.add(DynamicsStage.AFTER_STEP)
+        self.edge = edge
+        hooks = [held.hook for held in engine.hooks.host]
+        self.before = [h for h in hooks if self._runs(h, {DynamicsStage.BEFORE_STEP} & edge)]
+        self.after = [h for h in hooks if self._runs(h, {DynamicsStage.AFTER_STEP} & edge)]
+        self.inside = [h for h in hooks if self._runs(h, set(DynamicsStage) - edge)]
+        self.waiting = any(self._runs(h, {DynamicsStage.ON_CONVERGE}) for h in hooks)
+
+    @staticmethod
+    def _runs(hook: Any, stages: set[DynamicsStage]) -> bool:
+        return any(runs_on(hook, stage) for stage in stages)
+
+    def advance(self, stop: int) -> None:
+        """Steps until `stop` completed ones, or until all systems are finished."""
+        while self.report.step < stop and self.report.active:
+            step = self.report.step
+            self._call(DynamicsStage.BEFORE_STEP)
+            if any(step % h.frequency == 0 for h in self.inside):
+                self._step_in_parts()
+            else:
+                self._one_segment(min(stop, self._next_look(step)))
+            if self.report.step > step:
+                last = self.report.step - 1
+                self._call(DynamicsStage.AFTER_STEP, last)
+                self._call(DynamicsStage.ON_CONVERGE, last)
+
+    def _next_look(self, step: int) -> int:
+        """The first number of completed steps, beyond `step`, at which the host has something to do."""
+        looks = [step + self.cap]
+        looks += [(step // h.frequency + 1) * h.frequency for h in self.before + self.inside]
+        looks += [-(-step // h.frequency) * h.frequency + 1 for h in self.after]
+        return min(looks)
+
+    def _one_segment(self, stop: int) -> None:
+        begun = time.perf_counter()
+        wait = np.bool_(self.waiting)
+        while True:
+            state, numbers = _segment(self.compiled, self.state, np.int32(stop), wait)
+            report = _Report(numbers)
+            if not report.overflow:
+                break
+            self._grow(state)
+        self._accept(state, report)
+        took = time.perf_counter() - begun
+        if took < _SECONDS:
+            self.cap = min(2 * self.cap, 1 << 20)
+        elif took > 4 * _SECONDS:
+            self.cap = max(self.cap // 2, 1)
+
+    def _step_in_parts(self) -> None:
+        """One step, stopping at each stage at which a host hook in the middle of it is due."""
+        step = self.report.step
+        due = [h for h in self.inside if step % h.frequency == 0]
+        cuts = [
+            i + 1
+            for i, piece in enumerate(STEP)
+            if isinstance(piece, DynamicsStage)
+            and piece not in self.edge
+            and self._runs_any(due, piece)
+        ]
+        at: DynamicsState | Flow = self.state
+        done = 0
+        for cut in [*cuts, len(STEP)]:
+            while True:
+                flow, numbers = _part(self.compiled, at, done, cut)
+                report = _Report(numbers)
+                if not report.overflow:
+                    break
+                # The list is the same function of its references, in whichever part it is renewed.
+                larger = self._grow(flow.state)
+                held = at.state if isinstance(at, Flow) else at
+                held = held.replace(neighbors=larger)
+                at = dataclasses.replace(at, state=held) if isinstance(at, Flow) else held
+            at, done = flow, cut
+            if cut < len(STEP):
+                self._call_hooks(flow, STEP[cut - 1], step)
+        self._accept(flow.state, report)
+
+    def _runs_any(self, hooks: list, stage: DynamicsStage) -> bool:
+        return any(runs_on(h, stage) for h in hooks)
+
+    def _grow(self, overflowed: DynamicsState) -> nl.NeighborList:
+        held, wanted = self.state.neighbors, overflowed.neighbors
+        assert held is not None and wanted is not None
+        larger = _larger(self.state.batch, held, wanted)
+        self.state = self.state.replace(neighbors=larger)
+        return larger
+
+    def _accept(self, state: DynamicsState, report: _Report) -> None:
+        before, self.state = self.state, state
+        if report.failed > self.report.failed:
+            _warn_failed(self._with_meta(), before)
+        self.report = report
+        full = any(
+            2 * n > b.capacity for n, b in zip(report.counts, state.records, strict=True)
+        )
+        if full or time.perf_counter() - self.drained > 1.0:
+            self.drain()
+
+    def drain(self) -> None:
+        """Rows that wait on the device go to their hooks."""
+        self.drained = time.perf_counter()
+        if not any(self.report.counts):
+            return
+        held_hooks = self.compiled.hooks.recording
+        buffers = jax.device_get(self.state.records)
+        empty = [
+            dataclasses.replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records
+        ]
+        self.state = self.state.replace(records=tuple(empty))
+        self.report.counts = np.zeros_like(self.report.counts)
+        for held, buffer in zip(held_hooks, buffers, strict=True):
+            n = int(buffer.count)
+            if n:
+                rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
+                with noted(held.hook, f"writing rows up to step {self.report.step}"):
+                    held.hook.write(rows)
+
+    # -- calling host hooks ----------------------------------------------------------------------
+
+    def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
+        """The host hooks of a stage at the edge of a step."""
+        step = self.report.step if step is None else step
+        if stage not in self.edge or not self.engine.hooks.host_due(stage, step):
+            return
+        if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
+            return
+        state = self.state
+        active = state.moved
+        if stage is DynamicsStage.BEFORE_STEP:
+            active = self.engine.active(state.batch)
+        self._call_hooks(Flow(state, state.batch, None, active), stage, step)
+
+    def _call_hooks(self, flow: Flow, stage: Any, step: int) -> None:
+        ctx = self.engine._build_context(flow, stage)
+        self.engine.hooks.run_host(_on_host(ctx, self.meta, step), stage, step)
+
+    def _with_meta(self) -> DynamicsState:
+        return self.state.replace(batch=self.state.batch.replace(meta=self.meta))
+
+
+def _on_host(ctx: HookContext, meta: Metadata | None, step: int) -> HookContext:
+    """The context as host hooks see it: numpy arrays without padding."""
+    batch = ctx.batch.replace(meta=meta).take()
+    n = batch.num_systems
+
+    def mask(m: Any) -> Any:
+        return None if m is None else np.asarray(m)[:n]
+
+    return dataclasses.replace(
+        ctx,
+        batch=batch,
+        step_count=step,
+        active_mask=mask(ctx.active_mask),
+        converged_mask=mask(ctx.converged_mask),
+    )
+
+
+def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> DynamicsState:
+    """See `AbstractDynamics.advance`."""
+    run = _Run(engine, state)
+    with engine.hooks.opened():
+        try:
+            run.advance(min(run.report.step + int(n_steps), _ALWAYS))
+        except BaseException as e:
+            try:
+                run.drain()
+            except Exception as second:
+                e.add_note(f"while the rows recorded so far were written: {second}")
+            raise
+        run.drain()
+    return run._with_meta()
+
+
+def run(
+    engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None
+) -> Batch:
+    """See `AbstractDynamics.run`."""
+    if n_steps is not None:
+        engine = dataclasses.replace(engine, n_steps=n_steps)
+    if engine.n_steps is None:
+        raise ValueError(
+            f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."
+        )
+    with engine.hooks.opened():
+        state = engine.init(batch, key=key)
+        state = engine.advance(state, int(engine.n_steps))
+        return verdict(engine, state)
+
+
+def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
+    """The batch of a state, with the stress of periodic systems, which a run leaves out where
+    nothing reads it."""
+    batch = state.batch
+    if needs_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
+        return batch
+    return batch.replace(stress=stress_of(engine, state))
+
+
+def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
+    """Stress of a state, eV/Å³; NaN where a system failed or is not periodic in all directions."""
+    batch, neighbors = state.batch.replace(meta=None), state.neighbors
+    compiled = on_device(engine)
+    while True:
+        stress, after = _stress(compiled.model, batch, neighbors)
+        if after is None or not bool(after.overflow):
+            return stress
+        neighbors = _larger(batch, neighbors, after)
+
+
+@eqx.filter_jit
+def _stress(model: Any, batch: Batch, neighbors: Any) -> tuple[Array, Any]:
+    if neighbors is not None:
+        neighbors = nl.update(batch, neighbors)
+    stress = model.evaluate(batch, neighbors, stress=True).stress
+    good = ~batch.failed[:, None, None]
+    return jnp.where(good, stress, jnp.nan).astype(batch.dtype), neighbors
+
+
+# -- what engine and driver agree on -------------------------------------------------------------
+
+
+def on_device(engine: "AbstractDynamics") -> "AbstractDynamics":
+    """The engine as compiled code sees it: without host hooks."""
+    hooks = engine.hooks.on_device()
+    return engine if hooks is engine.hooks else dataclasses.replace(engine, hooks=hooks)
+
+
+def needs_stress(engine: "AbstractDynamics") -> bool:
+    """Whether the stress is evaluated in every step: the algorithm or a hook reads it."""
+    return engine._needs_stress or any(getattr(h, "needs_stress", False) for h in engine.hooks)
+
+
+def warn_idle_hooks(engine: "AbstractDynamics") -> None:
+    """A hook whose stage can never come is most likely a mistake."""
+    if engine.hooks.any_traced(DynamicsStage.AFTER_STEP):
+        return
+    for hook in engine.hooks:
+        stages = [s for s in DynamicsStage if runs_on(hook, s)]
+        if stages == [DynamicsStage.ON_CONVERGE]:
+            warnings.warn(
+                f"{name_of(hook)} waits for ON_CONVERGE, which never comes in this {name_of(engine)}: "
+                "it has no ConvergenceHook.",
+                stacklevel=5,
+            )
+
+
+def check_per_system(engine: "AbstractDynamics", batch: Batch) -> None:
+    """Parameters with one value per system must have as many as there are systems."""
+    fits = (batch.num_systems, batch.system_capacity)
+    for f in dataclasses.fields(engine):
+        value = getattr(engine, f.name)
+        if isinstance(value, jax.Array) and value.ndim == 1 and value.shape[0] not in fits:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
+                f"but the batch has {fits[0]} systems."
+            )
+
+
+def _warn_failed(state: DynamicsState, before: DynamicsState | None) -> None:
+    failed_at = np.asarray(state.failed_at)
+    known = np.full_like(failed_at, -1) if before is None else np.asarray(before.failed_at)
+    new = np.flatnonzero((failed_at >= 0) & (known < 0))
+    for system in new[:10]:
+        when = "before the first step" if before is None else f"in step {failed_at[system]}"
+        warnings.warn(
+            f"{state.batch.name_of(system)} failed {when}: its energy or forces are not finite "
+            "(atoms too close, or the time step too long?). It stays in its last finite state.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if len(new) > 10:
+        warnings.warn(f"{len(new) - 10} more systems failed.", RuntimeWarning, stacklevel=4)

@@ -1,0 +1,198 @@
+"""ConvergenceHook: decides which systems have arrived, and moves their status."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.observables import fmax
+from alchemi_jax.parameters import Described, positive
+from alchemi_jax.segments import any_by_system
+
+
+FMAX = 0.05
+"""eV/Å. The criterion without criteria."""
+
+_REDUCTIONS: dict[str, Callable[..., Array]] = {
+    "norm": lambda x, axis: jnp.sqrt(jnp.sum(x * x, axis=axis)),
+    "max": lambda x, axis: jnp.max(x, axis=axis),
+    "min": lambda x, axis: jnp.min(x, axis=axis),
+    "mean": lambda x, axis: jnp.mean(x, axis=axis),
+    "sum": lambda x, axis: jnp.sum(x, axis=axis),
+}
+
+
+class Criterion(Described):
+    """One condition that a system must meet.
+
+    Args:
+        key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or
+            "energy_change", |E - E at the check before|, eV, infinite at the first.
+        threshold: a value at or below it has converged.
+        reduce_op: how an entry's own axes are reduced: norm, max, min, mean, sum. Without it
+            the largest absolute value counts.
+        reduce_dims: the axes to reduce, of the whole array; by default all but the first. An atom's
+            or system's own axis, 0, cannot be one of them.
+        custom_op: in place of reduction and threshold, a function from the array to a mask, per atom or per system as the array.
+    """
+
+    key: str = eqx.field(static=True, default="fmax")
+    threshold: Array = eqx.field(converter=positive("threshold", zero=True), default=FMAX)
+    reduce_op: str | None = eqx.field(static=True, default=None)
+    reduce_dims: int | tuple[int, ...] | None = eqx.field(
+        static=True, default=None, converter=lambda d: tuple(d) if isinstance(d, list) else d
+    )
+    custom_op: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.reduce_op is not None and self.reduce_op not in _REDUCTIONS:
+            raise ValueError(
+                f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}."
+            )
+
+    def converged(
+        self, batch: Batch, previous_energy: Float[Array, " systems"] | None
+    ) -> Bool[Array, " systems"]:
+        """Which systems meet the criterion."""
+        if self.key == "energy_change":
+            values, level = jnp.abs(batch.energy - previous_energy), "system"
+        elif self.key == "fmax" and "fmax" not in batch.keys():
+            values, level = fmax(batch), "system"
+        else:
+            values, level = self._field(batch)
+        if self.custom_op is not None:
+            met = jnp.asarray(self.custom_op(values))
+            rows = values.shape[:1]
+            if met.shape != rows or met.dtype != bool:
+                raise TypeError(
+                    f"custom_op of the criterion on {self.key!r} returned {met.dtype}{list(met.shape)}; "
+                    f"it must return a mask, bool{list(rows)}."
+                )
+        else:
+            met = self._reduced(values) <= self.threshold
+        if level == "atom":
+            # Every atom must meet it; what does not compare (NaN) does not meet it.
+            return ~any_by_system(batch, ~met)
+        return met
+
+    def _field(self, batch: Batch) -> tuple[Array, str]:
+        try:
+            level = batch.level(self.key)
+        except KeyError as e:
+            raise KeyError(f"criterion of ConvergenceHook: {e.args[0]}") from None
+        return jnp.asarray(batch[self.key]), level
+
+    def _reduced(self, values: Array) -> Array:
+        if values.ndim == 1:
+            return values
+        axes = self.reduce_dims if self.reduce_dims is not None else tuple(range(1, values.ndim))
+        axes = (axes,) if isinstance(axes, int) else axes
+        axes = tuple(a % values.ndim for a in axes)
+        if 0 in axes:
+            raise ValueError(f"reduce_dims of the criterion on {self.key!r} must leave axis 0 alone.")
+        if self.reduce_op is None:
+            values = jnp.max(jnp.abs(values), axis=axes)
+        else:
+            values = _REDUCTIONS[self.reduce_op](values, axis=axes)
+        return values if values.ndim == 1 else values.reshape(values.shape[0], -1).max(axis=1)
+
+
+class ConvergenceHook(TracedHook):
+    """Moves the status of systems that meet all criteria. Traced, at AFTER_STEP.
+
+    Reads the fields that the criteria name; writes `status`. A system that it moves is newly
+    converged in this step: ON_CONVERGE follows.
+
+    Args:
+        criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
+            custom_op), Criterion objects, or one of either; all must be met. Without any: fmax at
+            or below 0.05 eV/Å.
+        source_status: look only at systems of this status; by default at all unfinished ones.
+        target_status: what their status becomes; by default one more than it is.
+        frequency: check every so many steps.
+
+    Raises:
+        ValueError, TypeError: for a criterion that is none, naming it.
+    """
+
+    criteria: tuple[Criterion, ...]
+    source_status: int | None = eqx.field(static=True)
+    target_status: int | None = eqx.field(static=True)
+    frequency: int = eqx.field(static=True)
+    stage: DynamicsStage = eqx.field(static=True)
+
+    def __init__(
+        self,
+        criteria: Mapping[str, Any] | Criterion | Iterable[Any] | None = None,
+        source_status: int | None = None,
+        target_status: int | None = None,
+        frequency: int = 1,
+    ):
+        if criteria is None:
+            criteria = ()
+        elif isinstance(criteria, Mapping | Criterion):
+            criteria = (criteria,)
+        self.criteria = tuple(_criterion(c) for c in criteria) or (Criterion(),)
+        self.source_status = source_status
+        self.target_status = target_status
+        self.frequency = frequency
+        self.stage = DynamicsStage.AFTER_STEP
+
+    @classmethod
+    def from_fmax(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
+        """Converged where the largest force norm is at or below `threshold`, eV/Å."""
+        return cls({"key": "fmax", "threshold": threshold}, **kwargs)
+
+    @classmethod
+    def from_forces(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
+        """The same criterion, spelled by the field: the norm of the forces of every atom."""
+        criterion = {"key": "forces", "threshold": threshold, "reduce_op": "norm", "reduce_dims": -1}
+        return cls(criterion, **kwargs)
+
+    @property
+    def needs_stress(self) -> bool:
+        """Whether a criterion reads the stress."""
+        return any(c.key == "stress" for c in self.criteria)
+
+    def init(self, batch: Batch) -> Array | None:
+        if any(c.key == "energy_change" for c in self.criteria):
+            return jnp.full_like(batch.energy, jnp.inf)
+        return None
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        batch = ctx.batch
+        met = jnp.asarray(ctx.active_mask)
+        if self.source_status is not None:
+            met = met & (batch.status == self.source_status)
+        for criterion in self.criteria:
+            met = met & criterion.converged(batch, ctx.memory)
+        target = batch.status + 1 if self.target_status is None else self.target_status
+        ctx = ctx.with_batch(status=jnp.where(met, target, batch.status))
+        return ctx if ctx.memory is None else ctx.with_memory(batch.energy)
+
+    def __repr__(self) -> str:
+        return f"ConvergenceHook({', '.join(repr(c) for c in self.criteria)})"
+
+
+def _criterion(given: Any) -> Criterion:
+    if isinstance(given, Criterion):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"a criterion is a dict or a Criterion, not a {type(given).__name__}.")
+    names = [f.name for f in dataclasses.fields(Criterion)]
+    unknown = sorted(set(given) - set(names))
+    if unknown or "key" not in given:
+        fault = f"has no entry {unknown[0]!r}" if unknown else "needs a key"
+        raise ValueError(f"a criterion {fault}; its entries are {', '.join(names)}.")
+    if "threshold" not in given and given.get("custom_op") is None:
+        raise ValueError(f"the criterion on {given['key']!r} needs a threshold or a custom_op.")
+    return Criterion(**given)
+
+
+__all__ = ["ConvergenceHook", "Criterion"]

@@ -1,0 +1,50 @@
+"""SnapshotHook and ConvergedSnapshotHook: systems go to a sink."""
+
+from typing import Any
+
+from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext
+
+
+class SnapshotHook:
+    """Writes all systems of the batch, finished ones included. Host, at AFTER_STEP.
+
+    Args:
+        sink: where to.
+        frequency: every so many steps.
+    """
+
+    def __init__(self, sink: Sink, frequency: int = 1):
+        self.sink = sink
+        self.frequency = frequency
+        self.stage = DynamicsStage.AFTER_STEP
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        self.sink.write(ctx.batch)
+
+    def __enter__(self) -> "SnapshotHook":
+        self.sink.open()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.sink.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.sink!r}, frequency={self.frequency})"
+
+
+class ConvergedSnapshotHook(SnapshotHook):
+    """Writes each system once when it converges, with its state at that moment. Host, at ON_CONVERGE.
+
+    Args:
+        sink: where to.
+        frequency: look only in every so-many-th step; what converges in others is not written.
+    """
+
+    def __init__(self, sink: Sink, frequency: int = 1):
+        super().__init__(sink, frequency)
+        self.stage = DynamicsStage.ON_CONVERGE
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        self.sink.write(ctx.batch, ctx.converged_mask)

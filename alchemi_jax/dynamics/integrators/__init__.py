@@ -1,0 +1,3 @@
+"""Integrators: molecular dynamics."""
+
+from alchemi_jax.dynamics.integrators.nve import NVE as NVE

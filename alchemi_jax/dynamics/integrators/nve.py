@@ -1,0 +1,37 @@
+"""NVE: constant energy."""
+
+import equinox as eqx
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.updates import drift, kick
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+
+
+class NVE(AbstractDynamics):
+    """Constant energy, by velocity Verlet: half kick, drift, forces, half kick.
+
+    v <- v + dt f / 2m,  r <- r + dt v,  f <- f(r),  v <- v + dt f / 2m.
+
+    Args:
+        model: gives energies and forces.
+        dt: time step, fs; a number or one per system.
+        n_steps: budget of steps per system.
+        hooks: any.
+
+    Source: Swope et al., J. Chem. Phys. 76, 637 (1982).
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"))
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+
+    def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
+        return drift(kick(batch, self.dt / 2), self.dt), state
+
+    def post_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
+        return kick(batch, self.dt / 2), state

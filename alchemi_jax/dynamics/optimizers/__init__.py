@@ -1,0 +1,3 @@
+"""Optimizers: relaxation."""
+
+from alchemi_jax.dynamics.optimizers.fire import FIRE as FIRE

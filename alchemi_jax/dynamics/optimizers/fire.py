@@ -1,0 +1,109 @@
+"""FIRE: the fast inertial relaxation engine."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.updates import per_system_value
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.levels import per_atom, per_system
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.segments import sum_by_system, to_atoms
+from alchemi_jax.units import ACCELERATION, ASE_TIME
+
+
+class FIREState(eqx.Module):
+    """FIRE's own velocities (Å/fs, of unit masses; `batch.velocities` stay as they are), its time
+    step (fs), mixing, and steps downhill in a row (-1 before the first step)."""
+
+    velocities: Float[Array, "atoms 3"] = per_atom()
+    dt: Float[Array, " systems"] = per_system()
+    alpha: Float[Array, " systems"] = per_system()
+    downhill: Int[Array, " systems"] = per_system()
+
+
+class FIRE(AbstractDynamics):
+    """Relaxation of the positions by FIRE, each system with its own time step.
+
+    With force f, velocity v and P = f·v over the atoms of a system, in each step
+
+    - P > 0: v <- (1 - alpha) v + alpha f |v|/|f|; after more than n_min such steps in a row also
+      dt <- min(f_inc dt, dt_max), alpha <- f_alpha alpha;
+    - else: v <- 0, dt <- f_dec dt, alpha back to its start;
+    - then v <- v + dt f/m, r <- r + dt v, the step of a system cut to the length max_step;
+
+    all masses being 1 amu. This is ASE's FIRE, whose default dt of 0.1 is 1.018 fs here. Fixed atoms
+    do not move.
+
+    Args:
+        model: gives energies and forces.
+        dt: time step at the start, fs; a number or one per system.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+        dt_max: fs.  n_min, f_inc, f_dec, alpha, f_alpha: as above.
+        max_step: largest length of the step of one system, norm over all its coordinates, Å.
+
+    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    dt_max: Array = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
+    n_min: Array = eqx.field(converter=as_count("n_min"), default=5, kw_only=True)
+    f_inc: Array = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
+    f_dec: Array = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
+    alpha: Array = eqx.field(converter=positive("alpha", zero=True), default=0.1, kw_only=True)
+    f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
+    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    def init_state(self, batch: Batch) -> FIREState:
+        shape = batch.energy.shape
+        return FIREState(
+            velocities=jnp.zeros_like(batch.positions),
+            dt=jnp.broadcast_to(per_system_value(batch, self.dt), shape),
+            alpha=jnp.broadcast_to(per_system_value(batch, self.alpha), shape),
+            downhill=jnp.full(shape, -1, jnp.int32),
+        )
+
+    def pre_update(self, batch: Batch, state: FIREState) -> tuple[Batch, FIREState]:
+        f, v = batch.forces, state.velocities
+        dot = sum_by_system(batch, jnp.stack([_dot(f, v), _dot(f, f), _dot(v, v)], axis=-1))
+        power, ff, vv = (dot[:, k] for k in range(3))
+        first = state.downhill < 0
+        onward = power > 0
+
+        # v <- keep v + pull f, with both factors zero where the velocity starts anew.
+        speed_over_force = jnp.sqrt(vv / jnp.where(ff > 0, ff, 1))
+        keep = jnp.where(onward, 1 - state.alpha, 0)
+        pull = jnp.where(onward, state.alpha * speed_over_force, 0)
+
+        sure = onward & (state.downhill > self.n_min)
+        longer = jnp.minimum(state.dt * self.f_inc, self.dt_max).astype(batch.dtype)
+        shorter = jnp.where(first, state.dt, state.dt * self.f_dec)
+        dt = jnp.where(sure, longer, jnp.where(onward, state.dt, shorter))
+        less = (state.alpha * self.f_alpha).astype(batch.dtype)
+        alpha = jnp.broadcast_to(per_system_value(batch, self.alpha), dt.shape)
+        alpha = jnp.where(sure, less, jnp.where(onward, state.alpha, alpha))
+        downhill = jnp.where(onward, state.downhill + 1, 0)
+
+        factors = to_atoms(batch, jnp.stack([keep, pull + dt * ACCELERATION, dt], axis=-1))
+        v = factors[:, :1] * v + factors[:, 1:2] * f
+        move = factors[:, 2:] * v
+        length = jnp.sqrt(sum_by_system(batch, _dot(move, move)))
+        cut = jnp.minimum(1, self.max_step / jnp.where(length > 0, length, 1)).astype(batch.dtype)
+        moved = batch.replace(positions=batch.positions + to_atoms(batch, cut)[:, None] * move)
+        return moved, FIREState(v, dt.astype(batch.dtype), alpha, downhill)
+
+
+def _dot(a: Any, b: Any) -> Array:
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+__all__ = ["FIRE", "FIREState"]

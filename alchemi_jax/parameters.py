@@ -1,0 +1,79 @@
+"""Checks of parameters, and how Modules that hold them are printed."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import chemical_symbols
+from jaxtyping import Array, ArrayLike
+
+
+def as_parameter(value: ArrayLike) -> Array:
+    """A number that may be swept, mapped over or differentiated, as an array leaf.
+
+    Python numbers stay weakly typed, so that they take the dtype of the batch that they meet.
+    """
+    if isinstance(value, bool | int | np.integer):
+        value = float(value)
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0
+
+
+def positive(name: str, zero: bool = False) -> Callable[[ArrayLike], Array]:
+    """A converter to a leaf that refuses what is not positive, naming the parameter."""
+
+    def convert(value: ArrayLike) -> Array:
+        array = as_parameter(value)
+        if not isinstance(array, jax.core.Tracer):
+            numbers = np.asarray(array)
+            good = numbers >= 0 if zero else numbers > 0
+            if not np.all(good & np.isfinite(numbers)):
+                what = "zero or positive" if zero else "positive"
+                raise ValueError(f"{name} must be {what}, not {numbers.tolist()}.")
+        return array
+
+    return convert
+
+
+def as_count(name: str) -> Callable[[Any], Array | None]:
+    """A converter of counts to integer leaves, so that changing one does not compile anew."""
+
+    def convert(value: Any) -> Array | None:
+        if value is None or isinstance(value, jax.core.Tracer):
+            return value
+        number = np.asarray(value)
+        if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
+            raise ValueError(f"{name} must be a positive int, not {value!r}.")
+        return jnp.asarray(number, jnp.int32)
+
+    return convert
+
+
+class Described(eqx.Module):
+    """A Module whose repr gives the values of its parameters, as a methods section would."""
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{f.name}={_show(getattr(self, f.name, None))}"
+            for f in dataclasses.fields(self)
+            if f.repr
+        )
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray):
+        return repr(value)
+    numbers = np.asarray(value)
+    if numbers.ndim == 0:
+        return f"{numbers.item():.7g}"
+    if numbers.ndim == 1 and len(numbers) == len(chemical_symbols) and np.isnan(numbers).any():
+        known = np.flatnonzero(np.isfinite(numbers))
+        return "{" + ", ".join(f"{chemical_symbols[z]}: {numbers[z]:.7g}" for z in known) + "}"
+    if numbers.size <= 8:
+        return np.array2string(numbers, separator=", ", precision=7)
+    return f"{numbers.dtype}{list(numbers.shape)}"
