@@ -57,10 +57,10 @@ class Batch(eqx.Module):
 
     positions: Float[Data, "atoms 3"] = per_atom()
     numbers: Int[Data, " atoms"] = per_atom()
-    masses: Float[Data, " atoms"] = per_atom()
+    masses: Float[Data, " atoms"] = per_atom(fill=1)
     velocities: Float[Data, "atoms 3"] = per_atom()
     forces: Float[Data, "atoms 3"] = per_atom()
-    fixed: Bool[Data, " atoms"] = per_atom()
+    fixed: Bool[Data, " atoms"] = per_atom(fill=True)
     batch_idx: Int[Data, " atoms"] = per_atom()
 
     cell: Float[Data, "systems 3 3"] = per_system()
@@ -68,10 +68,10 @@ class Batch(eqx.Module):
     energy: Float[Data, " systems"] = per_system()
     stress: Float[Data, "systems 3 3"] = per_system()
     charge: Float[Data, " systems"] = per_system()
-    spin: Float[Data, " systems"] = per_system()
+    spin: Float[Data, " systems"] = per_system(fill=1)
     atoms_per_system: Int[Data, " systems"] = per_system()
     first_atom: Int[Data, " systems"] = per_system()
-    system_id: Int[Data, " systems"] = per_system()
+    system_id: Int[Data, " systems"] = per_system(fill=-1)
     status: Int[Data, " systems"] = per_system()
     converged: Bool[Data, " systems"] = per_system()
     failed: Bool[Data, " systems"] = per_system()
@@ -136,28 +136,20 @@ class Batch(eqx.Module):
             raise ValueError("A batch needs at least one system, the list is empty.")
         dtype = _float_dtype(dtype)
         counts = np.array([len(d) for d in data], np.int32)
-        n_atoms, n_systems = int(counts.sum()), len(data)
-        atom_capacity = _capacity("atom", atom_capacity, n_atoms, 8, 16)
-        system_capacity = _capacity("system", system_capacity, n_systems, 4, 1)
+        n = len(data)
 
-        def atoms_of(rows: list[np.ndarray], fill: Any, to: Any) -> np.ndarray:
-            flat = np.concatenate(rows)
-            out = np.full((atom_capacity, *flat.shape[1:]), fill, to)
-            out[:n_atoms] = flat
-            return out
+        def joined(name: str, kind: Any = dtype) -> np.ndarray:
+            return np.concatenate([getattr(d, name) for d in data]).astype(kind)
 
-        def systems_of(rows: list[Any], fill: Any, to: Any) -> np.ndarray:
-            stacked = np.stack([np.asarray(r) for r in rows])
-            out = np.full((system_capacity, *stacked.shape[1:]), fill, to)
-            out[:n_systems] = stacked
-            return out
+        def stacked(name: str, kind: Any = dtype) -> np.ndarray:
+            return np.array([getattr(d, name) for d in data]).astype(kind)
 
         atom_extras = {
-            k: atoms_of([np.asarray(d.atom_extras[k]) for d in data], 0, t)
+            k: np.concatenate([np.asarray(d.atom_extras[k]) for d in data]).astype(t)
             for k, t in _common_extras([d.atom_extras for d in data], 1, dtype).items()
         }
         system_extras = {
-            k: systems_of([d.system_extras[k] for d in data], 0, t)
+            k: np.array([d.system_extras[k] for d in data]).astype(t)
             for k, t in _common_extras([d.system_extras for d in data], 0, dtype).items()
         }
         meta = []
@@ -168,33 +160,87 @@ class Batch(eqx.Module):
             if rest:
                 info["_arrays"] = {**info.get("_arrays", {}), **rest}
             meta.append(SystemMeta(d.name, info, d.constraints))
-        order = range(n_systems)
-        fields = dict(
-            positions=atoms_of([d.positions for d in data], 0, dtype),
-            numbers=atoms_of([d.numbers for d in data], 0, np.int32),
-            masses=atoms_of([d.masses for d in data], 1, dtype),  # pyright: ignore
-            velocities=atoms_of([d.velocities for d in data], 0, dtype),  # pyright: ignore
-            forces=atoms_of([d.forces for d in data], 0, dtype),  # pyright: ignore
-            fixed=atoms_of([d.fixed for d in data], True, bool),  # pyright: ignore
-            batch_idx=atoms_of([np.full(c, i) for i, c in enumerate(counts)], system_capacity, np.int32),
-            cell=systems_of([d.cell for d in data], 0, dtype),
-            pbc=systems_of([d.pbc for d in data], False, bool),
-            energy=systems_of([d.energy for d in data], 0, dtype),
-            stress=systems_of([d.stress for d in data], 0, dtype),
-            charge=systems_of([d.charge for d in data], 0, dtype),
-            spin=systems_of([d.spin for d in data], 1, dtype),
-            atoms_per_system=systems_of(list(counts), 0, np.int32),
-            first_atom=systems_of(list(np.cumsum(counts) - counts), n_atoms, np.int32),
-            system_id=systems_of(list(order), -1, np.int32),
-            status=np.zeros(system_capacity, np.int32),
-            converged=np.zeros(system_capacity, bool),
-            failed=np.zeros(system_capacity, bool),
-            steps_taken=np.zeros(system_capacity, np.int32),
-            atom_extras=atom_extras,
-            system_extras=system_extras,
-        )
-        fields = jax.device_put(fields)
-        return cls(**fields, largest=round_up(int(counts.max())), meta=Metadata(meta))
+        fields: dict[str, Any] = {
+            **{k: joined(k) for k in ("positions", "masses", "velocities", "forces")},
+            **{k: stacked(k) for k in ("cell", "energy", "stress", "charge", "spin")},
+            "numbers": joined("numbers", np.int32),
+            "fixed": joined("fixed", bool),
+            "pbc": stacked("pbc", bool),
+            "atoms_per_system": counts,
+            "system_id": np.arange(n, dtype=np.int32),
+            "status": np.zeros(n, np.int32),
+            "converged": np.zeros(n, bool),
+            "failed": np.zeros(n, bool),
+            "steps_taken": np.zeros(n, np.int32),
+            "atom_extras": atom_extras,
+            "system_extras": system_extras,
+        }
+        return cls.from_fields(fields, Metadata(meta), atom_capacity, system_capacity)
+
+    @classmethod
+    def from_fields(
+        cls,
+        fields: Mapping[str, Any],
+        meta: Metadata | None = None,
+        atom_capacity: int | None = None,
+        system_capacity: int | None = None,
+    ) -> Batch:
+        """From arrays without padding: every field but `batch_idx` and `first_atom`, which follow.
+
+        The inverse of `take`, whose batch has the arrays as its fields. Capacities as in `from_ase`.
+        """
+        counts = np.asarray(fields["atoms_per_system"], np.int32)
+        n_atoms, n_systems = int(counts.sum()), len(counts)
+        atom_capacity = _capacity("atom", atom_capacity, n_atoms, 8, 16)
+        system_capacity = _capacity("system", system_capacity, n_systems, 4, 1)
+        length = {"atom": atom_capacity, "system": system_capacity}
+        derived = {
+            "batch_idx": np.repeat(np.arange(n_systems, dtype=np.int32), counts),
+            "first_atom": np.cumsum(counts, dtype=np.int32) - counts,
+        }
+        padding = {"batch_idx": system_capacity, "first_atom": n_atoms}
+
+        def padded(values: Any, level: Level, fill: Any) -> np.ndarray:
+            values = np.asarray(values)
+            out = np.full((length[level], *values.shape[1:]), fill, values.dtype)
+            out[: len(values)] = values
+            return out
+
+        own = {}
+        for f in dataclasses.fields(cls):
+            if (level := f.metadata.get("level")) is None:
+                continue
+            fill = padding.get(f.name, f.metadata["fill"])
+            given = derived[f.name] if f.name in derived else fields[f.name]
+            own[f.name] = jax.tree.map(lambda v, a=level, b=fill: padded(v, a, b), given)
+        largest = round_up(int(counts.max(initial=1)))
+        return cls(**jax.device_put(own), largest=largest, meta=meta)
+
+    @classmethod
+    def concatenate(
+        cls,
+        batches: Sequence[Batch],
+        atom_capacity: int | None = None,
+        system_capacity: int | None = None,
+    ) -> Batch:
+        """The systems of several batches in one, all their fields kept.
+
+        Raises:
+            ValueError: if they have different dtypes or extras.
+        """
+        hosts = [b.take() for b in batches]
+        if not hosts:
+            raise ValueError("Batch.concatenate needs at least one batch.")
+        if len({(h.dtype, tuple(h.keys())) for h in hosts}) > 1:
+            raise ValueError("Batch.concatenate takes batches of one dtype with the same extras.")
+        fields = {
+            name: jax.tree.map(lambda *x: np.concatenate(x), *(getattr(h, name) for h in hosts))
+            for name, _ in level_fields(hosts[0])
+        }
+        meta = None
+        if all(h.meta is not None for h in hosts):
+            meta = Metadata(m for h in hosts for m in h.meta or ())
+        return cls.from_fields(fields, meta, atom_capacity, system_capacity)
 
     # -- asking ----------------------------------------------------------------------------------
 

@@ -21,14 +21,14 @@ Data = jax.Array | np.ndarray
 _M = TypeVar("_M")
 
 
-def per_atom(**kwargs: Any) -> Any:
-    """A field with a leading `atoms` axis."""
-    return eqx.field(metadata={"level": "atom"}, **kwargs)
+def per_atom(fill: Any = 0, **kwargs: Any) -> Any:
+    """A field with a leading `atoms` axis; `fill` stands in padding."""
+    return eqx.field(metadata={"level": "atom", "fill": fill}, **kwargs)
 
 
-def per_system(**kwargs: Any) -> Any:
-    """A field with a leading `systems` axis."""
-    return eqx.field(metadata={"level": "system"}, **kwargs)
+def per_system(fill: Any = 0, **kwargs: Any) -> Any:
+    """A field with a leading `systems` axis; `fill` stands in padding."""
+    return eqx.field(metadata={"level": "system", "fill": fill}, **kwargs)
 
 
 def level_fields(module: Any) -> Iterator[tuple[str, Level]]:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 
-def as_parameter(value: ArrayLike) -> Array:
+def as_parameter(value: Any) -> Array:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
     Python numbers stay weakly typed, so that they take the dtype of the batch that they meet.
@@ -23,10 +23,10 @@ def as_parameter(value: ArrayLike) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0
 
 
-def positive(name: str, zero: bool = False) -> Callable[[ArrayLike], Array]:
+def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
     """A converter to a leaf that refuses what is not positive, naming the parameter."""
 
-    def convert(value: ArrayLike) -> Array:
+    def convert(value: Any) -> Array:
         array = as_parameter(value)
         if not isinstance(array, jax.core.Tracer):
             numbers = np.asarray(array)

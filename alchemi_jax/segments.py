@@ -31,8 +31,8 @@ def use_rows(batch: Batch) -> bool:
 def row_index(batch: Batch) -> tuple[Array, Array]:
     """Atom index and validity of each place of the rectangle [systems, largest]."""
     place = jnp.arange(batch.largest, dtype=jnp.int32)
-    valid = place < batch.atoms_per_system[:, None]
-    index = jnp.where(valid, batch.first_atom[:, None] + place, 0)
+    valid = place[None] < batch.atoms_per_system[:, None]
+    index = jnp.where(valid, batch.first_atom[:, None] + place[None], 0)
     return index, valid
 
 
@@ -83,7 +83,7 @@ def sum_by_system(
 
 
 def max_by_system(
-    batch: Batch, values: Shaped[Array, " atoms"], empty: float = 0.0
+    batch: Batch, values: Shaped[Array, " atoms"], empty: float | int = 0.0
 ) -> Shaped[Array, " systems"]:
     """Largest value among the atoms of each system; `empty` for a system without atoms."""
     low = jnp.asarray(empty, values.dtype)

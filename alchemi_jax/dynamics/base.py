@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,9 @@ from alchemi_jax.models.base import AbstractModel, evaluate_checked
 from alchemi_jax.neighbors import update
 from alchemi_jax.parameters import Described
 from alchemi_jax.segments import any_by_system, to_atoms
+
+
+_E = TypeVar("_E", bound="AbstractDynamics")
 
 
 class AbstractDynamics(Described):
@@ -116,7 +119,7 @@ class AbstractDynamics(Described):
         """
         return driver.loop(self, state, n_steps)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _E) -> _E:
         self.hooks.open()
         return self
 

@@ -148,7 +148,7 @@ def loop(
         ]
         state = state.replace(records=tuple(buffers))
     stop = state.step_count + n
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False), engine.step, state)
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False), lambda s: engine.step(s), state)
     lost = state.overflow
     nan = jnp.where(lost, jnp.nan, 0)
     batch = state.batch
@@ -199,7 +199,7 @@ def _segment(
     engine: "AbstractDynamics", state: DynamicsState, stop: Array, wait: Array
 ) -> tuple[DynamicsState, Array]:
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait), engine.step, state)
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait), lambda s: engine.step(s), state)
     return state, _report(engine, state)
 
 

@@ -1,7 +1,7 @@
 """DynamicsState: everything that a step changes, as one pytree."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Int
@@ -42,7 +42,7 @@ class DynamicsState(eqx.Module):
         """Whether a neighbor list was too small: the state after it must not be used."""
         return self.neighbors.overflow if self.neighbors is not None else False
 
-    def replace(self, **fields: Any) -> Self:
+    def replace(self, **fields: Any) -> "DynamicsState":
         """The state with some fields changed."""
         return dataclasses.replace(self, **fields)
 

@@ -1,11 +1,14 @@
 """HookContext: what a hook sees, of whichever kind and in whichever workflow."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import equinox as eqx
 
 from alchemi_jax.batch import Batch
+
+
+_C = TypeVar("_C", bound="HookContext")
 
 
 class HookContext(eqx.Module):
@@ -38,10 +41,10 @@ class HookContext(eqx.Module):
     active_mask: Any = None
     memory: Any = None
 
-    def with_batch(self, **fields: Any) -> Self:
+    def with_batch(self: _C, **fields: Any) -> _C:
         """The context with some fields of the batch changed; an unknown name is an error."""
         return dataclasses.replace(self, batch=self.batch.replace(**fields))
 
-    def with_memory(self, memory: Any) -> Self:
+    def with_memory(self: _C, memory: Any) -> _C:
         """The context with a new memory for this hook."""
         return dataclasses.replace(self, memory=memory)

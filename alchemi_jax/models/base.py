@@ -49,7 +49,7 @@ class AbstractModel(Described):
         def total(positions: Array, strain: Array | None) -> tuple[Array, Array]:
             b = batch.replace(positions=positions)
             if strain is not None:
-                f = jnp.eye(3, dtype=batch.dtype) + (strain + strain.swapaxes(1, 2)) / 2
+                f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
                 b = batch.replace(
                     positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
                     cell=jnp.einsum("sab,sbc->sac", batch.cell, f),

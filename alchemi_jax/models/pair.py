@@ -52,8 +52,8 @@ def _gather(values: Any, index: Array) -> Any:
 def _matrix(model, extended, parameters, neighbors: NeighborList, virial: bool) -> tuple:
     """All slots at once, [neighbors, atoms]."""
     n = neighbors.index.shape[1]
-    d = [c[neighbors.index] - c[:n] for c in extended]
-    own = jax.tree.map(lambda v: v[:n], parameters)
+    d = [c[neighbors.index] - c[None, :n] for c in extended]
+    own = jax.tree.map(lambda v: v[None, :n], parameters)
     terms = _terms(model, d, own, _gather(parameters, neighbors.index), virial)
     return tuple(t.sum(axis=0) for t in terms)
 
@@ -175,7 +175,7 @@ def _table(name: str, value: Any) -> Array:
     return array
 
 
-def _positive_cutoff(cutoff: float) -> float:
+def _positive_cutoff(cutoff: Any) -> float:
     cutoff = float(cutoff)
     if not 0 < cutoff < np.inf:
         raise ValueError(f"cutoff must be a positive length in Å, not {cutoff}.")
@@ -246,7 +246,7 @@ class LennardJones(AbstractPair):
 
     def check(self, batch: Batch) -> None:
         numbers = np.asarray(batch.numbers)[np.asarray(batch.atom_mask)]
-        owners = np.asarray(batch.batch_idx)
+        owners = np.asarray(batch.batch_idx).tolist()
         for name, table in (("epsilon", self.epsilon), ("sigma", self.sigma)):
             if table.ndim != 1:
                 continue
@@ -280,7 +280,9 @@ class Morse(AbstractPair):
     width: Array = eqx.field(converter=as_parameter)
     r0: Array = eqx.field(converter=as_parameter)
     cutoff: float = eqx.field(static=True, converter=_positive_cutoff, default=6.0)
-    onset: float | None = eqx.field(static=True, default=None)
+    onset: float | None = eqx.field(
+        static=True, converter=lambda r: None if r is None else float(r), default=None
+    )
     skin: float = eqx.field(static=True, converter=float, default=1.0)
 
     def __check_init__(self):

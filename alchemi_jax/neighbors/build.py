@@ -185,9 +185,10 @@ def _images(batch: Batch, positions: Array, cell: Array, reach: float, sizes: Li
     def word(w: Array) -> Array:
         number = w * bits.WORD + lane
         shift = lattice_shift(jnp.broadcast_to(number, (bits.WORD, n)), reach_atom[None])
-        moved = inside + shift
-        near = jnp.all((moved >= low) & (moved <= high), axis=-1)
-        hit = near & jnp.any(shift != 0, axis=-1) & (number < n_shifts) & batch.atom_mask
+        moved = inside[None] + shift
+        near = jnp.all((moved >= low[None]) & (moved <= high[None]), axis=-1)
+        hit = near & jnp.any(shift != 0, axis=-1) & (number < n_shifts[None])
+        hit &= batch.atom_mask[None]
         return bits.pack(hit)
 
     masks = jax.lax.map(word, jnp.arange(words, dtype=jnp.int32))
@@ -235,19 +236,22 @@ def _pairs(
 
     def candidate(c: Array) -> Array:
         """Place in the extended array of candidate c of each system."""
-        of_atoms = batch.first_atom + c
-        of_images = n + images.first + c - batch.atoms_per_system
-        return jnp.where(c < batch.atoms_per_system, of_atoms, of_images)
+        count = batch.atoms_per_system[None]
+        of_atoms = batch.first_atom[None] + c
+        return jnp.where(c < count, of_atoms, n + images.first[None] + c - count)
 
     def word(w: Array) -> Array:
         c = w * bits.WORD + lane
         where = candidate(c)
         there = spread(where)
-        dx, dy, dz = (spread(jnp.take(extended[:, a], where, mode="clip")) - v for a, v in enumerate((x, y, z)))
-        near = (dx * dx + dy * dy + dz * dz <= reach**2) | spread(
-            jnp.broadcast_to(free_small, where.shape)
+        dx, dy, dz = (
+            spread(jnp.take(extended[:, a], where, mode="clip")) - v[None]
+            for a, v in enumerate((x, y, z))
         )
-        hit = near & spread(c < n_candidates) & (there != own) & (own >= 0)
+        near = (dx * dx + dy * dy + dz * dz <= reach**2) | spread(
+            jnp.broadcast_to(free_small[None], where.shape)
+        )
+        hit = near & spread(c < n_candidates[None]) & (there != own[None]) & (own >= 0)[None]
         return bits.pack(hit)
 
     words = -(-sizes.candidates // bits.WORD)
@@ -256,16 +260,17 @@ def _pairs(
         local = atoms - to_atoms(batch, batch.first_atom)
         flat = jnp.minimum(batch.batch_idx, batch.system_capacity - 1) * batch.largest + local
         masks = jnp.take(masks.reshape(words, -1), flat, axis=1, mode="clip")
-        masks = jnp.where(batch.atom_mask, masks, jnp.uint32(0))
+        masks = jnp.where(batch.atom_mask[None], masks, jnp.uint32(0))
     cumulative = bits.counts(masks)
     found = cumulative[-1]
     k = jnp.broadcast_to(jnp.arange(sizes.neighbors, dtype=jnp.int32)[:, None], (sizes.neighbors, n))
-    c = bits.nth_hit(masks, cumulative, k, jnp.broadcast_to(atoms, k.shape))
+    c = bits.nth_hit(masks, cumulative, k, jnp.broadcast_to(atoms[None], k.shape))
     first, count, first_image = (
-        to_atoms(batch, v) for v in (batch.first_atom, batch.atoms_per_system, images.first)
+        to_atoms(batch, v)[None]
+        for v in (batch.first_atom, batch.atoms_per_system, images.first)
     )
     index = jnp.where(c < count, first + c, n + first_image + c - count)
-    index = jnp.where(k < found, index, -1)
+    index = jnp.where(k < found[None], index, -1)
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     return index, found.max(), ~missing, n_candidates.max()
 

@@ -44,7 +44,7 @@ def face_distances(cell_inverse: Float[Array, "3 3"]) -> Float[Array, " 3"]:
 
 
 def lattice_shift(
-    index: Int[Array, " *n"], reach: Int[Array, "*n 3"]
+    index: Int[Array, "*n"], reach: Int[Array, "*#n 3"]
 ) -> Int[Array, "*n 3"]:
     """The shift with number `index` among those with |s_k| <= reach_k; the last axis runs fastest."""
     nb, nc = 2 * reach[..., 1] + 1, 2 * reach[..., 2] + 1

@@ -1,0 +1,107 @@
+"""Settings of all tests, and structures that many of them use."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111
+
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+EPSILON, SIGMA = 0.0104, 3.40
+
+
+def icosahedron() -> np.ndarray:
+    """13 atoms near the minimum of Lennard-Jones argon."""
+    phi = (1 + 5**0.5) / 2
+    v = [(0, a, b * phi) for a in (1, -1) for b in (1, -1)]
+    v += [(b, c, a) for a, b, c in v[:4]] + [(c, a, b) for a, b, c in v[:4]]
+    x = np.array([(0, 0, 0), *v], float)
+    return x / np.linalg.norm(x[1]) * 0.96 * 2 ** (1 / 6) * SIGMA
+
+
+def cluster(seed: int = 0, n: int = 13, spread: float = 0.25) -> Atoms:
+    """The first n atoms of a perturbed icosahedron."""
+    rng = np.random.default_rng(seed)
+    return Atoms(f"Ar{n}", positions=icosahedron()[:n] + rng.normal(0, spread, (n, 3)))
+
+
+def crystal(seed: int = 0, repeat: int = 2, spread: float = 0.1, a: float = 5.26) -> Atoms:
+    """A rattled fcc crystal of 4 repeat^3 atoms."""
+    atoms = bulk("Ar", "fcc", a=a, cubic=True).repeat(repeat)
+    atoms.positions += np.random.default_rng(seed).normal(0, spread, atoms.positions.shape)
+    return atoms
+
+
+def zoo() -> dict[str, Atoms]:
+    """One of each kind of geometry."""
+    rng = np.random.default_rng(7)
+    out = {"molecule": cluster(1), "crystal": crystal(2), "one-atom cell": bulk("Ar", "fcc", a=5.3)}
+    skewed = bulk("Ar", "fcc", a=5.3, cubic=True)
+    skewed.set_cell(skewed.cell.array @ np.array([[1, 0, 0], [0.9, 1, 0], [0.4, 0.7, 1.0]]), True)
+    skewed.positions += rng.normal(0, 0.1, (4, 3)) + 30
+    out["skewed, outside the cell"] = skewed
+    left = bulk("Ar", "fcc", a=5.3, cubic=True)
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    left.pbc = (True, False, True)
+    left.positions += rng.normal(0, 0.1, (4, 3))
+    out["left-handed, mixed pbc"] = left
+    wire = Atoms("Ar5", positions=np.arange(5)[:, None] * np.array([0.3, 0.4, 3.0]))
+    wire.cell = [[0, 0, 0], [0, 0, 0], [1, 0.5, 15.5]]
+    wire.pbc = (False, False, True)
+    out["wire"] = wire
+    slab = fcc111("Ar", (2, 2, 3), a=5.3)
+    slab.pbc = (True, True, False)
+    slab.positions += rng.normal(0, 0.05, (12, 3))
+    out["slab"] = slab
+    thin = bulk("Ar", "fcc", a=5.3, cubic=True)
+    thin.set_cell(thin.cell.array @ np.diag([0.7, 1.3, 1.1]), True)
+    out["thin"] = thin
+    return out
+
+
+@pytest.fixture(scope="session")
+def lj():
+    from alchemi_jax.models import LennardJones
+
+    return LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=8.5)
+
+
+@pytest.fixture(scope="session")
+def clusters():
+    """Eight clusters of 13 and fewer atoms, as ASE has them."""
+    return [cluster(seed, n) for seed, n in enumerate((13, 13, 7, 10, 13, 2, 13, 5))]
+
+
+@pytest.fixture
+def compilations():
+    """Counts what is compiled inside `with compilations() as count`, one name a compilation."""
+    import contextlib
+    import logging
+
+    @contextlib.contextmanager
+    def counting():
+        names: list[str] = []
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                message = record.getMessage()
+                if message.startswith("Compiling "):
+                    names.append(message.split()[1])
+
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        handler = Handler()
+        logger.addHandler(handler)
+        propagate, logger.propagate = logger.propagate, False
+        try:
+            with jax.log_compiles(True), warnings.catch_warnings():
+                yield names
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+    return counting
