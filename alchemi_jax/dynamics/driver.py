@@ -437,21 +437,27 @@ def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
 def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
     """Stress of a state, eV/Å³; NaN where a system failed or is not periodic in all directions."""
     batch, neighbors = state.batch.replace(meta=None), state.neighbors
-    compiled = on_device(engine)
-    while True:
-        stress, after = _stress(compiled.model, batch, neighbors)
-        if after is None or not bool(after.overflow):
-            return stress
-        neighbors = _larger(batch, neighbors, after)
+    # Mostly the list is that of the last forces, and nothing needs to be compiled to renew it.
+    while neighbors is not None and bool(_any_due(batch, neighbors)):
+        after = _updated(batch, neighbors)
+        neighbors = _larger(batch, neighbors, after) if bool(after.overflow) else after
+    return _stress(engine.model, batch, neighbors)
 
 
 @eqx.filter_jit
-def _stress(model: Any, batch: Batch, neighbors: Any) -> tuple[Array, Any]:
-    if neighbors is not None:
-        neighbors = nl.update(batch, neighbors)
+def _any_due(batch: Batch, neighbors: nl.NeighborList) -> Array:
+    return jnp.any(nl.due(batch, neighbors)) | jnp.any(batch.cell != neighbors.offset_cell)
+
+
+@eqx.filter_jit
+def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
+    return nl.update(batch, neighbors)
+
+
+@eqx.filter_jit
+def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Array:
     stress = model.evaluate(batch, neighbors, stress=True).stress
-    good = ~batch.failed[:, None, None]
-    return jnp.where(good, stress, jnp.nan).astype(batch.dtype), neighbors
+    return jnp.where(batch.failed[:, None, None], jnp.nan, stress).astype(batch.dtype)
 
 
 # -- what engine and driver agree on -------------------------------------------------------------
@@ -498,7 +504,7 @@ def _warn_failed(state: DynamicsState, before: DynamicsState | None) -> None:
     failed_at = np.asarray(state.failed_at)
     known = np.full_like(failed_at, -1) if before is None else np.asarray(before.failed_at)
     new = np.flatnonzero((failed_at >= 0) & (known < 0))
-    for system in new[:10]:
+    for system in new[:10].tolist():
         when = "before the first step" if before is None else f"in step {failed_at[system]}"
         warnings.warn(
             f"{state.batch.name_of(system)} failed {when}: its energy or forces are not finite "
