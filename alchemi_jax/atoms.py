@@ -45,20 +45,21 @@ class AtomicData:
             that are not finite, no atoms at all, or a periodic cell without volume.
     """
 
-    positions: np.ndarray
-    numbers: np.ndarray
-    cell: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, 3)))
-    pbc: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, bool))
-    masses: np.ndarray | None = None
-    velocities: np.ndarray | None = None
-    fixed: np.ndarray | None = None
-    charge: float = 0.0
-    spin: float = 1.0
-    energy: float = float("nan")
-    forces: np.ndarray | None = None
-    stress: np.ndarray | None = None
-    atom_extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    system_extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Anything that numpy turns into an array of the right shape; float64 or int32 arrays afterwards.
+    positions: Any
+    numbers: Any
+    cell: Any = dataclasses.field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: Any = dataclasses.field(default_factory=lambda: np.zeros(3, bool))
+    masses: Any = None
+    velocities: Any = None
+    fixed: Any = None
+    charge: Any = 0.0
+    spin: Any = 1.0
+    energy: Any = float("nan")
+    forces: Any = None
+    stress: Any = None
+    atom_extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    system_extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     constraints: tuple = ()
     name: str = "system"
@@ -106,9 +107,8 @@ class AtomicData:
         rows = self.cell[self.pbc]
         if not len(rows):
             return
-        volume = np.sqrt(max(np.linalg.det(rows @ rows.T), 0.0))
-        scale = np.prod(np.linalg.norm(rows, axis=1))
-        if volume <= 1e-10 * scale or scale == 0:
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not lengths.all() or np.linalg.svd(rows / lengths, compute_uv=False).min() < 1e-6:
             raise ValueError(
                 f"{self.name}: cell has no volume along its periodic directions; "
                 "give independent lattice vectors or set pbc to False there."

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +41,11 @@ class LoggingHook(RecordingHook):
 
     def __init__(
         self,
-        backend: Literal["csv"] = "csv",
+        backend: str = "csv",
         log_path: str | os.PathLike = "dynamics.csv",
         frequency: int = 1,
         custom_scalars: Mapping[str, Callable[[HookContext], Array]] | None = None,
-        mode: Literal["a", "w", "x"] = "a",
+        mode: str = "a",
     ):
         if backend != "csv":
             raise ValueError(f"LoggingHook has the backend 'csv', not {backend!r}.")

@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -44,7 +44,7 @@ class ZarrData(Sink):
         FileExistsError, PermissionError and other OSErrors: naming the path.
     """
 
-    def __init__(self, path: str | os.PathLike, mode: Literal["a", "w", "x", "r"] = "a"):
+    def __init__(self, path: str | os.PathLike, mode: str = "a"):
         if mode not in ("a", "w", "x", "r"):
             raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
         self.path = Path(path)
@@ -78,11 +78,14 @@ class ZarrData(Sink):
         self._group = group
 
     def _existing(self) -> zarr.Group:
+        if not self.path.exists():
+            raise ValueError(f"{self.path} does not exist.")
         try:
+            if not self.path.is_dir():
+                raise ValueError
             group = zarr.open_group(self.path, mode="r" if self.mode == "r" else "r+")
-        except (FileNotFoundError, ValueError, NotADirectoryError, KeyError):
-            what = "is not a zarr group" if self.path.exists() else "does not exist"
-            raise ValueError(f"{self.path} {what}.") from None
+        except (FileNotFoundError, ValueError, KeyError):
+            raise ValueError(f"{self.path} is not a zarr group.") from None
         if group.attrs.get("format") != FORMAT:
             raise ValueError(f"{self.path} is a zarr group, but not one that ZarrData wrote.")
         version = group.attrs.get("version")

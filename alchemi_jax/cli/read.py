@@ -1,0 +1,83 @@
+"""Structures and models from the command line."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase.io
+from ase import Atoms
+
+from alchemi_jax import samples
+from alchemi_jax.atoms import AtomicData
+from alchemi_jax.cli.main import UsageError
+from alchemi_jax.models import LennardJones, Morse
+from alchemi_jax.models.base import AbstractModel
+
+
+def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:
+    """Every structure of every file, with file and index.
+
+    Raises:
+        UsageError: naming the file, and the structure in it, if one cannot be read or used.
+    """
+    out = []
+    for path in map(Path, files) if files else samples.paths():
+        structures = _structures(path)
+        for index, atoms in enumerate(structures):
+            try:
+                out.append((path, index, AtomicData.from_ase(atoms, f"{path}:{index}")))
+            except ValueError as e:
+                raise UsageError(str(e)) from None
+    return out
+
+
+def _structures(path: Path) -> list[Atoms]:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UsageError(f"{path} is empty.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ase.io.read(path, ":")
+    except Exception as e:
+        # Readers raise anything, from StopIteration to AssertionError.
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UsageError(f"{path} cannot be read by ASE: {reason}.") from None
+    structures = [found] if isinstance(found, Atoms) else list(found)
+    if not structures:
+        raise UsageError(f"{path} holds no structures.")
+    return structures
+
+
+def model_from(text: str) -> AbstractModel:
+    """A model from `name` or `name:parameter=number,...`.
+
+    Raises:
+        UsageError: saying which part is wrong.
+    """
+    name, _, rest = text.partition(":")
+    makers: dict[str, Callable[..., Any]] = {"lj": LennardJones, "morse": Morse}
+    required = {"lj": {"epsilon", "sigma"}, "morse": {"depth", "width", "r0"}}
+    if name not in makers:
+        raise UsageError(f"--model {name!r} is unknown: it can be {' or '.join(makers)}.")
+    parameters = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in required[name] | {"cutoff"}:
+            known = ", ".join(sorted(required[name] | {"cutoff"}))
+            raise UsageError(f"--model {name} has no parameter {key!r}: it has {known}.")
+        try:
+            parameters[key] = float(value)
+        except ValueError:
+            raise UsageError(f"--model {text}: {value!r} is no number.") from None
+    missing = sorted(required[name] - set(parameters))
+    try:
+        if name == "lj" and len(missing) == 2:
+            return LennardJones.noble_gases(**parameters)
+        if missing:
+            raise UsageError(f"--model {name} needs {', '.join(missing)}.")
+        return makers[name](**parameters)
+    except ValueError as e:
+        raise UsageError(f"--model {text}: {e}") from None

@@ -1,0 +1,153 @@
+"""Sinks: what goes in comes out, and a store is whole after every write."""
+
+import numpy as np
+import pytest
+import zarr
+from ase import Atoms
+from ase.constraints import FixAtoms, FixBondLength
+from conftest import cluster, crystal, zoo
+
+from alchemi_jax import Batch
+from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+
+
+def rich():
+    """Structures with everything that a Batch keeps."""
+    out = []
+    for i, atoms in enumerate(zoo().values()):
+        n = len(atoms)
+        rng = np.random.default_rng(i)
+        atoms.set_velocities(rng.normal(0, 0.01, (n, 3)))
+        atoms.set_masses(rng.uniform(1, 50, n))
+        atoms.set_array("site", rng.integers(0, 5, n))
+        atoms.set_array("field", rng.normal(size=(n, 3)))
+        atoms.set_array("label", np.array([f"atom {k}" for k in range(n)]))
+        atoms.info |= {"title": f"structure {i}", "weights": np.arange(3.0), "nested": {"a": [1, None]}}
+        atoms.set_constraint([FixAtoms(indices=[0])] + ([FixBondLength(0, 1)] if n > 1 else []))
+        out.append(atoms)
+    return out
+
+
+def check(a: Atoms, b: Atoms):
+    np.testing.assert_array_equal(a.positions, b.positions)
+    np.testing.assert_array_equal(a.numbers, b.numbers)
+    np.testing.assert_array_equal(a.cell.array, b.cell.array)
+    np.testing.assert_array_equal(a.pbc, b.pbc)
+    np.testing.assert_array_equal(a.get_masses(), b.get_masses())
+    np.testing.assert_allclose(a.get_velocities(), b.get_velocities(), rtol=1e-12, atol=1e-300)
+    for key in ("site", "field", "label"):
+        np.testing.assert_array_equal(a.arrays[key], b.arrays[key])
+    assert a.info["title"] == b.info["title"]
+    assert a.info["nested"] == b.info["nested"]
+    np.testing.assert_array_equal(a.info["weights"], b.info["weights"])
+    assert [type(c) for c in a.constraints] == [type(c) for c in b.constraints]
+    np.testing.assert_array_equal(a.constraints[0].index, b.constraints[0].index)
+
+
+@pytest.mark.parametrize("make", [lambda p: ZarrData(p / "x.zarr"), lambda p: HostMemory()])
+def test_what_goes_in_comes_out(tmp_path, make):
+    structures = rich()
+    sink = make(tmp_path)
+    assert len(sink) == 0
+    assert sink.to_ase() == []
+    first, second = Batch.from_ase(structures[:3]), Batch.from_ase(structures[3:])
+    sink.write(first)
+    assert len(sink) == 3
+    sink.write(second, np.zeros(5, bool))
+    sink.write(second, np.arange(5) >= 1)
+    assert len(sink) == 7
+    for a, b in zip(sink.to_ase(), [*structures[:3], *structures[4:]], strict=True):
+        check(a, b)
+    batch = sink.read()
+    assert batch.num_systems == 7
+    assert batch.dtype == np.float64
+
+
+def test_results_and_bookkeeping_survive(tmp_path):
+    batch = Batch.from_ase([cluster(0, 5), crystal(0, 1)])
+    rng = np.random.default_rng(0)
+    batch = batch.replace(
+        energy=rng.normal(size=2),
+        forces=rng.normal(size=batch.forces.shape),
+        stress=rng.normal(size=(2, 3, 3)),
+        status=np.array([1, 0], np.int32),
+        converged=np.array([True, False]),
+        steps_taken=np.array([7, 9], np.int32),
+    )
+    sink = ZarrData(tmp_path / "x.zarr")
+    sink.write(batch)
+    again = ZarrData(tmp_path / "x.zarr", mode="r").read()
+    for key in ("energy", "stress", "status", "converged", "steps_taken", "failed", "system_id"):
+        np.testing.assert_array_equal(again.take()[key], batch.take()[key])
+    np.testing.assert_array_equal(again.take().forces, batch.take().forces)
+
+
+def test_the_layout_is_plain_zarr(tmp_path):
+    """Anyone's zarr can read it: flat arrays, and where each system begins."""
+    structures = [cluster(0, 5), crystal(0, 1), cluster(1, 3)]
+    sink = ZarrData(tmp_path / "x.zarr")
+    sink.write(Batch.from_ase(structures[:1]))
+    sink.write(Batch.from_ase(structures[1:]))
+    group = zarr.open_group(tmp_path / "x.zarr", mode="r")
+    assert group.metadata.zarr_format == 3
+    assert group.attrs["systems"] == 3
+    assert group["first_atom"][:].tolist() == [0, 5, 9]
+    assert group["atoms_per_system"][:].tolist() == [5, 4, 3]
+    np.testing.assert_array_equal(group["positions"][9:12], structures[2].positions)
+
+
+def test_a_write_that_broke_off_does_not_count(tmp_path):
+    """Arrays that are longer than the counts say are cut, and the next write goes on from there."""
+    path = tmp_path / "x.zarr"
+    sink = ZarrData(path)
+    sink.write(Batch.from_ase(cluster(0, 5)))
+    group = zarr.open_group(path, mode="r+")
+    for name in ("positions", "forces", "energy", "meta"):
+        array = group[name]
+        array.resize((array.shape[0] + 3, *array.shape[1:]))
+    again = ZarrData(path)
+    assert len(again) == 1
+    np.testing.assert_array_equal(again.to_ase()[0].positions, cluster(0, 5).positions)
+    again.write(Batch.from_ase(cluster(1, 4)))
+    assert [len(a) for a in ZarrData(path).to_ase()] == [5, 4]
+    np.testing.assert_array_equal(ZarrData(path).to_ase()[1].positions, cluster(1, 4).positions)
+
+
+def test_modes_and_refusals(tmp_path):
+    path = tmp_path / "x.zarr"
+    batch = Batch.from_ase(cluster(0, 3))
+    with pytest.raises(ValueError, match=r"x\.zarr does not exist"):
+        ZarrData(path, mode="r").read()
+    ZarrData(path).write(batch)
+    ZarrData(path, mode="a").write(batch)
+    assert len(ZarrData(path)) == 2
+    with pytest.raises(FileExistsError, match=r"x\.zarr exists"):
+        ZarrData(path, mode="x").write(batch)
+    with pytest.raises(ValueError, match="opened to read"):
+        ZarrData(path, mode="r").write(batch)
+    anew = ZarrData(path, mode="w")
+    anew.write(batch)
+    anew.close()
+    anew.write(batch)
+    assert len(ZarrData(path)) == 2
+    with pytest.raises(ValueError, match="holds float64 systems, the new ones are float32"):
+        ZarrData(path).write(Batch.from_ase(cluster(0, 3), dtype=np.float32))
+    odd = cluster(0, 3)
+    odd.set_array("site", np.arange(3))
+    with pytest.raises(ValueError, match=r"other fields than the new ones: atom_extra\.site"):
+        ZarrData(path).write(Batch.from_ase(odd))
+    assert len(ZarrData(path)) == 2
+    (tmp_path / "text").write_text("not a store")
+    for mode in ("a", "w"):
+        with pytest.raises(ValueError, match="text is not a zarr group"):
+            ZarrData(tmp_path / "text", mode=mode).open()
+    assert (tmp_path / "text").read_text() == "not a store"
+    zarr.open_group(tmp_path / "other.zarr", mode="w")
+    with pytest.raises(ValueError, match="not one that ZarrData wrote"):
+        ZarrData(tmp_path / "other.zarr", mode="w").open()
+    with pytest.raises(OSError, match="cannot be written"):
+        ZarrData(tmp_path / "text" / "below.zarr").open()
+    with pytest.raises(ValueError, match="HostMemory is empty"):
+        HostMemory().read()
+    with pytest.raises(ValueError, match="mode of ZarrData"):
+        ZarrData(path, mode="z")
