@@ -89,7 +89,7 @@ class Batch(eqx.Module):
     @classmethod
     def from_ase(
         cls,
-        atoms: Atoms | Iterable[Atoms],
+        atoms: Atoms | Iterable[Any],
         dtype: Any = None,
         atom_capacity: int | None = None,
         system_capacity: int | None = None,

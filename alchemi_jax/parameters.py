@@ -39,6 +39,18 @@ def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
     return convert
 
 
+def positive_length(name: str) -> Callable[[Any], float]:
+    """A converter to a plain float, for lengths that fix shapes, in Å."""
+
+    def convert(value: Any) -> float:
+        value = float(value)
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} must be a positive length in Å, not {value}.")
+        return value
+
+    return convert
+
+
 def as_count(name: str) -> Callable[[Any], Array | None]:
     """A converter of counts to integer leaves, so that changing one does not compile anew."""
 

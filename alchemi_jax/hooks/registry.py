@@ -241,13 +241,15 @@ def _check_overload(hook: Any, stage: Enum) -> None:
     call = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
     if not isinstance(call, plum.Function):
         return
-    try:
-        call.resolve_method((hook, HookContext(batch=None), stage))  # pyright: ignore
-    except plum.NotFoundLookupError:
-        raise TypeError(
-            f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a "
-            f"{name_of(stage)}."
-        ) from None
+    for method in call.methods:
+        # The stage is the third argument, after the hook and the context.
+        types = method.signature.types
+        if len(types) == 3 and plum.Signature(*types[:2], type(stage)) <= method.signature:
+            return
+    raise TypeError(
+        f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a "
+        f"{name_of(stage)}."
+    )
 
 
 def _floats_as_leaves(hook: TracedHook) -> TracedHook:

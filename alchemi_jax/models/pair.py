@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.neighbors import NeighborList, extended_positions
-from alchemi_jax.parameters import as_parameter
+from alchemi_jax.parameters import as_parameter, positive_length
 from alchemi_jax.segments import sum_by_system
 
 
@@ -175,13 +175,6 @@ def _table(name: str, value: Any) -> Array:
     return array
 
 
-def _positive_cutoff(cutoff: Any) -> float:
-    cutoff = float(cutoff)
-    if not 0 < cutoff < np.inf:
-        raise ValueError(f"cutoff must be a positive length in Å, not {cutoff}.")
-    return cutoff
-
-
 class LennardJones(AbstractPair):
     """The 12-6 potential, u(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6) for r <= cutoff.
 
@@ -204,7 +197,7 @@ class LennardJones(AbstractPair):
 
     epsilon: Array = eqx.field(converter=lambda v: _table("epsilon", v))
     sigma: Array = eqx.field(converter=lambda v: _table("sigma", v))
-    cutoff: float = eqx.field(static=True, converter=_positive_cutoff, default=8.5)
+    cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=8.5)
     shift: bool = eqx.field(static=True, default=False)
     skin: float = eqx.field(static=True, converter=float, default=1.0)
 
@@ -279,7 +272,7 @@ class Morse(AbstractPair):
     depth: Array = eqx.field(converter=as_parameter)
     width: Array = eqx.field(converter=as_parameter)
     r0: Array = eqx.field(converter=as_parameter)
-    cutoff: float = eqx.field(static=True, converter=_positive_cutoff, default=6.0)
+    cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=6.0)
     onset: float | None = eqx.field(
         static=True, converter=lambda r: None if r is None else float(r), default=None
     )

@@ -1,0 +1,86 @@
+"""Checkpoints: the state of a run on disk, to go on from in another process.
+
+The arrays of the state go through orbax, which writes to a temporary folder and renames it: a checkpoint is
+whole or not there. What is no array (models, hooks, names) is not stored: the engine and the batch that
+the run began with give it again.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.neighbors import ListSizes
+
+
+_SIZES = "list sizes"
+
+
+def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = False) -> None:
+    """Writes the state of a run.
+
+    Raises:
+        FileExistsError: if the path exists and `overwrite` is not set.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: give another path, or overwrite=True.")
+    tree = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(state)}
+    if state.neighbors is not None:
+        tree[_SIZES] = np.array(dataclasses.astuple(state.neighbors.sizes))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree, force=overwrite)
+
+
+def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
+    """The state that was written.
+
+    Args:
+        like: a state of the same engine and batch, `engine.init(batch)`: it gives the structure.
+
+    Raises:
+        ValueError: naming what differs, if the engine or the batch is another one.
+        FileNotFoundError: if there is no checkpoint.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}.")
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree: dict[str, Any] = dict(checkpointer.restore(path))
+    sizes = tree.pop(_SIZES, None)
+    if sizes is not None and like.neighbors is not None:
+        # Lists may have grown since `init`: their sizes are part of what was written.
+        held = ListSizes(*(int(n) for n in sizes))
+        like = like.replace(neighbors=dataclasses.replace(like.neighbors, sizes=held))
+    named = _leaves(like)
+    odd = sorted(set(tree) ^ {name for name, _ in named})
+    if odd:
+        raise ValueError(f"{path} is of another engine or batch: they differ in {odd[0]}.")
+    leaves = []
+    for name, leaf in named:
+        value = np.asarray(tree[name])
+        wanted = np.asarray(_plain(leaf))
+        free = name.startswith((".neighbors", ".records"))
+        if value.dtype != wanted.dtype or (value.shape != wanted.shape and not free):
+            raise ValueError(
+                f"{path} is of another engine or batch: {name} is {value.dtype}{list(value.shape)}, "
+                f"expected {wanted.dtype}{list(wanted.shape)}."
+            )
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        leaves.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _leaves(state: DynamicsState) -> list[tuple[str, Any]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
+
+
+def _plain(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,0 +1,39 @@
+"""FlaxModel: a potential whose energy is a flax module."""
+
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.parameters import positive_length
+
+
+class FlaxModel(AbstractModel):
+    """A `flax.linen` module with its variables, as a potential.
+
+    Args:
+        module: its `__call__(batch, neighbors)` gives the energy of each system, eV, [systems];
+            `alchemi_jax.neighbors.pair_vectors` gives it the pairs.
+        variables: what `module.init(key, batch, neighbors)` made, or training left. They are leaves:
+            new values do not compile anew, and gradients with respect to them are those of any field.
+        cutoff: reach of the neighbor list, Å.
+        skin: Å by which the list reaches further.
+
+    Forces and stress are gradients of the energy.
+    """
+
+    module: nn.Module = eqx.field(static=True)
+    variables: Any = eqx.field(repr=False)
+    cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=6.0)
+    skin: float = eqx.field(static=True, converter=float, default=1.0)
+
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
+        energy = self.module.apply(self.variables, batch, neighbors)
+        if not isinstance(energy, jax.Array):
+            raise TypeError(f"{type(self.module).__name__} must return an array, the energies.")
+        return energy
