@@ -75,9 +75,7 @@ class AtomicData:
             except (TypeError, ValueError) as e:
                 raise ValueError(f"{self.name}: {field} is not numeric: {e}.") from None
             if array.shape != shape:
-                raise ValueError(
-                    f"{self.name}: {field} has shape {array.shape}, expected {shape}."
-                )
+                raise ValueError(f"{self.name}: {field} has shape {array.shape}, expected {shape}.")
             object.__setattr__(self, field, array)
 
         put("numbers", self.numbers, None, (n,), np.int32)
@@ -145,7 +143,9 @@ class AtomicData:
         velocities = None
         if "momenta" in atoms.arrays:
             velocities = units.velocities_from_ase(atoms.get_velocities())
-        own = {k: float(atoms.info[k]) for k in _OWN_INFO if k in atoms.info and k not in info}
+        own: dict[str, Any] = {
+            k: float(atoms.info[k]) for k in _OWN_INFO if k in atoms.info and k not in info
+        }
         return cls(
             positions=atoms.positions,
             numbers=atoms.numbers,
@@ -196,9 +196,7 @@ class AtomicData:
             results["forces"] = self.forces
         if self.stress is not None and np.isfinite(self.stress).all():
             s = self.stress
-            results["stress"] = np.array(
-                [s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]]
-            )
+            results["stress"] = np.array([s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms

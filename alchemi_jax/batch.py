@@ -19,31 +19,11 @@ from ase import Atoms
 from jaxtyping import Bool, Float, Int, Shaped
 
 from alchemi_jax.atoms import AtomicData
-from alchemi_jax.capacity import round_up
+from alchemi_jax.capacity import capacity, float_dtype, round_up
 from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select
-
-
-@dataclasses.dataclass(frozen=True)
-class SystemMeta:
-    """What a system carries that is no array: its name, `info` and constraints that are not applied."""
-
-    name: str
-    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    constraints: tuple = ()
-
-
-class Metadata(tuple[SystemMeta, ...]):
-    """One SystemMeta a system, in order. Compared by identity: it is part of the pytree's structure,
-    so the driver takes it off before anything is compiled."""
-
-    __slots__ = ()
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other
+from alchemi_jax.meta import Metadata as Metadata
+from alchemi_jax.meta import SystemMeta as SystemMeta
+from alchemi_jax.transforms import is_traced
 
 
 class Batch(eqx.Module):
@@ -80,7 +60,7 @@ class Batch(eqx.Module):
     atom_extras: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
     system_extras: dict[str, Shaped[Data, "systems ..."]] = per_system()
 
-    largest: int = eqx.field(static=True)
+    largest: int = eqx.field(static=True)  # pyright: ignore[reportGeneralTypeIssues]
     """Capacity for the atoms of one system: the width of a row of `segments`."""
     meta: Metadata | None = eqx.field(static=True, default=None)
 
@@ -115,9 +95,7 @@ class Batch(eqx.Module):
         data = []
         for i, a in enumerate(atoms):
             if not isinstance(a, Atoms):
-                raise ValueError(
-                    f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}."
-                )
+                raise ValueError(f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}.")
             name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
             data.append(AtomicData.from_ase(a, name))
         return cls.from_data_list(data, dtype, atom_capacity, system_capacity)
@@ -134,7 +112,7 @@ class Batch(eqx.Module):
         data = list(data)
         if not data:
             raise ValueError("A batch needs at least one system, the list is empty.")
-        dtype = _float_dtype(dtype)
+        dtype = float_dtype(dtype)
         counts = np.array([len(d) for d in data], np.int32)
         n = len(data)
 
@@ -191,8 +169,8 @@ class Batch(eqx.Module):
         """
         counts = np.asarray(fields["atoms_per_system"], np.int32)
         n_atoms, n_systems = int(counts.sum()), len(counts)
-        atom_capacity = _capacity("atom", atom_capacity, n_atoms, 8, 16)
-        system_capacity = _capacity("system", system_capacity, n_systems, 4, 1)
+        atom_capacity = capacity("atom", atom_capacity, n_atoms, 8, 16)
+        system_capacity = capacity("system", system_capacity, n_systems, 4, 1)
         length = {"atom": atom_capacity, "system": system_capacity}
         derived = {
             "batch_idx": np.repeat(np.arange(n_systems, dtype=np.int32), counts),
@@ -410,7 +388,7 @@ class Batch(eqx.Module):
 
     def __repr__(self) -> str:
         size = f"atoms[{self.atom_capacity}], systems[{self.system_capacity}], {self.dtype}"
-        if isinstance(self.status, jax.core.Tracer) or not isinstance(self.status, Data):
+        if is_traced(self.status) or not isinstance(self.status, jax.Array | np.ndarray):
             return f"Batch({size})"
         counts = np.asarray(self.atoms_per_system)
         if counts.ndim != 1:
@@ -420,28 +398,7 @@ class Batch(eqx.Module):
 
 
 def _count(n: Any) -> Any:
-    return n if isinstance(n, jax.core.Tracer) else int(n)
-
-
-def _float_dtype(dtype: Any) -> np.dtype:
-    """The run's dtype; float64 that JAX would silently narrow is an error."""
-    wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
-    if wanted.kind != "f":
-        raise ValueError(f"dtype must be a float type, not {wanted}.")
-    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        raise ValueError(
-            f"dtype {wanted} needs 64-bit JAX: call jax.config.update('jax_enable_x64', True) "
-            "before the first array is made, or set JAX_ENABLE_X64=1."
-        )
-    return wanted
-
-
-def _capacity(what: str, given: int | None, needed: int, per_octave: int, least: int) -> int:
-    if given is None:
-        return round_up(needed, per_octave, least)
-    if given < needed:
-        raise ValueError(f"{what}_capacity is {given}, but there are {needed} {what}s.")
-    return int(given)
+    return n if is_traced(n) else int(n)
 
 
 def _common_extras(extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype) -> dict[str, Any]:

@@ -7,7 +7,7 @@ systems. `Batch` and the states of the algorithms declare their fields with `per
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,7 +17,11 @@ from jaxtyping import Array, Bool
 
 
 Level = Literal["atom", "system", "shared"]
-Data = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    Data = jax.Array
+else:
+    # On the host a batch holds numpy arrays; for the type checker they are alike.
+    Data = jax.Array | np.ndarray
 _M = TypeVar("_M")
 
 
@@ -44,9 +48,7 @@ def _where(mask: Array, new: Any, old: Any) -> Any:
     return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(new) - 1)), new, old)
 
 
-def select(
-    atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M
-) -> _M:
+def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
     """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
 
     Both are Modules of one type (or None) whose fields declare levels. Fields that are the same

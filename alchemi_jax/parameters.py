@@ -11,6 +11,8 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
+from alchemi_jax.transforms import is_traced
+
 
 def as_parameter(value: Any) -> Array:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
@@ -28,7 +30,7 @@ def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
 
     def convert(value: Any) -> Array:
         array = as_parameter(value)
-        if not isinstance(array, jax.core.Tracer):
+        if not is_traced(array):
             numbers = np.asarray(array)
             good = numbers >= 0 if zero else numbers > 0
             if not np.all(good & np.isfinite(numbers)):
@@ -51,11 +53,11 @@ def positive_length(name: str) -> Callable[[Any], float]:
     return convert
 
 
-def as_count(name: str) -> Callable[[Any], Array | None]:
+def as_count(name: str) -> Callable[[Any], Any]:
     """A converter of counts to integer leaves, so that changing one does not compile anew."""
 
-    def convert(value: Any) -> Array | None:
-        if value is None or isinstance(value, jax.core.Tracer):
+    def convert(value: Any) -> Any:
+        if value is None or is_traced(value):
             return value
         number = np.asarray(value)
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
@@ -69,16 +71,12 @@ class Described(eqx.Module):
     """A Module whose repr gives the values of its parameters, as a methods section would."""
 
     def __repr__(self) -> str:
-        parts = (
-            f"{f.name}={_show(getattr(self, f.name, None))}"
-            for f in dataclasses.fields(self)
-            if f.repr
-        )
+        parts = (f"{f.name}={_show(getattr(self, f.name, None))}" for f in dataclasses.fields(self) if f.repr)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray):
+    if is_traced(value) or not isinstance(value, jax.Array | np.ndarray):
         return repr(value)
     numbers = np.asarray(value)
     if numbers.ndim == 0:

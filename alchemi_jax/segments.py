@@ -36,9 +36,7 @@ def row_index(batch: Batch) -> tuple[Array, Array]:
     return index, valid
 
 
-def to_atoms(
-    batch: Batch, values: Shaped[Array, "systems *dims"]
-) -> Shaped[Array, "atoms *dims"]:
+def to_atoms(batch: Batch, values: Shaped[Array, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
     """Each atom's value of its system (padding atoms get that of the last system)."""
     return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
 
@@ -61,9 +59,7 @@ def _blocked_sum(rows: Array) -> Array:
     return _blocked_sum(jax.lax.optimization_barrier(rows.sum(axis=2)))
 
 
-def sum_by_system(
-    batch: Batch, values: Shaped[Array, "atoms *dims"]
-) -> Shaped[Array, "systems *dims"]:
+def sum_by_system(batch: Batch, values: Shaped[Array, "atoms *dims"]) -> Shaped[Array, "systems *dims"]:
     """Sum over the atoms of each system; padding atoms are left out."""
     if use_rows(batch):
         return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
@@ -75,9 +71,7 @@ def sum_by_system(
     local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
     block = jnp.where(batch.atom_mask, to_atoms(batch, first) + local // _BLOCK, blocks)
     partial = jax.ops.segment_sum(values, block, blocks, indices_are_sorted=True)
-    system = jnp.repeat(
-        jnp.arange(systems, dtype=jnp.int32), per_system, total_repeat_length=blocks
-    )
+    system = jnp.repeat(jnp.arange(systems, dtype=jnp.int32), per_system, total_repeat_length=blocks)
     system = jnp.where(jnp.arange(blocks) < per_system.sum(), system, systems)
     return jax.ops.segment_sum(partial, system, systems, indices_are_sorted=True)
 
@@ -94,8 +88,6 @@ def max_by_system(
     return jnp.where(batch.system_mask, found, low)
 
 
-def any_by_system(
-    batch: Batch, values: Shaped[Array, " atoms"]
-) -> Shaped[Array, " systems"]:
+def any_by_system(batch: Batch, values: Shaped[Array, " atoms"]) -> Shaped[Array, " systems"]:
     """Whether any atom of each system has the property."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0

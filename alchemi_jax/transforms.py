@@ -5,15 +5,19 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 
 _T = TypeVar("_T")
 
 
-def cond_any(
-    due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any
-) -> _T:
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer, so that its value is not known now."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
     """`lax.cond` for dear work that is seldom due.
 
     Under vmap a `lax.cond` whose predicate differs from lane to lane runs both branches at every

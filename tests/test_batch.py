@@ -58,9 +58,7 @@ def test_counts_masks_and_levels():
 def test_select_follows_levels_not_shapes():
     """One-atom systems: as many atoms as systems."""
     data = [
-        AtomicData(
-            positions=[[i, 0, 0]], numbers=[18], atom_extras={"a": [i]}, system_extras={"s": float(i)}
-        )
+        AtomicData(positions=[[i, 0, 0]], numbers=[18], atom_extras={"a": [i]}, system_extras={"s": float(i)})
         for i in range(3)
     ]
     ours = Batch.from_data_list(data, atom_capacity=3, system_capacity=3)
@@ -124,7 +122,7 @@ def test_float32_sums_keep_their_digits():
 
 
 def bad(**changes):
-    fields = dict(positions=np.zeros((2, 3)) + [[0], [3]], numbers=[18, 18], name="mine")
+    fields = dict(positions=np.array([[0, 0, 0], [3, 3, 3]]), numbers=[18, 18], name="mine")
     return lambda: AtomicData(**{**fields, **changes})
 
 

@@ -62,7 +62,9 @@ def test_results_are_not_overwritten_unasked(relaxed, capsys):
     code = main([*arguments, "--overwrite"])
     assert code == 3
     captured = capsys.readouterr()
-    assert re.search(r"a\.extxyz, structure 1: did not converge, fmax [0-9.]+ eV/Å after 2 steps", captured.err)
+    assert re.search(
+        r"a\.extxyz, structure 1: did not converge, fmax [0-9.]+ eV/Å after 2 steps", captured.err
+    )
     assert re.search(r"out of steps +2", captured.out)
     assert len(ase.io.read(folder / "out" / "relaxed.extxyz", ":")) == 2
 
@@ -158,7 +160,13 @@ def test_info(capsys):
     """Versions, devices, precision; and the canaries find nothing wrong with this JAX."""
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for part in ("alchemi-jax", f"jax               {jax.__version__}", "devices", "precision", "passes the checks"):
+    for part in (
+        "alchemi-jax",
+        f"jax               {jax.__version__}",
+        "devices",
+        "precision",
+        "passes the checks",
+    ):
         assert part in text
 
 

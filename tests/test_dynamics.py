@@ -15,7 +15,7 @@ from ase.optimize import FIRE as ASEFIRE
 from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, driver
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, prepare
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import HarmonicModel, LennardJones
@@ -36,9 +36,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def relaxation(lj):
-    return FIRE(
-        model=lj, dt=1.0, n_steps=300, hooks=[ConvergenceHook.from_fmax(1e-3)]
-    )
+    return FIRE(model=lj, dt=1.0, n_steps=300, hooks=[ConvergenceHook.from_fmax(1e-3)])
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +119,7 @@ def test_a_crystal_alone_equals_batched(lj):
         alone = engine.run(Batch.from_ase(atoms))
         assert abs(float(alone.energy[0] - together.energy[i])) < 1e-6
         n = len(atoms)
-        np.testing.assert_allclose(
-            alone.positions[:n], together.positions[offset : offset + n], atol=1e-6
-        )
+        np.testing.assert_allclose(alone.positions[:n], together.positions[offset : offset + n], atol=1e-6)
         offset += n
 
 
@@ -242,8 +238,10 @@ def test_host_hooks_fire_at_0_f_2f(harmonic, stage, frequency):
     out = engine.run(harmonic)
     assert hook.seen == list(range(0, 20, frequency))
     np.testing.assert_allclose(
-        out.take().positions, NVE(model=HarmonicModel(), dt=1.0, n_steps=20).run(harmonic).take().positions,
-        rtol=1e-12, atol=1e-14,
+        out.take().positions,
+        NVE(model=HarmonicModel(), dt=1.0, n_steps=20).run(harmonic).take().positions,
+        rtol=1e-12,
+        atol=1e-14,
     )
 
 
@@ -316,7 +314,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         memory = HostMemory()
         engine = FIRE(model=lj, dt=2.0, n_steps=60, hooks=[SnapshotHook(memory, 20)])
         if sizes is not None:
-            monkeypatch.setattr(driver.nl, "guess_sizes", lambda *args: sizes)
+            monkeypatch.setattr(prepare.nl, "guess_sizes", lambda *args: sizes)
         state = engine.init(batch)
         first = state.neighbors.sizes
         out = engine.advance(state, 60)
@@ -333,7 +331,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
 
 def test_overflow_in_a_segment_is_replayed(lj):
     """Capacities that just hold the start and no more: two clusters fly into each other."""
-    pair = np.concatenate([cluster(0).positions - [11, 0, 0], cluster(1).positions + [11, 0, 0]])
+    pair = np.concatenate([cluster(0).positions - [11, 0, 0], cluster(1).positions - [-11, 0, 0]])
     atoms = Atoms("Ar26Ar10", positions=np.concatenate([pair, 300 + 20.0 * np.arange(30).reshape(10, 3)]))
     velocities = np.zeros((36, 3))
     velocities[:13, 0], velocities[13:26, 0] = 0.01 * ASE_TIME, -0.01 * ASE_TIME
@@ -344,7 +342,7 @@ def test_overflow_in_a_segment_is_replayed(lj):
     needs = np.asarray(state.neighbors.needs)
     tight = ListSizes(int(needs[0]), 1, 64, 32)
     squeezed = state.replace(
-        neighbors=driver._rebuilt(state.batch.replace(meta=None), state.neighbors, tight)
+        neighbors=prepare.rebuilt(state.batch.replace(meta=None), state.neighbors, tight)
     )
     assert not squeezed.overflow
     out = engine.advance(squeezed, 300)
@@ -483,7 +481,7 @@ def test_refusals(lj, harmonic):
         watched.loop(watched.init(harmonic), 3)
     with pytest.raises(ValueError, match="dt must be positive, not -1"):
         NVE(model=lj, dt=-1.0)
-    with pytest.raises(ValueError, match="n_steps must be a positive int, not 2.5"):
+    with pytest.raises(ValueError, match=r"n_steps must be a positive int, not 2\.5"):
         NVE(model=lj, dt=1.0, n_steps=2.5)
     with pytest.raises(ValueError, match=r"NVE\.dt has 3 values.*2 systems"):
         NVE(model=HarmonicModel(), dt=jnp.ones(3), n_steps=1).run(harmonic)

@@ -8,8 +8,18 @@ from alchemi_jax.cli.main import INCOMPLETE, OK
 
 
 PACKAGES = (
-    "alchemi-jax jax jaxlib equinox flax orbax-checkpoint zarr plum-dispatch jaxtyping numpy ase"
-).split()
+    "alchemi-jax",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "flax",
+    "orbax-checkpoint",
+    "zarr",
+    "plum-dispatch",
+    "jaxtyping",
+    "numpy",
+    "ase",
+)
 
 
 def info() -> int:

@@ -16,9 +16,7 @@ class UsageError(Exception):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="alchemi-jax", description="Batched atomistic dynamics in JAX."
-    )
+    top = argparse.ArgumentParser(prog="alchemi-jax", description="Batched atomistic dynamics in JAX.")
     top.add_argument("--version", action="version", version=f"alchemi-jax {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -27,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         help="relax structures, all at once",
         description="Relaxes the positions of all structures in the files, in fixed cells, with FIRE. "
         "Without files: the sample set of noble-gas clusters and crystals.",
-        epilog="Exit code: 0 all converged, 2 bad usage or unreadable input, 3 some did not converge or failed.",
+        epilog="Exit code: 0 all converged, 2 bad usage or unreadable input, 3 not all converged.",
     )
     relax.add_argument("files", nargs="*", help="anything that ASE reads")
     relax.add_argument(
@@ -36,11 +34,15 @@ def parser() -> argparse.ArgumentParser:
         help="lj (noble gases, the default), lj:epsilon=EV,sigma=A[,cutoff=A] for any atoms, or "
         "morse:depth=EV,width=1/A,r0=A[,cutoff=A]",
     )
-    relax.add_argument("--fmax", type=float, default=0.01, help="eV/Å at which a structure has converged [0.01]")
+    relax.add_argument(
+        "--fmax", type=float, default=0.01, help="eV/Å at which a structure has converged [0.01]"
+    )
     relax.add_argument("--steps", type=int, default=1000, help="budget of steps per structure [1000]")
     relax.add_argument("--out", default="alchemi-relaxed", help="folder for the results [alchemi-relaxed]")
     relax.add_argument("--overwrite", action="store_true", help="replace results in that folder")
-    relax.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="precision [float64]")
+    relax.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64", help="precision [float64]"
+    )
 
     commands.add_parser(
         "info",

@@ -19,8 +19,8 @@ from alchemi_jax.cli.main import INCOMPLETE, INTERRUPTED, OK, UsageError
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
-from alchemi_jax.dynamics.driver import verdict
 from alchemi_jax.dynamics.hooks import LoggingHook
+from alchemi_jax.dynamics.prepare import verdict
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.observables import fmax
 
@@ -69,7 +69,9 @@ def relax(args: argparse.Namespace) -> int:
     took = time.perf_counter() - begun
     final = verdict(engine, state)
     _write(final, sources, out)
-    convergence(out / "log.csv", out / "convergence.png", args.fmax, final.take().atoms_per_system)
+    convergence(
+        out / "log.csv", out / "convergence.png", args.fmax, np.asarray(final.take().atoms_per_system)
+    )
     return _report(final, sources, out, took, interrupted)
 
 
@@ -77,9 +79,7 @@ def _prepare(out: Path, overwrite: bool) -> Path:
     """The folder for results, made and known to be writable."""
     existing = [name for name in OUTPUTS if (out / name).exists()]
     if existing and not overwrite:
-        raise UsageError(
-            f"{out / existing[0]} exists: give another --out, or --overwrite to replace it."
-        )
+        raise UsageError(f"{out / existing[0]} exists: give another --out, or --overwrite to replace it.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".alchemi-jax"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import driver, records
+from alchemi_jax.dynamics import driver, prepare, records
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
@@ -50,7 +50,7 @@ class AbstractDynamics(Described):
 
     def __check_init__(self):
         self.hooks.check_stages(self._stage_type)
-        driver.warn_idle_hooks(self)
+        prepare.warn_idle_hooks(self)
 
     # -- what an algorithm writes ----------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class AbstractDynamics(Described):
             ValueError: naming the system, if the model cannot treat it; also inside a transform,
                 because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
-        return driver.init(self, batch, key)
+        return prepare.init(self, batch, key)
 
     def run(self, batch: Batch, n_steps: int | None = None, *, key: Array | None = None) -> Batch:
         """Runs until every system is finished or its budget of steps is used up.
@@ -98,9 +98,9 @@ class AbstractDynamics(Described):
             key: as for `init`.
 
         Returns:
-            The batch: systems in the same order, `status`, `converged`, `steps_taken` and `failed` per system. A run
-            that did not converge is no error; a system whose energy or forces stopped being finite
-            is left in its last finite state and reported in a warning.
+            The batch: systems in the same order, with `status`, `converged`, `steps_taken` and
+            `failed` per system. A run that did not converge is no error; a system whose energy or
+            forces stopped being finite is left in its last finite state and reported in a warning.
         """
         return driver.run(self, batch, n_steps, key)
 
@@ -191,7 +191,7 @@ class AbstractDynamics(Described):
 
     def _evaluate(self, batch: Batch, neighbors: Any) -> tuple[Batch, Bool[Array, " systems"]]:
         """The batch with the model's results, and for which systems they are finite."""
-        stress = driver.needs_stress(self)
+        stress = prepare.needs_stress(self)
         results = evaluate_checked(self.model, batch, neighbors, stress=stress)
         lost = any_by_system(batch, ~jnp.all(jnp.isfinite(results.forces), axis=-1))
         finite = jnp.isfinite(results.energy) & ~lost

@@ -1,10 +1,10 @@
 """The segment loop: the only file that knows host from device.
 
 A run is a chain of compiled segments. A segment takes steps until the next step at which a host hook
-is due, a system converged that somebody waits for, a buffer of rows is full, a neighbor list overflowed, or it
-took about half a second (so that Ctrl-C is heard). It returns the new state and one small array of
-numbers, the report, which is all that the host reads. On overflow the segment is replayed, with a larger list,
-from the state that the driver still holds.
+is due, a system converged that somebody waits for, a buffer of rows is full, a neighbor list
+overflowed, or it took about half a second (so that Ctrl-C is heard). It returns the new state and one
+small array of numbers, the report, which is all that the host reads. On overflow the segment is
+replayed, with a larger list, from the state that the driver still holds.
 
 Host hooks at the boundaries of a step are called between segments, on the state that the same
 compiled code made with or without them. For hooks in the middle of a step, that step is run in parts.
@@ -12,7 +12,6 @@ compiled code made with or without them. For hooks in the middle of a step, that
 
 import dataclasses
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -24,10 +23,12 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics.prepare import larger_list, on_device, verdict, warn_failed
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.hooks.registry import name_of, noted, runs_on
+from alchemi_jax.transforms import is_traced
 
 
 if TYPE_CHECKING:
@@ -38,97 +39,10 @@ _SECONDS = 0.25
 _ALWAYS = np.iinfo(np.int32).max
 
 
-# -- making a state ------------------------------------------------------------------------------
-
-
-def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> DynamicsState:
-    """See `AbstractDynamics.init`."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((batch, engine))):
-        raise ValueError(
-            f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
-            "be traced: call it outside of jit, vmap and grad, and transform loop or step."
-        )
-    engine.model.check(batch)
-    check_per_system(engine, batch)
-    meta, batch = batch.meta, batch.replace(meta=None)
-    engine = on_device(engine)
-    batch = jax.device_put(batch)
-    neighbors = None
-    if engine.model.cutoff is not None:
-        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin)
-        neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
-    key = jax.random.key(0) if key is None else key
-    while True:
-        state = _prepare(engine, batch, neighbors, key)
-        if state.neighbors is None or not bool(state.neighbors.overflow):
-            break
-        neighbors = _larger(batch, neighbors, state.neighbors)
-    state = state.replace(batch=state.batch.replace(meta=meta))
-    _warn_failed(state, before=None)
-    return state
-
-
-@eqx.filter_jit
-def _empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
-    return nl.empty_list(batch, cutoff, skin, sizes)
-
-
-@eqx.filter_jit
-def _prepare(
-    engine: "AbstractDynamics", batch: Batch, neighbors: nl.NeighborList | None, key: Array
-) -> DynamicsState:
-    """Bookkeeping afresh, memories, buffers, and the first evaluation."""
-    systems = batch.status.shape
-    none = jnp.zeros(systems, bool)
-    batch = batch.replace(
-        status=jnp.zeros(systems, jnp.int32),
-        converged=none,
-        failed=none,
-        steps_taken=jnp.zeros(systems, jnp.int32),
-        stress=jnp.full_like(batch.stress, jnp.nan),
-        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
-    )
-    memory = engine.hooks.init(batch)
-    state = DynamicsState(
-        batch=batch,
-        integrator=None,
-        neighbors=neighbors,
-        step_count=jnp.zeros((), jnp.int32),
-        memory=memory,
-        records=(),
-        key=key,
-        newly_converged=none,
-        moved=none,
-        failed_at=jnp.full(systems, -1, jnp.int32),
-    )
-    compute = STEP.index("compute")
-    flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
-    state = flow.state
-    ctx = engine._build_context(flow, DynamicsStage.AFTER_STEP)
-    buffers = (records.allocate(held.hook, ctx) for held in engine.hooks.recording)
-    return state.replace(
-        integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers)
-    )
-
-
-def _larger(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:
-    """The held list with room for what building `wanted` needed. Lists are functions of their
-    references, so nothing else changes."""
-    sizes = nl.grow(held.sizes, np.asarray(wanted.needs))
-    return _rebuilt(batch, held, sizes)
-
-
-@eqx.filter_jit
-def _rebuilt(batch: Batch, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.NeighborList:
-    return nl.resized(batch, held, sizes)
-
-
 # -- the pure loop -------------------------------------------------------------------------------
 
 
-def loop(
-    engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None
-) -> DynamicsState:
+def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) -> DynamicsState:
     """See `AbstractDynamics.loop`."""
     if engine.hooks.host:
         names = ", ".join(name_of(held.hook) for held in engine.hooks.host)
@@ -140,7 +54,7 @@ def loop(
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
     if engine.hooks.recording:
-        if isinstance(n, jax.core.Tracer):
+        if is_traced(n):
             raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
         buffers = [
             records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
@@ -196,7 +110,7 @@ def _report(engine: "AbstractDynamics", state: DynamicsState) -> Array:
 
 @eqx.filter_jit
 def _segment(
-    engine: "AbstractDynamics", state: DynamicsState, stop: Array, wait: Array
+    engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any
 ) -> tuple[DynamicsState, Array]:
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
     state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait), lambda s: engine.step(s), state)
@@ -207,9 +121,7 @@ _report_of = eqx.filter_jit(_report)
 
 
 @eqx.filter_jit
-def _part(
-    engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int
-) -> tuple[Flow, Array]:
+def _part(engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int) -> tuple[Flow, Array]:
     """Pieces first .. last-1 of a step."""
     flow = engine._begin(at) if isinstance(at, DynamicsState) else at
     flow = engine._through(flow, STEP[first:last])
@@ -291,9 +203,7 @@ class _Run:
         cuts = [
             i + 1
             for i, piece in enumerate(STEP)
-            if isinstance(piece, DynamicsStage)
-            and piece not in self.edge
-            and self._runs_any(due, piece)
+            if isinstance(piece, DynamicsStage) and piece not in self.edge and self._runs_any(due, piece)
         ]
         at: DynamicsState | Flow = self.state
         done = 0
@@ -318,19 +228,18 @@ class _Run:
 
     def _grow(self, overflowed: DynamicsState) -> nl.NeighborList:
         held, wanted = self.state.neighbors, overflowed.neighbors
-        assert held is not None and wanted is not None
-        larger = _larger(self.state.batch, held, wanted)
+        assert held is not None
+        assert wanted is not None
+        larger = larger_list(self.state.batch, held, wanted)
         self.state = self.state.replace(neighbors=larger)
         return larger
 
     def _accept(self, state: DynamicsState, report: _Report) -> None:
         before, self.state = self.state, state
         if report.failed > self.report.failed:
-            _warn_failed(self._with_meta(), before)
+            warn_failed(self._with_meta(), before)
         self.report = report
-        full = any(
-            2 * n > b.capacity for n, b in zip(report.counts, state.records, strict=True)
-        )
+        full = any(2 * n > b.capacity for n, b in zip(report.counts, state.records, strict=True))
         if full or time.perf_counter() - self.drained > 1.0:
             self.drain()
 
@@ -341,9 +250,7 @@ class _Run:
             return
         held_hooks = self.compiled.hooks.recording
         buffers = jax.device_get(self.state.records)
-        empty = [
-            dataclasses.replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records
-        ]
+        empty = [dataclasses.replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
         self.state = self.state.replace(records=tuple(empty))
         self.report.counts = np.zeros_like(self.report.counts)
         for held, buffer in zip(held_hooks, buffers, strict=True):
@@ -409,9 +316,7 @@ def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> D
     return run._with_meta()
 
 
-def run(
-    engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None
-) -> Batch:
+def run(engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None) -> Batch:
     """See `AbstractDynamics.run`."""
     if n_steps is not None:
         engine = dataclasses.replace(engine, n_steps=n_steps)
@@ -423,94 +328,3 @@ def run(
         state = engine.init(batch, key=key)
         state = engine.advance(state, int(engine.n_steps))
         return verdict(engine, state)
-
-
-def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
-    """The batch of a state, with the stress of periodic systems, which a run leaves out where
-    nothing reads it."""
-    batch = state.batch
-    if needs_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
-        return batch
-    return batch.replace(stress=stress_of(engine, state))
-
-
-def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
-    """Stress of a state, eV/Å³; NaN where a system failed or is not periodic in all directions."""
-    batch, neighbors = state.batch.replace(meta=None), state.neighbors
-    # Mostly the list is that of the last forces, and nothing needs to be compiled to renew it.
-    while neighbors is not None and bool(_any_due(batch, neighbors)):
-        after = _updated(batch, neighbors)
-        neighbors = _larger(batch, neighbors, after) if bool(after.overflow) else after
-    return _stress(engine.model, batch, neighbors)
-
-
-@eqx.filter_jit
-def _any_due(batch: Batch, neighbors: nl.NeighborList) -> Array:
-    return jnp.any(nl.due(batch, neighbors)) | jnp.any(batch.cell != neighbors.offset_cell)
-
-
-@eqx.filter_jit
-def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
-    return nl.update(batch, neighbors)
-
-
-@eqx.filter_jit
-def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Array:
-    stress = model.evaluate(batch, neighbors, stress=True).stress
-    return jnp.where(batch.failed[:, None, None], jnp.nan, stress).astype(batch.dtype)
-
-
-# -- what engine and driver agree on -------------------------------------------------------------
-
-
-def on_device(engine: "AbstractDynamics") -> "AbstractDynamics":
-    """The engine as compiled code sees it: without host hooks."""
-    hooks = engine.hooks.on_device()
-    return engine if hooks is engine.hooks else dataclasses.replace(engine, hooks=hooks)
-
-
-def needs_stress(engine: "AbstractDynamics") -> bool:
-    """Whether the stress is evaluated in every step: the algorithm or a hook reads it."""
-    return engine._needs_stress or any(getattr(h, "needs_stress", False) for h in engine.hooks)
-
-
-def warn_idle_hooks(engine: "AbstractDynamics") -> None:
-    """A hook whose stage can never come is most likely a mistake."""
-    if engine.hooks.any_traced(DynamicsStage.AFTER_STEP):
-        return
-    for hook in engine.hooks:
-        stages = [s for s in DynamicsStage if runs_on(hook, s)]
-        if stages == [DynamicsStage.ON_CONVERGE]:
-            warnings.warn(
-                f"{name_of(hook)} waits for ON_CONVERGE, which never comes in this {name_of(engine)}: "
-                "it has no ConvergenceHook.",
-                stacklevel=5,
-            )
-
-
-def check_per_system(engine: "AbstractDynamics", batch: Batch) -> None:
-    """Parameters with one value per system must have as many as there are systems."""
-    fits = (batch.num_systems, batch.system_capacity)
-    for f in dataclasses.fields(engine):
-        value = getattr(engine, f.name)
-        if isinstance(value, jax.Array) and value.ndim == 1 and value.shape[0] not in fits:
-            raise ValueError(
-                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
-                f"but the batch has {fits[0]} systems."
-            )
-
-
-def _warn_failed(state: DynamicsState, before: DynamicsState | None) -> None:
-    failed_at = np.asarray(state.failed_at)
-    known = np.full_like(failed_at, -1) if before is None else np.asarray(before.failed_at)
-    new = np.flatnonzero((failed_at >= 0) & (known < 0))
-    for system in new[:10].tolist():
-        when = "before the first step" if before is None else f"in step {failed_at[system]}"
-        warnings.warn(
-            f"{state.batch.name_of(system)} failed {when}: its energy or forces are not finite "
-            "(atoms too close, or the time step too long?). It stays in its last finite state.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    if len(new) > 10:
-        warnings.warn(f"{len(new) - 10} more systems failed.", RuntimeWarning, stacklevel=4)

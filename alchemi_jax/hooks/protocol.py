@@ -2,9 +2,9 @@
 
 | kind | what you write | where it runs | may change the run |
 |---|---|---|---|
-| host | any object with `stage`, `frequency`, `__call__(ctx, stage)` | Python, between compiled segments | no |
+| host | any object with `stage`, `frequency`, `__call__(ctx, stage)` | between compiled segments | no |
 | traced | a `TracedHook`: a Module whose call returns a context | inside the compiled step | yes |
-| recording | a `RecordingHook`: `record(ctx)` traced, `write(rows)` on the host | rows wait on the device | no |
+| recording | a `RecordingHook`: `record(ctx)` traced, `write(rows)` on the host | rows wait on device | no |
 
 A hook of frequency f is called in the steps 0, f, 2f, ... at its stage. For several stages give the
 hook a method `_runs_on_stage(stage) -> bool`. A hook with `__enter__` and `__exit__` is opened when

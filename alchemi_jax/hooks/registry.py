@@ -97,9 +97,7 @@ class HookSet(eqx.Module):
             _check(hook, f"hooks[{i}] ({name_of(hook)})")
         self.traced = tuple(_floats_as_leaves(h) for h in hooks if isinstance(h, TracedHook))
         self.recording = tuple(_Recorder(h) for h in hooks if isinstance(h, RecordingHook))
-        self.host = tuple(
-            _Held(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook)
-        )
+        self.host = tuple(_Held(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook))
 
     def __iter__(self) -> Iterator[Any]:
         yield from self.traced
@@ -192,9 +190,7 @@ class HookSet(eqx.Module):
 
     def host_due(self, stage: Enum, step: int) -> bool:
         """Whether a host hook is to be called at a stage of a step."""
-        return any(
-            step % held.hook.frequency == 0 and runs_on(held.hook, stage) for held in self.host
-        )
+        return any(step % held.hook.frequency == 0 and runs_on(held.hook, stage) for held in self.host)
 
     def run_host(self, ctx: HookContext, stage: Enum, step: int) -> None:
         """Calls the host hooks that are due. What goes wrong is noted with hook, stage and step."""
@@ -247,8 +243,7 @@ def _check_overload(hook: Any, stage: Enum) -> None:
         if len(types) == 3 and plum.Signature(*types[:2], type(stage)) <= method.signature:
             return
     raise TypeError(
-        f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a "
-        f"{name_of(stage)}."
+        f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a {name_of(stage)}."
     )
 
 

@@ -1,7 +1,7 @@
 """AbstractModel: what turns a batch into energies, forces and stress."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,22 +25,19 @@ class Results(eqx.Module):
 class AbstractModel(Described):
     """A potential. Write `energy`; forces and stress come from its gradient.
 
-    A model with a `cutoff` gets a neighbor list that reaches so far, kept up to date by the engine;
-    one without (None) gets None. Override `evaluate` where forces are known in closed form, and
-    `check` to refuse batches that the model cannot treat.
+    A model with a `cutoff` (Å) gets a neighbor list that reaches so far and a `skin` (Å) further, kept
+    up to date by the engine; one without (None) gets None. Override `evaluate` where forces are known
+    in closed form, and `check` to refuse batches that the model cannot treat.
     """
 
     cutoff: eqx.AbstractVar[float | None]
+    skin: ClassVar[float] = 1.0
 
     @abstractmethod
-    def energy(
-        self, batch: Batch, neighbors: NeighborList | None
-    ) -> Float[Array, " systems"]:
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         """Energy of each system, eV; differentiable in positions and cell."""
 
-    def evaluate(
-        self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False
-    ) -> Results:
+    def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
         """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain.
 
         The strain is applied to positions and cell together, r -> r (1 + strain), and made symmetric.
@@ -78,9 +75,7 @@ def _mask_atoms(batch: Batch, forces: Array) -> Array:
     return jnp.where(batch.atom_mask[:, None], forces, 0)
 
 
-def per_volume(
-    batch: Batch, virial: Float[Array, "systems 3 3"]
-) -> Float[Array, "systems 3 3"]:
+def per_volume(batch: Batch, virial: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3 3"]:
     """Stress from dE/dstrain; NaN where the system is not periodic in all directions."""
     a, b, c = (batch.cell[:, k] for k in range(3))
     volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))

@@ -26,9 +26,7 @@ class HarmonicModel(AbstractModel):
     )
     cutoff: None = eqx.field(static=True, default=None)
 
-    def energy(
-        self, batch: Batch, neighbors: NeighborList | None
-    ) -> Float[Array, " systems"]:
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         center = batch[self.center] if isinstance(self.center, str) else self.center
         d = batch.positions - center.astype(batch.dtype).reshape(-1, 3)
         return self.k.astype(batch.dtype) / 2 * sum_by_system(batch, jnp.sum(d * d, axis=-1))

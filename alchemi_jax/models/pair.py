@@ -29,9 +29,7 @@ from alchemi_jax.segments import sum_by_system
 def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
     """Energy of each pair and its slope against the squared distance, zero beyond the cutoff."""
     inside = squared <= model.cutoff**2
-    energy, slope = jax.jvp(
-        lambda s: model.pair_energy(s, a, b), (squared,), (jnp.ones_like(squared),)
-    )
+    energy, slope = jax.jvp(lambda s: model.pair_energy(s, a, b), (squared,), (jnp.ones_like(squared),))
     return jnp.where(inside, energy, 0), jnp.where(inside, slope, 0)
 
 
@@ -92,9 +90,7 @@ def _accumulate_jvp(primals, tangents, *, virial: bool):
         model, extended, parameters, neighbors = eqx.combine(differentiable, rest)
         return _matrix(model, extended, parameters, neighbors, virial)
 
-    has_tangent = jax.tree.map(
-        lambda t: t is not None, tuple(tangents), is_leaf=lambda t: t is None
-    )
+    has_tangent = jax.tree.map(lambda t: t is not None, tuple(tangents), is_leaf=lambda t: t is None)
     # A None in `tangents` is a leaf without tangent; partition the primals by that.
     moving = eqx.filter(tuple(primals), has_tangent)
     rest = eqx.filter(tuple(primals), has_tangent, inverse=True)
@@ -104,14 +100,17 @@ def _accumulate_jvp(primals, tangents, *, virial: bool):
 class AbstractPair(AbstractModel):
     """A pair potential: write `pair_energy`, and `atom_parameters` if atoms differ.
 
-    Fields that are named `cutoff` and `skin` (Å) are plain numbers, not leaves: they fix the reach of the list.
+    The fields `cutoff` and `skin` (Å) are plain numbers, not leaves: they fix the reach of the list.
     """
 
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
     def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
-        """Energy of pairs, eV, from squared distances, Å²; a, b: what `atom_parameters` gave for the two atoms."""
+        """Energy of pairs, eV, from squared distances, Å².
+
+        a, b: what `atom_parameters` gave for the two atoms.
+        """
 
     def atom_parameters(self, batch: Batch) -> Any:
         """Arrays [atoms], gathered for both atoms of each pair; none by default."""
@@ -121,9 +120,7 @@ class AbstractPair(AbstractModel):
         sums = self._sums(batch, neighbors, virial=False)
         return sum_by_system(batch, sums[0] / 2)
 
-    def evaluate(
-        self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False
-    ) -> Results:
+    def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
         sums = self._sums(batch, neighbors, virial=stress)
         energy = sum_by_system(batch, sums[0] / 2)
         forces = 2 * jnp.stack(sums[1:4], axis=-1)
@@ -202,9 +199,7 @@ class LennardJones(AbstractPair):
     skin: float = eqx.field(static=True, converter=float, default=1.0)
 
     @classmethod
-    def noble_gases(
-        cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0
-    ) -> "LennardJones":
+    def noble_gases(cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0) -> "LennardJones":
         """Ne, Ar, Kr and Xe, fitted to the gases' second virial coefficients.
 
         Source: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), table 20.2.
@@ -280,9 +275,7 @@ class Morse(AbstractPair):
 
     def __check_init__(self):
         if self.onset is not None and not 0 <= self.onset < self.cutoff:
-            raise ValueError(
-                f"onset must lie between 0 and the cutoff of {self.cutoff} Å, not {self.onset}."
-            )
+            raise ValueError(f"onset must lie between 0 and the cutoff of {self.cutoff} Å, not {self.onset}.")
 
     def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
         r = jnp.sqrt(squared)

@@ -11,7 +11,7 @@ from alchemi_jax.batch import Batch
 from alchemi_jax.capacity import round_up
 from alchemi_jax.neighbors import bits
 from alchemi_jax.neighbors.geometry import face_distances, inverse, lattice_shift, working_cell
-from alchemi_jax.neighbors.list import NeighborList, ListSizes
+from alchemi_jax.neighbors.list import ListSizes, NeighborList
 from alchemi_jax.segments import any_by_system, max_by_system, row_index, to_atoms, use_rows
 
 
@@ -115,7 +115,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     safe = jnp.where(jnp.isfinite(positions), positions, 0)
     cell = jnp.where(stale[:, None, None], batch.cell, neighbors.ref_cell)
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
-    n, far = batch.atom_capacity, batch.atom_capacity + sizes.images
+    far = batch.atom_capacity + sizes.images
 
     images = _images(batch, safe, cell, reach, sizes)
     shift = jnp.concatenate([-images.wrapped, images.shift]).astype(batch.dtype)
@@ -245,8 +245,7 @@ def _pairs(
         where = candidate(c)
         there = spread(where)
         dx, dy, dz = (
-            spread(jnp.take(extended[:, a], where, mode="clip")) - v[None]
-            for a, v in enumerate((x, y, z))
+            spread(jnp.take(extended[:, a], where, mode="clip")) - v[None] for a, v in enumerate((x, y, z))
         )
         near = (dx * dx + dy * dy + dz * dz <= reach**2) | spread(
             jnp.broadcast_to(free_small[None], where.shape)
@@ -266,8 +265,7 @@ def _pairs(
     k = jnp.broadcast_to(jnp.arange(sizes.neighbors, dtype=jnp.int32)[:, None], (sizes.neighbors, n))
     c = bits.nth_hit(masks, cumulative, k, jnp.broadcast_to(atoms[None], k.shape))
     first, count, first_image = (
-        to_atoms(batch, v)[None]
-        for v in (batch.first_atom, batch.atoms_per_system, images.first)
+        to_atoms(batch, v)[None] for v in (batch.first_atom, batch.atoms_per_system, images.first)
     )
     index = jnp.where(c < count, first + c, n + first_image + c - count)
     index = jnp.where(k < found[None], index, -1)

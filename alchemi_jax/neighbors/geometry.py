@@ -8,9 +8,7 @@ def _unit(v: Array) -> Array:
     return v / jnp.linalg.norm(v)
 
 
-def working_cell(
-    cell: Float[Array, "3 3"], pbc: Bool[Array, " 3"]
-) -> Float[Array, "3 3"]:
+def working_cell(cell: Float[Array, "3 3"], pbc: Bool[Array, " 3"]) -> Float[Array, "3 3"]:
     """The cell with every vector along which the system is not periodic replaced by a unit vector
     normal to the others, so that it can be inverted whatever the user left there (often zeros)."""
     periodic = pbc.sum()
@@ -43,9 +41,7 @@ def face_distances(cell_inverse: Float[Array, "3 3"]) -> Float[Array, " 3"]:
     return 1.0 / jnp.linalg.norm(cell_inverse, axis=0)
 
 
-def lattice_shift(
-    index: Int[Array, "*n"], reach: Int[Array, "*#n 3"]
-) -> Int[Array, "*n 3"]:
+def lattice_shift(index: Int[Array, "*n"], reach: Int[Array, "*#n 3"]) -> Int[Array, "*n 3"]:
     """The shift with number `index` among those with |s_k| <= reach_k; the last axis runs fastest."""
     nb, nc = 2 * reach[..., 1] + 1, 2 * reach[..., 2] + 1
     s = jnp.stack([index // (nb * nc), (index // nc) % nb, index % nc], axis=-1)

@@ -107,9 +107,7 @@ def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_imag
     return jnp.concatenate([batch.batch_idx, batch.batch_idx[neighbors.source]])
 
 
-def extended_positions(
-    batch: Batch, neighbors: NeighborList
-) -> Float[Array, "extended 3"]:
+def extended_positions(batch: Batch, neighbors: NeighborList) -> Float[Array, "extended 3"]:
     """Positions of atoms (wrapped), images and the far place, Å; differentiable in positions and cell."""
     offset = _offset(
         neighbors.offset, neighbors.shift, neighbors.offset_cell, batch.cell, owners(batch, neighbors)
@@ -153,8 +151,7 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     # The displacement that follows the strain is not the atom's own; without strain nothing is gathered.
     moved = jax.lax.cond(
         jnp.any(size > 0),
-        lambda: moved
-        - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
+        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
         lambda: moved,
     )
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
@@ -163,9 +160,7 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     used_up = (1 - size) * reach - 2 * furthest < neighbors.cutoff
     # A position that is not finite must not pass for one that has not moved.
     lost = ~jnp.isfinite(furthest)
-    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(
-        batch.pbc != neighbors.ref_pbc, axis=-1
-    )
+    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
     return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
 
 
@@ -180,9 +175,7 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
         batch, neighbors, stale = operands
         return build(batch, neighbors, stale)
 
-    neighbors = cond_any(
-        jnp.any(stale), rebuild, lambda operands: operands[1], (batch, neighbors, stale)
-    )
+    neighbors = cond_any(jnp.any(stale), rebuild, lambda operands: operands[1], (batch, neighbors, stale))
 
     def renew(operands: Any) -> NeighborList:
         batch, neighbors = operands

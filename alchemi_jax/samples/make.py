@@ -55,7 +55,10 @@ def sample_set() -> dict[str, list[Atoms]]:
         del atoms[rng.choice(len(atoms), 2, replace=False).tolist()]
         vacancies.append(atoms)
     pairs = [("Ar", "Kr"), ("Kr", "Ar"), ("Kr", "Xe"), ("Ne", "Ar"), ("Xe", "Kr"), ("Ar", "Xe")]
-    mixtures = [mixed(cluster(pair[0], n, rng), pair, rng) for pair, n in zip(pairs, (19, 13, 38, 55, 7, 26), strict=True)]
+    mixtures = [
+        mixed(cluster(pair[0], n, rng), pair, rng)
+        for pair, n in zip(pairs, (19, 13, 38, 55, 7, 26), strict=True)
+    ]
     mixtures += [mixed(crystal(pair[0], 2, rng), pair, rng) for pair in pairs[:3]]
     return {"clusters": clusters, "crystals": crystals + vacancies, "mixtures": mixtures}
 

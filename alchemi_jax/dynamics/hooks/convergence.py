@@ -39,7 +39,8 @@ class Criterion(Described):
             the largest absolute value counts.
         reduce_dims: the axes to reduce, of the whole array; by default all but the first. An atom's
             or system's own axis, 0, cannot be one of them.
-        custom_op: in place of reduction and threshold, a function from the array to a mask, per atom or per system as the array.
+        custom_op: in place of reduction and threshold, a function from the array to a mask, per atom
+            or per system as the array is.
     """
 
     key: str = eqx.field(static=True, default="fmax")
@@ -52,17 +53,16 @@ class Criterion(Described):
 
     def __check_init__(self):
         if self.reduce_op is not None and self.reduce_op not in _REDUCTIONS:
-            raise ValueError(
-                f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}."
-            )
+            raise ValueError(f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}.")
 
     def converged(
         self, batch: Batch, previous_energy: Float[Array, " systems"] | None
     ) -> Bool[Array, " systems"]:
         """Which systems meet the criterion."""
         if self.key == "energy_change":
+            assert previous_energy is not None
             values, level = jnp.abs(batch.energy - previous_energy), "system"
-        elif self.key == "fmax" and "fmax" not in batch.keys():
+        elif self.key == "fmax" and "fmax" not in {*batch.atom_extras, *batch.system_extras}:
             values, level = fmax(batch), "system"
         else:
             values, level = self._field(batch)

@@ -1,7 +1,6 @@
 """LoggingHook: scalars of every system, as rows of a table."""
 
 import csv
-import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +58,7 @@ class LoggingHook(RecordingHook):
         taken = [name for name in self.custom_scalars if name in COLUMNS]
         if taken:
             raise ValueError(f"custom scalar {taken[0]!r} has the name of a column of LoggingHook.")
-        self._file: io.TextIOWrapper | None = None
+        self._file: Any = None
 
     def __repr__(self) -> str:
         return f"LoggingHook({str(self.log_path)!r}, frequency={self.frequency})"
@@ -131,9 +130,9 @@ class LoggingHook(RecordingHook):
                     f"{self.log_path} has the columns {found}, this LoggingHook writes {header}: "
                     "give another log_path, or mode='w' to start the file anew."
                 )
-            self._file = open(self.log_path, "a", newline="")
+            self._file = open(self.log_path, "a", newline="")  # noqa: SIM115
             return
-        self._file = open(self.log_path, self.mode, newline="")
+        self._file = open(self.log_path, self.mode, newline="")  # noqa: SIM115
         # A second run of the same hook goes on in its own file.
         self.mode = "a"
         self._file.write(header + "\n")

@@ -27,8 +27,8 @@ class Sink(ABC):
         """All systems, one ase.Atoms each."""
         return self.read().to_ase() if len(self) else []
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027
         """Called before the first step of a run: what cannot be written fails here."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Called at the end of a run."""

@@ -108,10 +108,8 @@ class ZarrData(Sink):
         assert group is not None
         host = batch.take(mask)
         atoms, systems = _flat(host)
-        counts = dict(group.attrs)
-        n_systems, n_atoms, n_meta = (
-            int(counts.get(k, 0)) for k in ("systems", "atoms", "meta_bytes")
-        )
+        counts: dict[str, Any] = dict(group.attrs)
+        n_systems, n_atoms, n_meta = (int(counts.get(k, 0)) for k in ("systems", "atoms", "meta_bytes"))
         systems["first_atom"] = n_atoms + np.asarray(host.first_atom, np.int64)
         texts = [_dump(host, i) for i in range(host.num_systems)]
         systems["meta_end"] = n_meta + np.cumsum([len(t) for t in texts], dtype=np.int64)
@@ -154,9 +152,7 @@ class ZarrData(Sink):
         held = sorted(name for name in group.array_keys() if name != "meta")
         if held != names:
             odd = ", ".join(sorted(set(held) ^ set(names)))
-            raise ValueError(
-                f"{self.path} holds systems with other fields than the new ones: {odd}."
-            )
+            raise ValueError(f"{self.path} holds systems with other fields than the new ones: {odd}.")
         stored = _array(group, "positions").dtype
         if stored != dtype:
             raise ValueError(
@@ -172,7 +168,7 @@ class ZarrData(Sink):
             ValueError: if there are none, or the path does not exist.
         """
         group = self._group if self._group is not None else self._existing()
-        counts = dict(group.attrs)
+        counts: dict[str, Any] = dict(group.attrs)
         n_systems, n_atoms = int(counts["systems"]), int(counts["atoms"])
         if n_systems == 0:
             raise ValueError(f"{self.path} is empty: nothing was written to it.")
@@ -241,6 +237,6 @@ def _dump(host: Batch, system: int) -> bytes:
 
 
 def _load(text: bytes) -> SystemMeta:
-    entry = jsonio.decode(text.decode())
+    entry: Any = jsonio.decode(text.decode())
     constraints = tuple(dict2constraint(c) for c in entry["constraints"])
     return SystemMeta(entry["name"], entry["info"], constraints)

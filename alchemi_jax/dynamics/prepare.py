@@ -1,0 +1,199 @@
+"""Before the first step and after the last: making a state, its neighbor lists, the verdict."""
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics.stage import STEP, DynamicsStage
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.hooks.registry import name_of, runs_on
+from alchemi_jax.transforms import is_traced
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.dynamics.base import AbstractDynamics
+
+
+def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> DynamicsState:
+    """See `AbstractDynamics.init`."""
+    if is_traced((batch, engine)):
+        raise ValueError(
+            f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
+            "be traced: call it outside of jit, vmap and grad, and transform loop or step."
+        )
+    engine.model.check(batch)
+    check_per_system(engine, batch)
+    meta, batch = batch.meta, batch.replace(meta=None)
+    engine = on_device(engine)
+    batch = jax.device_put(batch)
+    neighbors = None
+    if engine.model.cutoff is not None:
+        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin)
+        neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
+    key = jax.random.key(0) if key is None else key
+    while True:
+        state = _prepare(engine, batch, neighbors, key)
+        if neighbors is None or state.neighbors is None or not bool(state.neighbors.overflow):
+            break
+        neighbors = larger_list(batch, neighbors, state.neighbors)
+    state = state.replace(batch=state.batch.replace(meta=meta))
+    warn_failed(state, before=None)
+    return state
+
+
+@eqx.filter_jit
+def _empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
+    return nl.empty_list(batch, cutoff, skin, sizes)
+
+
+@eqx.filter_jit
+def _prepare(
+    engine: "AbstractDynamics", batch: Batch, neighbors: nl.NeighborList | None, key: Array
+) -> DynamicsState:
+    """Bookkeeping afresh, memories, buffers, and the first evaluation."""
+    systems = batch.status.shape
+    none = jnp.zeros(systems, bool)
+    batch = batch.replace(
+        status=jnp.zeros(systems, jnp.int32),
+        converged=none,
+        failed=none,
+        steps_taken=jnp.zeros(systems, jnp.int32),
+        stress=jnp.full_like(batch.stress, jnp.nan),
+        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
+    )
+    memory = engine.hooks.init(batch)
+    state = DynamicsState(
+        batch=batch,
+        integrator=None,
+        neighbors=neighbors,
+        step_count=jnp.zeros((), jnp.int32),
+        memory=memory,
+        records=(),
+        key=key,
+        newly_converged=none,
+        moved=none,
+        failed_at=jnp.full(systems, -1, jnp.int32),
+    )
+    compute = STEP.index("compute")
+    flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
+    state = flow.state
+    ctx = engine._build_context(flow, DynamicsStage.AFTER_STEP)
+    buffers = (records.allocate(held.hook, ctx) for held in engine.hooks.recording)
+    return state.replace(integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers))
+
+
+def larger_list(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:
+    """The held list with room for what building `wanted` needed. Lists are functions of their
+    references, so nothing else changes."""
+    sizes = nl.grow(held.sizes, np.asarray(wanted.needs))
+    return rebuilt(batch, held, sizes)
+
+
+@eqx.filter_jit
+def rebuilt(batch: Batch, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.NeighborList:
+    """`neighbors.resized`, compiled."""
+    return nl.resized(batch, held, sizes)
+
+
+# -- after the last step ---------------------------------------------------------------------------
+
+
+def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
+    """The batch of a state, with the stress of periodic systems, which a run leaves out where
+    nothing reads it."""
+    batch = state.batch
+    if needs_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
+        return batch
+    return batch.replace(stress=stress_of(engine, state))
+
+
+def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
+    """Stress of a state, eV/Å³; NaN where a system failed or is not periodic in all directions."""
+    batch, neighbors = state.batch.replace(meta=None), state.neighbors
+    # Mostly the list is that of the last forces, and nothing needs to be compiled to renew it.
+    while neighbors is not None and bool(_any_due(batch, neighbors)):
+        after = _updated(batch, neighbors)
+        neighbors = larger_list(batch, neighbors, after) if bool(after.overflow) else after
+    return _stress(engine.model, batch, neighbors)
+
+
+@eqx.filter_jit
+def _any_due(batch: Batch, neighbors: nl.NeighborList) -> Array:
+    return jnp.any(nl.due(batch, neighbors)) | jnp.any(batch.cell != neighbors.offset_cell)
+
+
+@eqx.filter_jit
+def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
+    return nl.update(batch, neighbors)
+
+
+@eqx.filter_jit
+def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Array:
+    stress = model.evaluate(batch, neighbors, stress=True).stress
+    return jnp.where(batch.failed[:, None, None], jnp.nan, stress).astype(batch.dtype)
+
+
+# -- what engine and driver agree on -----------------------------------------------------------
+
+
+def on_device(engine: "AbstractDynamics") -> "AbstractDynamics":
+    """The engine as compiled code sees it: without host hooks."""
+    hooks = engine.hooks.on_device()
+    return engine if hooks is engine.hooks else dataclasses.replace(engine, hooks=hooks)
+
+
+def needs_stress(engine: "AbstractDynamics") -> bool:
+    """Whether the stress is evaluated in every step: the algorithm or a hook reads it."""
+    return engine._needs_stress or any(getattr(h, "needs_stress", False) for h in engine.hooks)
+
+
+def warn_idle_hooks(engine: "AbstractDynamics") -> None:
+    """A hook whose stage can never come is most likely a mistake."""
+    if engine.hooks.any_traced(DynamicsStage.AFTER_STEP):
+        return
+    for hook in engine.hooks:
+        stages = [s for s in DynamicsStage if runs_on(hook, s)]
+        if stages == [DynamicsStage.ON_CONVERGE]:
+            warnings.warn(
+                f"{name_of(hook)} waits for ON_CONVERGE, which never comes in this {name_of(engine)}: "
+                "it has no ConvergenceHook.",
+                stacklevel=5,
+            )
+
+
+def check_per_system(engine: "AbstractDynamics", batch: Batch) -> None:
+    """Parameters with one value per system must have as many as there are systems."""
+    fits = (batch.num_systems, batch.system_capacity)
+    for f in dataclasses.fields(engine):
+        value = getattr(engine, f.name)
+        if isinstance(value, jax.Array) and value.ndim == 1 and value.shape[0] not in fits:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
+                f"but the batch has {fits[0]} systems."
+            )
+
+
+def warn_failed(state: DynamicsState, before: DynamicsState | None) -> None:
+    """Names systems that failed since `before`, each once."""
+    failed_at = np.asarray(state.failed_at)
+    known = np.full_like(failed_at, -1) if before is None else np.asarray(before.failed_at)
+    new = np.flatnonzero((failed_at >= 0) & (known < 0))
+    for system in new[:10].tolist():
+        when = "before the first step" if before is None else f"in step {failed_at[system]}"
+        warnings.warn(
+            f"{state.batch.name_of(system)} failed {when}: its energy or forces are not finite "
+            "(atoms too close, or the time step too long?). It stays in its last finite state.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if len(new) > 10:
+        warnings.warn(f"{len(new) - 10} more systems failed.", RuntimeWarning, stacklevel=4)
