@@ -1,7 +1,7 @@
 """AbstractModel: what turns a batch into energies, forces and stress."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ class AbstractModel(Described):
     """
 
     cutoff: eqx.AbstractVar[float | None]
-    skin: ClassVar[float] = 1.0
+    skin = 1.0
 
     @abstractmethod
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:

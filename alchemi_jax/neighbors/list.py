@@ -129,7 +129,7 @@ def pair_vectors(
     """
     extended = extended_positions(batch, neighbors)
     n = batch.atom_capacity
-    x, y, z = (extended[:, a][neighbors.index] - extended[:n, a] for a in range(3))
+    x, y, z = (extended[:, a][neighbors.index] - extended[None, :n, a] for a in range(3))
     return x, y, z, x * x + y * y + z * z <= neighbors.cutoff**2
 
 

@@ -1,0 +1,191 @@
+"""The neighbor list, pair by pair, against that of ASE; when it is due; vmap."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+from conftest import cluster, crystal, zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alchemi_jax import Batch
+from alchemi_jax.neighbors import (
+    ListSizes,
+    empty_list,
+    extended_positions,
+    grow,
+    guess_sizes,
+    resized,
+    update,
+)
+from alchemi_jax.neighbors.list import due, pair_vectors
+
+
+@eqx.filter_jit
+def make(batch, cutoff, skin, sizes):
+    return update(batch, empty_list(batch, cutoff, skin, sizes))
+
+
+def listed(batch, cutoff, skin=0.5, sizes=None):
+    sizes = sizes or guess_sizes(batch, cutoff, skin)
+    while (found := make(batch, cutoff, skin, sizes)).overflow:
+        sizes = grow(sizes, np.asarray(found.needs))
+    return found
+
+
+def pairs_of(batch, neighbors):
+    """All pairs within the cutoff as sorted rows: system, i, j, vector."""
+    x, y, z, mask = (np.asarray(v) for v in pair_vectors(batch, neighbors))
+    j = np.asarray(neighbors.neighbor_atom())
+    k, i = np.nonzero(mask)
+    vectors = np.stack([x[k, i], y[k, i], z[k, i]], axis=1)
+    return sorted((int(a), int(b), *np.round(v, 6)) for a, b, v in zip(i, j[k, i], vectors, strict=True))
+
+
+def pairs_by_ase(structures, cutoff):
+    out, offset = [], 0
+    for atoms in structures:
+        i, j, d = neighbor_list("ijD", atoms, cutoff + 1e-9)
+        out += [(int(a) + offset, int(b) + offset, *np.round(v, 6)) for a, b, v in zip(i, j, d, strict=True)]
+        offset += len(atoms)
+    return sorted(out)
+
+
+def close(ours, theirs):
+    assert len(ours) == len(theirs)
+    np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-6)
+
+
+@pytest.mark.parametrize("cutoff", [4.0, 9.0])
+def test_equals_ase_on_every_kind_of_geometry(cutoff):
+    structures = list(zoo().values())
+    batch = Batch.from_ase(structures)
+    close(pairs_of(batch, listed(batch, cutoff)), pairs_by_ase(structures, cutoff))
+
+
+@st.composite
+def cells(draw):
+    seed = draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(3, 9, 3)) @ (np.eye(3) + np.triu(rng.uniform(-1.2, 1.2, (3, 3)), 1))
+    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    n = int(rng.integers(1, 8))
+    return Atoms(
+        f"Ar{n}",
+        cell=cell @ q * rng.choice([-1, 1]),
+        pbc=rng.integers(0, 2, 3).astype(bool),
+        scaled_positions=rng.uniform(-1.5, 2.5, (n, 3)),
+    )
+
+
+#: For all of them, so that they share compiled code.
+ROOMY = ListSizes(neighbors=256, images=4096, candidates=2048, shifts=1024)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(structures=st.lists(cells(), min_size=4, max_size=4))
+def test_equals_ase_on_random_cells(structures):
+    """Triclinic, left-handed, thin, with atoms far outside, periodic along any of the directions."""
+    batch = Batch.from_ase(structures, atom_capacity=28, system_capacity=4)
+    batch = dataclasses.replace(batch, largest=8)
+    close(pairs_of(batch, listed(batch, 5.0, sizes=ROOMY)), pairs_by_ase(structures, 5.0))
+
+
+def test_a_pair_exactly_at_the_cutoff_counts():
+    batch = Batch.from_ase(Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 5.0]]))
+    assert len(pairs_of(batch, listed(batch, 5.0))) == 2
+
+
+def test_due_is_never_late():
+    """Random walks and strains: whenever the list is not due, no pair within the cutoff is missing."""
+    structures = [crystal(0, 2, 0.1), crystal(1, 1, 0.1), cluster(0)]
+    batch = Batch.from_ase(structures)
+    neighbors = listed(batch, 5.5, 1.0)
+    is_due, renew = eqx.filter_jit(due), eqx.filter_jit(update)
+    rng = np.random.default_rng(0)
+    seen = np.zeros(3, int)
+    for size in np.linspace(0.0, 0.35, 12):
+        moved = []
+        for atoms in structures:
+            a = atoms.copy()
+            if a.pbc.all():
+                a.set_cell(a.cell.array @ (np.eye(3) + rng.normal(0, size / 25, (3, 3))), scale_atoms=True)
+            a.positions += rng.normal(0, size / 2, a.positions.shape)
+            moved.append(a)
+        b = batch.replace(
+            positions=jnp.asarray(
+                np.concatenate([*[a.positions for a in moved], batch.positions[batch.num_atoms :]])
+            ),
+            cell=jnp.asarray(np.stack([a.cell.array for a in moved])),
+        )
+        stale = np.asarray(is_due(b, neighbors))
+        renewed = renew(b, dataclasses.replace(neighbors, complete=jnp.ones(3, bool)))
+        truth = pairs_by_ase(moved, 5.5)
+        ours = pairs_of(b, renewed)
+        owner = np.asarray(batch.batch_idx)
+        for s in np.flatnonzero(~stale):
+            seen[s] += 1
+            close([p for p in ours if owner[p[0]] == s], [p for p in truth if owner[p[0]] == s])
+    assert (seen > 1).all()
+    assert seen[:2].max() < 12
+
+
+def test_a_wrapped_atom_is_due_and_a_lost_one_is_not():
+    batch = Batch.from_ase(crystal(0, 2))
+    neighbors = listed(batch, 5.0)
+    assert not due(batch, neighbors).any()
+    wrapped = batch.replace(positions=batch.positions.at[3].add(batch.cell[0, 0]))
+    assert due(wrapped, neighbors).all()
+    lost = batch.replace(positions=batch.positions.at[3].set(jnp.nan))
+    assert not due(lost, neighbors).any()
+
+
+def test_systems_that_are_not_due_keep_their_sums():
+    """A rebuild that a batch mate asked for, or a larger buffer, reorders nothing of the others."""
+    batch = Batch.from_ase([crystal(0, 2), crystal(1, 2)])
+    neighbors = listed(batch, 5.0)
+    drifted = batch.replace(positions=batch.positions + 0.01)
+    moved = drifted.replace(positions=drifted.positions.at[0].add(2.0))
+    again = eqx.filter_jit(update)(moved, neighbors)
+    assert int(again.builds) == int(neighbors.builds) + 1
+    roomy = eqx.filter_jit(resized)(
+        drifted, neighbors, dataclasses.replace(neighbors.sizes, neighbors=99, images=3000)
+    )
+    mates = slice(32, 64)
+    a = extended_positions(drifted, neighbors)[neighbors.index[:, mates]]
+    b = extended_positions(moved, again)[again.index[:, mates]]
+    np.testing.assert_array_equal(a, b)
+    c = extended_positions(drifted, roomy)[roomy.index[: neighbors.slots, mates]]
+    np.testing.assert_array_equal(a, c)
+
+
+def test_overflow_says_what_is_needed():
+    batch = Batch.from_ase(crystal(0, 2))
+    enough = listed(batch, 6.0)
+    small = dataclasses.replace(enough.sizes, neighbors=4)
+    found = make(batch, 6.0, 0.5, small)
+    assert found.overflow
+    assert int(found.needs[0]) == int(enough.used)
+    assert grow(small, np.asarray(found.needs)).neighbors >= int(enough.used)
+
+
+def test_update_under_vmap_equals_a_loop():
+    batch = Batch.from_ase([crystal(0, 1), cluster(0)])
+    neighbors = listed(batch, 5.0)
+    steps = jnp.array([0.0, 0.01, 0.6])
+
+    def renewed(step):
+        b = batch.replace(positions=batch.positions + step * jnp.sin(jnp.arange(3.0))[None])
+        return update(b, neighbors), extended_positions(b, update(b, neighbors))
+
+    mapped = jax.jit(jax.vmap(renewed))(steps)
+    for i, step in enumerate(steps):
+        alone = jax.jit(renewed)(step)
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(mapped), strict=True):
+            np.testing.assert_allclose(b[i], a, atol=1e-12)
+    assert mapped[0].builds.tolist() == [1, 1, 2]

@@ -1,0 +1,179 @@
+"""The package as a whole: layers, checkpoints, flax models, canaries, and clean code."""
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import cluster, crystal
+
+import alchemi_jax
+from alchemi_jax import Batch
+from alchemi_jax.cli import canaries
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, checkpoint
+from alchemi_jax.models import FlaxModel
+from alchemi_jax.neighbors import pair_vectors
+from alchemi_jax.segments import sum_by_system
+
+
+ROOT = Path(alchemi_jax.__file__).parent
+
+#: Lowest first. A file may import from its own layer and from those below.
+LAYERS = [
+    ["units", "transforms", "_version", "meta", "samples"],
+    ["parameters", "capacity"],
+    ["levels"],
+    ["atoms"],
+    ["batch"],
+    ["segments"],
+    ["observables", "hooks", "neighbors", "dynamics.sinks"],
+    ["models"],
+    ["dynamics.stage", "dynamics.records", "dynamics.updates"],
+    ["dynamics.hooks"],
+    ["dynamics"],
+    ["cli"],
+]
+#: Named by the design: these do not know one another.
+STRANGERS = [("models", "hooks"), ("hooks", "models"), ("hooks", "dynamics"), ("dynamics.sinks", "hooks")]
+
+
+def layer(module):
+    """The longest entry of LAYERS that the module lies in."""
+    found = [(len(name), n) for n, row in enumerate(LAYERS) for name in row if _inside(module, name)]
+    return max(found)[1]
+
+
+def _inside(module, name):
+    return module == name or module.startswith(name + ".")
+
+
+def imports(path):
+    """Modules of ours that a file imports, those for the type checker alone left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [b if _exists(b) else node.module for b in below]
+        else:
+            continue
+        yield from (name.removeprefix("alchemi_jax.") for name in names if name.startswith("alchemi_jax."))
+
+
+def _exists(module):
+    path = ROOT.parent / module.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def test_imports_point_down_only():
+    for path in ROOT.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module == "__init__":
+            continue
+        for other in imports(path):
+            assert layer(other) <= layer(module), f"{module} imports {other}, which is above it"
+            for a, b in STRANGERS:
+                assert not (_inside(module, a) and _inside(other, b)), f"{module} imports {other}"
+
+
+def test_importing_switches_nothing_on():
+    text = "import alchemi_jax, jax; assert not jax.config.read('jax_enable_x64')"
+    subprocess.run([sys.executable, "-W", "error", "-c", text], check=True)
+
+
+def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
+    """Save after k steps, load into a fresh state, and run the rest."""
+    atoms = crystal(0)
+    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (32, 3)))
+    batch = Batch.from_ase([atoms, cluster(0)])
+    engine = NVE(model=lj, dt=4.0)
+    begun = engine.advance(engine.init(batch), 30)
+    checkpoint.save(tmp_path / "at30", begun)
+    again = checkpoint.load(tmp_path / "at30", engine.init(batch))
+    assert [m.name for m in again.batch.meta] == [m.name for m in batch.meta]
+    whole, parts = engine.advance(begun, 30), engine.advance(again, 30)
+    assert int(parts.step_count) == 60
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(FileExistsError, match="at30 exists"):
+        checkpoint.save(tmp_path / "at30", begun)
+    checkpoint.save(tmp_path / "at30", whole, overwrite=True)
+    assert int(checkpoint.load(tmp_path / "at30", begun).step_count) == 60
+    with pytest.raises(ValueError, match="another engine or batch"):
+        checkpoint.load(tmp_path / "at30", engine.init(Batch.from_ase(cluster(0))))
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        checkpoint.load(tmp_path / "nowhere", begun)
+
+
+class Net(nn.Module):
+    """A small potential: a function of the distance, learned."""
+
+    @nn.compact
+    def __call__(self, batch, neighbors):
+        x, y, z, near = pair_vectors(batch, neighbors)
+        squared = jnp.where(near, x * x + y * y + z * z, 1.0)
+        r = jnp.sqrt(squared)[..., None]
+        features = jnp.exp(-((r - jnp.linspace(2, 6, 8).reshape(1, 1, 8)) ** 2))
+        pair = nn.Dense(1, param_dtype=r.dtype)(nn.tanh(nn.Dense(8, param_dtype=r.dtype)(features)))[..., 0]
+        envelope = jnp.where(near, (1 - squared / 36.0) ** 2, 0.0)
+        return sum_by_system(batch, (pair * envelope).sum(axis=0))
+
+
+def test_a_flax_module_is_a_model(lj):
+    batch = Batch.from_ase([cluster(0, 5), crystal(0, 1)])
+    neighbors = FIRE(model=lj).init(batch).neighbors
+    neighbors = alchemi_jax.neighbors.resized(batch, neighbors, neighbors.sizes)
+    with jax.numpy_rank_promotion("allow"):
+        variables = Net().init(jax.random.key(0), batch.replace(meta=None), neighbors)
+        model = FlaxModel(module=Net(), variables=variables, cutoff=6.0)
+        hooks = [ConvergenceHook.from_fmax(0.02)]
+        engine = FIRE(model=model, n_steps=200, hooks=hooks)
+        state = engine.init(batch)
+        out = engine.run(batch).take()
+        assert (out.energy < state.batch.take().energy).all()
+        h, atom = 1e-5, jnp.zeros_like(batch.positions).at[2, 1].set(1.0)
+
+        def energy(x):
+            return model.energy(batch.replace(positions=x, meta=None), state.neighbors)[0]
+
+        slope = (energy(batch.positions + h * atom) - energy(batch.positions - h * atom)) / (2 * h)
+        np.testing.assert_allclose(state.batch.forces[2, 1], -slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("canary", canaries.CANARIES[:2], ids=lambda c: c.__name__)
+def test_this_jax_has_no_known_fault(canary):
+    assert canary() is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright", "--pythonpath", sys.executable]],
+    ids=["ruff check", "ruff format", "pyright"],
+)
+def test_the_code_is_clean(command):
+    """The same commands that a developer runs."""
+    if not (ROOT.parent / "pyproject.toml").exists():
+        pytest.skip("installed without its repository")
+    found = shutil.which(command[0], path=str(Path(sys.executable).parent)) or shutil.which(command[0])
+    if found is None:
+        assert importlib.util.find_spec(command[0]) is None
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([found, *command[1:]], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
