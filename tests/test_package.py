@@ -94,7 +94,7 @@ def test_imports_point_down_only():
 
 def test_importing_switches_nothing_on():
     text = "import alchemi_jax, jax; assert not jax.config.read('jax_enable_x64')"
-    subprocess.run([sys.executable, "-W", "error", "-c", text], check=True)
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", text], check=True)
 
 
 def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
