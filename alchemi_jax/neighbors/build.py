@@ -51,7 +51,7 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float) -> ListSizes:
     free_small = ~periodic & (counts <= ALL_PAIRS)
     estimate = np.where(free_small, counts - 1, estimate)
     return ListSizes(
-        neighbors=round_up(int(np.ceil(estimate.max())), 8, 1),
+        neighbors=round_up(int(np.ceil(estimate.max())), 4, 1),
         images=round_up(int(images.sum()), 8, 1),
         candidates=round_up(int(np.ceil((counts + images).max())), 4, bits.WORD),
         shifts=round_up(int(shifts.max()), 4, bits.WORD),
