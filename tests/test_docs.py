@@ -31,7 +31,10 @@ def blocks():
 
 def test_the_first_example(blocks, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-W", "error::UserWarning", "-c", blocks[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Batch(33 systems")
