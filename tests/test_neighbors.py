@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from alchemi_jax import Batch
 from alchemi_jax.neighbors import (
     ListSizes,
+    due,
     empty_list,
     extended_positions,
     grow,
     guess_sizes,
+    pair_vectors,
     resized,
     update,
 )
-from alchemi_jax.neighbors.list import due, pair_vectors
 
 
 @eqx.filter_jit

@@ -4,7 +4,7 @@ import platform
 from importlib import metadata
 
 from alchemi_jax.cli.canaries import verdict
-from alchemi_jax.cli.main import INCOMPLETE, OK
+from alchemi_jax.cli.outcome import INCOMPLETE, OK
 
 
 PACKAGES = (

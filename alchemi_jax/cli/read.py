@@ -10,7 +10,7 @@ from ase import Atoms
 
 from alchemi_jax import samples
 from alchemi_jax.atoms import AtomicData
-from alchemi_jax.cli.main import UsageError
+from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.models import LennardJones, Morse
 from alchemi_jax.models.base import AbstractModel
 

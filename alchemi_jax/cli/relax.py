@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from alchemi_jax.atoms import AtomicData
 from alchemi_jax.batch import Batch
-from alchemi_jax.cli.main import INCOMPLETE, INTERRUPTED, OK, UsageError
+from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState

@@ -6,7 +6,7 @@ from alchemi_jax.neighbors.build import guess_sizes as guess_sizes
 from alchemi_jax.neighbors.build import resized as resized
 from alchemi_jax.neighbors.list import ListSizes as ListSizes
 from alchemi_jax.neighbors.list import NeighborList as NeighborList
-from alchemi_jax.neighbors.list import due as due
 from alchemi_jax.neighbors.list import extended_positions as extended_positions
 from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
-from alchemi_jax.neighbors.list import update as update
+from alchemi_jax.neighbors.upkeep import due as due
+from alchemi_jax.neighbors.upkeep import update as update

@@ -1,0 +1,68 @@
+"""Keeping a neighbor list up to date: when it is due, system by system, and what is renewed then."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.neighbors.build import build
+from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.neighbors.list import NeighborList, owners
+from alchemi_jax.segments import max_by_system, to_atoms
+from alchemi_jax.transforms import cond_any
+
+
+def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
+    """Systems whose list may miss a pair.
+
+    With deformation F = 1 + E since the last building and u the largest displacement beyond it, a
+    pair that was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are
+    raw: a wrapped atom asks for a new list because its shifts changed.
+    """
+    change = batch.cell - neighbors.ref_cell
+    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
+    change = jnp.where(batch.pbc[:, :, None], change, 0)
+    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
+    size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
+    moved = batch.positions - neighbors.ref_positions
+    # The displacement that follows the strain is not the atom's own; without strain nothing is gathered.
+    moved = jax.lax.cond(
+        jnp.any(size > 0),
+        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
+        lambda: moved,
+    )
+    x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
+    furthest = jnp.sqrt(max_by_system(batch, x * x + y * y + z * z))
+    reach = neighbors.cutoff + neighbors.skin
+    used_up = (1 - size) * reach - 2 * furthest < neighbors.cutoff
+    # A position that is not finite must not pass for one that has not moved.
+    lost = ~jnp.isfinite(furthest)
+    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
+    return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
+
+
+def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
+    """The list brought up to date: built anew where due, offsets renewed where a cell changed."""
+    stale = due(batch, neighbors)
+
+    def rebuild(operands: Any) -> NeighborList:
+        batch, neighbors, stale = operands
+        return build(batch, neighbors, stale)
+
+    neighbors = cond_any(jnp.any(stale), rebuild, lambda operands: operands[1], (batch, neighbors, stale))
+
+    def renew(operands: Any) -> NeighborList:
+        batch, neighbors = operands
+        cell = jnp.take(batch.cell, owners(batch, neighbors), axis=0, mode="clip")
+        offset = jnp.einsum("ma,mab->mb", neighbors.shift, cell)
+        return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
+
+    return cond_any(
+        jnp.any(batch.cell != neighbors.offset_cell),
+        renew,
+        lambda operands: operands[1],
+        (batch, neighbors),
+    )
