@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from alchemi_jax.levels import Data
+
 
 if TYPE_CHECKING:
     from alchemi_jax.batch import Batch
@@ -36,12 +38,12 @@ def row_index(batch: Batch) -> tuple[Array, Array]:
     return index, valid
 
 
-def to_atoms(batch: Batch, values: Shaped[Array, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
+def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
     """Each atom's value of its system (padding atoms get that of the last system)."""
     return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
 
 
-def _rows(batch: Batch, values: Array, fill) -> Array:
+def _rows(batch: Batch, values: Data, fill) -> Array:
     index, valid = row_index(batch)
     rows = jnp.take(values, index, axis=0, mode="clip")
     return jnp.where(valid.reshape(valid.shape + (1,) * (values.ndim - 1)), rows, fill)
@@ -59,7 +61,7 @@ def _blocked_sum(rows: Array) -> Array:
     return _blocked_sum(jax.lax.optimization_barrier(rows.sum(axis=2)))
 
 
-def sum_by_system(batch: Batch, values: Shaped[Array, "atoms *dims"]) -> Shaped[Array, "systems *dims"]:
+def sum_by_system(batch: Batch, values: Shaped[Data, "atoms *dims"]) -> Shaped[Array, "systems *dims"]:
     """Sum over the atoms of each system; padding atoms are left out."""
     if use_rows(batch):
         return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
@@ -77,7 +79,7 @@ def sum_by_system(batch: Batch, values: Shaped[Array, "atoms *dims"]) -> Shaped[
 
 
 def max_by_system(
-    batch: Batch, values: Shaped[Array, " atoms"], empty: float | int = 0.0
+    batch: Batch, values: Shaped[Data, " atoms"], empty: float | int = 0.0
 ) -> Shaped[Array, " systems"]:
     """Largest value among the atoms of each system; `empty` for a system without atoms."""
     low = jnp.asarray(empty, values.dtype)
@@ -88,6 +90,6 @@ def max_by_system(
     return jnp.where(batch.system_mask, found, low)
 
 
-def any_by_system(batch: Batch, values: Shaped[Array, " atoms"]) -> Shaped[Array, " systems"]:
+def any_by_system(batch: Batch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
     """Whether any atom of each system has the property."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0

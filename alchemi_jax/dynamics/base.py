@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import driver, prepare, records
+from alchemi_jax.dynamics.callbacks import deliver
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
@@ -109,15 +110,23 @@ class AbstractDynamics(Described):
         return driver.advance(self, state, n_steps)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
-        """The same as one pure function, for jit and vmap. Recorded rows come back in the state.
+        """The same as one function for jit and vmap. Recorded rows come back in the state.
+
+        Under jit host hooks are called through `io_callback`, in order.
 
         Neighbor lists cannot grow here: if one overflows the loop stops there, `state.overflow` is
         set, and energies and forces are NaN.
 
         Raises:
-            ValueError: if the engine has host hooks, which cannot be called from compiled code.
+            ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         return driver.loop(self, state, n_steps)
+
+    def with_hooks(self: _E, *hooks: Any) -> _E:
+        """An engine with more hooks, after those that this one has; this one stays as it is."""
+        return dataclasses.replace(self, hooks=[*self.hooks, *hooks])
+
+    register_hook = with_hooks
 
     def __enter__(self: _E) -> _E:
         self.hooks.open()
@@ -138,7 +147,8 @@ class AbstractDynamics(Described):
             if isinstance(piece, DynamicsStage):
                 flow = self._dispatch(flow, piece)
             else:
-                flow = getattr(self, "_" + piece)(flow)
+                with jax.named_scope(piece):
+                    flow = getattr(self, "_" + piece)(flow)
         return flow
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:
@@ -172,18 +182,20 @@ class AbstractDynamics(Described):
         if neighbors is not None:
             neighbors = update(batch, neighbors)
         batch, finite = self._evaluate(batch, neighbors)
-        good = flow.active & finite
-        bad = flow.active & ~finite
-        atoms = to_atoms(batch, good)
-        batch = select(atoms, good, batch, flow.start)
-        integrator = select(atoms, good, state.integrator, flow.start_integrator)
-        batch = batch.replace(
-            failed=batch.failed | bad, status=jnp.where(bad, self.exit_status, batch.status)
-        )
+        flow = flow.put(batch=batch, neighbors=neighbors)
+        return self._put_back(flow, flow.active & ~finite)
+
+    def _put_back(self, flow: Flow, bad: Bool[Array, " systems"]) -> Flow:
+        """Failed systems, and those that the step does not move, are what they were when it began."""
+        state = flow.state
+        good = flow.active & ~bad
+        atoms = to_atoms(state.batch, good)
+        batch = select(atoms, good, state.batch, flow.start)
         flow = flow.put(
-            batch=batch,
-            integrator=integrator,
-            neighbors=neighbors,
+            batch=batch.replace(
+                failed=batch.failed | bad, status=jnp.where(bad, self.exit_status, batch.status)
+            ),
+            integrator=select(atoms, good, state.integrator, flow.start_integrator),
             failed_at=jnp.where(bad, state.step_count, state.failed_at),
             moved=good,
         )
@@ -206,6 +218,8 @@ class AbstractDynamics(Described):
         return flow.put(batch=jax.lax.optimization_barrier(flow.state.batch))
 
     def _budgets(self, flow: Flow) -> Flow:
+        if any(hook.may_fail for hook in self.hooks.traced):
+            flow = self._put_back(flow, flow.active & flow.state.batch.failed)
         batch = flow.state.batch
         newly = flow.active & (batch.status > flow.start.status)
         steps_taken = batch.steps_taken + flow.active
@@ -268,4 +282,8 @@ class AbstractDynamics(Described):
                     due = due & jnp.any(state.newly_converged)
                 ctx = self._build_context(flow, stage)
                 buffers[i] = records.append(held.hook, buffers[i], ctx, due)
+        # The driver takes host hooks off what it compiles and calls them itself; they are here
+        # when a user embeds `step` or `loop` in code of their own.
+        if hooks.host:
+            deliver(self, flow, stage)
         return flow.put(records=tuple(buffers))

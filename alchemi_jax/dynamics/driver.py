@@ -23,10 +23,10 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics.callbacks import on_the_host, refuse_where_undeliverable
 from alchemi_jax.dynamics.prepare import larger_list, on_device, verdict, warn_failed
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
-from alchemi_jax.hooks import HookContext
 from alchemi_jax.hooks.registry import name_of, noted, runs_on
 from alchemi_jax.transforms import is_traced
 
@@ -45,11 +45,7 @@ _ALWAYS = np.iinfo(np.int32).max
 def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) -> DynamicsState:
     """See `AbstractDynamics.loop`."""
     if engine.hooks.host:
-        names = ", ".join(name_of(held.hook) for held in engine.hooks.host)
-        raise ValueError(
-            f"loop is compiled code and cannot call the host hooks {names}: write a RecordingHook, "
-            "or use run or advance, which call host hooks between compiled segments."
-        )
+        refuse_where_undeliverable(engine, state)
     n = n_steps if n_steps is not None else engine.n_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
@@ -276,28 +272,13 @@ class _Run:
         self._call_hooks(Flow(state, state.batch, None, active), stage, step)
 
     def _call_hooks(self, flow: Flow, stage: Any, step: int) -> None:
-        ctx = self.engine._build_context(flow, stage)
-        self.engine.hooks.run_host(_on_host(ctx, self.meta, step), stage, step)
+        ctx = dataclasses.replace(self.engine._build_context(flow, stage), step_count=step)
+        if self.engine.hooks.reads_batch(stage, step):
+            ctx = on_the_host(ctx, self.meta, step)
+        self.engine.hooks.run_host(ctx, stage, step)
 
     def _with_meta(self) -> DynamicsState:
         return self.state.replace(batch=self.state.batch.replace(meta=self.meta))
-
-
-def _on_host(ctx: HookContext, meta: Metadata | None, step: int) -> HookContext:
-    """The context as host hooks see it: numpy arrays without padding."""
-    batch = ctx.batch.replace(meta=meta).take()
-    n = batch.num_systems
-
-    def mask(m: Any) -> Any:
-        return None if m is None else np.asarray(m)[:n]
-
-    return dataclasses.replace(
-        ctx,
-        batch=batch,
-        step_count=step,
-        active_mask=mask(ctx.active_mask),
-        converged_mask=mask(ctx.converged_mask),
-    )
 
 
 def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> DynamicsState:

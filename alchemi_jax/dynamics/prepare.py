@@ -31,6 +31,8 @@ def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> Dynamic
             "be traced: call it outside of jit, vmap and grad, and transform loop or step."
         )
     engine.model.check(batch)
+    for hook in engine.hooks.traced:
+        hook.check(batch)
     check_per_system(engine, batch)
     meta, batch = batch.meta, batch.replace(meta=None)
     engine = on_device(engine)

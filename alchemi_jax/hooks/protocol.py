@@ -45,12 +45,22 @@ class TracedHook(eqx.Module):
     stage: eqx.AbstractVar[Any]
     frequency: eqx.AbstractVar[int]
 
+    #: Whether it may set `failed`: then the engine puts the systems back to where the step began.
+    may_fail = True
+
     def init(self, batch: Batch) -> Any:
         """The memory before the first step, any pytree of arrays; None by default.
 
         Leaves with a leading `systems` axis are per system.
         """
         return None
+
+    def check(self, batch: Batch) -> None:
+        """Called once, on the host, before the first step.
+
+        Raises:
+            ValueError: if the hook does not fit the batch.
+        """
 
     @abstractmethod
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:

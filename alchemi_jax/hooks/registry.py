@@ -155,16 +155,24 @@ class HookSet(eqx.Module):
                 for hook in self:
                     if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
                         with noted(hook, "when it was opened"):
-                            stack.enter_context(hook)
+                            stack.enter_context(_named(hook))
                 self.openings.stack = stack.pop_all()
         self.openings.depth += 1
 
     def close(self, *exc: Any) -> None:
         """Leaves them again, in reverse order, when the outermost opening ends."""
         self.openings.depth -= 1
-        if self.openings.depth == 0:
-            stack, self.openings.stack = self.openings.stack, contextlib.ExitStack()
+        if self.openings.depth > 0:
+            return
+        stack, self.openings.stack = self.openings.stack, contextlib.ExitStack()
+        first = exc[1] if exc else None
+        try:
             stack.__exit__(*(exc or (None, None, None)))
+        except Exception as e:
+            # Whoever reads the traceback wants what broke the run, not what broke after it.
+            if first is None or e is first:
+                raise
+            first.add_note(f"then a hook could not be closed: {type(e).__name__}: {e}")
 
     # -- calling ---------------------------------------------------------------------------------
 
@@ -192,6 +200,14 @@ class HookSet(eqx.Module):
         """Whether a host hook is to be called at a stage of a step."""
         return any(step % held.hook.frequency == 0 and runs_on(held.hook, stage) for held in self.host)
 
+    def reads_batch(self, stage: Enum, step: int) -> bool:
+        """Whether a host hook that is due looks at the batch; one with `reads_batch = False` does not."""
+        return any(
+            getattr(held.hook, "reads_batch", True)
+            for held in self.host
+            if step % held.hook.frequency == 0 and runs_on(held.hook, stage)
+        )
+
     def run_host(self, ctx: HookContext, stage: Enum, step: int) -> None:
         """Calls the host hooks that are due. What goes wrong is noted with hook, stage and step."""
         for held in self.host:
@@ -205,6 +221,20 @@ class HookSet(eqx.Module):
                     f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
                     "observes and returns None; to change the run write a TracedHook."
                 )
+
+
+@contextlib.contextmanager
+def _named(hook: Any) -> Iterator[None]:
+    """The hook opened; it cannot swallow an exception, and what goes wrong in closing it names it."""
+    hook.__enter__()
+    try:
+        yield
+    except BaseException as e:
+        with noted(hook, "when it was closed"):
+            hook.__exit__(type(e), e, e.__traceback__)
+        raise
+    with noted(hook, "when it was closed"):
+        hook.__exit__(None, None, None)
 
 
 @contextlib.contextmanager

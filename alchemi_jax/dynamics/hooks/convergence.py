@@ -37,8 +37,8 @@ class Criterion(Described):
         threshold: a value at or below it has converged.
         reduce_op: how an entry's own axes are reduced: norm, max, min, mean, sum. Without it
             the largest absolute value counts.
-        reduce_dims: the axes to reduce, of the whole array; by default all but the first. An atom's
-            or system's own axis, 0, cannot be one of them.
+        reduce_dims: the axes to reduce, of the whole array, by default the last; of others the
+            largest counts. An atom's or system's own axis, 0, cannot be one of them.
         custom_op: in place of reduction and threshold, a function from the array to a mask, per atom
             or per system as the array is.
     """
@@ -46,8 +46,8 @@ class Criterion(Described):
     key: str = eqx.field(static=True, default="fmax")
     threshold: Array = eqx.field(converter=positive("threshold", zero=True), default=FMAX)
     reduce_op: str | None = eqx.field(static=True, default=None)
-    reduce_dims: int | tuple[int, ...] | None = eqx.field(
-        static=True, default=None, converter=lambda d: tuple(d) if isinstance(d, list) else d
+    reduce_dims: int | tuple[int, ...] = eqx.field(
+        static=True, default=-1, converter=lambda d: tuple(d) if isinstance(d, list) else d
     )
     custom_op: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
 
@@ -91,8 +91,9 @@ class Criterion(Described):
     def _reduced(self, values: Array) -> Array:
         if values.ndim == 1:
             return values
-        axes = self.reduce_dims if self.reduce_dims is not None else tuple(range(1, values.ndim))
-        axes = (axes,) if isinstance(axes, int) else axes
+        axes: tuple[int, ...] = tuple(range(1, values.ndim))
+        if self.reduce_op is not None:
+            axes = (self.reduce_dims,) if isinstance(self.reduce_dims, int) else self.reduce_dims
         axes = tuple(a % values.ndim for a in axes)
         if 0 in axes:
             raise ValueError(f"reduce_dims of the criterion on {self.key!r} must leave axis 0 alone.")
@@ -126,6 +127,8 @@ class ConvergenceHook(TracedHook):
     target_status: int | None = eqx.field(static=True)
     frequency: int = eqx.field(static=True)
     stage: DynamicsStage = eqx.field(static=True)
+
+    may_fail = False
 
     def __init__(
         self,

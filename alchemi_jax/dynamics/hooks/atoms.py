@@ -1,0 +1,90 @@
+"""Hooks that hold or move atoms: FreezeAtomsHook and WrapPeriodicHook."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.segments import to_atoms
+
+
+class FreezeAtomsHook(TracedHook):
+    """Holds atoms where they are. Traced, at BEFORE_COMPUTE, in `init` too.
+
+    Writes `fixed`, `velocities` (zero) and so the forces on them (zero): they leave the degrees of
+    freedom that a temperature counts, and come out of the run fixed. Costs one pass over the atoms.
+
+    Args:
+        atoms: a mask over the atoms of the batch, their indices in it, or a function of the batch that
+            gives a mask (traced): `lambda batch: batch.positions[:, 2] < 4`.
+
+    Raises:
+        ValueError: for indices or a mask that the batch does not have.
+    """
+
+    atoms: Any = eqx.field(converter=lambda a: a if callable(a) else jnp.asarray(a))
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.BEFORE_COMPUTE
+
+    def check(self, batch: Batch) -> None:
+        n = batch.atom_capacity
+        if callable(self.atoms):
+            return
+        atoms = np.asarray(self.atoms)
+        if atoms.dtype == bool:
+            if atoms.ndim != 1 or len(atoms) > n:
+                raise ValueError(
+                    f"FreezeAtomsHook has a mask of shape {atoms.shape}, the batch has room for {n} atoms."
+                )
+            return
+        outside = atoms.size and (atoms.min() < 0 or atoms.max() >= n)
+        if outside or atoms.dtype.kind not in "iu":
+            raise ValueError(f"FreezeAtomsHook takes indices from 0 to {n - 1}, got {atoms.tolist()}.")
+
+    def init(self, batch: Batch) -> Array:
+        """Which atoms, [atoms]: decided once."""
+        n = batch.atom_capacity
+        if callable(self.atoms):
+            mask = jnp.asarray(self.atoms(batch))
+            if mask.shape != (n,) or mask.dtype != bool:
+                raise ValueError(f"FreezeAtomsHook needs a mask of {n} atoms, got {mask.dtype}{mask.shape}.")
+        elif self.atoms.dtype == bool:
+            mask = jnp.pad(self.atoms, (0, n - len(self.atoms)))
+        else:
+            mask = jnp.zeros(n, bool).at[self.atoms].set(True)
+        return mask & batch.atom_mask
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        held = jnp.asarray(ctx.memory)
+        velocities = jnp.where(held[:, None], 0, ctx.batch.velocities)
+        return ctx.with_batch(fixed=ctx.batch.fixed | held, velocities=velocities)
+
+
+class WrapPeriodicHook(TracedHook):
+    """Moves atoms by lattice vectors into the cell, along periodic directions.
+
+    Traced, at AFTER_POST_UPDATE. Reads `positions`, `cell`, `pbc`; writes `positions`. Energies and
+    forces stay what they are; the neighbor list is renewed when an atom was moved. Costs one pass over the
+    atoms, and that renewal.
+    """
+
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.AFTER_POST_UPDATE
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        batch = ctx.batch
+        cell = jax.vmap(working_cell)(batch.cell, batch.pbc)
+        fractional = jnp.einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
+        periodic = to_atoms(batch, batch.pbc) & batch.atom_mask[:, None]
+        shift = jnp.where(periodic, jnp.floor(fractional), 0)
+        moved = jnp.einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
+        # Atoms inside keep their bits.
+        outside = jnp.any(shift != 0, axis=1, keepdims=True)
+        return ctx.with_batch(positions=jnp.where(outside, batch.positions - moved, batch.positions))

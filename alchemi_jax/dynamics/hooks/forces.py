@@ -1,0 +1,117 @@
+"""Hooks that change the forces: MaxForceClampHook and BiasedPotentialHook."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.observables import force_norms
+from alchemi_jax.parameters import positive
+from alchemi_jax.segments import to_atoms
+
+
+class MaxForceClampHook(TracedHook):
+    """Shortens forces that are longer than a limit, keeping their direction. Traced, at AFTER_COMPUTE.
+
+    Reads and writes `forces`, also in `init`. For starts with atoms too close; forces then are no
+    gradient of the energy. Costs one pass over the atoms.
+
+    Args:
+        limit: eV/Å.
+
+    Raises:
+        ValueError: if the limit is not positive.
+    """
+
+    limit: Array = eqx.field(converter=positive("limit"))
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        norm = force_norms(ctx.batch)
+        limit = self.limit.astype(norm.dtype)
+        factor = jnp.where(norm > limit, limit / jnp.where(norm > 0, norm, 1), 1)
+        return ctx.with_batch(forces=ctx.batch.forces * factor[:, None])
+
+
+class BiasedPotentialHook(TracedHook):
+    """Adds an energy of one's own to the model's: a restraint, an umbrella, metadynamics. Traced.
+
+    At AFTER_COMPUTE, in `init` too: reads and writes `energy`, `forces` and, where it was evaluated,
+    `stress`, by the gradient of the bias. With `deposit`, at AFTER_STEP as well: the memory changes there.
+    Costs the bias and its gradient.
+
+    Args:
+        bias: differentiable function of the batch that gives eV per system, [systems]; with
+            `memory`, a function of batch and memory.
+        memory: what the bias remembers before the first step, a pytree of arrays (leaves with a
+            leading axis `systems` are per system).
+        deposit: function of batch and memory that gives the new memory, called after the steps 0,
+            every, 2 every, ...
+        every: steps between deposits.
+
+    A bias is compiled code: an eqx.Module may hold numbers that change, a lambda made anew compiles anew.
+    """
+
+    bias: Callable[..., Array]
+    memory: Any = None
+    deposit: Callable[[Batch, Any], Any] | None = None
+    every: int = 1
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
+
+    def __check_init__(self):
+        if self.deposit is not None and self.memory is None:
+            raise ValueError("BiasedPotentialHook with deposit needs a memory to begin with.")
+        if self.every < 1:
+            raise ValueError(f"every of BiasedPotentialHook must be a positive int, not {self.every}.")
+
+    def _runs_on_stage(self, stage: Any) -> bool:
+        deposits = self.deposit is not None and stage is DynamicsStage.AFTER_STEP
+        return stage is DynamicsStage.AFTER_COMPUTE or deposits
+
+    def init(self, batch: Batch) -> Any:
+        return self.memory
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        if stage is DynamicsStage.AFTER_STEP:
+            deposit = self.deposit
+            assert deposit is not None
+            due = ctx.step_count % self.every == 0
+            new = jax.lax.cond(due, lambda m: deposit(ctx.batch, m), lambda m: m, ctx.memory)
+            return ctx.with_memory(new)
+        batch = ctx.batch
+        extra = () if self.memory is None else (ctx.memory,)
+
+        def total(positions: Array, strain: Array) -> tuple[Array, Array]:
+            f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
+            strained = batch.replace(
+                positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
+                cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+            )
+            energy = jnp.asarray(self.bias(strained, *extra))
+            if energy.shape != batch.energy.shape:
+                raise TypeError(
+                    f"the bias of BiasedPotentialHook gives shape {energy.shape}, expected one energy "
+                    f"per system, {batch.energy.shape}."
+                )
+            energy = jnp.where(batch.system_mask, energy, 0)
+            return energy.sum(), energy
+
+        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+        (slope, virial), energy = gradient(batch.positions, jnp.zeros_like(batch.cell))
+        a, b, c = (batch.cell[:, k] for k in range(3))
+        volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
+        held = batch.atom_mask & ~batch.fixed
+        return ctx.with_batch(
+            energy=batch.energy + energy,
+            forces=batch.forces - jnp.where(held[:, None], slope, 0),
+            # NaN, where there is no stress, stays NaN.
+            stress=batch.stress + virial / jnp.where(volume > 0, volume, 1)[:, None, None],
+        )

@@ -1,0 +1,100 @@
+"""LivePlotHook: a picture that follows the run."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext
+from alchemi_jax.observables import fmax
+
+
+class LivePlotHook:
+    """Draws an observable of every system against the step, while the run goes on. Host, at AFTER_STEP.
+
+    In Jupyter the picture is renewed in its cell; with `path` it is written as a PNG. It is drawn at
+    most once in `seconds`, and at the end. Costs the look (each ends a compiled segment)
+    and about 0.1 s a drawing.
+
+    Args:
+        observable: function of the batch that gives [systems]; fmax (eV/Å) by default.
+        label: of the axis.
+        path: of a PNG.
+        frequency: look every so many steps.
+        seconds: between drawings.
+        log: logarithmic axis.
+    """
+
+    def __init__(
+        self,
+        observable: Callable[[Batch], Any] = fmax,
+        label: str = "fmax (eV/Å)",
+        path: str | os.PathLike | None = None,
+        frequency: int = 10,
+        seconds: float = 2.0,
+        log: bool = True,
+    ):
+        self.observable, self.label, self.log = observable, label, log
+        self.path = None if path is None else Path(path)
+        self.stage = DynamicsStage.AFTER_STEP
+        self.frequency = frequency
+        self.seconds = seconds
+        self._steps: list[int] = []
+        self._values: list[np.ndarray] = []
+        self._drawn = 0.0
+        self._handle: Any = None
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        values = np.asarray(self.observable(ctx.batch), float)
+        if self._values and len(values) != len(self._values[-1]):
+            self._steps, self._values = [], []
+        self._steps.append(ctx.step_count)
+        self._values.append(np.where(ctx.active_mask, values, np.nan))
+        if time.monotonic() - self._drawn > self.seconds:
+            self.draw()
+
+    def draw(self) -> Figure:
+        """The picture as it is now."""
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        if self._values:
+            axes.plot(self._steps, np.array(self._values), lw=0.9, alpha=0.6)
+        axes.set(xlabel="step", ylabel=self.label, yscale="log" if self.log else "linear")
+        axes.spines[["top", "right"]].set_visible(False)
+        if self.path is not None:
+            figure.savefig(self.path, dpi=120)
+        self._show(figure)
+        self._drawn = time.monotonic()
+        return figure
+
+    def _show(self, figure: Figure) -> None:
+        try:
+            from IPython.core.getipython import get_ipython  # pyright: ignore
+            from IPython.display import display  # pyright: ignore
+        except ImportError:
+            return
+        if getattr(get_ipython(), "kernel", None) is None:
+            return
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+
+    def __enter__(self) -> "LivePlotHook":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._values:
+            self.draw()
+        self._handle = None
+
+    def __repr__(self) -> str:
+        return f"LivePlotHook({self.label!r}, frequency={self.frequency})"

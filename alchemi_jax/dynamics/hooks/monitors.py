@@ -1,0 +1,89 @@
+"""Hooks that watch a run and stop systems: NaNDetectorHook and EnergyDriftMonitorHook."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.observables import kinetic_energy
+from alchemi_jax.parameters import Described, positive
+from alchemi_jax.segments import any_by_system
+
+
+class NaNDetectorHook(TracedHook):
+    """Marks systems in which a field is not finite as failed. Traced, at AFTER_STEP.
+
+    Energies and forces are watched by every engine; this hook watches what else you name. A system
+    that it marks goes back to its last finite state, is frozen and named in a warning. Costs one pass
+    over the fields.
+
+    Args:
+        keys: fields or extras of the batch with floats.
+    """
+
+    keys: tuple[str, ...] = eqx.field(static=True, converter=tuple, default=("positions", "velocities"))
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.AFTER_STEP
+
+    def init(self, batch: Batch) -> None:
+        """Raises KeyError for a key that the batch does not have."""
+        for key in self.keys:
+            batch.level(key)
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        batch = ctx.batch
+        failed = batch.failed
+        for key in self.keys:
+            values = jnp.asarray(batch[key])
+            lost = ~jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
+            failed = failed | (any_by_system(batch, lost) if batch.level(key) == "atom" else lost)
+        return ctx.with_batch(failed=failed & batch.system_mask)
+
+
+class Drift(Described):
+    """What EnergyDriftMonitorHook remembers, per system, eV per atom.
+
+    `reference` is the total energy per atom at the first look (NaN before it), `now` the difference to it
+    at the last one, `worst` the largest absolute difference so far.
+    """
+
+    reference: Float[Array, " systems"]
+    now: Float[Array, " systems"]
+    worst: Float[Array, " systems"]
+
+
+class EnergyDriftMonitorHook(TracedHook):
+    """Follows the total energy, kinetic plus potential, of constant-energy runs. Traced, at AFTER_STEP.
+
+    Its memory (`state.memory`, a `Drift`) says how far the energy went from its first value. Reads energy,
+    velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
+
+    Args:
+        threshold: eV per atom; a system whose energy went further is marked failed, put back to the
+            step before and named in a warning. None: only watch.
+    """
+
+    threshold: Array | None = eqx.field(
+        converter=lambda t: None if t is None else positive("threshold")(t), default=None
+    )
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.AFTER_STEP
+
+    def init(self, batch: Batch) -> Drift:
+        zero = jnp.zeros_like(batch.energy)
+        return Drift(reference=jnp.full_like(zero, jnp.nan), now=zero, worst=zero)
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        batch, memory = ctx.batch, ctx.memory
+        energy = (batch.energy + kinetic_energy(batch)) / jnp.maximum(batch.atoms_per_system, 1)
+        reference = jnp.where(jnp.isnan(memory.reference), energy, memory.reference)
+        now = jnp.where(ctx.active_mask, energy - reference, memory.now)
+        worst = jnp.maximum(memory.worst, jnp.abs(now))
+        ctx = ctx.with_memory(Drift(reference=reference, now=now, worst=worst))
+        if self.threshold is None:
+            return ctx
+        return ctx.with_batch(failed=batch.failed | (ctx.active_mask & (jnp.abs(now) > self.threshold)))

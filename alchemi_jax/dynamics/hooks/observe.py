@@ -1,0 +1,133 @@
+"""Hooks that hand things to people: ObservableHook, ProgressHook, CallbackHook."""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tqdm.auto import tqdm
+
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.observables import fmax
+
+
+class ObservableHook(RecordingHook):
+    """Records functions of the batch and keeps them as arrays. Recording, at AFTER_STEP by default.
+
+    After a run `hook.table` is a dictionary: "step" [rows], "active" [rows, systems] and each observable
+    [rows, systems, ...]. Another run adds rows; `clear` drops them. Costs the functions and their bytes.
+
+    Args:
+        observables: name -> function of the context, traced; or of nothing else than the batch:
+            those of `alchemi_jax.observables` are taken as they are.
+        frequency: record every so many steps.
+        stage: where.
+    """
+
+    def __init__(
+        self,
+        observables: Mapping[str, Callable[[Any], Array]],
+        frequency: int = 1,
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+    ):
+        taken = {"step", "active"} & set(observables)
+        if taken:
+            raise ValueError(f"ObservableHook has a column {taken.pop()!r} of its own.")
+        self.observables = dict(observables)
+        self.frequency = frequency
+        self.stage = stage
+        self._parts: list[dict[str, np.ndarray]] = []
+
+    def __repr__(self) -> str:
+        return f"ObservableHook({', '.join(self.observables)}, frequency={self.frequency})"
+
+    def trace_key(self) -> Hashable:
+        return tuple(self.observables.items())
+
+    def record(self, ctx: HookContext) -> dict[str, Array]:
+        row = {
+            "step": jnp.asarray(ctx.step_count, jnp.int32),
+            "active": jnp.asarray(ctx.active_mask),
+        }
+        for name, observable in self.observables.items():
+            ours = getattr(observable, "__module__", None) == "alchemi_jax.observables"
+            row[name] = jnp.asarray(observable(ctx.batch if ours else ctx))
+        return row
+
+    def write(self, rows: dict[str, np.ndarray]) -> None:
+        self._parts.append(rows)
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """All rows so far."""
+        if not self._parts:
+            return {}
+        return {name: np.concatenate([p[name] for p in self._parts]) for name in self._parts[0]}
+
+    def clear(self) -> None:
+        """Drops the rows."""
+        self._parts.clear()
+
+
+class ProgressHook:
+    """A progress bar, in a terminal or a notebook: systems finished, worst fmax, step. Host, at AFTER_STEP.
+
+    Args:
+        frequency: look every so many steps; each look ends a compiled segment.
+        **options: for tqdm.
+    """
+
+    def __init__(self, frequency: int = 10, **options: Any):
+        self.stage = DynamicsStage.AFTER_STEP
+        self.frequency = frequency
+        self.options = options
+        self._bar: Any = None
+
+    def __repr__(self) -> str:
+        return f"ProgressHook(frequency={self.frequency})"
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        batch = ctx.batch
+        if self._bar is None:
+            self._bar = tqdm(total=batch.num_systems, unit="system", **self.options)
+        finished = np.asarray(batch.status) >= ctx.workflow.exit_status
+        self._bar.n = int(finished.sum())
+        worst = np.max(np.asarray(fmax(batch))[~finished], initial=0.0)
+        self._bar.set_postfix_str(f"step {ctx.step_count}, fmax {worst:.4f} eV/Å")
+
+    def __enter__(self) -> "ProgressHook":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class CallbackHook:
+    """Calls a function of the context. Host; ends a compiled segment wherever it is due.
+
+    Args:
+        function: called as `function(ctx)`; what it returns is ignored.
+        stage: where.
+        frequency: every so many steps.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[HookContext], Any],
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        frequency: int = 1,
+    ):
+        self.function = function
+        self.stage = stage
+        self.frequency = frequency
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        self.function(ctx)
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", repr(self.function))
+        return f"CallbackHook({name}, {self.stage.name}, frequency={self.frequency})"

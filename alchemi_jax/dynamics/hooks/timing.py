@@ -1,0 +1,142 @@
+"""StageTimingHook and ProfilerHook: where the time of a step goes.
+
+Inside one compiled program a stage has no wall-clock of its own. Steps that these hooks look at are
+run stage by stage, each part compiled apart and waited for: slower than a whole step, and truthful
+about its parts.
+"""
+
+import itertools
+import os
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext
+
+
+try:
+    import nvtx  # pyright: ignore
+except ImportError:
+    nvtx = None
+
+_STAGES = tuple(stage for stage in DynamicsStage if stage is not DynamicsStage.ON_CONVERGE)
+
+
+class StageTimingHook:
+    """Seconds between the stages of a step, run stage by stage and waited for.
+
+    Host, at all stages but ON_CONVERGE. `times` has an array of seconds for each stage: from it to the
+    next one. The first step that is looked at compiles the parts and is left out.
+    `print(hook.summary())` is a table of medians.
+
+    Args:
+        frequency: look at every so many steps.
+    """
+
+    #: It looks at the clock only, so that nothing is fetched from the device for it.
+    reads_batch = False
+
+    def __init__(self, frequency: int = 1):
+        self.stage: DynamicsStage | None = None
+        self.frequency = frequency
+        self.reset()
+
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        return stage in _STAGES
+
+    def __call__(self, ctx: HookContext, stage: DynamicsStage) -> None:
+        now = time.perf_counter()
+        if stage is DynamicsStage.BEFORE_STEP:
+            self._step = {}
+        else:
+            self._step[self._last] = now - self._then
+        if stage is DynamicsStage.AFTER_STEP:
+            if self._warm:
+                self._steps.append(self._step)
+            self._warm = True
+        self._last = stage
+        # What the hook itself takes is in no interval.
+        self._then = time.perf_counter()
+
+    def reset(self) -> None:
+        """Drops what was measured; the next step counts as the first."""
+        self._steps: list[dict[DynamicsStage, float]] = []
+        self._step: dict[DynamicsStage, float] = {}
+        self._warm = False
+        self._last = DynamicsStage.BEFORE_STEP
+        self._then = 0.0
+
+    @property
+    def times(self) -> dict[DynamicsStage, np.ndarray]:
+        """Seconds from each stage to the next, [steps]."""
+        return {s: np.array([step[s] for step in self._steps]) for s in _STAGES[:-1]}
+
+    def summary(self) -> str:
+        """Medians in ms, and their shares of a step."""
+        if not self._steps:
+            return "StageTimingHook: fewer than two steps were looked at."
+        medians = {s: 1e3 * float(np.median(t)) for s, t in self.times.items()}
+        total = sum(medians.values())
+        lines = [f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({len(self._steps)} steps, stage by stage)"]
+        for stage, following in itertools.pairwise(_STAGES):
+            ms = medians[stage]
+            lines.append(f"{stage.name:22}{following.name:22}{ms:9.3f}{ms / total:8.1%}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"StageTimingHook(frequency={self.frequency})"
+
+
+class ProfilerHook:
+    """Writes a trace that Perfetto (ui.perfetto.dev) and TensorBoard open.
+
+    Host, at all stages but ON_CONVERGE. The whole run is traced; the steps that are due are run stage by
+    stage, each stage a named range (and an NVTX range where `nvtx` is installed), the others as one
+    compiled program.
+
+    Args:
+        folder: for the trace, which JAX puts into `plugins/profile/TIME/`.
+        frequency: mark the stages of every so many steps.
+    """
+
+    reads_batch = False
+
+    def __init__(self, folder: str | os.PathLike, frequency: int = 10):
+        self.stage: DynamicsStage | None = None
+        self.frequency = frequency
+        self.folder = Path(folder)
+        self._range: Any = None
+
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        return stage in _STAGES
+
+    def __call__(self, ctx: HookContext, stage: DynamicsStage) -> None:
+        self._leave()
+        if stage is not DynamicsStage.AFTER_STEP:
+            self._range = jax.profiler.TraceAnnotation(stage.name, step=ctx.step_count)
+            self._range.__enter__()
+            if nvtx is not None:
+                nvtx.push_range(stage.name)
+
+    def _leave(self) -> None:
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
+            self._range = None
+            if nvtx is not None:
+                nvtx.pop_range()
+
+    def __enter__(self) -> "ProfilerHook":
+        jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._leave()
+        jax.profiler.stop_trace()
+
+    def __repr__(self) -> str:
+        return f"ProfilerHook({str(self.folder)!r}, frequency={self.frequency})"
