@@ -13,13 +13,20 @@ from conftest import cluster
 
 import alchemi_jax
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, DynamicsStage
-from alchemi_jax.hooks import TracedHook
+from alchemi_jax.dynamics import FIRE, NVE, DynamicsStage
+from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import AbstractPair, LennardJones
 
 
-README = Path(alchemi_jax.__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.exists() else []
+ROOT = Path(alchemi_jax.__file__).parent.parent
+
+
+def code(page):
+    path = ROOT / page
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if path.exists() else []
+
+
+BLOCKS = code("README.md")
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +65,20 @@ def test_a_model_and_a_hook_of_ones_own(blocks):
     engine = FIRE(model=model, dt=1.0, n_steps=5, hooks=[names["ClampForces"](limit=0.1)])
     out = engine.run(Batch.from_ase(cluster(0, 4))).take()
     assert np.linalg.norm(out.forces, axis=1).max() <= 0.1 + 1e-12
+
+
+def test_the_page_on_hooks(blocks, capsys):
+    """Its three hooks run; the page names every hook that there is."""
+    names = {"np": np, "jnp": jnp, "DynamicsStage": DynamicsStage}
+    names |= {"TracedHook": TracedHook, "RecordingHook": RecordingHook}
+    for block in code("docs/hooks.md"):
+        exec(block, names)
+    hooks = [names["PrintFmax"](), names["Kick"](speed=1e-4, frequency=3), names["Record"]()]
+    engine = NVE(model=LennardJones(epsilon=0.0104, sigma=3.4), dt=1.0, hooks=hooks)
+    state = engine.advance(engine.init(Batch.from_ase(cluster(0, 4))), 11)
+    assert int(state.memory[0]) == 4
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["0", "10", "10"]
+    page = (ROOT / "docs/hooks.md").read_text()
+    for name in vars(alchemi_jax.dynamics.hooks):
+        assert not name.endswith("Hook") or f"`{name}" in page, name

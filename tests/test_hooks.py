@@ -357,7 +357,52 @@ def test_rows_survive_an_exception(batch, tmp_path):
         NVE(model=MODEL, dt=1.0, n_steps=50, hooks=[log, Break()]).run(batch)
     assert "raised in hook Break at AFTER_STEP of step 4" in e.value.__notes__
     assert len(read(tmp_path / "log.csv")) == 15
-    assert log._file is None
+    assert log.writer._file is None
+
+
+def test_a_backend_of_ones_own(batch):
+    events, tables = [], []
+
+    class Mine:
+        def open(self):
+            events.append("open")
+
+        def write(self, table):
+            tables.append(table)
+
+        def close(self):
+            events.append("close")
+
+    NVE(model=MODEL, dt=1.0, n_steps=4, hooks=[LoggingHook(backend=Mine(), frequency=2)]).run(batch)
+    assert events == ["open", "close"]
+    assert np.concatenate([t["step"] for t in tables]).tolist() == [0, 0, 0, 2, 2, 2]
+    assert np.concatenate([t["system_id"] for t in tables]).tolist() == [0, 1, 2] * 2
+    assert set(tables[0]) == {"step", "system_id", "status", "energy", "fmax", "temperature"}
+
+
+def test_tensorboard(batch, tmp_path):
+    """The event file has the numbers that a CSV file has."""
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    hooks = [
+        LoggingHook(backend="tensorboard", log_path=tmp_path / "tb", frequency=3),
+        LoggingHook(log_path=tmp_path / "log.csv", frequency=3),
+    ]
+    NVE(model=MODEL, dt=1.0, n_steps=7, hooks=hooks).run(batch)
+    (path,) = (tmp_path / "tb").iterdir()
+    data, found = path.read_bytes(), {}
+    while data:
+        # Length, its checksum, the event, its checksum.
+        n = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + n])
+        data = data[16 + n :]
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    for row in read(tmp_path / "log.csv"):
+        tag = f"energy/system_{row['system_id']}"
+        tag = tag if (tag, int(row["step"])) in found else f"energy/system {row['system_id']}"
+        assert found[tag, int(row["step"])] == pytest.approx(float(row["energy"]), rel=1e-6)
 
 
 def test_log_refusals(batch, tmp_path):
@@ -373,7 +418,7 @@ def test_log_refusals(batch, tmp_path):
         run(log_path=tmp_path / "other.csv", mode="x")
     with pytest.raises(FileNotFoundError):
         run(log_path=tmp_path / "nowhere" / "log.csv")
-    with pytest.raises(ValueError, match="backend 'csv', not 'excel'"):
+    with pytest.raises(ValueError, match=r"must be 'csv', 'tensorboard' or an object .*, not 'excel'"):
         LoggingHook(backend="excel")
     with pytest.raises(ValueError, match="'energy' has the name of a column"):
         LoggingHook(custom_scalars={"energy": lambda ctx: 0})

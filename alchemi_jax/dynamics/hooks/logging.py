@@ -1,6 +1,5 @@
 """LoggingHook: scalars of every system, as rows of a table."""
 
-import csv
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
 from alchemi_jax.observables import fmax, temperature
@@ -23,13 +23,15 @@ class LoggingHook(RecordingHook):
     that is not finished. Recording, at AFTER_STEP: the device does not stop for it.
 
     Args:
-        backend: "csv".
-        log_path: the file.
+        backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own whose
+            `write(table)` gets the columns as a dictionary of arrays, one value a row, and whose
+            `open()` and `close()`, if it has them, are called around runs.
+        log_path: the file (dynamics.csv by default), or the folder for TensorBoard (runs).
         frequency: log every so many steps.
         custom_scalars: more columns: name -> function of the context that gives [systems]. Traced,
             so written with jax.numpy.
-        mode: "a" goes on with a file that exists (its columns must be the same), "w" starts it anew,
-            "x" refuses one that exists.
+        mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
+            starts it anew, "x" refuses one that exists.
 
     Rows are complete in the file when `run` or `advance` returns, or raises.
 
@@ -40,25 +42,32 @@ class LoggingHook(RecordingHook):
 
     def __init__(
         self,
-        backend: str = "csv",
-        log_path: str | os.PathLike = "dynamics.csv",
+        backend: Any = "csv",
+        log_path: str | os.PathLike | None = None,
         frequency: int = 1,
         custom_scalars: Mapping[str, Callable[[HookContext], Array]] | None = None,
         mode: str = "a",
     ):
-        if backend != "csv":
-            raise ValueError(f"LoggingHook has the backend 'csv', not {backend!r}.")
+        if backend not in ("csv", "tensorboard") and not isinstance(backend, Writer):
+            raise ValueError(
+                "backend of LoggingHook must be 'csv', 'tensorboard' or an object with write(table), "
+                f"not {backend!r}."
+            )
         if mode not in ("a", "w", "x"):
             raise ValueError(f"mode of LoggingHook must be 'a', 'w' or 'x', not {mode!r}.")
         self.stage = DynamicsStage.AFTER_STEP
         self.frequency = frequency
-        self.log_path = Path(log_path)
+        default = "dynamics.csv" if backend == "csv" else "runs"
+        self.log_path = Path(default if log_path is None else log_path)
         self.custom_scalars = dict(custom_scalars or {})
-        self.mode = mode
         taken = [name for name in self.custom_scalars if name in COLUMNS]
         if taken:
             raise ValueError(f"custom scalar {taken[0]!r} has the name of a column of LoggingHook.")
-        self._file: Any = None
+        self.writer: Any = backend
+        if backend == "csv":
+            self.writer = CSVWriter(self.log_path, self.columns, mode)
+        elif backend == "tensorboard":
+            self.writer = TensorBoardWriter(self.log_path)
 
     def __repr__(self) -> str:
         return f"LoggingHook({str(self.log_path)!r}, frequency={self.frequency})"
@@ -93,59 +102,16 @@ class LoggingHook(RecordingHook):
         return row
 
     def write(self, rows: dict[str, np.ndarray]) -> None:
-        own = self._file is None
-        if own:
-            self._open()
-        assert self._file is not None
-        out = csv.writer(self._file, lineterminator="\n")
         at_row, system = np.nonzero(rows["active"])
-        table = [rows["step"][at_row].tolist()]
-        for name in self.columns[1:]:
-            values = rows[name][at_row, system]
-            if values.dtype.kind == "f":
-                # The shortest decimals that give the number back.
-                table.append([_shortest(v) for v in values])
-            else:
-                table.append(values.tolist())
-        out.writerows(zip(*table, strict=True))
-        self._file.flush()
-        if own:
-            self._close()
+        table = {"step": rows["step"][at_row]}
+        table |= {name: rows[name][at_row, system] for name in self.columns[1:]}
+        self.writer.write(table)
 
     def __enter__(self) -> "LoggingHook":
-        if self._file is None:
-            self._open()
+        if hasattr(self.writer, "open"):
+            self.writer.open()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._close()
-
-    def _open(self) -> None:
-        header = ",".join(self.columns)
-        if self.mode == "a" and self.log_path.exists() and self.log_path.stat().st_size:
-            with open(self.log_path) as f:
-                found = f.readline().rstrip("\n")
-            if found != header:
-                raise ValueError(
-                    f"{self.log_path} has the columns {found}, this LoggingHook writes {header}: "
-                    "give another log_path, or mode='w' to start the file anew."
-                )
-            self._file = open(self.log_path, "a", newline="")  # noqa: SIM115
-            return
-        self._file = open(self.log_path, self.mode, newline="")  # noqa: SIM115
-        # A second run of the same hook goes on in its own file.
-        self.mode = "a"
-        self._file.write(header + "\n")
-        self._file.flush()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _shortest(value: np.floating) -> str:
-    return np.format_float_scientific(value, trim="-", exp_digits=1) if value else "0"
-
-
-__all__ = ["LoggingHook"]
+        if hasattr(self.writer, "close"):
+            self.writer.close()
