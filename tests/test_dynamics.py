@@ -453,6 +453,27 @@ def test_loop_under_jit_and_vmap(lj):
         np.testing.assert_allclose(mapped.energy[i], alone.energy, rtol=1e-9)
 
 
+def test_derivatives_go_through_steps(lj):
+    """Of the energy after four steps, by the potential's sigma: backwards, forwards, through the loop."""
+    start = NVE(model=lj, dt=2.0).init(Batch.from_ase([cluster(0, 4), crystal(0, 1)]))
+    start = start.replace(batch=start.batch.replace(meta=None))
+
+    def engine(sigma):
+        return NVE(model=LennardJones(epsilon=EPSILON, sigma=sigma, cutoff=8.5), dt=2.0)
+
+    def by_steps(sigma):
+        state, _ = jax.lax.scan(lambda s, _: (engine(sigma).step(s), None), start, length=4)
+        return state.batch.energy.sum()
+
+    def by_loop(sigma):
+        return engine(sigma).loop(start, 4).batch.energy.sum()
+
+    h, value = 1e-5, jax.jit(by_loop)
+    difference = (value(3.4 + h) - value(3.4 - h)) / (2 * h)
+    for slope in (jax.grad(by_steps), jax.jacfwd(by_steps), jax.jacfwd(by_loop)):
+        np.testing.assert_allclose(jax.jit(slope)(3.4), difference, rtol=1e-7)
+
+
 def test_loop_equals_run(relaxation, batch, relaxed):
     state = relaxation.init(batch)
     state = state.replace(batch=state.batch.replace(meta=None))

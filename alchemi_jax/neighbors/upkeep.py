@@ -45,7 +45,12 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """The list brought up to date: built anew where due, offsets renewed where a cell changed."""
+    """The list brought up to date: built anew where due, offsets renewed where a cell changed.
+
+    Nothing of it is differentiated: gradients go through the positions and the cell that
+    `extended_positions` puts together.
+    """
+    batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
     stale = due(batch, neighbors)
 
     def rebuild(operands: Any) -> NeighborList:
