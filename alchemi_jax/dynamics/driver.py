@@ -199,7 +199,9 @@ class _Run:
         cuts = [
             i + 1
             for i, piece in enumerate(STEP)
-            if isinstance(piece, DynamicsStage) and piece not in self.edge and self._runs_any(due, piece)
+            if isinstance(piece, DynamicsStage)
+            and piece not in self.edge
+            and any(runs_on(h, piece) for h in due)
         ]
         at: DynamicsState | Flow = self.state
         done = 0
@@ -218,9 +220,6 @@ class _Run:
             if cut < len(STEP):
                 self._call_hooks(flow, STEP[cut - 1], step)
         self._accept(flow.state, report)
-
-    def _runs_any(self, hooks: list, stage: DynamicsStage) -> bool:
-        return any(runs_on(h, stage) for h in hooks)
 
     def _grow(self, overflowed: DynamicsState) -> nl.NeighborList:
         held, wanted = self.state.neighbors, overflowed.neighbors

@@ -1,6 +1,7 @@
 """AbstractModel: what turns a batch into energies, forces and stress."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.observables import volume
 from alchemi_jax.parameters import Described
 from alchemi_jax.segments import any_by_system, to_atoms
 
@@ -38,29 +40,15 @@ class AbstractModel(Described):
         """Energy of each system, eV; differentiable in positions and cell."""
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain.
-
-        The strain is applied to positions and cell together, r -> r (1 + strain), and made symmetric.
-        """
-
-        def total(positions: Array, strain: Array | None) -> tuple[Array, Array]:
-            b = batch.replace(positions=positions)
-            if strain is not None:
-                f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
-                b = batch.replace(
-                    positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
-                    cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
-                )
-            energy = jnp.where(batch.system_mask, self.energy(b, neighbors), 0)
-            return energy.sum(), energy
-
+        """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain."""
         if not stress:
-            gradient = jax.grad(lambda r: total(r, None), has_aux=True)
-            slope, energy = gradient(batch.positions)
+
+            def total(positions: Array) -> tuple[Array, Array]:
+                return _total(batch, self.energy(batch.replace(positions=positions), neighbors))
+
+            slope, energy = jax.grad(total, has_aux=True)(batch.positions)
             return Results(energy, _mask_atoms(batch, -slope), None)
-        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-        zero = jnp.zeros_like(batch.cell)
-        (slope, virial), energy = gradient(batch.positions, zero)
+        energy, slope, virial = strained_gradient(batch, lambda b: self.energy(b, neighbors))
         return Results(energy, _mask_atoms(batch, -slope), per_volume(batch, virial))
 
     def check(self, batch: Batch) -> None:
@@ -71,16 +59,40 @@ class AbstractModel(Described):
         """
 
 
+def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
+    energy = jnp.where(batch.system_mask, energy, 0)
+    return energy.sum(), energy
+
+
+def strained_gradient(batch: Batch, energy: Callable[[Batch], Array]) -> tuple[Array, Array, Array]:
+    """An energy of the batch, its gradient in the positions, and in a strain of positions and cell.
+
+    The strain is applied to both together, r -> r (1 + strain), and made symmetric.
+    Returns [systems] eV, [atoms, 3] eV/Å, [systems, 3, 3] eV.
+    """
+
+    def total(positions: Array, strain: Array) -> tuple[Array, Array]:
+        f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
+        strained = batch.replace(
+            positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
+            cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+        )
+        return _total(batch, energy(strained))
+
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    (slope, virial), found = gradient(batch.positions, jnp.zeros_like(batch.cell))
+    return found, slope, virial
+
+
 def _mask_atoms(batch: Batch, forces: Array) -> Array:
     return jnp.where(batch.atom_mask[:, None], forces, 0)
 
 
 def per_volume(batch: Batch, virial: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3 3"]:
     """Stress from dE/dstrain; NaN where the system is not periodic in all directions."""
-    a, b, c = (batch.cell[:, k] for k in range(3))
-    volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
-    periodic = jnp.all(batch.pbc, axis=-1) & (volume > 0)
-    stress = virial / jnp.where(periodic, volume, 1)[:, None, None]
+    size = volume(batch)
+    periodic = size > 0
+    stress = virial / jnp.where(periodic, size, 1)[:, None, None]
     missing = jnp.where(batch.system_mask, jnp.nan, 0).astype(batch.dtype)
     return jnp.where(periodic[:, None, None], stress, missing[:, None, None])
 

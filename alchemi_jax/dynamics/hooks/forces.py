@@ -11,9 +11,9 @@ from jaxtyping import Array
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.models.base import per_volume, strained_gradient
 from alchemi_jax.observables import force_norms
 from alchemi_jax.parameters import positive
-from alchemi_jax.segments import to_atoms
 
 
 class MaxForceClampHook(TracedHook):
@@ -89,29 +89,20 @@ class BiasedPotentialHook(TracedHook):
         batch = ctx.batch
         extra = () if self.memory is None else (ctx.memory,)
 
-        def total(positions: Array, strain: Array) -> tuple[Array, Array]:
-            f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
-            strained = batch.replace(
-                positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
-                cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
-            )
+        def bias(strained: Batch) -> Array:
             energy = jnp.asarray(self.bias(strained, *extra))
             if energy.shape != batch.energy.shape:
                 raise TypeError(
                     f"the bias of BiasedPotentialHook gives shape {energy.shape}, expected one energy "
                     f"per system, {batch.energy.shape}."
                 )
-            energy = jnp.where(batch.system_mask, energy, 0)
-            return energy.sum(), energy
+            return energy
 
-        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-        (slope, virial), energy = gradient(batch.positions, jnp.zeros_like(batch.cell))
-        a, b, c = (batch.cell[:, k] for k in range(3))
-        volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
+        energy, slope, virial = strained_gradient(batch, bias)
         held = batch.atom_mask & ~batch.fixed
         return ctx.with_batch(
             energy=batch.energy + energy,
             forces=batch.forces - jnp.where(held[:, None], slope, 0),
             # NaN, where there is no stress, stays NaN.
-            stress=batch.stress + virial / jnp.where(volume > 0, volume, 1)[:, None, None],
+            stress=batch.stress + per_volume(batch, virial),
         )
