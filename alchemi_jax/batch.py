@@ -33,6 +33,9 @@ class Batch(eqx.Module):
     hooks and `take` see it) are numpy arrays without padding.
 
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
+    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage.
+    `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
+    barostat; NaN: what the engine says.
     """
 
     positions: Float[Data, "atoms 3"] = per_atom()
@@ -56,6 +59,9 @@ class Batch(eqx.Module):
     converged: Bool[Data, " systems"] = per_system()
     failed: Bool[Data, " systems"] = per_system()
     steps_taken: Int[Data, " systems"] = per_system()
+    stage_steps: Int[Data, " systems"] = per_system()
+    target_temperature: Float[Data, " systems"] = per_system(fill=np.nan)
+    target_pressure: Float[Data, " systems"] = per_system(fill=np.nan)
 
     atom_extras: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
     system_extras: dict[str, Shaped[Data, "systems ..."]] = per_system()
@@ -150,6 +156,9 @@ class Batch(eqx.Module):
             "converged": np.zeros(n, bool),
             "failed": np.zeros(n, bool),
             "steps_taken": np.zeros(n, np.int32),
+            "stage_steps": np.zeros(n, np.int32),
+            "target_temperature": np.full(n, np.nan, dtype),
+            "target_pressure": np.full(n, np.nan, dtype),
             "atom_extras": atom_extras,
             "system_extras": system_extras,
         }

@@ -51,11 +51,14 @@ def _where(mask: Array, new: Any, old: Any) -> Any:
 def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
     """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
 
-    Both are Modules of one type (or None) whose fields declare levels. Fields that are the same
-    object in both are passed through, so that a freeze costs only what changed.
+    Both are Modules of one type whose fields declare levels, None, or tuples of these. Fields that are
+    the same object in both are passed through, so that a freeze costs only what changed.
     """
     if new is None or old is None:
         return new
+    if isinstance(new, tuple):
+        pairs = zip(new, old, strict=True)  # pyright: ignore
+        return tuple(select(atom_mask, system_mask, a, b) for a, b in pairs)  # pyright: ignore
     masks = {"atom": atom_mask, "system": system_mask}
     changed = {}
     for name, level in level_fields(new):

@@ -1,8 +1,9 @@
 """AbstractDynamics: parameters of an engine, and the one step function that knows the order of the stages."""
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,11 +12,14 @@ from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import driver, prepare, records
+from alchemi_jax.dynamics.admission import admitted
 from alchemi_jax.dynamics.callbacks import deliver
+from alchemi_jax.dynamics.groups import Group, grouped, in_order
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
 from alchemi_jax.dynamics.state import Flow
+from alchemi_jax.dynamics.updates import updated
 from alchemi_jax.hooks import Hook as Hook
 from alchemi_jax.hooks import HookContext, HookSet
 from alchemi_jax.hooks.registry import runs_on
@@ -25,6 +29,9 @@ from alchemi_jax.neighbors import update
 from alchemi_jax.parameters import Described
 from alchemi_jax.segments import any_by_system, to_atoms
 
+
+if TYPE_CHECKING:
+    from alchemi_jax.dynamics.fused import FusedStage
 
 _E = TypeVar("_E", bound="AbstractDynamics")
 
@@ -48,9 +55,15 @@ class AbstractDynamics(Described):
     _stage_type: ClassVar[Any] = DynamicsStage
     #: Whether this algorithm reads `batch.stress` in every step.
     _needs_stress: ClassVar[bool] = False
+    #: Whether `batch.velocities` are what this algorithm moves by. A system that enters a stage which does
+    #: from one which does not gets velocities from `admit`.
+    _has_velocities: ClassVar[bool] = True
+    #: What hooks may ask of this algorithm through `batch.target_...`: "temperature", "pressure".
+    _targets: ClassVar[frozenset[str]] = frozenset()
 
     def __check_init__(self):
         self.hooks.check_stages(self._stage_type)
+        prepare.check_targets(self)
         prepare.warn_idle_hooks(self)
 
     # -- what an algorithm writes ----------------------------------------------------------------
@@ -61,11 +74,18 @@ class AbstractDynamics(Described):
 
     @abstractmethod
     def pre_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
-        """Batch and own state after what precedes the new forces. Pure; every system at once."""
+        """Batch and own state after what precedes the new forces. Pure; every system at once.
+
+        An algorithm that draws noise takes a third argument, `key`: that of the run.
+        """
 
     def post_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
         """Batch and own state after what follows the new forces."""
         return batch, state
+
+    def admit(self, batch: Batch, key: Array) -> Batch:
+        """What a system begins with that enters this stage of a pipeline from a relaxation."""
+        return batch
 
     # -- the user's doors ------------------------------------------------------------------------
 
@@ -78,6 +98,21 @@ class AbstractDynamics(Described):
     def exit_status(self) -> int:
         """`status` of a system that is finished."""
         return self.n_stages
+
+    @property
+    def max_steps(self) -> Array | None:
+        """The most steps that a system can take, None: no limit."""
+        return self.n_steps
+
+    @property
+    def parts(self) -> tuple["AbstractDynamics", ...]:
+        """The stages of the pipeline, in order."""
+        return (self,)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The hooks, and the stages to which they belong."""
+        return grouped([(None, self.hooks)])
 
     def init(self, batch: Batch, *, key: Array | None = None) -> DynamicsState:
         """The state before the first step: bookkeeping afresh, neighbor list made, model evaluated.
@@ -128,18 +163,36 @@ class AbstractDynamics(Described):
 
     register_hook = with_hooks
 
+    def on_device(self: _E) -> _E:
+        """The engine as compiled code sees it: without host hooks."""
+        hooks = self.hooks.on_device()
+        return self if hooks is self.hooks else dataclasses.replace(self, hooks=hooks)
+
+    def __add__(self, other: "AbstractDynamics") -> "FusedStage":
+        """A pipeline: each system goes through this engine and then through the other."""
+        from alchemi_jax.dynamics.fused import FusedStage
+
+        return FusedStage([self, other]) if isinstance(other, AbstractDynamics) else NotImplemented
+
     def __enter__(self: _E) -> _E:
-        self.hooks.open()
+        with contextlib.ExitStack() as stack:
+            for group in self.groups:
+                group.hooks.open()
+                stack.push(group.hooks.close)
+            stack.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.hooks.close(*exc)
+        stack = contextlib.ExitStack()
+        for group in self.groups:
+            stack.push(group.hooks.close)
+        stack.__exit__(*exc)
 
     # -- the step --------------------------------------------------------------------------------
 
     def step(self, state: DynamicsState) -> DynamicsState:
         """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own."""
-        return self._end(self._through(self._begin(state), STEP)).state
+        return self._end(self._through(self._begin(admitted(self, state)), STEP)).state
 
     def _through(self, flow: Flow, pieces: tuple) -> Flow:
         """Some pieces of a step, in order: stages call hooks, names are methods below."""
@@ -162,18 +215,23 @@ class AbstractDynamics(Described):
         return Flow(state, state.batch, state.integrator, active)
 
     def _pre_update(self, flow: Flow) -> Flow:
-        return self._move(flow, self.pre_update(flow.state.batch, flow.state.integrator))
+        return self._move(flow, "pre_update")
 
     def _post_update(self, flow: Flow) -> Flow:
-        return self._move(flow, self.post_update(flow.state.batch, flow.state.integrator))
+        return self._move(flow, "post_update")
 
-    def _move(self, flow: Flow, new: tuple[Batch, Any]) -> Flow:
-        """What an algorithm made of the active systems; the others stay as they are, bit for bit."""
+    def _move(self, flow: Flow, update: str) -> Flow:
+        """What an algorithm makes of the active systems; the others stay as they are, bit for bit.
+
+        A system stays in the stage in which it began the step, whatever a hook makes of its status.
+        """
         old = flow.state
+        begun = old.batch.replace(status=flow.start.status)
+        batch, integrator = updated(self, update, begun, old.integrator, old.key)
+        batch = batch.replace(status=old.batch.status)
         atoms = to_atoms(old.batch, flow.active)
-        batch = select(atoms, flow.active, new[0], old.batch)
-        integrator = select(atoms, flow.active, new[1], old.integrator)
-        return flow.put(batch=batch, integrator=integrator)
+        batch = select(atoms, flow.active, batch, old.batch)
+        return flow.put(batch=batch, integrator=select(atoms, flow.active, integrator, old.integrator))
 
     def _compute(self, flow: Flow) -> Flow:
         """New forces; systems for which they are not finite go back to where the step began."""
@@ -218,72 +276,107 @@ class AbstractDynamics(Described):
         return flow.put(batch=jax.lax.optimization_barrier(flow.state.batch))
 
     def _budgets(self, flow: Flow) -> Flow:
-        if any(hook.may_fail for hook in self.hooks.traced):
+        """Steps are counted; whose budget is used up moves on, like one that converged."""
+        if any(hook.may_fail for group in self.groups for hook in group.hooks.traced):
             flow = self._put_back(flow, flow.active & flow.state.batch.failed)
-        batch = flow.state.batch
-        newly = flow.active & (batch.status > flow.start.status)
+        batch, stage = flow.state.batch, flow.start.status
+        newly = flow.active & (batch.status > stage)
         steps_taken = batch.steps_taken + flow.active
-        status = batch.status
-        if self.n_steps is not None:
-            expired = flow.active & ~newly & (steps_taken >= self.n_steps)
+        stage_steps = batch.stage_steps + flow.active
+        status, converged = batch.status, batch.converged | newly
+        for code, part in enumerate(self.parts):
+            if part.n_steps is None:
+                continue
+            here = flow.active & ~newly if self.n_stages == 1 else flow.active & ~newly & (stage == code)
+            expired = here & (stage_steps >= part.n_steps)
             status = status + expired
+            if part is not self and prepare.waits_for_convergence(self, code):
+                # What counts is the last relaxation that a system went through.
+                converged = converged & ~expired
+        if self.n_stages > 1 and self.n_steps is not None:
+            status = jnp.where(flow.active & (steps_taken >= self.n_steps), self.exit_status, status)
+        status = jnp.minimum(status, self.exit_status)
+        left = flow.active & (status != stage)
         batch = batch.replace(
-            status=jnp.minimum(status, self.exit_status),
+            status=status,
             steps_taken=steps_taken,
-            converged=batch.converged | newly,
+            stage_steps=jnp.where(left & (status < self.exit_status), 0, stage_steps),
+            converged=converged,
         )
-        return flow.put(batch=batch, newly_converged=newly)
+        came_from = jnp.where(left, stage, flow.state.came_from)
+        return flow.put(batch=batch, newly_converged=newly, came_from=came_from)
 
     def _end(self, flow: Flow) -> Flow:
         return flow.put(step_count=flow.state.step_count + 1)
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _build_context(self, flow: Flow, stage: DynamicsStage) -> HookContext:
-        """What hooks see at a stage. Of what they return, batch and memory are taken over."""
+    def _build_context(self, flow: Flow, stage: DynamicsStage, group: Group | None = None) -> HookContext:
+        """What the hooks of a group see at a stage. Of what they return, batch and memory are taken over."""
         state = flow.state
+        if group is None:
+            group = self.groups[0]
+        newly = None
+        if stage is DynamicsStage.ON_CONVERGE:
+            newly = group.within(state.newly_converged, flow.start.status)
         return HookContext(
             batch=state.batch,
             step_count=state.step_count,
             model=self.model,
-            converged_mask=state.newly_converged if stage is DynamicsStage.ON_CONVERGE else None,
-            active_mask=flow.active,
+            converged_mask=newly,
+            active_mask=group.mine(flow),
+            stages=group.codes,
             workflow=self,
         )
 
     def _dispatch(self, flow: Flow, stage: DynamicsStage) -> Flow:
         """Traced hooks of a stage, then rows for the recording ones."""
-        state, hooks = flow.state, self.hooks
-        on_converge = stage is DynamicsStage.ON_CONVERGE
-        if hooks.any_traced(stage):
-
-            def call(operands: tuple[Batch, tuple]) -> tuple[Batch, tuple]:
-                batch, memory = operands
-                ctx = self._build_context(flow.put(batch=batch), stage)
-                ctx, memory = hooks.run_traced(ctx, stage, memory)
-                atoms = to_atoms(batch, flow.active)
-                return select(atoms, flow.active, ctx.batch, batch), memory
-
-            operands = (state.batch, state.memory)
-            if on_converge:
-                any_newly = jnp.any(state.newly_converged)
-                batch, memory = jax.lax.cond(any_newly, call, lambda o: o, operands)
-            else:
-                batch, memory = call(operands)
-            flow = flow.put(batch=batch, memory=memory)
-        buffers = list(flow.state.records)
+        groups = in_order(self.groups, stage)
+        for group in groups:
+            if group.hooks.any_traced(stage):
+                flow = self._transform(flow, stage, group)
         # `init` evaluates before there are buffers.
-        for i, held in enumerate(hooks.recording if buffers else ()):
-            if runs_on(held.hook, stage):
-                due: Any = True
-                if held.hook.frequency > 1:
-                    due = state.step_count % held.hook.frequency == 0
-                if on_converge:
-                    due = due & jnp.any(state.newly_converged)
-                ctx = self._build_context(flow, stage)
-                buffers[i] = records.append(held.hook, buffers[i], ctx, due)
+        if flow.state.records:
+            for group in groups:
+                flow = self._record(flow, stage, group)
         # The driver takes host hooks off what it compiles and calls them itself; they are here
         # when a user embeds `step` or `loop` in code of their own.
-        if hooks.host:
-            deliver(self, flow, stage)
+        deliver(self, flow, stage)
+        return flow
+
+    def _called(self, flow: Flow, stage: DynamicsStage, group: Group) -> Array | None:
+        """Whether a group is called: in its stages only while a system is there, at ON_CONVERGE only
+        when one of them converged. None: always."""
+        if stage is DynamicsStage.ON_CONVERGE:
+            return jnp.any(group.within(flow.state.newly_converged, flow.start.status))
+        return None if group.codes is None else jnp.any(group.mine(flow))
+
+    def _transform(self, flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
+        mine, memory = group.mine(flow), flow.state.memory
+
+        def call(operands: tuple[Batch, tuple]) -> tuple[Batch, tuple]:
+            batch, memories = operands
+            ctx = self._build_context(flow.put(batch=batch), stage, group)
+            ctx, memories = group.hooks.run_traced(ctx, stage, memories)
+            return select(to_atoms(batch, mine), mine, ctx.batch, batch), memories
+
+        operands = (flow.state.batch, group.memories(memory))
+        called = self._called(flow, stage, group)
+        if called is None:
+            batch, memories = call(operands)
+        else:
+            batch, memories = jax.lax.cond(called, call, lambda o: o, operands)
+        end = group.memory + len(memories)
+        return flow.put(batch=batch, memory=(*memory[: group.memory], *memories, *memory[end:]))
+
+    def _record(self, flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
+        buffers = list(flow.state.records)
+        for i, held in enumerate(group.hooks.recording, group.records):
+            if runs_on(held.hook, stage):
+                due: Any = self._called(flow, stage, group)
+                if held.hook.frequency > 1:
+                    at = flow.state.step_count % held.hook.frequency == 0
+                    due = at if due is None else due & at
+                ctx = self._build_context(flow, stage, group)
+                buffers[i] = records.append(held.hook, buffers[i], ctx, True if due is None else due)
         return flow.put(records=tuple(buffers))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from alchemi_jax.dynamics.groups import Group, in_order
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.hooks import HookContext
@@ -32,32 +33,64 @@ def refuse_where_undeliverable(engine: "AbstractDynamics", state: Any) -> None:
     for leaf in jax.tree.leaves((engine, state)):
         transform = _REFUSED.get(type(leaf).__name__)
         if transform is not None:
-            names = ", ".join(name_of(held.hook) for held in engine.hooks.host)
-            raise ValueError(
-                f"the host hooks {names} cannot be called from a loop under {transform}: write a "
-                "RecordingHook (its rows come back in the state), or take them off the engine."
-            )
+            raise ValueError(_refusal(engine, transform))
+
+
+def guarded(engine: "AbstractDynamics", tree: Any) -> Any:
+    """The same tree, which says what `refuse_where_undeliverable` says when a transform comes from
+    outside of a jit, where it cannot be seen while the loop is traced."""
+
+    @jax.custom_batching.custom_vmap
+    def same(arrays: Any) -> Any:
+        return arrays
+
+    @same.def_vmap
+    def _(axis_size: int, in_batched: Any, arrays: Any) -> Any:
+        raise ValueError(_refusal(engine, "vmap"))
+
+    @jax.custom_jvp
+    def held(arrays: Any) -> Any:
+        return same(arrays)
+
+    @held.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        raise ValueError(_refusal(engine, "grad"))
+
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(held(arrays), rest)
+
+
+def _refusal(engine: "AbstractDynamics", transform: str) -> str:
+    names = ", ".join(name_of(held.hook) for group in engine.groups for held in group.hooks.host)
+    return (
+        f"the host hooks {names} cannot be called from a loop under {transform}: write a "
+        "RecordingHook (its rows come back in the state), or take them off the engine."
+    )
 
 
 def deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage) -> None:
     """Calls the host hooks of a stage from compiled code, where they are due."""
-    hooks = [held.hook for held in engine.hooks.host if runs_on(held.hook, stage)]
-    if not hooks:
-        return
+    for group in in_order(engine.groups, stage):
+        hooks = [held.hook for held in group.hooks.host if runs_on(held.hook, stage)]
+        if hooks:
+            _deliver(engine, flow, stage, group, hooks)
+
+
+def _deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group: Group, hooks: list) -> None:
     meta = flow.state.batch.meta
-    ctx = engine._build_context(flow, stage)
+    ctx = engine._build_context(flow, stage, group)
     ctx = dataclasses.replace(ctx, batch=ctx.batch.replace(meta=None))
-    arrays, rest = eqx.partition(ctx, eqx.is_array)
+    arrays, rest = eqx.partition(guarded(engine, ctx), eqx.is_array)
 
     def on_host(arrays: Any) -> None:
         ctx = eqx.combine(jax.tree.map(np.asarray, arrays), rest)
         step = int(ctx.step_count)
-        engine.hooks.run_host(on_the_host(ctx, meta, step), stage, step)
+        group.hooks.run_host(on_the_host(ctx, meta, step), stage, step)
 
     step = flow.state.step_count
     due = jnp.any(jnp.stack([step % hook.frequency == 0 for hook in hooks]))
-    if stage is DynamicsStage.ON_CONVERGE:
-        due = due & jnp.any(flow.state.newly_converged)
+    called = engine._called(flow, stage, group)
+    due = due if called is None else due & called
     jax.lax.cond(due, lambda: io_callback(on_host, None, arrays, ordered=True), lambda: None)
 
 

@@ -23,8 +23,10 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import records
-from alchemi_jax.dynamics.callbacks import on_the_host, refuse_where_undeliverable
-from alchemi_jax.dynamics.prepare import larger_list, on_device, verdict, warn_failed
+from alchemi_jax.dynamics.admission import admitted
+from alchemi_jax.dynamics.callbacks import guarded, on_the_host, refuse_where_undeliverable
+from alchemi_jax.dynamics.groups import in_order
+from alchemi_jax.dynamics.prepare import larger_list, verdict, warn_failed
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
 from alchemi_jax.hooks.registry import name_of, noted, runs_on
@@ -44,17 +46,19 @@ _ALWAYS = np.iinfo(np.int32).max
 
 def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) -> DynamicsState:
     """See `AbstractDynamics.loop`."""
-    if engine.hooks.host:
+    if any(group.hooks.host for group in engine.groups):
         refuse_where_undeliverable(engine, state)
-    n = n_steps if n_steps is not None else engine.n_steps
+        state = guarded(engine, state)
+    n = n_steps if n_steps is not None else engine.max_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
-    if engine.hooks.recording:
+    recording = [held for group in engine.groups for held in group.hooks.recording]
+    if recording:
         if is_traced(n):
             raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
         buffers = [
             records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
-            for b, held in zip(state.records, engine.hooks.recording, strict=True)
+            for b, held in zip(state.records, recording, strict=True)
         ]
         state = state.replace(records=tuple(buffers))
     stop = state.step_count + n
@@ -114,16 +118,24 @@ def _segment(
 
 
 _report_of = eqx.filter_jit(_report)
+_admitted = eqx.filter_jit(admitted)
 
 
 @eqx.filter_jit
 def _part(engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int) -> tuple[Flow, Array]:
     """Pieces first .. last-1 of a step."""
-    flow = engine._begin(at) if isinstance(at, DynamicsState) else at
+    flow = engine._begin(admitted(engine, at)) if isinstance(at, DynamicsState) else at
     flow = engine._through(flow, STEP[first:last])
     if last == len(STEP):
         flow = engine._end(flow)
     return flow, _report(engine, flow.state)
+
+
+def _stage_of_last_step(engine: "AbstractDynamics", state: DynamicsState) -> Array:
+    """The stage that each system which the last step moved was in when that step began."""
+    batch = state.batch
+    left = (batch.status == engine.exit_status) | (batch.stage_steps == 0)
+    return jnp.where(left, state.came_from, batch.status)
 
 
 class _Run:
@@ -131,13 +143,14 @@ class _Run:
 
     def __init__(self, engine: "AbstractDynamics", state: DynamicsState):
         self.engine = engine
-        self.compiled = on_device(engine)
+        self.compiled = engine.on_device()
+        self.groups = engine.groups
         self.meta: Metadata | None = state.batch.meta
         self.state = state.replace(batch=state.batch.replace(meta=None))
         self.report = _Report(_report_of(self.compiled, self.state))
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
-        traced = [s for s in DynamicsStage if engine.hooks.any_traced(s)]
+        traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
         # A host hook sees its stage after the traced hooks of that stage and before whatever follows.
         edge = {DynamicsStage.ON_CONVERGE}
         if DynamicsStage.BEFORE_STEP not in traced:
@@ -145,7 +158,7 @@ class _Run:
         if DynamicsStage.ON_CONVERGE not in traced:
             edge.add(DynamicsStage.AFTER_STEP)
         self.edge = edge
-        hooks = [held.hook for held in engine.hooks.host]
+        hooks = [held.hook for group in self.groups for held in group.hooks.host]
         self.before = [h for h in hooks if self._runs(h, {DynamicsStage.BEFORE_STEP} & edge)]
         self.after = [h for h in hooks if self._runs(h, {DynamicsStage.AFTER_STEP} & edge)]
         self.inside = [h for h in hooks if self._runs(h, set(DynamicsStage) - edge)]
@@ -243,7 +256,7 @@ class _Run:
         self.drained = time.perf_counter()
         if not any(self.report.counts):
             return
-        held_hooks = self.compiled.hooks.recording
+        held_hooks = [held for group in self.groups for held in group.hooks.recording]
         buffers = jax.device_get(self.state.records)
         empty = [dataclasses.replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
         self.state = self.state.replace(records=tuple(empty))
@@ -260,21 +273,32 @@ class _Run:
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
         """The host hooks of a stage at the edge of a step."""
         step = self.report.step if step is None else step
-        if stage not in self.edge or not self.engine.hooks.host_due(stage, step):
+        if stage not in self.edge or not any(g.hooks.host_due(stage, step) for g in self.groups):
             return
         if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
             return
         state = self.state
-        active = state.moved
         if stage is DynamicsStage.BEFORE_STEP:
-            active = self.engine.active(state.batch)
-        self._call_hooks(Flow(state, state.batch, None, active), stage, step)
+            # The step does this itself; here it is done to be looked at.
+            state = _admitted(self.compiled, state) if self.engine.n_stages > 1 else state
+            flow = Flow(state, state.batch, None, self.engine.active(state.batch))
+        else:
+            begun = state.batch.replace(status=_stage_of_last_step(self.engine, state))
+            flow = Flow(state, begun, None, state.moved)
+        self._call_hooks(flow, stage, step)
 
     def _call_hooks(self, flow: Flow, stage: Any, step: int) -> None:
-        ctx = dataclasses.replace(self.engine._build_context(flow, stage), step_count=step)
-        if self.engine.hooks.reads_batch(stage, step):
-            ctx = on_the_host(ctx, self.meta, step)
-        self.engine.hooks.run_host(ctx, stage, step)
+        for group in in_order(self.groups, stage):
+            if not group.hooks.host_due(stage, step):
+                continue
+            ctx = self.engine._build_context(flow, stage, group)
+            mine = ctx.converged_mask if stage is DynamicsStage.ON_CONVERGE else ctx.active_mask
+            if group.codes is not None and not np.any(mine):
+                continue
+            ctx = dataclasses.replace(ctx, step_count=step)
+            if group.hooks.reads_batch(stage, step):
+                ctx = on_the_host(ctx, self.meta, step)
+            group.hooks.run_host(ctx, stage, step)
 
     def _with_meta(self) -> DynamicsState:
         return self.state.replace(batch=self.state.batch.replace(meta=self.meta))
@@ -283,7 +307,7 @@ class _Run:
 def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     run = _Run(engine, state)
-    with engine.hooks.opened():
+    with engine:
         try:
             run.advance(min(run.report.step + int(n_steps), _ALWAYS))
         except BaseException as e:
@@ -300,11 +324,11 @@ def run(engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Arra
     """See `AbstractDynamics.run`."""
     if n_steps is not None:
         engine = dataclasses.replace(engine, n_steps=n_steps)
-    if engine.n_steps is None:
+    if engine.max_steps is None:
         raise ValueError(
             f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."
         )
-    with engine.hooks.opened():
+    with engine:
         state = engine.init(batch, key=key)
-        state = engine.advance(state, int(engine.n_steps))
+        state = engine.advance(state, int(engine.max_steps))
         return verdict(engine, state)

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.hooks.registry import name_of, runs_on
@@ -31,11 +32,13 @@ def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> Dynamic
             "be traced: call it outside of jit, vmap and grad, and transform loop or step."
         )
     engine.model.check(batch)
-    for hook in engine.hooks.traced:
-        hook.check(batch)
-    check_per_system(engine, batch)
+    for group in engine.groups:
+        for hook in group.hooks.traced:
+            hook.check(batch)
+    for part in engine.parts:
+        check_per_system(part, batch)
     meta, batch = batch.meta, batch.replace(meta=None)
-    engine = on_device(engine)
+    engine = engine.on_device()
     batch = jax.device_put(batch)
     neighbors = None
     if engine.model.cutoff is not None:
@@ -69,10 +72,13 @@ def _prepare(
         converged=none,
         failed=none,
         steps_taken=jnp.zeros(systems, jnp.int32),
+        stage_steps=jnp.zeros(systems, jnp.int32),
+        target_temperature=jnp.full_like(batch.energy, jnp.nan),
+        target_pressure=jnp.full_like(batch.energy, jnp.nan),
         stress=jnp.full_like(batch.stress, jnp.nan),
         velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
     )
-    memory = engine.hooks.init(batch)
+    memory = tuple(m for group in engine.groups for m in group.hooks.init(batch))
     state = DynamicsState(
         batch=batch,
         integrator=None,
@@ -84,12 +90,16 @@ def _prepare(
         newly_converged=none,
         moved=none,
         failed_at=jnp.full(systems, -1, jnp.int32),
+        came_from=jnp.full(systems, -1, jnp.int32),
     )
     compute = STEP.index("compute")
     flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
     state = flow.state
-    ctx = engine._build_context(flow, DynamicsStage.AFTER_STEP)
-    buffers = (records.allocate(held.hook, ctx) for held in engine.hooks.recording)
+    buffers = (
+        records.allocate(held.hook, engine._build_context(flow, DynamicsStage.AFTER_STEP, group))
+        for group in engine.groups
+        for held in group.hooks.recording
+    )
     return state.replace(integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers))
 
 
@@ -147,20 +157,25 @@ def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Arra
 # -- what engine and driver agree on -----------------------------------------------------------
 
 
-def on_device(engine: "AbstractDynamics") -> "AbstractDynamics":
-    """The engine as compiled code sees it: without host hooks."""
-    hooks = engine.hooks.on_device()
-    return engine if hooks is engine.hooks else dataclasses.replace(engine, hooks=hooks)
-
-
 def needs_stress(engine: "AbstractDynamics") -> bool:
     """Whether the stress is evaluated in every step: the algorithm or a hook reads it."""
-    return engine._needs_stress or any(getattr(h, "needs_stress", False) for h in engine.hooks)
+    hooks = (hook for group in engine.groups for hook in group.hooks)
+    return engine._needs_stress or any(getattr(h, "needs_stress", False) for h in hooks)
+
+
+def waits_for_convergence(engine: "AbstractDynamics", code: int) -> bool:
+    """Whether a ConvergenceHook watches a stage."""
+    return any(
+        isinstance(hook, ConvergenceHook)
+        for group in engine.groups
+        if group.codes is None or code in group.codes
+        for hook in group.hooks.traced
+    )
 
 
 def warn_idle_hooks(engine: "AbstractDynamics") -> None:
     """A hook whose stage can never come is most likely a mistake."""
-    if engine.hooks.any_traced(DynamicsStage.AFTER_STEP):
+    if any(group.hooks.any_traced(DynamicsStage.AFTER_STEP) for group in engine.groups):
         return
     for hook in engine.hooks:
         stages = [s for s in DynamicsStage if runs_on(hook, s)]
@@ -169,6 +184,21 @@ def warn_idle_hooks(engine: "AbstractDynamics") -> None:
                 f"{name_of(hook)} waits for ON_CONVERGE, which never comes in this {name_of(engine)}: "
                 "it has no ConvergenceHook.",
                 stacklevel=5,
+            )
+
+
+def check_targets(engine: "AbstractDynamics") -> None:
+    """A hook that sets a temperature or pressure needs an algorithm that follows it.
+
+    Raises:
+        TypeError: naming hook and engine.
+    """
+    for hook in engine.hooks:
+        missing = sorted(set(getattr(hook, "sets_targets", ())) - engine._targets)
+        if missing:
+            raise TypeError(
+                f"{name_of(hook)} sets the {missing[0]}, but {name_of(engine)} keeps none: "
+                f"attach it to an engine with a {missing[0]}, such as NVTLangevin."
             )
 
 

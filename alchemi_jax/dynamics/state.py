@@ -24,6 +24,7 @@ class DynamicsState(eqx.Module):
         key: PRNG key of the run.
         newly_converged: [systems], by the last step.  moved: [systems], in the last step.
         failed_at: [systems], the step in which a system failed, -1 otherwise.
+        came_from: [systems], the stage that a system left last, -1 while it is in its first.
     """
 
     batch: Batch
@@ -36,6 +37,7 @@ class DynamicsState(eqx.Module):
     newly_converged: Bool[Array, " systems"]
     moved: Bool[Array, " systems"]
     failed_at: Int[Array, " systems"]
+    came_from: Int[Array, " systems"]
 
     @property
     def overflow(self) -> Any:

@@ -1,7 +1,10 @@
 """The moves that integrators are made of."""
 
+import functools
+import inspect
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -32,3 +35,45 @@ def kick(batch: Batch, dt: Any) -> Batch:
 def drift(batch: Batch, dt: Any) -> Batch:
     """Positions moved by the velocities during dt (fs): r + dt v."""
     return batch.replace(positions=batch.positions + at_atoms(batch, dt) * batch.velocities)
+
+
+def target(batch: Batch, asked: Any, own: Any) -> Array:
+    """What a thermostat or barostat keeps to, [systems]: what a hook asked for, else the engine's own."""
+    return jnp.where(jnp.isnan(asked), per_system_value(batch, own), asked)
+
+
+# -- noise -----------------------------------------------------------------------------------------
+
+
+def stage_key(key: Array, code: int) -> Array:
+    """The key of a stage of a pipeline: in the first one that of the run."""
+    return key if code == 0 else jax.random.fold_in(key, code)
+
+
+def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
+    """Standard normal numbers, [atoms, 3], for this step of each system.
+
+    They depend on key, system_id, the steps since the system entered its stage (or `salt`), and
+    the atom's number in its system: not on row, batch mates or padding.
+    """
+    steps = batch.stage_steps if salt is None else jnp.full_like(batch.stage_steps, salt)
+    systems = jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(
+        batch.system_id.astype(jnp.uint32), steps.astype(jnp.uint32)
+    )
+    local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    atoms = jax.vmap(jax.random.fold_in)(to_atoms(batch, systems), local.astype(jnp.uint32))
+    return jax.vmap(lambda k: jax.random.normal(k, (3,), batch.dtype))(atoms)
+
+
+# -- calling an algorithm --------------------------------------------------------------------------
+
+
+def updated(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> tuple[Batch, Any]:
+    """`engine.pre_update` or `post_update`, with the key where the algorithm asks for it."""
+    method = getattr(engine, update)
+    return method(batch, state, key) if _takes_key(type(engine), update) else method(batch, state)
+
+
+@functools.cache
+def _takes_key(algorithm: type, update: str) -> bool:
+    return "key" in inspect.signature(getattr(algorithm, update)).parameters

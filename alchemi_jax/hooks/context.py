@@ -22,6 +22,7 @@ class HookContext(eqx.Module):
         model: the model of the workflow.
         converged_mask: [systems], those that newly converged in this step (ON_CONVERGE).
         active_mask: [systems], those that this dispatch moves; the others are frozen.
+        stages: of a hook that belongs to some stages of a pipeline, their codes; None: to the whole.
         memory: of this hook alone (traced hooks): what its `init` made or its last call left.
         workflow: the engine, or whatever dispatches.
         loss, optimizer, lr_scheduler, gradients, epoch, global_rank: of a training workflow.
@@ -39,6 +40,7 @@ class HookContext(eqx.Module):
     global_rank: Any = None
     workflow: Any = None
     active_mask: Any = None
+    stages: tuple[int, ...] | None = eqx.field(static=True, default=None)
     memory: Any = None
 
     def with_batch(self: _C, **fields: Any) -> _C:

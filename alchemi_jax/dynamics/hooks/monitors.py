@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.levels import per_system
 from alchemi_jax.observables import kinetic_energy
 from alchemi_jax.parameters import Described, positive
 from alchemi_jax.segments import any_by_system
@@ -51,9 +52,9 @@ class Drift(Described):
     at the last one, `worst` the largest absolute difference so far.
     """
 
-    reference: Float[Array, " systems"]
-    now: Float[Array, " systems"]
-    worst: Float[Array, " systems"]
+    reference: Float[Array, " systems"] = per_system()
+    now: Float[Array, " systems"] = per_system()
+    worst: Float[Array, " systems"] = per_system()
 
 
 class EnergyDriftMonitorHook(TracedHook):

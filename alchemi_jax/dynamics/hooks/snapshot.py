@@ -10,6 +10,8 @@ from alchemi_jax.hooks import HookContext
 class SnapshotHook:
     """Writes all systems of the batch, finished ones included. Host, at AFTER_STEP.
 
+    As a hook of one stage of a pipeline: the systems that are in that stage.
+
     Args:
         sink: where to.
         frequency: every so many steps.
@@ -21,7 +23,7 @@ class SnapshotHook:
         self.stage = DynamicsStage.AFTER_STEP
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
-        self.sink.write(ctx.batch)
+        self.sink.write(ctx.batch, None if ctx.stages is None else ctx.active_mask)
 
     def __enter__(self) -> "SnapshotHook":
         self.sink.open()

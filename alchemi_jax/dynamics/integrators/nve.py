@@ -6,6 +6,7 @@ from jaxtyping import Array
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.updates import drift, kick
+from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
@@ -21,6 +22,8 @@ class NVE(AbstractDynamics):
         dt: time step, fs; a number or one per system.
         n_steps: budget of steps per system.
         hooks: any.
+        temperature: K; at it velocities are drawn for a system that enters from a relaxation in a
+            pipeline. None: it goes on with those it has.
 
     Source: Swope et al., J. Chem. Phys. 76, 637 (1982).
     """
@@ -29,6 +32,14 @@ class NVE(AbstractDynamics):
     dt: Array = eqx.field(converter=positive("dt"))
     n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
+    temperature: Array | None = eqx.field(
+        converter=lambda t: None if t is None else positive("temperature", zero=True)(t),
+        default=None,
+        kw_only=True,
+    )
+
+    def admit(self, batch: Batch, key: Array) -> Batch:
+        return batch if self.temperature is None else initialize_velocities(batch, self.temperature, key)
 
     def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         return drift(kick(batch, self.dt / 2), self.dt), state

@@ -1,6 +1,6 @@
 """FIRE: the fast inertial relaxation engine."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class FIRE(AbstractDynamics):
     alpha: Array = eqx.field(converter=positive("alpha", zero=True), default=0.1, kw_only=True)
     f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    _has_velocities: ClassVar[bool] = False
 
     def init_state(self, batch: Batch) -> FIREState:
         shape = batch.energy.shape

@@ -1,0 +1,193 @@
+"""Hooks that set temperatures: TemperatureScheduleHook and ReplicaExchangeHook."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.dynamics.updates import per_system_value
+from alchemi_jax.hooks import HookContext, TracedHook
+from alchemi_jax.levels import per_system
+from alchemi_jax.parameters import Described, as_count, as_parameter, positive
+from alchemi_jax.segments import to_atoms
+from alchemi_jax.units import KB
+
+
+class Ramp(Described):
+    """A straight line from `start` to `end` over `n_steps` steps, and `end` from there on."""
+
+    start: Array = eqx.field(converter=as_parameter)
+    end: Array = eqx.field(converter=as_parameter)
+    n_steps: Array = eqx.field(converter=as_count("n_steps"))
+
+    def __call__(self, step: Int[Array, " systems"]) -> Array:
+        part = jnp.minimum(step / self.n_steps, 1.0)
+
+        def fit(value: Array) -> Array:
+            missing = step.shape[0] - value.shape[0] if value.ndim else 0
+            return jnp.pad(value, (0, missing), mode="edge") if missing > 0 else value
+
+        return fit(self.start) * (1 - part) + fit(self.end) * part
+
+
+class TemperatureScheduleHook(TracedHook):
+    """Sets the temperature of a thermostat step by step. Traced, at BEFORE_STEP.
+
+    Reads `stage_steps`, writes `target_temperature`, K: what the engine's thermostat keeps to from this step
+    on in place of its own temperature. Costs nothing to speak of.
+
+    Args:
+        schedule: pure function of the steps that each system has taken in its stage, [systems], that
+            gives K, one for all or [systems]. `TemperatureScheduleHook.ramp(300, 900, 10_000)` is a
+            straight line; start and end may be one per system.
+
+    Raises:
+        TypeError: when it is attached to an engine without thermostat.
+    """
+
+    schedule: Callable[[Array], Any]
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.BEFORE_STEP
+
+    may_fail = False
+    sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    @classmethod
+    def ramp(cls, start: Any, end: Any, n_steps: int) -> "TemperatureScheduleHook":
+        """From `start` to `end`, K, in `n_steps` steps of each system; then it stays there."""
+        start, end = positive("start", zero=True)(start), positive("end", zero=True)(end)
+        return cls(schedule=Ramp(start=start, end=end, n_steps=n_steps))
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        wanted = per_system_value(ctx.batch, self.schedule(ctx.batch.stage_steps))
+        return ctx.with_batch(target_temperature=jnp.broadcast_to(wanted, ctx.batch.energy.shape))
+
+
+class Exchange(Described):
+    """What ReplicaExchangeHook remembers.
+
+    `rung` is the place of each system in its ladder of temperatures; `attempted` and `accepted` count the
+    swaps between rungs r and r + 1, of all ladders together.
+    """
+
+    attempted: Int[Array, " pairs"]
+    accepted: Int[Array, " pairs"]
+    rung: Int[Array, " systems"] = per_system()
+
+
+class ReplicaExchangeHook(TracedHook):
+    """Parallel tempering: replicas of a system swap temperatures by Metropolis' rule. Traced.
+
+    At BEFORE_STEP. Systems 0 to R - 1 of the batch are the first ladder, one at each of the R temperatures,
+    the next R systems the second, and so on; every ladder holds replicas of one system. After the steps
+    every, 2 every, ... neighbouring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ... in turn) swap with
+    probability min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j))), E being the potential energy, and velocities are
+    scaled by sqrt(T_new/T_old). Systems stay in their rows; temperatures move.
+
+    Reads `energy`; writes `target_temperature` (K) and, in a swap, `velocities`. The memory, an
+    `Exchange`, says who is where and how often swaps were accepted. Costs one small sort when swaps are
+    tried. Its random numbers depend on seed, step and the ladder's first system_id.
+
+    Args:
+        temperatures: K, the rungs, at least two.
+        every: steps between attempts.
+        seed: of its random numbers.
+
+    Raises:
+        ValueError: if the temperatures are not positive, or the batch is not made of such ladders.
+        TypeError: when it is attached to an engine without thermostat.
+
+    Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999).
+    """
+
+    temperatures: Array = eqx.field(converter=positive("temperatures"))
+    every: Array = eqx.field(converter=as_count("every"), default=100)
+    seed: Array = eqx.field(converter=lambda s: jnp.asarray(s, jnp.uint32), default=0)
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.BEFORE_STEP
+
+    may_fail = False
+    sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    def __check_init__(self):
+        if self.temperatures.ndim != 1 or self.rungs < 2:
+            raise ValueError(
+                "temperatures of ReplicaExchangeHook must be a list of at least two, "
+                f"not {self.temperatures.tolist()}."
+            )
+
+    @property
+    def rungs(self) -> int:
+        """Number of temperatures."""
+        return self.temperatures.shape[0]
+
+    def check(self, batch: Batch) -> None:
+        n, rungs = batch.num_systems, self.rungs
+        if n % rungs:
+            raise ValueError(
+                f"ReplicaExchangeHook has {rungs} temperatures, so the batch must hold a multiple of {rungs} "
+                f"systems, not {n}."
+            )
+        host = batch.take()
+        atoms = np.split(np.asarray(host.numbers), np.asarray(host.first_atom)[1:])
+        for i in range(n):
+            first = i - i % rungs
+            if not np.array_equal(atoms[i], atoms[first]):
+                raise ValueError(
+                    f"{batch.name_of(i)} and {batch.name_of(first)} are in one ladder of "
+                    "ReplicaExchangeHook, but are not made of the same atoms in the same order."
+                )
+
+    def init(self, batch: Batch) -> Exchange:
+        none = jnp.zeros(self.rungs - 1, jnp.int32)
+        rung = jnp.arange(batch.system_capacity, dtype=jnp.int32) % self.rungs
+        return Exchange(rung=rung, attempted=none, accepted=none)
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        step = jnp.asarray(ctx.step_count)
+        due = (step > 0) & (step % self.every == 0)
+        memory: Exchange = jax.lax.cond(due, lambda m: self._swapped(ctx, m), lambda m: m, ctx.memory)
+        kelvin = self.temperatures.astype(ctx.batch.dtype)
+        before, after = kelvin[ctx.memory.rung], kelvin[memory.rung]
+        scale = jnp.where(before == after, 1, jnp.sqrt(after / before))
+        velocities = ctx.batch.velocities * to_atoms(ctx.batch, scale)[:, None]
+        return ctx.with_batch(target_temperature=after, velocities=velocities).with_memory(memory)
+
+    def _swapped(self, ctx: HookContext, memory: Exchange) -> Exchange:
+        batch, rungs = ctx.batch, self.rungs
+        ladders = batch.system_capacity // rungs
+
+        def rows(values: Any) -> Array:
+            return jnp.asarray(values)[: ladders * rungs].reshape(ladders, rungs)
+
+        rung = rows(memory.rung)
+        holder = jnp.argsort(rung, axis=1)
+        energy = jnp.take_along_axis(rows(batch.energy), holder, axis=1)
+        moving = jnp.take_along_axis(rows(ctx.active_mask), holder, axis=1)
+
+        place = jnp.arange(rungs - 1)
+        turn = (jnp.asarray(ctx.step_count) // self.every) % 2
+        tried = (place % 2 == turn)[None] & moving[:, :-1] & moving[:, 1:]
+        beta = 1 / (KB * self.temperatures.astype(batch.dtype))
+        gain = (beta[:-1] - beta[1:])[None] * (energy[:, :-1] - energy[:, 1:])
+        key = jax.random.fold_in(jax.random.key(self.seed), ctx.step_count)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows(batch.system_id)[:, 0].astype(jnp.uint32))
+        drawn = jax.vmap(lambda k: jax.random.uniform(k, (rungs - 1,), batch.dtype))(keys)
+        taken = tried & (jnp.log(drawn) < gain)
+
+        up = jnp.pad(taken, ((0, 0), (0, 1)))
+        down = jnp.pad(taken, ((0, 0), (1, 0)))
+        target = jnp.arange(rungs, dtype=jnp.int32)[None] + up - down
+        rung = jnp.take_along_axis(target, rung, axis=1)
+        rest = memory.rung[ladders * rungs :]
+        return Exchange(
+            rung=jnp.concatenate([rung.reshape(-1), rest]),
+            attempted=memory.attempted + tried.sum(0, dtype=jnp.int32),
+            accepted=memory.accepted + taken.sum(0, dtype=jnp.int32),
+        )

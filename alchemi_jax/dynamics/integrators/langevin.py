@@ -1,0 +1,70 @@
+"""NVTLangevin: constant temperature by friction and noise."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.updates import at_atoms, drift, kick, normal_noise, per_system_value, target
+from alchemi_jax.dynamics.velocities import initialize_velocities, to_atoms_speed
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+
+
+class NVTLangevin(AbstractDynamics):
+    """Constant temperature by Langevin dynamics, in the splitting BAOAB.
+
+    - B: v <- v + dt f / 2m
+    - A: r <- r + dt v / 2
+    - O: v <- c v + sqrt((1 - c²) k_B T/m) xi, with c = exp(-friction dt) and xi standard normal
+    - A, then new forces, then B.
+
+    Positions are sampled right to higher order in dt than velocities: in a harmonic well their
+    variance is k_B T/k whatever dt is. The centre of mass moves, so temperatures count 3N degrees of
+    freedom. Friction zero is `NVE`, bit for bit. The noise of a system depends on the run's key, its
+    system_id and its steps alone.
+
+    Args:
+        model: gives energies and forces.
+        dt: time step, fs.
+        temperature: K.
+        friction: 1/fs, zero or positive.
+        n_steps: budget of steps per system.
+        hooks: any; `TemperatureScheduleHook` and `ReplicaExchangeHook` set other temperatures.
+
+    dt, temperature and friction are numbers, or one per system.
+
+    Source: Leimkuhler, Matthews, J. Chem. Phys. 138, 174102 (2013), "BAOAB".
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"))
+    temperature: Array = eqx.field(converter=positive("temperature", zero=True))
+    friction: Array = eqx.field(converter=positive("friction", zero=True), default=0.01)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+
+    _targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
+
+    def admit(self, batch: Batch, key: Array) -> Batch:
+        return initialize_velocities(batch, self.temperature, key)
+
+    def pre_update(self, batch: Batch, state: None, key: Array) -> tuple[Batch, None]:
+        batch = kick(batch, self.dt / 2)
+        before = batch.velocities
+        rate = per_system_value(batch, self.friction) * per_system_value(batch, self.dt)
+        temperature = target(batch, batch.target_temperature, self.temperature)
+        noise = normal_noise(batch, key) * to_atoms_speed(batch, temperature)
+        width = at_atoms(batch, jnp.sqrt(-jnp.expm1(-2 * rate)))
+        after = at_atoms(batch, jnp.exp(-rate)) * before + width * noise
+        after = jnp.where(batch.fixed[:, None], 0, after)
+        # Both halves of the drift at once; without friction, where after is before, exactly dt v.
+        batch = drift(batch.replace(velocities=before + after), self.dt / 2)
+        return batch.replace(velocities=after), state
+
+    def post_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
+        return kick(batch, self.dt / 2), state

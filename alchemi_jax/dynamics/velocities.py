@@ -1,0 +1,57 @@
+"""Velocities at the start of molecular dynamics."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.updates import normal_noise, per_system_value
+from alchemi_jax.observables import momentum
+from alchemi_jax.parameters import positive
+from alchemi_jax.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.units import ACCELERATION, KB
+
+
+#: Apart from the noise of steps, which are counted from zero.
+_SALT = 2**31 - 1
+
+
+def initialize_velocities(batch: Batch, temperature: Any, key: Array | None = None) -> Batch:
+    """The batch with velocities from the Maxwell-Boltzmann distribution.
+
+    Each component is normal with variance k_B T/m; then the motion of the centre of mass is taken off
+    (`remove_com_motion`), so that the mean kinetic energy is that of 3N - 3 degrees of freedom. Fixed atoms
+    stay at rest. What a system gets depends on key and system_id alone.
+
+    Args:
+        temperature: K, a number or one per system.
+        key: PRNG key, `jax.random.key(0)` by default.
+
+    Raises:
+        ValueError: if the temperature is negative.
+    """
+    temperature = positive("temperature", zero=True)(temperature)
+    key = jax.random.key(0) if key is None else key
+    noise = normal_noise(batch, key, _SALT)
+    velocities = noise * to_atoms_speed(batch, temperature)
+    return remove_com_motion(batch.replace(velocities=jnp.where(batch.fixed[:, None], 0, velocities)))
+
+
+def to_atoms_speed(batch: Batch, temperature: Any) -> Array:
+    """sqrt(k_B T/m) of each atom, Å/fs, [atoms, 1]."""
+    energy = jnp.broadcast_to(per_system_value(batch, temperature), batch.energy.shape) * KB
+    return jnp.sqrt(to_atoms(batch, energy) / batch.masses * ACCELERATION)[:, None]
+
+
+def remove_com_motion(batch: Batch) -> Batch:
+    """The batch with the velocity of each system's centre of mass taken off, as far as it is free.
+
+    Systems with fixed atoms, and single atoms, are left as they are: there it is motion like any other.
+    """
+    free = (batch.atoms_per_system > 1) & ~any_by_system(batch, batch.fixed & batch.atom_mask)
+    mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
+    drift = jnp.where(free[:, None], momentum(batch) / jnp.where(free, mass, 1)[:, None], 0)
+    velocities = batch.velocities - to_atoms(batch, drift)
+    return batch.replace(velocities=jnp.where(batch.atom_mask[:, None], velocities, batch.velocities))
