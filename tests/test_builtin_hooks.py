@@ -29,6 +29,7 @@ from alchemi_jax.dynamics.hooks import (
     SnapshotHook,
     StageTimingHook,
     WrapPeriodicHook,
+    timing,
 )
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import RecordingHook, TracedHook
@@ -406,6 +407,33 @@ def test_profile_names_the_stages(batch, tmp_path):
         assert names.count(stage.name) == 3, stage
 
 
+def test_profile_names_the_stages_for_nvtx(batch, tmp_path, monkeypatch):
+    """Each stage is one range, opened and closed in turn, also when the run breaks."""
+    calls = []
+
+    class Nvtx:
+        @staticmethod
+        def push_range(name):
+            calls.append(name)
+
+        @staticmethod
+        def pop_range():
+            calls.append("pop")
+
+    monkeypatch.setattr(timing, "nvtx", Nvtx)
+    NVE(model=MODEL, dt=1.0, n_steps=2, hooks=[ProfilerHook(tmp_path / "a", frequency=2)]).run(batch)
+    assert calls == [name for stage in list(S)[:7] for name in (stage.name, "pop")]
+    calls.clear()
+
+    def stop(ctx):
+        raise RuntimeError("enough")
+
+    breaks = CallbackHook(stop, S.BEFORE_COMPUTE)
+    with pytest.raises(RuntimeError, match="enough"):
+        NVE(model=MODEL, dt=1.0, n_steps=2, hooks=[ProfilerHook(tmp_path / "b"), breaks]).run(batch)
+    assert calls[-2:] == ["BEFORE_COMPUTE", "pop"]
+
+
 OBSERVERS = {
     "LoggingHook": lambda p: LoggingHook(log_path=p / "l.csv", frequency=3),
     "ObservableHook": lambda p: ObservableHook({"fmax": fmax}),
@@ -468,6 +496,20 @@ def test_host_hooks_are_refused_under_vmap_and_grad(batch):
         jax.vmap(final)(jnp.array([1.0, 2.0]))
     with pytest.raises(ValueError, match="under grad"):
         jax.grad(final)(1.0)
+
+    # The transform outside of a jit, where the loop's own arguments do not show it; and the step alone.
+    def one_step(dt):
+        return NVE(model=MODEL, dt=dt, hooks=[hook]).step(state).batch.energy.sum()
+
+    for function in (jax.jit(final), one_step):
+        with pytest.raises(ValueError, match=r"CallbackHook cannot be called .* under vmap.*RecordingHook"):
+            jax.jit(jax.vmap(function))(jnp.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"CallbackHook cannot be called .* under grad.*RecordingHook"):
+        jax.grad(jax.jit(final))(1.0)
+    each = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, state)
+    loop = eqx.filter_jit(NVE(model=MODEL, dt=1.0, hooks=[hook]).loop)
+    with pytest.raises(ValueError, match="under vmap"):
+        eqx.filter_vmap(loop, in_axes=(0, None))(each, 3)
 
 
 def test_two_engines_share_a_hook_object(batch):

@@ -48,7 +48,7 @@ def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) 
     """See `AbstractDynamics.loop`."""
     if any(group.hooks.host for group in engine.groups):
         refuse_where_undeliverable(engine, state)
-        state = guarded(engine, state)
+        engine, state = guarded(engine, (engine, state))
     n = n_steps if n_steps is not None else engine.max_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")

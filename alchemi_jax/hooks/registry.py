@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,6 +15,9 @@ import plum
 from alchemi_jax.batch import Batch
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook
+
+
+_C = TypeVar("_C", bound=HookContext)
 
 
 class _Held:
@@ -185,15 +188,26 @@ class HookSet(eqx.Module):
         return any(runs_on(hook, stage) for hook in self.traced)
 
     def run_traced(
-        self, ctx: HookContext, stage: Enum, memory: tuple[Any, ...]
-    ) -> tuple[HookContext, tuple[Any, ...]]:
-        """The context and the memories after the traced hooks of a stage, in order. Traced."""
+        self,
+        ctx: _C,
+        stage: Enum,
+        memory: tuple[Any, ...],
+        fields: tuple[str, ...] = ("batch",),
+    ) -> tuple[_C, tuple[Any, ...]]:
+        """The context and the memories after the traced hooks of a stage, in order. Traced.
+
+        Args:
+            memory: of each traced hook, as `init` made it or the last call left it.
+            fields: of the context, those that hooks may change; what they make of others is not
+                taken over.
+        """
         memories = list(memory)
         for i, hook in enumerate(self.traced):
             if runs_on(hook, stage):
                 before = dataclasses.replace(ctx, memory=memories[i])
-                batch, memories[i] = _call_traced(hook, before, stage)
-                ctx = dataclasses.replace(ctx, batch=batch)
+                changed = _call_traced(hook, before, stage, fields)
+                memories[i] = changed.pop("memory")
+                ctx = dataclasses.replace(ctx, **changed)
         return ctx, tuple(memories)
 
     def host_due(self, stage: Enum, step: int) -> bool:
@@ -281,26 +295,25 @@ def _floats_as_leaves(hook: TracedHook) -> TracedHook:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, hook)
 
 
-def _call_traced(hook: TracedHook, ctx: HookContext, stage: Enum) -> tuple[Batch, Any]:
-    """The hook if it is due; checked, so that a mistake names the hook and not a while_loop."""
+def _call_traced(hook: TracedHook, ctx: HookContext, stage: Enum, fields: tuple[str, ...]) -> dict[str, Any]:
+    """What the hook, if it is due, makes of some fields of the context and of its memory; checked, so
+    that a mistake names the hook and not a while_loop."""
+    held = {name: getattr(ctx, name) for name in (*fields, "memory")}
 
-    def call(operands: tuple[Batch, Any]) -> tuple[Batch, Any]:
-        batch, memory = operands
+    def call(held: dict[str, Any]) -> dict[str, Any]:
         with noted(hook, f"at {stage.name}"):
-            new = hook(dataclasses.replace(ctx, batch=batch, memory=memory), stage)
+            new = hook(dataclasses.replace(ctx, **held), stage)
         if not isinstance(new, HookContext):
             raise TypeError(
                 f"{name_of(hook)} returned a {name_of(new)} at {stage.name}: a traced hook "
                 "returns the context, for example ctx.with_batch(forces=...)."
             )
-        batch = _like(hook, "batch", new.batch, batch)
-        return batch, _like(hook, "memory", new.memory, memory)
+        return {name: _like(hook, name, getattr(new, name), old) for name, old in held.items()}
 
-    operands = (ctx.batch, ctx.memory)
     if hook.frequency == 1:
-        return call(operands)
+        return call(held)
     due = ctx.step_count % hook.frequency == 0
-    return jax.lax.cond(due, call, lambda operands: operands, operands)
+    return jax.lax.cond(due, call, lambda held: held, held)
 
 
 def _like(hook: Any, what: str, new: Any, old: Any) -> Any:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -26,7 +26,7 @@ class Ramp(Described):
     end: Array = eqx.field(converter=as_parameter)
     n_steps: Array = eqx.field(converter=as_count("n_steps"))
 
-    def __call__(self, step: Int[Array, " systems"]) -> Array:
+    def __call__(self, step: Float[Array, " systems"]) -> Array:
         part = jnp.minimum(step / self.n_steps, 1.0)
 
         def fit(value: Array) -> Array:
@@ -43,7 +43,7 @@ class TemperatureScheduleHook(TracedHook):
     on in place of its own temperature. Costs nothing to speak of.
 
     Args:
-        schedule: pure function of the steps that each system has taken in its stage, [systems], that
+        schedule: pure function of the steps that each system has taken in its stage, [systems] floats, that
             gives K, one for all or [systems]. `TemperatureScheduleHook.ramp(300, 900, 10_000)` is a
             straight line; start and end may be one per system.
 
@@ -65,7 +65,9 @@ class TemperatureScheduleHook(TracedHook):
         return cls(schedule=Ramp(start=start, end=end, n_steps=n_steps))
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        wanted = per_system_value(ctx.batch, self.schedule(ctx.batch.stage_steps))
+        # In the dtype of the run: an integer divided by a number would be a float32.
+        steps = ctx.batch.stage_steps.astype(ctx.batch.dtype)
+        wanted = per_system_value(ctx.batch, self.schedule(steps))
         return ctx.with_batch(target_temperature=jnp.broadcast_to(wanted, ctx.batch.energy.shape))
 
 
