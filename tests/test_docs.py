@@ -13,7 +13,8 @@ from conftest import cluster
 
 import alchemi_jax
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, DynamicsStage
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, NVTLangevin
+from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import AbstractPair, LennardJones
 
@@ -83,3 +84,40 @@ def test_the_page_on_hooks(blocks, capsys):
     page = (ROOT / "docs/hooks.md").read_text()
     for name in vars(alchemi_jax.dynamics.hooks):
         assert not name.endswith("Hook") or f"`{name}" in page, name
+
+
+def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monkeypatch):
+    """All of the page's hooks on one engine; timing and profiling, which run it in parts, apart."""
+    monkeypatch.chdir(tmp_path)
+    three = Batch.from_ase([cluster(i, 5) for i in range(3)], system_capacity=3)
+    names, hooks = {"batch": three}, {}
+    for block in code("docs/builtin-hooks.md"):
+        names.pop("hook", None)
+        exec(block, names)
+        if "hook" in names:
+            hooks.setdefault(type(names["hook"]).__name__, []).append(names["hook"])
+    there = {name for name in vars(alchemi_jax.dynamics.hooks) if name.endswith("Hook")}
+    assert set(hooks) == there
+    apart = {"StageTimingHook", "ProfilerHook"}
+    # A ramp, and a ladder: the last to set a temperature sets it.
+    together = [hook for name, made in hooks.items() if name not in apart for hook in made]
+    engine = NVTLangevin(model=lj, dt=1.0, temperature=30.0, n_steps=22, hooks=together)
+    out = engine.run(three).take()
+    assert not out.failed.any()
+    assert (tmp_path / "run.csv").exists()
+    assert (tmp_path / "trajectory.zarr").exists()
+    assert (tmp_path / "fmax.png").exists()
+    assert hooks["ObservableHook"][0].table["T"].shape == (5, 3)
+    plain = NVTLangevin(model=lj, dt=1.0, temperature=30.0, n_steps=22)
+    plain.with_hooks(*(hook for name in sorted(apart) for hook in hooks[name])).run(three)
+    assert "AFTER_COMPUTE" in hooks["StageTimingHook"][0].summary()
+
+
+def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "LoggingHook": LoggingHook}
+    names |= {"FIRE": FIRE, "NVTLangevin": NVTLangevin, "ConvergenceHook": ConvergenceHook}
+    for block in code("docs/pipelines.md"):
+        exec(block, names)
+    assert names["out"].take().converged.all()
+    assert (tmp_path / "pipeline.csv").exists()
