@@ -7,6 +7,7 @@ from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
 from alchemi_jax.dynamics.integrators import NVE as NVE
 from alchemi_jax.dynamics.integrators import NVTLangevin as NVTLangevin
+from alchemi_jax.dynamics.memory import max_batch as max_batch
 from alchemi_jax.dynamics.optimizers import FIRE as FIRE
 from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
 from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion

@@ -32,6 +32,7 @@ from alchemi_jax.segments import any_by_system, to_atoms
 
 if TYPE_CHECKING:
     from alchemi_jax.dynamics.fused import FusedStage
+    from alchemi_jax.dynamics.memory import Memory
 
 _E = TypeVar("_E", bound="AbstractDynamics")
 
@@ -156,6 +157,16 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         return driver.loop(self, state, n_steps)
+
+    def memory(self, batch: Batch | DynamicsState) -> "Memory":
+        """Bytes that the compiled loop needs for a batch, or to go on from a state: told without running.
+
+        From XLA's own analysis of the very program that `run` uses, with neighbor lists of the sizes that
+        `init` starts with. Compiles the loop once. `max_batch` asks the other way round.
+        """
+        from alchemi_jax.dynamics.memory import memory
+
+        return memory(self, batch)
 
     def with_hooks(self: _E, *hooks: Any) -> _E:
         """An engine with more hooks, after those that this one has; this one stays as it is."""

@@ -1,0 +1,152 @@
+"""Memory of a run, told before it: from XLA's own analysis of the compiled loop."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics import driver, prepare
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.levels import level_fields
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.dynamics.base import AbstractDynamics
+
+
+class Memory(NamedTuple):
+    """Bytes on the device while the loop runs. `total` is their sum."""
+
+    state: int
+    """The state from which a segment starts: it is held until the segment is accepted, to replay it."""
+    result: int
+    """The state that the segment makes."""
+    temporary: int
+    """What the compiled code needs in between."""
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return sum(self)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {_readable(n)}" for name, n in self._asdict().items())
+        return f"Memory({_readable(self.total)}: {parts})"
+
+
+class Capacity(NamedTuple):
+    """What fits into a budget; see `max_batch`."""
+
+    copies: int
+    """How many batches like the given one."""
+    systems: int
+    """`system_capacity` of a batch of so many."""
+    atoms: int
+    """`atom_capacity` of a batch of so many."""
+    memory: Memory
+
+
+def memory(engine: "AbstractDynamics", batch: Batch | DynamicsState) -> Memory:
+    """Bytes of the compiled loop of a run, without running it; see `AbstractDynamics.memory`."""
+    if isinstance(batch, DynamicsState):
+        return _of_state(engine, batch.replace(batch=batch.batch.replace(meta=None)))
+    engine.model.check(batch)
+    return _of_copies(engine, batch.replace(meta=None), 1)
+
+
+def max_batch(engine: "AbstractDynamics", batch: Batch, budget: float | int) -> Capacity:
+    """How many systems like those of `batch` an engine can treat at once within a budget.
+
+    Bytes are a constant and a multiple of the number of systems: two analyses give both, a third
+    confirms what follows from them. Nothing is run and nothing allocated; each compiles the loop once.
+
+    Args:
+        batch: systems of the sizes and densities that the run will have; its capacities are what is
+            multiplied.
+        budget: bytes, such as 0.9 * 80e9.
+
+    Returns:
+        Capacity: give its `systems` and `atoms` as capacities to `Batch.from_ase`.
+
+    Raises:
+        ValueError: if not even the batch itself fits.
+    """
+    engine.model.check(batch)
+    batch = batch.replace(meta=None)
+    one, two = (_of_copies(engine, batch, n) for n in (1, 2))
+    if one.total > budget:
+        raise ValueError(
+            f"a batch of {batch.system_capacity} systems and {batch.atom_capacity} atoms needs "
+            f"{_readable(one.total)}, the budget is {_readable(budget)}."
+        )
+    slope = max(two.total - one.total, 1)
+    copies = max(1, int((budget - one.total) // slope) + 1)
+    found = _of_copies(engine, batch, copies)
+    # A straight line through two points may miss by what XLA does at other sizes: take off what is over.
+    while found.total > budget:
+        copies -= max(1, -int((budget - found.total) // slope))
+        found = _of_copies(engine, batch, max(copies, 1))
+    return Capacity(copies, copies * batch.system_capacity, copies * batch.atom_capacity, found)
+
+
+def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
+    """The loop for a batch `copies` times as large, of which only the shapes are made."""
+    engine = engine.on_device()
+
+    def repeated(batch: Batch) -> Batch:
+        def tiled(x: Any) -> Any:
+            return jnp.broadcast_to(x[None], (copies, *x.shape)).reshape(-1, *x.shape[1:])
+
+        names = [name for name, level in level_fields(batch) if level != "shared"]
+        return dataclasses.replace(batch, **{n: jax.tree.map(tiled, getattr(batch, n)) for n in names})
+
+    shapes = eqx.filter_eval_shape(repeated, batch)
+    cutoff, skin = engine.model.cutoff, getattr(engine.model, "skin", 0.0)
+    lists = None
+    if cutoff is not None:
+        sizes = nl.guess_sizes(batch, cutoff, skin)
+        sizes = dataclasses.replace(sizes, images=copies * sizes.images)
+        lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = eqx.filter_eval_shape(prepare._prepare.__wrapped__, engine, shapes, lists, key)
+    return _of_state(engine, state)
+
+
+def _of_state(engine: "AbstractDynamics", state: DynamicsState) -> Memory:
+    stop, wait = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_))
+    arguments = (engine.on_device(), state, stop, wait)
+    found = _analysed(driver._segment.__wrapped__, *arguments)
+    return Memory(
+        state=int(found.argument_size_in_bytes),
+        result=int(found.output_size_in_bytes - found.alias_size_in_bytes),
+        temporary=int(found.temp_size_in_bytes),
+    )
+
+
+def _analysed(function: Callable[..., Any], *arguments: Any) -> Any:
+    def is_leaf(x: Any) -> bool:
+        return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+    given, rest = eqx.partition(arguments, is_leaf)
+
+    def run(given: Any) -> Any:
+        return eqx.filter(function(*eqx.combine(given, rest)), eqx.is_array)
+
+    analysis = jax.jit(run).lower(given).compile().memory_analysis()
+    if analysis is None:
+        raise NotImplementedError(f"XLA gives no memory analysis on {jax.default_backend()}.")
+    return analysis
+
+
+def _readable(n: float | int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024
+    return f"{n:.4g} GiB"

@@ -1,0 +1,66 @@
+"""Memory told before the run: against the bytes of the arrays, and what `max_batch` makes of it."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import cluster, crystal
+
+from alchemi_jax import Batch
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, max_batch
+from alchemi_jax.dynamics.hooks import CallbackHook, ObservableHook
+from alchemi_jax.observables import fmax
+
+
+def held(state):
+    """Bytes of the arrays of a state."""
+    return sum(
+        leaf.nbytes
+        for leaf in jax.tree.leaves(state)
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return Batch.from_ase([crystal(i) for i in range(4)])
+
+
+@pytest.fixture(scope="module")
+def engine(lj):
+    return NVE(model=lj, dt=1.0, n_steps=10, hooks=[ObservableHook({"fmax": fmax})])
+
+
+def test_the_state_is_what_its_arrays_are(engine, batch):
+    state = engine.init(batch)
+    told = engine.memory(batch)
+    assert told.state == pytest.approx(held(state), rel=0.02)
+    assert told.result == pytest.approx(held(state), rel=0.02)
+    assert told.temporary > 0
+    assert told.total == told.state + told.result + told.temporary
+    assert engine.memory(state) == told
+    assert repr(told).startswith("Memory(")
+    # Host hooks and names are not on the device.
+    assert engine.with_hooks(CallbackHook(print)).memory(batch) == told
+
+
+def test_a_budget_gives_the_largest_batch(lj, engine, batch):
+    """What it finds fits, one more does not; nothing of that size is made."""
+    one = engine.memory(batch).total
+    found = max_batch(engine, batch, 20.5 * one)
+    assert 15 <= found.copies <= 22
+    assert found.systems == found.copies * batch.system_capacity
+    assert found.atoms == found.copies * batch.atom_capacity
+    assert found.memory.total <= 20.5 * one
+    assert found.memory.total * (found.copies + 1) / found.copies > 20.5 * one
+    real = Batch.from_ase(
+        [crystal(i % 4) for i in range(4 * found.copies)],
+        atom_capacity=found.atoms,
+        system_capacity=found.systems,
+    )
+    assert engine.memory(real).total == pytest.approx(found.memory.total, rel=0.05)
+    free = FIRE(model=lj, hooks=[ConvergenceHook.from_fmax(0.1)])
+    small = Batch.from_ase([cluster(0), cluster(1)])
+    assert max_batch(free, small, 1e9).systems > 1000
+    with pytest.raises(ValueError, match=r"needs .* the budget is 1000 bytes"):
+        max_batch(engine, batch, 1000)
+    assert np.isfinite(found.copies)
