@@ -12,30 +12,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ase import Atoms
-from ase.build import bulk
 
-from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import LennardJones
+from benchmarks import structures
+from benchmarks.workloads import _moving
 
 
 STEPS, ROUNDS, NEVER = 200, 7, 10**9
-
-
-def crystals(n: int = 32) -> list[Atoms]:
-    """fcc argon, rattled, with velocities of 30 K."""
-    out = []
-    for i in range(n):
-        rng = np.random.default_rng(2000 + i)
-        atoms = bulk("Ar", "fcc", a=5.26, cubic=True).repeat(4)
-        atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
-        atoms.set_velocities(rng.normal(0, (30 * 8.617e-5 / 39.948) ** 0.5, atoms.positions.shape))
-        out.append(atoms)
-    return out
 
 
 class Light(TracedHook):
@@ -62,7 +48,7 @@ def main() -> None:
         "four light traced hooks": [Light() for _ in range(4)],
     }
     model = LennardJones(epsilon=0.0104, sigma=3.40, cutoff=8.5)
-    batch = Batch.from_ase(crystals(), dtype="float32")
+    batch = _moving(structures.crystals(), "float32")
     runs = {}
     for name, hooks in forms.items():
         engine = NVE(model=model, dt=4.0, hooks=hooks)

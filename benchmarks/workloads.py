@@ -1,78 +1,140 @@
-"""The workloads, run by alchemi_jax: everything from a batch on the device to relaxed or moved systems."""
+"""The workloads, run by alchemi_jax: each from a batch to relaxed or moved systems, first lists inside."""
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, ConvergenceHook
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook
+from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
+from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.models import LennardJones
+from benchmarks import structures
+from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA
 
 
-EPSILON, SIGMA = 0.0104, 3.40
+STEPS = 200
+#: Time steps of the peers' FIRE, 10 and at most 40 fs for argon's mass, for unit masses.
+FIRE_STEPS = {"dt": 10 / MASS**0.5, "dt_max": 40 / MASS**0.5}
 
 
-def perturbed_clusters(n: int) -> list[Atoms]:
-    """Icosahedra of 13 argon atoms with noise of 0.25 Å, seed 1000 + i: those of the peers' W1."""
-    golden = (1 + 5**0.5) / 2
-    corners = [(0, a, b * golden) for a in (1, -1) for b in (1, -1)]
-    corners += [(b, c, a) for a, b, c in corners[:4]] + [(c, a, b) for a, b, c in corners[:4]]
-    shell = np.array([(0, 0, 0), *corners], float)
-    shell *= 0.96 * 2 ** (1 / 6) * SIGMA / np.linalg.norm(shell[1])
-    noise = (np.random.default_rng(1000 + i).normal(0, 0.25, (13, 3)) for i in range(n))
-    return [Atoms("Ar13", positions=shell + d) for d in noise]
-
-
-def timed(run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """First call apart, then the median, least and most of the others, in seconds."""
-    begun = time.perf_counter()
-    run()
-    first = time.perf_counter() - begun
-    seconds = []
-    for _ in range(repeats):
+def timed(*runs: Callable[[], Any], repeats: int) -> list[dict[str, float]]:
+    """Of each run the first call apart, then median, least and most of the others, in seconds; in turn."""
+    out, seconds = [], [[] for _ in runs]
+    for run in runs:
         begun = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - begun)
-    return {
-        "s": statistics.median(seconds),
-        "s_min": min(seconds),
-        "s_max": max(seconds),
-        "first_s": first,
-    }
+        out.append({"first_s": time.perf_counter() - begun})
+    for _ in range(repeats):
+        for run, taken in zip(runs, seconds, strict=True):
+            begun = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - begun)
+    for figures, taken in zip(out, seconds, strict=True):
+        figures |= {"s": statistics.median(taken), "s_min": min(taken), "s_max": max(taken)}
+    return out
+
+
+def _report(name: str, dtype: str, systems: int, atom_steps: float, figures: dict, **more: Any) -> dict:
+    rates = {"systems_per_s": systems / figures["s"], "atom_steps_per_s": atom_steps / figures["s"]}
+    return {"peer": "alchemi_jax", "workload": name, "dtype": dtype, **figures, **rates, **more}
+
+
+def _relaxation(cutoff: float = 50.0) -> FIRE:
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff)
+    return FIRE(model=model, **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
 
 
 def w1(dtype: str, repeats: int) -> dict[str, Any]:
-    """256 perturbed 13-atom clusters relaxed to fmax 0.005 eV/Å.
-
-    Time steps as jax-md's run of it: 10 and at most 40 fs for argon's mass are 1.58 and 6.33 for
-    FIRE's unit masses. Timed is `run`: first evaluation, loop, verdict.
-    """
-    mass = 39.948**0.5
-    batch = Batch.from_ase(perturbed_clusters(256), dtype=dtype)
-    engine = FIRE(
-        model=LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=50.0),
-        dt=10 / mass,
-        dt_max=40 / mass,
-        n_steps=500,
-        hooks=[ConvergenceHook.from_fmax(0.005)],
-    )
-    result = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats)
+    """256 perturbed 13-atom clusters relaxed to fmax 0.005 eV/Å: a whole `run`."""
+    batch = Batch.from_ase(structures.perturbed_clusters(), dtype=dtype)
+    engine = _relaxation()
+    (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
     out = engine.run(batch).take()
-    return {
-        "peer": "alchemi_jax",
-        "workload": "W1",
-        "dtype": dtype,
-        **result,
-        "systems_per_s": 256 / result["s"],
+    more = {
         "system_steps": int(out.steps_taken.sum()),
         "energy_mean": float(out.energy.mean()),
         "converged": int(out.converged.sum()),
     }
+    return _report("W1", dtype, 256, 13 * out.steps_taken.sum(), figures, **more)
 
 
-WORKLOADS = {"W1": w1}
+def _moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
+    atoms, velocities = made
+    batch = Batch.from_ase(atoms, dtype=dtype)
+    v = np.zeros(batch.velocities.shape, dtype)
+    v[: batch.num_atoms] = np.concatenate(velocities)
+    return batch.replace(velocities=jnp.asarray(v))
+
+
+def _nve(hooks: Any = ()) -> NVE:
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF)
+    return NVE(model=model, dt=4.0, n_steps=STEPS, hooks=hooks)
+
+
+def _dynamics(name: str, made: tuple, dtype: str, repeats: int) -> dict[str, Any]:
+    batch, engine = _moving(made, dtype), _nve()
+    (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
+    state = engine.advance(engine.init(batch), STEPS)
+    builds = int(state.neighbors.builds)
+    return _report(name, dtype, batch.num_systems, STEPS * batch.num_atoms, figures, list_builds=builds)
+
+
+def w2(dtype: str, repeats: int) -> dict[str, Any]:
+    """32 fcc crystals of 256 atoms, NVE, 200 steps of 4 fs at 30 K: a whole `run`."""
+    return _dynamics("W2", structures.crystals(), dtype, repeats)
+
+
+def w3(dtype: str, repeats: int) -> dict[str, Any]:
+    """One fcc crystal of 4000 atoms, 40 K, 200 steps."""
+    return _dynamics("W3", structures.large_crystal(), dtype, repeats)
+
+
+def w4(dtype: str, repeats: int) -> dict[str, Any]:
+    """W2 with scalars of every system to CSV each 10 steps and a snapshot to Zarr each 50: over W2."""
+    batch, plain = _moving(structures.crystals(), dtype), _nve()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def observed() -> None:
+            hooks = [
+                LoggingHook(log_path=Path(folder) / "log.csv", frequency=10, mode="w"),
+                SnapshotHook(ZarrData(Path(folder) / "traj.zarr", mode="w"), frequency=50),
+            ]
+            jax.block_until_ready(_nve(hooks).run(batch).positions)
+
+        base, figures = timed(
+            lambda: jax.block_until_ready(plain.run(batch).positions), observed, repeats=repeats
+        )
+    return _report("W4", dtype, 32, STEPS * batch.num_atoms, figures, over_w2=figures["s"] / base["s"])
+
+
+def w5(dtype: str, repeats: int) -> dict[str, Any]:
+    """512 clusters of 7 to 55 atoms relaxed to fmax 0.005 eV/Å, in fixed batches of 64 as they come."""
+    atoms = structures.assorted_clusters()
+    parts = [atoms[i : i + 64] for i in range(0, 512, 64)]
+    room = max(sum(map(len, part)) for part in parts)
+    batches = [Batch.from_ase(part, dtype=dtype, atom_capacity=room, system_capacity=64) for part in parts]
+    engine = _relaxation()
+
+    def run() -> list:
+        return [jax.block_until_ready(engine.run(batch).positions) for batch in batches]
+
+    (figures,) = timed(run, repeats=repeats)
+    outs = [engine.run(batch).take() for batch in batches]
+    steps = sum(float((out.steps_taken * out.atoms_per_system).sum()) for out in outs)
+    converged = sum(int(out.converged.sum()) for out in outs)
+    return _report("W5", dtype, 512, steps, figures, converged=converged)
+
+
+WORKLOADS = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5}
+#: What is compared.
+RATE = {"W1": "systems_per_s", "W5": "systems_per_s"}
+DEFAULT_RATE = "atom_steps_per_s"

@@ -1,0 +1,70 @@
+"""The benchmarks' own logic: structures are the peers', and a fallen ratio is found. No wall-clock here."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alchemi_jax
+
+
+ROOT = Path(alchemi_jax.__file__).parent.parent
+PEERS = ROOT.parent / "shared" / "bench" / "common.py"
+if not (ROOT / "benchmarks").exists():
+    pytest.skip("installed without its repository", allow_module_level=True)
+
+from benchmarks import structures  # noqa: E402
+from benchmarks.__main__ import last_json, picture, regressions  # noqa: E402
+
+
+def test_structures_are_those_of_the_peers():
+    if not PEERS.exists():
+        pytest.skip("the peers' scripts are not here")
+    spec = importlib.util.spec_from_file_location("peers", PEERS)
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    for a, b in zip(structures.perturbed_clusters(5), theirs.w1(5), strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-12)
+    for made, peers in ((structures.crystals(2), theirs.w2(2)), (structures.large_crystal(), theirs.w3())):
+        for atoms, velocities, b in zip(*made, peers, strict=True):
+            np.testing.assert_allclose(atoms.positions, b.positions, atol=1e-12)
+            np.testing.assert_allclose(atoms.cell.array, b.cell.array)
+            np.testing.assert_allclose(velocities, b.arrays["v_A_fs"], rtol=1e-9)
+
+
+def test_assorted_clusters_are_compact():
+    atoms = structures.assorted_clusters(60)
+    sizes = [len(a) for a in atoms]
+    assert min(sizes) >= 7
+    assert max(sizes) <= 55
+    assert len(set(sizes)) > 25
+    for a in atoms:
+        d = a.get_all_distances() + 99 * np.eye(len(a))
+        assert d.min(axis=1).min() > 2.4
+        assert d.min(axis=1).max() < 5.0
+
+
+def test_a_regression_is_a_fallen_ratio():
+    def row(ratio, **more):
+        return {"workload": "W2", "dtype": "float32", "peer": "lammps", "ratio": ratio, **more}
+
+    assert regressions([row(1.0)], [row(1.2)]) == []
+    assert regressions([row(0.8)], [row(1.2)]) == ["W2 float32 over lammps: 0.80, it was 1.20."]
+    assert regressions([row(0.8) | {"peer": "other"}], [row(1.2)]) == []
+    watched = {"workload": "W4", "peer": "alchemi_jax"}
+    assert regressions([row(1.0, over_w2=1.04) | watched], [row(1.0, over_w2=1.02) | watched]) == []
+    found = regressions([row(1.0, over_w2=1.2) | watched], [row(1.0, over_w2=1.02) | watched])
+    assert found == ["W4 float32 over W2: 1.200, it was 1.020."]
+
+
+def test_a_peer_that_fails_is_named(tmp_path):
+    import sys
+
+    assert "failed" in last_json([sys.executable, "-c", "raise SystemExit('no')"])
+    assert last_json([sys.executable, "-c", "print('{\"a\": 1}')"]) == {"a": 1}
+    rows = [
+        {"workload": "W2", "dtype": "float32", "peer": p, "ratio": r} for p, r in (("a", 2.0), ("b", 0.5))
+    ]
+    picture(rows, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 5000
