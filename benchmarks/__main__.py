@@ -2,8 +2,8 @@
 
 `python -m benchmarks --workloads W1,W2 --peers PATH/run_jaxmd.py PATH/run_lammps.py`: a peer is a script that
 takes --workload, --dtype and --repeats and prints a line of JSON; a peer that fails or does not know a
-workload is left out there and named. `--against FILE` compares the ratios with those of a checked-in run and exits
-with 1 where one fell by more than a quarter.
+workload is left out there and named. `--against FILE` compares the ratios with those of a checked-in run
+and exits with 1 where one fell by more than a quarter.
 """
 
 import argparse

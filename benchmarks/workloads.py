@@ -1,5 +1,6 @@
 """The workloads, run by alchemi_jax: each from a batch to relaxed or moved systems, first lists inside."""
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -102,11 +103,12 @@ def w4(dtype: str, repeats: int) -> dict[str, Any]:
     """W2 with scalars of every system to CSV each 10 steps and a snapshot to Zarr each 50: over W2."""
     batch, plain = _moving(structures.crystals(), dtype), _nve()
     with tempfile.TemporaryDirectory() as folder:
+        number = itertools.count()
 
         def observed() -> None:
             hooks = [
                 LoggingHook(log_path=Path(folder) / "log.csv", frequency=10, mode="w"),
-                SnapshotHook(ZarrData(Path(folder) / "traj.zarr", mode="w"), frequency=50),
+                SnapshotHook(ZarrData(Path(folder) / f"{next(number)}.zarr"), frequency=50),
             ]
             jax.block_until_ready(_nve(hooks).run(batch).positions)
 

@@ -1,5 +1,10 @@
 """Sinks: what goes in comes out, and a store is whole after every write."""
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import zarr
@@ -8,7 +13,11 @@ from ase.constraints import FixAtoms, FixBondLength
 from conftest import cluster, crystal, zoo
 
 from alchemi_jax import Batch
+from alchemi_jax.dynamics import NVE, DynamicsStage
+from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.dynamics.sinks.columns import Column
+from alchemi_jax.models import HarmonicModel
 
 
 def rich():
@@ -151,3 +160,123 @@ def test_modes_and_refusals(tmp_path):
         HostMemory().read()
     with pytest.raises(ValueError, match="mode of ZarrData"):
         ZarrData(path, mode="z")
+
+
+# -- growing arrays --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0, None])
+def test_columns_are_arrays_that_zarr_reads(tmp_path, level):
+    """Random appends, commits and reopenings: always the rows so far, to any reader of zarr."""
+    rng = np.random.default_rng(0)
+    zarr.open_group(tmp_path, mode="w")
+    for dtype, row in (("float32", (3,)), ("bool", ()), ("int64", ()), ("uint8", ()), ("float64", (2, 2))):
+        folder = tmp_path / dtype
+        whole = rng.integers(0, 2, (60, *row)).astype(dtype)
+        column = Column.like(folder, whole, 7 * whole[:1].nbytes, level)
+        n = 0
+        while n < len(whole):
+            k = int(rng.integers(0, 19))
+            column.append(whole[n : n + k])
+            n = min(n + k, len(whole))
+            if rng.random() < 0.6:
+                column.commit()
+                array = zarr.open_group(tmp_path, mode="r")[dtype]
+                assert array.dtype == dtype
+                np.testing.assert_array_equal(array[:], whole[:n])
+                if rng.random() < 0.5:
+                    # Rows beyond what counts are written over.
+                    cut = int(rng.integers(0, n + 1))
+                    column, n = Column.existing(folder, cut), cut
+        column.commit()
+        np.testing.assert_array_equal(zarr.open_group(tmp_path, mode="r")[dtype][:], whole)
+
+
+def test_an_open_sink_commits_after_a_while_and_at_the_end(tmp_path):
+    batch = Batch.from_ase([cluster(0, 5), cluster(1, 3)])
+    sink = ZarrData(tmp_path / "x.zarr")
+    sink.commit_seconds = 0.05
+    sink.open()
+    sink.write(batch)
+    assert len(sink) == 2
+    begun = time.monotonic()
+    while len(ZarrData(tmp_path / "x.zarr")) < 2:
+        assert time.monotonic() - begun < 20
+        time.sleep(0.01)
+    sink.commit_seconds = 1000.0
+    sink.write(batch)
+    assert (len(sink), len(ZarrData(tmp_path / "x.zarr"))) == (4, 2)
+    assert sink.read().num_systems == 4, "reading commits"
+    sink.write(batch)
+    sink.close()
+    assert len(ZarrData(tmp_path / "x.zarr")) == 6
+    structures = ZarrData(tmp_path / "x.zarr").to_ase()
+    np.testing.assert_array_equal(structures[5].positions, cluster(1, 3).positions)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at the end", "in the background"])
+def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(tmp_path, monkeypatch, later):
+    """The error names the path and, in a run, the hook; what was committed before stays readable."""
+    batch = Batch.from_ase([cluster(0, 3)])
+    path = tmp_path / "x.zarr"
+    ZarrData(path).write(batch)
+    sink = ZarrData(path)
+    sink.commit_seconds = 0.01 if later else 1000.0
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Column, "commit", full)
+
+    class Waits:
+        stage, frequency = DynamicsStage.AFTER_STEP, 1
+
+        def __call__(self, ctx, stage):
+            time.sleep(0.05)
+
+    engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=6, hooks=[SnapshotHook(sink), *[Waits()] * later])
+    with pytest.raises(OSError, match=r"x\.zarr cannot be written: No space left on device") as e:
+        engine.run(batch)
+    assert any("raised in hook SnapshotHook" in note for note in e.value.__notes__)
+    monkeypatch.undo()
+    assert len(ZarrData(path)) == 1
+    np.testing.assert_array_equal(ZarrData(path).to_ase()[0].positions, cluster(0, 3).positions)
+    ZarrData(path).write(batch)
+    assert len(ZarrData(path)) == 2
+
+
+def test_a_killed_process_leaves_a_whole_store(tmp_path):
+    """Whenever it is killed, what it had committed is there."""
+    text = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from conftest import cluster
+from alchemi_jax import Batch
+from alchemi_jax.dynamics.sinks import ZarrData
+sink = ZarrData(sys.argv[1], chunk_bytes=200)
+n = 0
+while True:
+    sink.write(Batch.from_ase([cluster(n, 1 + n % 5)]))
+    n += 1
+    print(n, flush=True)
+"""
+    for k in range(4):
+        path = tmp_path / f"{k}.zarr"
+        process = subprocess.Popen([sys.executable, "-c", text, str(path)], stdout=subprocess.PIPE, text=True)
+        committed = 0
+        for line in process.stdout:
+            committed = int(line)
+            if committed == 3 + 5 * k:
+                time.sleep(0.013 * k)
+                process.kill()
+                break
+        rest = process.stdout.read().split()
+        process.wait()
+        process.stdout.close()
+        committed = int(rest[-1]) if rest else committed
+        structures = ZarrData(path).to_ase()
+        assert committed <= len(structures) <= committed + 1
+        for n, atoms in enumerate(structures):
+            np.testing.assert_array_equal(atoms.positions, cluster(n, 1 + n % 5).positions)
+        ZarrData(path).write(Batch.from_ase(cluster(0, 2)))
+        assert len(ZarrData(path).to_ase()) == len(structures) + 1
