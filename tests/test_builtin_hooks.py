@@ -34,7 +34,7 @@ from alchemi_jax.dynamics.hooks import (
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.observables import degrees_of_freedom, fmax, kinetic_energy, temperature
+from alchemi_jax.observables import degrees_of_freedom, fmax, kinetic_energy, pressure, temperature
 from alchemi_jax.segments import sum_by_system
 
 
@@ -359,6 +359,19 @@ def test_observables_come_back_as_arrays(batch):
     assert hook.table == {}
     with pytest.raises(ValueError, match="column 'step' of its own"):
         ObservableHook({"step": fmax})
+
+
+def test_the_pressure_is_observed_if_asked_for(lj, tmp_path):
+    """With `stress` it is that of the engine's final evaluation at every step; without it is NaN."""
+    start = Batch.from_ase(crystal(0))
+    table, log = ObservableHook({"p": pressure}, stress=True), tmp_path / "p.csv"
+    logging = LoggingHook(log_path=log, custom_scalars={"p": lambda c: pressure(c.batch)}, stress=True)
+    out = NVE(model=lj, dt=2.0, n_steps=3, hooks=[table, logging]).run(start)
+    assert table.table["p"][-1, 0] == pytest.approx(float(pressure(out)[0]), rel=1e-12)
+    assert np.genfromtxt(log, delimiter=",", names=True)["p"] == pytest.approx(table.table["p"][:, 0])
+    blind = ObservableHook({"p": pressure})
+    NVE(model=lj, dt=2.0, n_steps=3, hooks=[blind]).run(start)
+    assert np.isnan(blind.table["p"]).all()
 
 
 def test_progress_and_callback(batch, capsys):

@@ -24,6 +24,8 @@ class ObservableHook(RecordingHook):
             those of `alchemi_jax.observables` are taken as they are.
         frequency: record every so many steps.
         stage: where.
+        stress: whether an observable reads the stress (the pressure does): it is then evaluated in every
+            step, which costs about 60 % more than forces alone. Otherwise it is NaN during the run.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ObservableHook(RecordingHook):
         observables: Mapping[str, Callable[[Any], Array]],
         frequency: int = 1,
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        stress: bool = False,
     ):
         taken = {"step", "active"} & set(observables)
         if taken:
@@ -38,6 +41,7 @@ class ObservableHook(RecordingHook):
         self.observables = dict(observables)
         self.frequency = frequency
         self.stage = stage
+        self.needs_stress = stress
         self._parts: list[dict[str, np.ndarray]] = []
 
     def __repr__(self) -> str:
