@@ -85,7 +85,7 @@ def cells(draw):
 
 
 #: For all of them, so that they share compiled code.
-ROOMY = ListSizes(neighbors=256, images=4096, candidates=2048, shifts=1024)
+ROOMY = ListSizes(neighbors=256, images=4096, candidates=2048, groups=0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -25,6 +25,10 @@ FAR = 1.0e6
 """Å. Where unused slots point: beyond any cutoff, yet its sixth power is finite in float32."""
 
 
+ALL_PAIRS = 32
+"""A free system of at most so many atoms lists all its pairs, and its list is never due again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ListSizes:
     """Capacities, hence shapes: changing one compiles anew."""
@@ -34,9 +38,9 @@ class ListSizes:
     images: int
     """Images of all systems together."""
     candidates: int
-    """Atoms and images of one system."""
-    shifts: int
-    """Lattice shifts to try for one system."""
+    """Places that one atom is compared with."""
+    groups: int
+    """Groups of a cell list; 0: brute force."""
 
 
 class NeighborList(eqx.Module):
