@@ -4,6 +4,7 @@ from alchemi_jax.neighbors.build import empty_list as empty_list
 from alchemi_jax.neighbors.build import resized as resized
 from alchemi_jax.neighbors.list import ListSizes as ListSizes
 from alchemi_jax.neighbors.list import NeighborList as NeighborList
+from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates
 from alchemi_jax.neighbors.list import extended_positions as extended_positions
 from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
 from alchemi_jax.neighbors.sizes import grow as grow

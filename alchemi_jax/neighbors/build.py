@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images
-from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList
+from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
 from alchemi_jax.segments import any_by_system, to_atoms
 
@@ -23,8 +23,8 @@ def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> Ne
         index=jnp.full((sizes.neighbors, n), places, jnp.int32),
         used=zero,
         source=jnp.zeros(sizes.images, jnp.int32),
-        shift=jnp.zeros((places, 3), batch.dtype),
-        offset=jnp.zeros((places, 3), batch.dtype),
+        shift=jnp.zeros((3, places), batch.dtype),
+        offset=jnp.zeros((3, places), batch.dtype),
         ref_positions=jnp.asarray(batch.positions),
         ref_cell=jnp.asarray(batch.cell),
         offset_cell=jnp.asarray(batch.cell),
@@ -45,17 +45,17 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     stale_atom = to_atoms(batch, stale)[:, None]
     positions = jnp.where(stale_atom, batch.positions, neighbors.ref_positions)
     # What is not finite is flagged by the energy; here it only must not spread.
-    safe = jnp.where(jnp.isfinite(positions), positions, 0)
+    safe = [jnp.where(jnp.isfinite(p), p, 0) for p in (positions[:, k] for k in range(3))]
     cell = jnp.where(stale[:, None, None], batch.cell, neighbors.ref_cell)
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
     far = batch.atom_capacity + sizes.images
 
     images = find_images(batch, safe, cell, reach, sizes.images)
     source = images.source
-    shift = jnp.concatenate([-images.wrapped, images.shift]).astype(batch.dtype)
+    shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
     owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
-    full_cell = jnp.take(cell, owner, axis=0, mode="clip")
-    extended = jnp.concatenate([safe, safe[source]]) + jnp.einsum("ma,mab->mb", shift, full_cell)
+    offset = lattice_offset(shift, cell, owner)
+    extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
 
     free = ~jnp.any(batch.pbc, axis=-1)
     everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
@@ -63,25 +63,24 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         groups = cell_list(batch, images, extended, owner, everyone, sizes.groups, sizes.candidates)
     else:
         groups = brute_force(batch, images, sizes.candidates)
-    squared = jnp.where(everyone, jnp.inf, reach**2).astype(batch.dtype)
-    squared = jnp.take(squared, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
-    masks = find_hits(extended, groups, squared)
+    reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
+    reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
+    masks = find_hits(extended, groups, reaches)
     index, found = list_hits(masks, groups, sizes.neighbors, batch.atom_mask)
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     needs = jnp.stack([found.max(), images.total, *groups.needs])
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
-    now_cell = jnp.take(batch.cell, owner, axis=0, mode="clip")
     return dataclasses.replace(
         neighbors,
         index=jnp.where(index < 0, far, index),
         used=jnp.minimum(found.max(), sizes.neighbors),
         source=source,
         shift=shift,
-        offset=jnp.einsum("ma,mab->mb", shift, now_cell),
+        offset=offset,
         ref_positions=positions,
         ref_cell=cell,
-        offset_cell=batch.cell,
+        offset_cell=cell,
         ref_pbc=batch.pbc,
         ref_id=batch.system_id,
         complete=free & ~missing,

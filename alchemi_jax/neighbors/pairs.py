@@ -17,30 +17,40 @@ WORD = 32
 
 
 def find_hits(
-    extended: Float[Array, "places 3"],
+    extended: list[Array],
     groups: Groups,
-    squared_reach: Float[Array, " groups"],
+    reach: Float[Array, " groups"],
 ) -> UInt32[Array, "words groups rows"]:
-    """Bit c % 32 of word c // 32 of each atom of a group: whether candidate c is within reach."""
-    capacity, n_groups = groups.candidates.shape
+    """Bit c % 32 of word c // 32 of each atom of a group: whether candidate c is within reach, Å.
+
+    In single precision whatever that of the run, which is several times faster, with so much added to
+    the reach that no pair is lost by rounding.
+
+    Args:
+        extended: x, y and z of all places, Å.
+    """
+    capacity = len(groups.candidates)
     words = -(-capacity // WORD)
     pad = ((0, words * WORD - capacity), (0, 0))
     candidates = jnp.pad(groups.candidates, pad, constant_values=-1)
+    single = [c.astype(jnp.float32) for c in extended]
 
     def coordinates(places: Array) -> list[Array]:
         # A place that is none is near nothing: comparisons with NaN are false.
-        return [
-            jnp.where(places >= 0, jnp.take(extended[:, k], places, mode="clip"), jnp.nan) for k in range(3)
-        ]
+        there = jnp.maximum(places, 0)
+        return [jnp.where(places >= 0, c.at[there].get(mode="promise_in_bounds"), jnp.nan) for c in single]
 
     x, y, z = coordinates(groups.atoms)
     there = [*coordinates(candidates), candidates]
+    own = jnp.max(jnp.nan_to_num(jnp.maximum(jnp.maximum(abs(x), abs(y)), abs(z))), axis=1)
+    reach = reach.astype(jnp.float32)
+    squared = jnp.square(reach * (1 + 1e-6) + 4e-7 * (own + reach))
     bit = (jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32))[:, None, None]
 
     def word(w: Array, masks: Array) -> Array:
         cx, cy, cz, place = (jax.lax.dynamic_slice_in_dim(v, w * WORD, WORD)[:, :, None] for v in there)
         dx, dy, dz = cx - x[None], cy - y[None], cz - z[None]
-        hit = dx * dx + dy * dy + dz * dz <= squared_reach[None, :, None]
+        hit = dx * dx + dy * dy + dz * dz <= squared[None, :, None]
         hit &= place != groups.atoms[None]
         packed = jnp.sum(jnp.where(hit, bit, jnp.uint32(0)), axis=0, dtype=jnp.uint32)
         return jax.lax.dynamic_update_index_in_dim(masks, packed, w, 0)
