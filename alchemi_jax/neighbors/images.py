@@ -5,7 +5,7 @@ integers, so the images of an atom are the box of three ranges without the zero 
 numbered by arithmetic; nothing is searched.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float,
     begin = [first - whole for first, whole in zip(least, wrapped, strict=True)]
     real = jnp.arange(capacity) < total
 
-    def axis(_, at: tuple[Array, Array, Array]) -> tuple[None, Array]:
+    def axis(_, at: Any) -> tuple[None, Array]:
         stride, width, begin = at
         number = jnp.arange(capacity, dtype=jnp.int32) - of(start)
         number = number + (number >= of(zero))

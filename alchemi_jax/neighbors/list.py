@@ -81,11 +81,20 @@ class NeighborList(eqx.Module):
         """Capacity for the neighbors of one atom."""
         return self.index.shape[-2]
 
+    @property
+    def far(self) -> int:
+        """Where unused slots point."""
+        return self.ref_positions.shape[0] + self.source.shape[0]
+
     def neighbor_atom(self) -> Int[Array, "neighbors atoms"]:
         """The atom (not the image) in each slot; `atoms` where the slot is unused."""
+        return self.atom_of(self.index)
+
+    def atom_of(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        """The atom that stands, or whose image stands, at a place of the extended array."""
         n = self.ref_positions.shape[0]
         atoms = jnp.arange(n, dtype=jnp.int32)
-        return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[self.index]
+        return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[place]
 
 
 def lattice_offset(shift: Array, cell: Array, owner: Array) -> Array:
