@@ -10,6 +10,7 @@ from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
+from alchemi_jax.neighbors.warp import find_pairs
 from alchemi_jax.segments import any_by_system, to_atoms
 
 
@@ -58,18 +59,25 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
 
     free = ~jnp.any(batch.pbc, axis=-1)
-    everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
-    if sizes.groups:
-        groups = cell_list(batch, images, extended, owner, everyone, sizes.groups, sizes.candidates)
+    if sizes.builder == "warp":
+        wrapped = jnp.stack([x[: batch.atom_capacity] for x in extended], axis=-1)
+        index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
+        needs = [found.max(), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
-        groups = brute_force(batch, images, sizes.candidates)
-    reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
-    reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
-    masks = find_hits(extended, groups, reaches)
-    index, found = list_hits(masks, groups, sizes.neighbors, batch.atom_mask)
+        everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
+        if sizes.builder == "cell list":
+            groups = cell_list(batch, images, extended, owner, everyone, sizes.groups, sizes.candidates)
+        else:
+            groups = brute_force(batch, images, sizes.candidates)
+        reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
+        reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
+        index, found = list_hits(
+            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask
+        )
+        needs = [found.max(), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
-    needs = jnp.stack([found.max(), images.total, *groups.needs])
+    needs = jnp.stack(needs)
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,

@@ -37,6 +37,9 @@ class Images(NamedTuple):
     reach: Float[Array, "3 systems"]
     """Reach along each lattice vector, with a margin."""
     inverse: Float[Array, "systems 3 3"]
+    number: tuple[Array, Array, Array]
+    """Of each atom: the number of its first image, [atoms]; the least shift of its images, relative
+    to the wrapped atom, and how many there are, along each lattice vector, [3, atoms]."""
 
 
 def along_lattice(batch: Batch, owner: Array, inv: Array, positions: list[Array]) -> list[Array]:
@@ -93,12 +96,29 @@ def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float,
         return None, jnp.where(real, _divided(quotient, of(width))[1] + of(begin), 0)
 
     # One axis after another: in one piece XLA computes all of the above again for each image.
-    _, shift = jax.lax.scan(axis, None, tuple(jnp.stack(v) for v in (stride, width, begin)))
+    stride, width, begin = (jnp.stack(v) for v in (stride, width, begin))
+    _, shift = jax.lax.scan(axis, None, (stride, width, begin))
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end])
     first = starts[jnp.clip(batch.first_atom, 0, n)]
     stop = starts[jnp.clip(batch.first_atom + batch.atoms_per_system, 0, n)]
     whole, low, high = (jnp.stack(v) for v in (wrapped, low, high))
-    return Images(whole, source, shift, first, stop - first, total, low, high, margin, inv)
+    number = (start, jnp.stack(least), width)
+    return Images(whole, source, shift, first, stop - first, total, low, high, margin, inv, number)
+
+
+def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[Array, "*n"]:
+    """Where the image of an atom by a lattice shift, relative to the wrapped atom, stands in the
+    extended array; -1 if it is not among the images."""
+    start, least, width = images.number
+    number, zero = jnp.zeros_like(atom), jnp.zeros_like(atom)
+    inside, own = jnp.ones(atom.shape, bool), jnp.ones(atom.shape, bool)
+    for k in range(3):
+        w, at = width[k][atom], shift[k] - least[k][atom]
+        number, zero = number * w + at, zero * w - least[k][atom]
+        inside &= (at >= 0) & (at < w)
+        own &= shift[k] == 0
+    image = len(start) + start[atom] + number - (number > zero)
+    return jnp.where(own, atom, jnp.where(inside, image, -1))
 
 
 def _divided(number: Array, divisor: Array) -> tuple[Array, Array]:

@@ -38,9 +38,14 @@ class ListSizes:
     images: int
     """Images of all systems together."""
     candidates: int
-    """Places that one atom is compared with."""
+    """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
     groups: int
-    """Groups of a cell list; 0: brute force."""
+    """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
+
+    @property
+    def builder(self) -> str:
+        """Who makes the list: "brute force", "cell list" or "warp"."""
+        return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
 
 
 class NeighborList(eqx.Module):

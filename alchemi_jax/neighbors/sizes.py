@@ -8,6 +8,7 @@ from alchemi_jax.batch import Batch
 from alchemi_jax.capacity import round_up
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
+from alchemi_jax.neighbors.warp import load
 from alchemi_jax.segments import use_rows
 
 
@@ -24,10 +25,15 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None
 
     Args:
         cutoff, skin: Å.
-        builder: "brute force" or "cell list"; by default whichever is faster.
+        builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
+            of nvalchemi-toolkit-ops, where that is installed.
+
+    Raises:
+        ValueError: for another builder.
+        ImportError: saying what to install, for "warp".
     """
-    if builder not in (None, "brute force", "cell list"):
-        raise ValueError(f"builder is 'brute force', 'cell list' or None, not {builder!r}.")
+    if builder not in (None, "brute force", "cell list", "warp"):
+        raise ValueError(f"builder is 'brute force', 'cell list', 'warp' or None, not {builder!r}.")
     counts = np.asarray(batch.atoms_per_system).astype(np.int64)
     systems = int((counts > 0).sum())
     n, counts = int(counts.sum()), counts[:systems]
@@ -72,9 +78,15 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None
     brute = rows * everyone.max()
     cells = groups * ROWS * in_cells.max() + _SORTED_PLACE * everyone.sum()
     by_cells = cells < brute if builder is None else builder == "cell list"
+    neighbors = round_up(int(np.ceil(near.max())), 4, 1)
+    room = round_up(int(images.sum() * 1.05) + 8 * int(images.any()), 16, 1)
+    if builder == "warp":
+        load()
+        tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
+        return ListSizes(neighbors, room, candidates=int(tried.max()), groups=-1)
     return ListSizes(
-        neighbors=round_up(int(np.ceil(near.max())), 4, 1),
-        images=round_up(int(images.sum() * 1.05) + 8 * int(images.any()), 16, 1),
+        neighbors,
+        room,
         candidates=round_up(int(np.ceil((in_cells if by_cells else everyone).max())), 8, 32),
         groups=groups if by_cells else 0,
     )
