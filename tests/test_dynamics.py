@@ -322,7 +322,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         return out, first
 
     plain, _ = run(None)
-    grown, first = run(ListSizes(neighbors=3, images=5, candidates=32, shifts=32))
+    grown, first = run(ListSizes(neighbors=3, images=5, candidates=32, groups=0))
     assert first.neighbors > 3
     assert not grown.overflow
     assert rows == [9, 9]
@@ -340,7 +340,7 @@ def test_overflow_in_a_segment_is_replayed(lj):
     state = engine.init(Batch.from_ase(atoms))
     plain = engine.advance(state, 300)
     needs = np.asarray(state.neighbors.needs)
-    tight = ListSizes(int(needs[0]), 1, 64, 32)
+    tight = ListSizes(int(needs[0]), 1, 64, 0)
     squeezed = state.replace(
         neighbors=prepare.rebuilt(state.batch.replace(meta=None), state.neighbors, tight)
     )

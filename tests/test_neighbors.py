@@ -32,8 +32,8 @@ def make(batch, cutoff, skin, sizes):
     return update(batch, empty_list(batch, cutoff, skin, sizes))
 
 
-def listed(batch, cutoff, skin=0.5, sizes=None):
-    sizes = sizes or guess_sizes(batch, cutoff, skin)
+def listed(batch, cutoff, skin=0.5, sizes=None, builder=None):
+    sizes = sizes or guess_sizes(batch, cutoff, skin, builder=builder)
     while (found := make(batch, cutoff, skin, sizes)).overflow:
         sizes = grow(sizes, np.asarray(found.needs))
     return found
@@ -62,11 +62,19 @@ def close(ours, theirs):
     np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-6)
 
 
+BUILDERS = ["brute force", "cell list"]
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("cutoff", [4.0, 9.0])
-def test_equals_ase_on_every_kind_of_geometry(cutoff):
-    structures = list(zoo().values())
-    batch = Batch.from_ase(structures)
-    close(pairs_of(batch, listed(batch, cutoff)), pairs_by_ase(structures, cutoff))
+def test_equals_ase_on_every_kind_of_geometry(cutoff, builder):
+    """Systems of very unequal sizes, and of equal ones, which take another way through groups."""
+    several = [[*zoo().values(), crystal(5, 3)], [crystal(3, 2), crystal(4, 2)]]
+    for structures in several if cutoff == 4.0 else several[:1]:
+        batch = Batch.from_ase(structures)
+        found = listed(batch, cutoff, builder=builder)
+        assert bool(found.sizes.groups) == (builder == "cell list")
+        close(pairs_of(batch, found), pairs_by_ase(structures, cutoff))
 
 
 @st.composite
@@ -85,22 +93,54 @@ def cells(draw):
 
 
 #: For all of them, so that they share compiled code.
-ROOMY = ListSizes(neighbors=256, images=4096, candidates=2048, shifts=1024)
+ROOMY = {
+    "brute force": ListSizes(neighbors=256, images=4096, candidates=2048, groups=0),
+    "cell list": ListSizes(neighbors=256, images=4096, candidates=2048, groups=32),
+}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@pytest.mark.parametrize("builder", BUILDERS)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(structures=st.lists(cells(), min_size=4, max_size=4))
-def test_equals_ase_on_random_cells(structures):
+def test_equals_ase_on_200_random_cells(builder, structures):
     """Triclinic, left-handed, thin, with atoms far outside, periodic along any of the directions."""
     batch = Batch.from_ase(structures, atom_capacity=28, system_capacity=4)
     # Names and info are part of the structure: without them all examples share compiled code.
     batch = dataclasses.replace(batch, largest=8, meta=None)
-    close(pairs_of(batch, listed(batch, 5.0, sizes=ROOMY)), pairs_by_ase(structures, 5.0))
+    close(pairs_of(batch, listed(batch, 5.0, sizes=ROOMY[builder])), pairs_by_ase(structures, 5.0))
 
 
-def test_a_pair_exactly_at_the_cutoff_counts():
-    batch = Batch.from_ase(Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 5.0]]))
-    assert len(pairs_of(batch, listed(batch, 5.0))) == 2
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("skin", [0.0, 0.5])
+def test_a_pair_exactly_at_the_cutoff_counts(builder, skin):
+    """Of molecules, of more than those that list all pairs, and across the border of a cell."""
+    line = Atoms("Ar40", positions=np.arange(40)[:, None] * np.array([[0, 0, 5.0]]))
+    ring = Atoms(
+        "Ar3", positions=np.arange(3)[:, None] * np.array([[5.0, 0, 0]]), cell=[15, 40, 40], pbc=True
+    )
+    structures = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 5.0]]), line, ring]
+    batch = Batch.from_ase(structures)
+    assert len(pairs_of(batch, listed(batch, 5.0, skin, builder=builder))) == 2 + 78 + 6
+
+
+def test_atoms_flung_far_apart_need_few_cells():
+    """A free system as wide as a float goes has no more cells than numbers for them."""
+    far = Atoms("Ar40", positions=np.random.default_rng(0).uniform(-1e7, 1e7, (40, 3)))
+    far.positions[7] = far.positions[3] + 2.0
+    batch = Batch.from_ase([far, crystal(0, 2)])
+    found = listed(batch, 5.0, builder="cell list")
+    assert [p[:2] for p in pairs_of(batch, found) if p[0] < 40] == [(3, 7), (7, 3)]
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_single_precision_loses_no_pair(builder):
+    structures = [crystal(0, 3), crystal(1, 4), cluster(3)]
+    for atoms in structures:
+        atoms.positions = np.float32(atoms.positions) + np.float32(100)
+    batch = Batch.from_ase(structures, dtype="float32")
+    ours = {p[:2] for p in pairs_of(batch, listed(batch, 6.0, 0.0, builder=builder))}
+    certain = {p[:2] for p in pairs_by_ase(structures, 6.0 - 1e-3)}
+    assert certain <= ours <= {p[:2] for p in pairs_by_ase(structures, 6.0 + 1e-3)}
 
 
 def test_due_is_never_late():

@@ -1,7 +1,7 @@
 """Lattice geometry of one system: a working cell, wrapping, face distances."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 
 def _unit(v: Array) -> Array:
@@ -39,10 +39,3 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
 def face_distances(cell_inverse: Float[Array, "3 3"]) -> Float[Array, " 3"]:
     """Distance between opposite faces of the cell along each lattice vector, Å."""
     return 1.0 / jnp.linalg.norm(cell_inverse, axis=0)
-
-
-def lattice_shift(index: Int[Array, "*n"], reach: Int[Array, "*#n 3"]) -> Int[Array, "*n 3"]:
-    """The shift with number `index` among those with |s_k| <= reach_k; the last axis runs fastest."""
-    nb, nc = 2 * reach[..., 1] + 1, 2 * reach[..., 2] + 1
-    s = jnp.stack([index // (nb * nc), (index // nc) % nb, index % nc], axis=-1)
-    return s - reach

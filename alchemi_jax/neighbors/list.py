@@ -25,6 +25,10 @@ FAR = 1.0e6
 """Å. Where unused slots point: beyond any cutoff, yet its sixth power is finite in float32."""
 
 
+ALL_PAIRS = 32
+"""A free system of at most so many atoms lists all its pairs, and its list is never due again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ListSizes:
     """Capacities, hence shapes: changing one compiles anew."""
@@ -34,9 +38,14 @@ class ListSizes:
     images: int
     """Images of all systems together."""
     candidates: int
-    """Atoms and images of one system."""
-    shifts: int
-    """Lattice shifts to try for one system."""
+    """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
+    groups: int
+    """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
+
+    @property
+    def builder(self) -> str:
+        """Who makes the list: "brute force", "cell list" or "warp"."""
+        return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
 
 
 class NeighborList(eqx.Module):
@@ -46,8 +55,8 @@ class NeighborList(eqx.Module):
         index: [neighbors, atoms], into the extended array.
         used: the largest number of neighbors that any atom has: slots beyond it are unused.
         source: [images], the atom of each image.
-        shift: [atoms + images, 3], lattice shift of each place of the extended array.
-        offset: [atoms + images, 3], Å, that shift times the present cell.
+        shift: [3, atoms + images], lattice shift of each place of the extended array.
+        offset: [3, atoms + images], Å, that shift times the present cell.
         complete: [systems], the list holds all pairs of a free system and is never due.
         needs: what the last building needed, in the order of ListSizes: what the driver grows to.
         overflow: a capacity was too small. No force from this list may be used.
@@ -57,8 +66,8 @@ class NeighborList(eqx.Module):
     index: Int[Array, "neighbors atoms"]
     used: Int[Array, ""]
     source: Int[Array, " images"]
-    shift: Float[Array, "atoms_and_images 3"]
-    offset: Float[Array, "atoms_and_images 3"]
+    shift: Float[Array, "3 atoms_and_images"]
+    offset: Float[Array, "3 atoms_and_images"]
     ref_positions: Float[Array, "atoms 3"]
     ref_cell: Float[Array, "systems 3 3"]
     offset_cell: Float[Array, "systems 3 3"]
@@ -77,15 +86,30 @@ class NeighborList(eqx.Module):
         """Capacity for the neighbors of one atom."""
         return self.index.shape[-2]
 
+    @property
+    def far(self) -> int:
+        """Where unused slots point."""
+        return self.ref_positions.shape[0] + self.source.shape[0]
+
     def neighbor_atom(self) -> Int[Array, "neighbors atoms"]:
         """The atom (not the image) in each slot; `atoms` where the slot is unused."""
+        return self.atom_of(self.index)
+
+    def atom_of(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        """The atom that stands, or whose image stands, at a place of the extended array."""
         n = self.ref_positions.shape[0]
         atoms = jnp.arange(n, dtype=jnp.int32)
-        return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[self.index]
+        return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[place]
+
+
+def lattice_offset(shift: Array, cell: Array, owner: Array) -> Array:
+    """Shifts times cells, [3, places], Å."""
+    system = jnp.minimum(owner, cell.shape[0] - 1)
+    return jnp.stack([sum(shift[a] * cell[:, a, k][system] for a in range(3)) for k in range(3)])  # pyright: ignore
 
 
 @jax.custom_jvp
-def _offset(offset: Array, shift: Array, owner_cell: Array, cell: Array, owner: Array) -> Array:
+def _offset(offset: Array, shift: Array, cell: Array, owner: Array) -> Array:
     """The cached offset of each place, differentiable with respect to the cell.
 
     `offset` is kept up to date by `update`; its gradient comes from the shift that it stands for.
@@ -95,9 +119,8 @@ def _offset(offset: Array, shift: Array, owner_cell: Array, cell: Array, owner: 
 
 @_offset.defjvp
 def _offset_jvp(primals, tangents):
-    offset, shift, _, _, owner = primals
-    change = jnp.take(tangents[3], owner, axis=0, mode="clip")
-    return offset, jnp.einsum("ma,mab->mb", shift, change)
+    offset, shift, _, owner = primals
+    return offset, lattice_offset(shift, tangents[2], owner)
 
 
 def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_images"]:
@@ -105,16 +128,25 @@ def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_imag
     return jnp.concatenate([batch.batch_idx, batch.batch_idx[neighbors.source]])
 
 
-def extended_positions(batch: Batch, neighbors: NeighborList) -> Float[Array, "extended 3"]:
-    """Positions of atoms (wrapped), images and the far place, Å; differentiable in positions and cell."""
-    offset = _offset(
-        neighbors.offset, neighbors.shift, neighbors.offset_cell, batch.cell, owners(batch, neighbors)
-    )
+def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Array, " extended"]]:
+    """x, y and z of atoms (wrapped), images and the far place, Å: what pair kernels gather from.
+
+    Differentiable in positions and cell.
+    """
+    offset = _offset(neighbors.offset, neighbors.shift, batch.cell, owners(batch, neighbors))
     n = batch.atom_capacity
-    own = batch.positions + offset[:n]
-    images = jnp.take(batch.positions, neighbors.source, axis=0, mode="clip") + offset[n:]
-    far = jnp.full((1, 3), FAR, batch.dtype)
-    return jnp.concatenate([own, images, far])
+    far = jnp.full(1, FAR, batch.dtype)
+    out = []
+    for k in range(3):
+        p = batch.positions[:, k]
+        image = p.at[neighbors.source].get(mode="promise_in_bounds")
+        out.append(jnp.concatenate([p + offset[k, :n], image + offset[k, n:], far]))
+    return out
+
+
+def extended_positions(batch: Batch, neighbors: NeighborList) -> Float[Array, "extended 3"]:
+    """`extended_coordinates` as one array."""
+    return jnp.stack(extended_coordinates(batch, neighbors), axis=-1)
 
 
 def pair_vectors(
@@ -125,7 +157,6 @@ def pair_vectors(
     Returns x, y, z, each [neighbors, atoms], Å, and the mask. For models that are not pair
     potentials; differentiable in positions and cell.
     """
-    extended = extended_positions(batch, neighbors)
     n = batch.atom_capacity
-    x, y, z = (extended[:, a][neighbors.index] - extended[None, :n, a] for a in range(3))
+    x, y, z = (c[neighbors.index] - c[None, :n] for c in extended_coordinates(batch, neighbors))
     return x, y, z, x * x + y * y + z * z <= neighbors.cutoff**2

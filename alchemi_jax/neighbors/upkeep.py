@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.build import build
 from alchemi_jax.neighbors.geometry import inverse, working_cell
-from alchemi_jax.neighbors.list import NeighborList, owners
+from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
 from alchemi_jax.segments import max_by_system, to_atoms
 from alchemi_jax.transforms import cond_any
 
@@ -61,8 +61,7 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
 
     def renew(operands: Any) -> NeighborList:
         batch, neighbors = operands
-        cell = jnp.take(batch.cell, owners(batch, neighbors), axis=0, mode="clip")
-        offset = jnp.einsum("ma,mab->mb", neighbors.shift, cell)
+        offset = lattice_offset(neighbors.shift, batch.cell, owners(batch, neighbors))
         return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
 
     return cond_any(

@@ -1,0 +1,109 @@
+"""Capacities of a list, chosen on the host before the first building, and grown when they were too small."""
+
+import dataclasses
+
+import numpy as np
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.capacity import round_up
+from alchemi_jax.neighbors.groups import ROWS, group_capacity
+from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
+from alchemi_jax.neighbors.warp import load
+from alchemi_jax.segments import use_rows
+
+
+_SORTED_PLACE = 1000
+"""Comparisons in the time that a cell list spends on sorting one place of the extended array."""
+_MOST_CELLS = 1 << 20
+
+
+def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None = None) -> ListSizes:
+    """Capacities for the atoms as they are now, with some room; if too small, the driver grows them.
+
+    Images and cells are counted, neighbors estimated from densities. The builder is whichever makes
+    fewer comparisons; the sizes say which.
+
+    Args:
+        cutoff, skin: Å.
+        builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
+            of nvalchemi-toolkit-ops, where that is installed.
+
+    Raises:
+        ValueError: for another builder.
+        ImportError: saying what to install, for "warp".
+    """
+    if builder not in (None, "brute force", "cell list", "warp"):
+        raise ValueError(f"builder is 'brute force', 'cell list', 'warp' or None, not {builder!r}.")
+    counts = np.asarray(batch.atoms_per_system).astype(np.int64)
+    systems = int((counts > 0).sum())
+    n, counts = int(counts.sum()), counts[:systems]
+    owner, first = np.asarray(batch.batch_idx)[:n], np.asarray(batch.first_atom)[:systems]
+    cell, pbc = np.asarray(batch.cell, np.float64)[:systems], np.asarray(batch.pbc)[:systems]
+    positions = np.nan_to_num(np.asarray(batch.positions, np.float64)[:n], posinf=0, neginf=0)
+    reach, free = cutoff + skin, ~pbc.any(axis=1)
+
+    inverse = np.linalg.inv(_working_cells(cell, pbc))
+    faces = 1 / np.linalg.norm(inverse, axis=1)
+    along = (positions[:, None, :] @ inverse[owner])[:, 0]
+    inside = along - np.where(pbc[owner], np.floor(along), 0)
+    low, high = np.minimum.reduceat(inside, first), np.maximum.reduceat(inside, first)
+    margin = reach / faces * (1 + 1e-4) + 1e-4
+    most = np.floor((high + margin)[owner] - inside)
+    least = np.ceil((low - margin)[owner] - inside)
+    copies = np.where(pbc[owner], most - least + 1, 1).prod(axis=1) - 1
+    images = np.add.reduceat(copies, first)
+    everyone = counts + images * 1.05
+
+    # Neighbors from the density of the space that the atoms fill and the part of a sphere in it.
+    span = (high - low) * faces
+    extent = span + np.where(pbc, np.maximum(faces / counts[:, None], 3.0), 3.0)
+    filled = np.where(pbc, np.minimum(faces, extent), extent).prod(axis=1)
+    box = np.where(pbc, 2 * reach, np.minimum(extent, 2 * reach)).prod(axis=1)
+    sphere = np.minimum(4 / 3 * np.pi * reach**3, box)
+    near = np.minimum(1.25 * counts / filled * sphere + 4, everyone - 1)
+    near = np.where(free & (counts <= ALL_PAIRS), counts - 1, near)
+
+    # Cells as `groups.cell_list` makes them.
+    inner = np.clip(np.floor((high - low) / margin), 1, _MOST_CELLS ** (1 / 3))
+    inner = np.where((free & (counts <= ALL_PAIRS))[:, None], 1, inner)
+    width = np.maximum((high - low) / inner, margin)
+    at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
+    key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2] + owner * float(_MOST_CELLS)
+    held = np.unique(key, return_counts=True)[1]
+    groups = round_up(int(np.ceil(held / ROWS).sum() * 1.1) + 1, 8)
+    around = np.where(pbc, 3 * width * faces, np.minimum(3 * width * faces, extent)).prod(axis=1)
+    in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
+
+    rows = batch.system_capacity * batch.largest if use_rows(batch) else group_capacity(batch) * ROWS
+    brute = rows * everyone.max()
+    cells = groups * ROWS * in_cells.max() + _SORTED_PLACE * everyone.sum()
+    by_cells = cells < brute if builder is None else builder == "cell list"
+    neighbors = round_up(int(np.ceil(near.max())), 4, 1)
+    room = round_up(int(images.sum() * 1.05) + 8 * int(images.any()), 16, 1)
+    if builder == "warp":
+        load()
+        tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
+        return ListSizes(neighbors, room, candidates=int(tried.max()), groups=-1)
+    return ListSizes(
+        neighbors,
+        room,
+        candidates=round_up(int(np.ceil((in_cells if by_cells else everyone).max())), 8, 32),
+        groups=groups if by_cells else 0,
+    )
+
+
+def _working_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """`geometry.working_cell` in numpy, up to the choice of the vectors that do not matter."""
+    full = cell.copy()
+    for pattern in {tuple(p) for p in pbc.tolist()} - {(True, True, True)}:
+        those, periodic = (pbc == np.array(pattern)[None]).all(axis=1), np.array(pattern)
+        rows = cell[those][:, periodic]
+        full[np.ix_(those, ~periodic)] = np.linalg.svd(rows)[2][:, periodic.sum() :]
+    return full
+
+
+def grow(sizes: ListSizes, needs: np.ndarray) -> ListSizes:
+    """Capacities that hold `needs`, with some room so that the next step does not overflow again."""
+    held = dataclasses.astuple(sizes)
+    new = [round_up(int(n * 1.1) + 1, 8) if n > h else h for n, h in zip(needs.tolist(), held, strict=True)]
+    return ListSizes(*new)

@@ -1,0 +1,82 @@
+"""Pairs found by nvalchemi-toolkit-ops, through its JAX bindings: for GPUs, `pip install alchemi-jax[warp]`.
+
+Its kernels give atoms and lattice shifts; here they become places of the extended array, so that the
+list, its skin, its overflow and all that is built on it are the same. The kernels fill rows in an order
+that depends on the device's scheduling, so rows are sorted: a list stays a function of its references.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.neighbors.geometry import working_cell
+from alchemi_jax.neighbors.images import Images, place_of
+from alchemi_jax.neighbors.list import ListSizes
+
+
+def load() -> Callable[..., Any]:
+    """The batched brute-force kernel.
+
+    Raises:
+        ImportError: saying what to install.
+    """
+    try:
+        from nvalchemiops.jax.neighbors import (  # pyright: ignore[reportMissingImports]
+            batch_naive_neighbor_list,
+        )
+    except ImportError as e:
+        raise ImportError(
+            "The builder 'warp' needs nvalchemi-toolkit-ops: pip install 'alchemi-jax[warp]'."
+        ) from e
+    return batch_naive_neighbor_list
+
+
+def find_pairs(
+    batch: Batch, wrapped: Array, cell: Array, images: Images, reach: float, sizes: ListSizes
+) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"], Array]:
+    """Places near each atom in ascending order, -1 beyond the last; how many; shifts tried at most.
+
+    Args:
+        wrapped: [atoms, 3], Å, inside the cell.
+        cell: [systems, 3, 3], Å, the references'.
+    """
+    around = jnp.where(batch.pbc & batch.system_mask[:, None], jnp.ceil(images.reach.T), 0).astype(jnp.int32)
+    tried = jnp.prod(2 * around + 1, axis=1, dtype=jnp.int32)
+    # A cell without volume would not do, and a system without atoms has none.
+    eye = jnp.eye(3, dtype=batch.dtype)[None]
+    full = jnp.where(batch.system_mask[:, None, None], jax.vmap(working_cell)(cell, batch.pbc), eye)
+    end = jnp.concatenate([batch.first_atom, batch.atoms_per_system.sum(dtype=jnp.int32)[None]])
+    kernel = partial(
+        load(),
+        max_neighbors=sizes.neighbors,
+        max_shifts_per_system=sizes.candidates,
+        max_atoms_per_system=batch.largest,
+        wrap_positions=False,
+    )
+
+    # Under vmap its results are wrong (0.5.0): one lane after another.
+    @jax.custom_batching.sequential_vmap
+    def run(positions, cell, pbc, owner, end, around, tried):
+        return kernel(
+            positions,
+            reach * (1 + 1e-6),
+            batch_idx=owner,
+            batch_ptr=end,
+            pbc=pbc,
+            cell=cell,
+            shift_range_per_dimension=around,
+            num_shifts_per_system=tried,
+        )
+
+    atoms, found, shifts = run(wrapped, full, batch.pbc, batch.batch_idx, end, around, tried)
+    used = (jnp.arange(sizes.neighbors)[:, None] < found[None]) & batch.atom_mask[None]
+    there = jnp.where(used, atoms.T, 0)
+    place = place_of(images, there, [shifts[:, :, k].T for k in range(3)])
+    last = jnp.iinfo(jnp.int32).max
+    place = jnp.sort(jnp.where(used & (place >= 0), place, last), axis=0)
+    return jnp.where(place < last, place, -1), jnp.where(batch.atom_mask, found, 0), tried.max()
