@@ -111,7 +111,8 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
     lists = None
     if cutoff is not None:
         sizes = nl.guess_sizes(batch, cutoff, skin)
-        sizes = dataclasses.replace(sizes, images=copies * sizes.images)
+        groups = copies * sizes.groups if sizes.groups > 0 else sizes.groups
+        sizes = dataclasses.replace(sizes, images=copies * sizes.images, groups=groups)
         lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = eqx.filter_eval_shape(prepare._prepare.__wrapped__, engine, shapes, lists, key)
