@@ -1,7 +1,8 @@
 """How long the first run takes: FIRE + NVTLangevin with six hooks, and again in a second process.
 
 `python -m benchmarks.compile` starts two processes on one core that share one persistent cache of JAX: the
-first compiles, the second finds what it needs. Printed are the seconds of `run` for eight clusters, imports apart.
+first compiles, the second finds what it needs. Printed are the seconds of `run` for eight clusters, imports
+apart.
 """
 
 import os
