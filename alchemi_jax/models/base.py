@@ -58,6 +58,12 @@ class AbstractModel(Described):
             ValueError: naming the system, if the model cannot treat it.
         """
 
+    def __add__(self, other: "AbstractModel") -> "AbstractModel":
+        """The sum of two potentials, a `SumModel`."""
+        from alchemi_jax.models.sum import SumModel
+
+        return SumModel(self, other) if isinstance(other, AbstractModel) else NotImplemented
+
 
 def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
     energy = jnp.where(batch.system_mask, energy, 0)
