@@ -44,7 +44,7 @@ class ASEModel(AbstractModel):
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         rest = jax.lax.stop_gradient(_rest(batch))
-        return _energy(self.calculator, batch.largest, batch.positions, batch.cell, rest)
+        return _energy(self.calculator, batch.positions, batch.cell, rest)
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
         inputs = (batch.positions, batch.cell, _rest(batch))
@@ -52,13 +52,20 @@ class ASEModel(AbstractModel):
         return Results(energy, forces, found if stress else None)
 
     def check(self, batch: Batch) -> None:
-        ids, mask = np.asarray(batch.system_id), np.asarray(batch.system_mask)
-        for row in np.flatnonzero(mask).tolist():
-            self.calculator.names[int(ids[row])] = batch.name_of(row)
+        ids, first, numbers = (np.asarray(a) for a in (batch.system_id, batch.first_atom, batch.numbers))
+        for row, count in enumerate(np.asarray(batch.atoms_per_system).tolist()):
+            if count:
+                key = _key(ids[row], numbers[first[row] : first[row] + count])
+                self.calculator.names[key] = batch.name_of(row)
+
+
+def _key(system: Any, numbers: np.ndarray) -> tuple[int, bytes]:
+    return int(system), numbers.astype(np.int32).tobytes()
 
 
 class _Calculator:
-    """A calculator, compared by identity, and the systems' names by their ids, for its errors."""
+    """A calculator, compared by identity, and the names of systems that `check` saw, for its errors:
+    inside a compiled loop a batch has only ids."""
 
     def __init__(self, calculator: Any):
         if not isinstance(calculator, BaseCalculator) and not hasattr(calculator, "get_potential_energy"):
@@ -67,7 +74,7 @@ class _Calculator:
                 + (": make one of it first, with ()." if isinstance(calculator, type) else ".")
             )
         self.calculator = calculator
-        self.names: dict[int, str] = {}
+        self.names: dict[tuple[int, bytes], str] = {}
 
     def __repr__(self) -> str:
         return type(self.calculator).__name__
@@ -84,11 +91,12 @@ class _Calculator:
                 continue
             first = int(rest["first_atom"][row])
             place = slice(first, first + count)
-            system = int(rest["system_id"][row])
-            name = self.names.get(system, f"system {system}")
             try:
                 energy[row], forces[place], found[row] = self._one(stress, row, place, positions, cell, rest)
             except Exception as error:
+                numbers, system = rest["numbers"][place], rest["system_id"][row]
+                unknown = f"system {system} ({Atoms(numbers).get_chemical_formula()})"
+                name = self.names.get(_key(system, numbers), unknown)
                 raise RuntimeError(f"{name}: {self!r} failed: {type(error).__name__}: {error}") from error
         return energy.astype(kind), forces.astype(kind), found.astype(kind)
 
@@ -143,20 +151,20 @@ def _refusing(held: _Calculator, stress: bool, positions: Array, cell: Array, re
 @_refusing.def_jvp
 def _refusing_jvp(primals: tuple, tangents: tuple) -> tuple:
     raise NotImplementedError(
-        f"ASEModel({primals[0]!r}) cannot be differentiated here: a calculator of ASE gives energies and forces, "
-        "not derivatives of forces. Differentiate model.energy, once."
+        f"ASEModel({primals[0]!r}) cannot be differentiated here: a calculator of ASE gives energies and "
+        "forces, no derivatives of forces. Differentiate model.energy, once."
     )
 
 
 @eqx.filter_custom_jvp
-def _energy(held: _Calculator, largest: int, positions: Array, cell: Array, rest: Any) -> Array:
+def _energy(held: _Calculator, positions: Array, cell: Array, rest: Any) -> Array:
     return _call(held, False, positions, cell, rest)[0]
 
 
 @_energy.def_jvp
 def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    held, largest, positions, cell, rest = primals
-    d_positions, d_cell = tangents[2:4]
+    held, positions, cell, rest = primals
+    d_positions, d_cell = tangents[1:3]
     energy, forces, stress = _refusing(held, d_cell is not None, positions, cell, rest)
     systems = len(energy)
     counts = rest["atoms_per_system"]
@@ -176,5 +184,7 @@ def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         moment = total(positions[:, :, None] * forces[:, None, :])
         size = jnp.abs(jnp.linalg.det(safe))[:, None, None]
         slope = jnp.einsum("sba,sbc->sac", jnp.linalg.inv(safe), size * stress + moment)
+        # The energy of a free system does not depend on its cell.
+        slope = jnp.where(jnp.any(rest["pbc"], axis=-1)[:, None, None], slope, 0)
         change = change + jnp.sum(slope * d_cell, axis=(1, 2))
     return energy, change

@@ -62,7 +62,9 @@ class AbstractModel(Described):
         """The sum of two potentials, a `SumModel`."""
         from alchemi_jax.models.sum import SumModel
 
-        return SumModel(self, other) if isinstance(other, AbstractModel) else NotImplemented
+        if not isinstance(other, AbstractModel):
+            return NotImplemented
+        return SumModel(parts=(self, other))  # pyright: ignore[reportCallIssue]
 
 
 def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:

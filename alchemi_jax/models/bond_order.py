@@ -62,7 +62,14 @@ class AbstractBondOrder(AbstractModel):
         if not stress:
             return Results(energy, forces, None)
         (x, y, z), (gx, gy, gz) = bonds[0], slopes
-        products = (gx * x, gy * y, gz * z, (gy * z + gz * y) / 2, (gx * z + gz * x) / 2, (gx * y + gy * x) / 2)
+        products = (
+            gx * x,
+            gy * y,
+            gz * z,
+            (gy * z + gz * y) / 2,
+            (gx * z + gz * x) / 2,
+            (gx * y + gy * x) / 2,
+        )
         sums = tuple(jnp.where(batch.atom_mask, p.sum(axis=0), 0) for p in products)
         return Results(energy, forces, per_volume(batch, virial(batch, sums)))
 
@@ -140,7 +147,9 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
             cross = by_cosine / (rj * rk)
             pj = by_j / rj - by_cosine * cosine / (rj * rj)
             pk = by_k / rk - by_cosine * cosine / (rk * rk)
-            mine = tuple(m + pj * u + cross * v for m, u, v in zip(mine, (xj, yj, zj), (x, y, z), strict=True))
+            mine = tuple(
+                m + pj * u + cross * v for m, u, v in zip(mine, (xj, yj, zj), (x, y, z), strict=True)
+            )
             new = (pk * v + cross * u for u, v in zip((xj, yj, zj), (x, y, z), strict=True))
             return mine, tuple(s.at[k].add(g) for s, g in zip(slopes, new, strict=True))
 

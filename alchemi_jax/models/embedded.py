@@ -18,8 +18,8 @@ from alchemi_jax.segments import sum_by_system
 class AbstractEmbedded(AbstractModel):
     """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r), with rho_i = sum_j g_ij(r).
 
-    Write `pair_functions` and `embedding_energy`, and `atom_parameters` if atoms differ. Forces and stress are
-    closed forms of a second sum over the neighbors: the slope of a pair is that of
+    Write `pair_functions` and `embedding_energy`, and `atom_parameters` if atoms differ. Forces and
+    stress are closed forms of a second sum over the neighbors: the slope of a pair is that of
     phi_ij + F'_i g_ij + F'_j g_ji.
     """
 
@@ -67,7 +67,9 @@ class AbstractEmbedded(AbstractModel):
         """Energy of each atom and F' of each atom, zero for padding."""
         pair, density = neighbor_sums(_density_terms, self, places, values, neighbors)
         own = jax.tree.map(lambda v: v[: batch.atom_capacity], values)
-        energy, slope = jax.jvp(lambda d: self.embedding_energy(d, own), (density,), (jnp.ones_like(density),))
+        energy, slope = jax.jvp(
+            lambda d: self.embedding_energy(d, own), (density,), (jnp.ones_like(density),)
+        )
         mask = batch.atom_mask
         return jnp.where(mask, energy + pair / 2, 0), jnp.where(mask, slope, 0)
 

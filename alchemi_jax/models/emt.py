@@ -139,4 +139,3 @@ class EMT(AbstractEmbedded):
 
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "parameters", self._numbers)
-

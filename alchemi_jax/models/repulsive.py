@@ -51,9 +51,7 @@ class Buckingham(AbstractPair):
 
     def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
         tables = (self.A, self.rho, self.C)
-        A, rho, C = (
-            t.of(i, j) if isinstance(t, ByPair) else t for t, i, j in zip(tables, a, b, strict=True)
-        )
+        A, rho, C = (t.of(i, j) if isinstance(t, ByPair) else t for t, i, j in zip(tables, a, b, strict=True))
 
         def u(r2: Array) -> Array:
             return A * jnp.exp(-jnp.sqrt(r2) / rho) - C / (r2 * r2 * r2)
@@ -170,7 +168,11 @@ class ZBL(AbstractPair):
         if self.charges is None:
             z = batch.numbers.astype(batch.dtype)
         else:
-            z = self.charges[batch.numbers] if self.charges.ndim else jnp.full_like(batch.masses, self.charges)
+            z = (
+                self.charges[batch.numbers]
+                if self.charges.ndim
+                else jnp.full_like(batch.masses, self.charges)
+            )
         # Padding has no charge, and 0**0.23 no slope.
         z = jnp.where(batch.atom_mask, z, 1)
         return z, z**0.23

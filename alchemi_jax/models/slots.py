@@ -49,7 +49,9 @@ def _slots(terms: Terms, model: Any, places: tuple, values: Any, neighbors: Neig
         d = tuple(c[j] - c0 for c, c0 in zip(places, centre, strict=True))
         return terms(model, d, own, jax.tree.map(lambda v: v[j], values))
 
-    zeros = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(slot, jnp.zeros((), jnp.int32)))
+    zeros = jax.tree.map(
+        lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(slot, jnp.zeros((), jnp.int32))
+    )
     return jax.lax.fori_loop(0, neighbors.used, lambda k, s: jax.tree.map(jnp.add, s, slot(k)), zeros)
 
 

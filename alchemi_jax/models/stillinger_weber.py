@@ -57,7 +57,9 @@ class StillingerWeber(AbstractBondOrder):
         self.element = chemical_symbols[atomic_number(self.element)]
         if self.cutoff is None:
             if is_traced((self.a, self.sigma)):
-                raise ValueError("StillingerWeber needs a cutoff, the largest a sigma, where they are traced.")
+                raise ValueError(
+                    "StillingerWeber needs a cutoff, the largest a sigma, where they are traced."
+                )
             self.cutoff = float(self.a) * float(self.sigma)
         self.cutoff = positive_length("cutoff")(self.cutoff)
 
@@ -88,6 +90,6 @@ class StillingerWeber(AbstractBondOrder):
         check_elements(self, batch, "parameters", (atomic_number(self.element),))
         if float(self.a) * float(self.sigma) > self.cutoff * (1 + 1e-6):
             raise ValueError(
-                f"StillingerWeber: a sigma is {float(self.a) * float(self.sigma):.4f} Å, beyond the cutoff of "
-                f"{self.cutoff:.4f} Å; give a cutoff that is as long."
+                f"StillingerWeber: a sigma, {float(self.a) * float(self.sigma):.4f} Å, is beyond the cutoff "
+                f"of {self.cutoff:.4f} Å; give a cutoff that is as long."
             )

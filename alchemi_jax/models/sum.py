@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import equinox as eqx
 from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
@@ -26,9 +25,9 @@ class SumModel(AbstractModel):
 
     parts: tuple[AbstractModel, ...]
 
-    def __init__(self, *parts: AbstractModel):
+    def __post_init__(self):
         flat: list[AbstractModel] = []
-        for part in parts:
+        for part in self.parts:
             if not isinstance(part, AbstractModel):
                 raise TypeError(f"A sum of models takes models, not a {type(part).__name__}.")
             flat += part.parts if isinstance(part, SumModel) else (part,)

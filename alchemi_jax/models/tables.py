@@ -150,6 +150,4 @@ def read_setfl(path: Path, by_pair: bool) -> EAMTables:
         for j in range(i + 1):
             pair[i, j] = pair[j, i] = words.table(n_distance)
     words.end()
-    return EAMTables(
-        tuple(elements), np.array(embedding), density, pair, density_step, distance_step, cutoff
-    )
+    return EAMTables(tuple(elements), np.array(embedding), density, pair, density_step, distance_step, cutoff)

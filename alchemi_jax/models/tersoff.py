@@ -64,7 +64,9 @@ class Tersoff(AbstractBondOrder):
         shape = (len(self.elements),) * 3
         wrong = set(self.parameters) ^ set(NAMES)
         if wrong:
-            raise ValueError(f"Tersoff takes the parameters {', '.join(NAMES)}; check {', '.join(sorted(wrong))}.")
+            raise ValueError(
+                f"Tersoff takes the parameters {', '.join(NAMES)}; check {', '.join(sorted(wrong))}."
+            )
         self.parameters = {name: jnp.asarray(self.parameters[name]) * 1.0 for name in NAMES}
         for name, values in self.parameters.items():
             if values.shape[-3:] != shape:
@@ -80,10 +82,10 @@ class Tersoff(AbstractBondOrder):
 
     @classmethod
     def from_entries(
-        cls, entries: Mapping[tuple[str, str, str], Mapping[str, float]], skin: float = 0.5
+        cls, entries: Mapping[tuple[str, ...], Mapping[str, float]], skin: float = 0.5
     ) -> "Tersoff":
         """From the 14 parameters of triples of elements; triples that are left out have none (NaN)."""
-        elements = tuple(dict.fromkeys(first for first, _, _ in entries))
+        elements = tuple(dict.fromkeys(key[0] for key in entries))
         tables = {name: np.full((len(elements),) * 3, 1.0 if name == "m" else np.nan) for name in NAMES}
         for key, values in entries.items():
             for e in key:
@@ -92,10 +94,13 @@ class Tersoff(AbstractBondOrder):
             place = tuple(elements.index(e) for e in key)
             for name in NAMES:
                 tables[name][place] = values[name]
-        return cls(elements, tables, skin=skin)  # pyright: ignore[reportArgumentType]
+        parameters = {name: jnp.asarray(values) for name, values in tables.items()}
+        return cls(elements=elements, parameters=parameters, skin=skin)
 
     @classmethod
-    def read(cls, path: str | os.PathLike, elements: Sequence[str] | None = None, skin: float = 0.5) -> "Tersoff":
+    def read(
+        cls, path: str | os.PathLike, elements: Sequence[str] | None = None, skin: float = 0.5
+    ) -> "Tersoff":
         """From a file of LAMMPS's `tersoff` style, in its metal units.
 
         Args:
