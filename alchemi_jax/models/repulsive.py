@@ -93,12 +93,16 @@ class SoftSphere(AbstractPair):
     epsilon: Array = eqx.field(converter=by_element("epsilon"), default=1.0)
     sigma: Array = eqx.field(converter=by_element("sigma"), default=1.0)
     alpha: Array = eqx.field(converter=as_parameter, default=2.0)
-    cutoff: float = eqx.field(static=True, default=None)  # pyright: ignore[reportAssignmentType]
+    cutoff: float = eqx.field(
+        static=True,
+        converter=positive_length("cutoff"),
+        default=None,  # pyright: ignore[reportArgumentType]
+    )
     skin: float = eqx.field(static=True, converter=float, default=1.0)
 
     def __post_init__(self):
-        cutoff = _largest(by_element("sigma")(self.sigma)) if self.cutoff is None else self.cutoff
-        self.cutoff = positive_length("cutoff")(cutoff)
+        if self.cutoff is None:
+            self.cutoff = _largest(by_element("sigma")(self.sigma))
 
     def atom_parameters(self, batch: Batch) -> Any:
         epsilon = jnp.sqrt(self.epsilon[batch.numbers]) if self.epsilon.ndim else None

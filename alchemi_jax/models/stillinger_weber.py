@@ -50,7 +50,11 @@ class StillingerWeber(AbstractBondOrder):
     a: Array = eqx.field(converter=as_parameter, default=1.80)
     cos0: Array = eqx.field(converter=as_parameter, default=-1 / 3)
     element: str = eqx.field(static=True, default="Si")
-    cutoff: float = eqx.field(static=True, default=None)  # pyright: ignore[reportAssignmentType]
+    cutoff: float = eqx.field(
+        static=True,
+        converter=positive_length("cutoff"),
+        default=None,  # pyright: ignore[reportArgumentType]
+    )
     skin: float = eqx.field(static=True, converter=float, default=0.5)
 
     def __post_init__(self):
@@ -61,7 +65,6 @@ class StillingerWeber(AbstractBondOrder):
                     "StillingerWeber needs a cutoff, the largest a sigma, where they are traced."
                 )
             self.cutoff = float(self.a) * float(self.sigma)
-        self.cutoff = positive_length("cutoff")(self.cutoff)
 
     @classmethod
     def water(cls, skin: float = 0.5) -> "StillingerWeber":

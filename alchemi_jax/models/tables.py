@@ -57,12 +57,15 @@ class _Words:
             raise self.short()
         return self.words[self.at - 1]
 
-    def number(self, kind: type) -> float:
+    def number(self) -> float:
         word = self.word()
         try:
-            return kind(float(word.replace("D", "e").replace("d", "e")))
+            return float(word.replace("D", "e").replace("d", "e"))
         except ValueError as error:
             raise ValueError(f"{self.path.name}: expected a number, found {word!r}.") from error
+
+    def count(self) -> int:
+        return int(self.number())
 
     def table(self, n: int) -> np.ndarray:
         found = self.words[self.at : self.at + n]
@@ -87,11 +90,11 @@ class _Words:
 
 def _grid(words: _Words) -> tuple[int, float, int, float, float]:
     return (
-        int(words.number(int)),
-        words.number(float),
-        int(words.number(int)),
-        words.number(float),
-        words.number(float),
+        words.count(),
+        words.number(),
+        words.count(),
+        words.number(),
+        words.number(),
     )
 
 
@@ -100,7 +103,7 @@ def read_funcfl(paths: list[Path]) -> EAMTables:
     elements, embedding, density, charge, grids = [], [], [], [], []
     for path in paths:
         words = _Words(path, 1)
-        elements.append(int(words.number(int)))
+        elements.append(words.count())
         for _ in range(3):
             words.word()
         grid = _grid(words)
@@ -129,13 +132,13 @@ def read_setfl(path: Path, by_pair: bool) -> EAMTables:
     """Any number of elements; with `by_pair` (eam.fs) the density depends on both elements: the k-th
     in the section of element j is that from an atom of element j at one of element k."""
     words = _Words(path, 3)
-    n = int(words.number(int))
+    n = words.count()
     names = [words.word() for _ in range(n)]
     n_density, density_step, n_distance, distance_step, cutoff = _grid(words)
     elements, embedding = [], []
     density = np.zeros((n, n, n_distance))
     for j in range(n):
-        elements.append(int(words.number(int)))
+        elements.append(words.count())
         if names[j] in chemical_symbols and chemical_symbols.index(names[j]) != elements[j]:
             raise ValueError(f"{path.name} calls {names[j]} the element of atomic number {elements[j]}.")
         for _ in range(3):

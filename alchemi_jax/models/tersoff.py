@@ -56,7 +56,11 @@ class Tersoff(AbstractBondOrder):
 
     elements: tuple[str, ...] = eqx.field(static=True)
     parameters: dict[str, Array] = eqx.field(repr=False)
-    cutoff: float = eqx.field(static=True, default=None)  # pyright: ignore[reportAssignmentType]
+    cutoff: float = eqx.field(
+        static=True,
+        converter=positive_length("cutoff"),
+        default=None,  # pyright: ignore[reportArgumentType]
+    )
     skin: float = eqx.field(static=True, converter=float, default=0.5)
 
     def __post_init__(self):
@@ -78,11 +82,10 @@ class Tersoff(AbstractBondOrder):
             if traced:
                 raise ValueError("Tersoff needs a cutoff, the largest R + D, where they are traced.")
             self.cutoff = float(np.nanmax(self.parameters["R"] + self.parameters["D"]))
-        self.cutoff = positive_length("cutoff")(self.cutoff)
 
     @classmethod
     def from_entries(
-        cls, entries: Mapping[tuple[str, ...], Mapping[str, float]], skin: float = 0.5
+        cls, entries: Mapping[tuple[str, ...], Mapping[str, Any]], skin: float = 0.5
     ) -> "Tersoff":
         """From the 14 parameters of triples of elements; triples that are left out have none (NaN)."""
         elements = tuple(dict.fromkeys(key[0] for key in entries))
@@ -145,7 +148,7 @@ class Tersoff(AbstractBondOrder):
         }
         chi = {frozenset(("C", "Si")): 0.9776, frozenset(("Si", "Ge")): 1.00061}
 
-        def entry(i: str, j: str, k: str) -> dict[str, float]:
+        def entry(i: str, j: str, k: str) -> dict[str, Any]:
             a, b, c = own[i], own[j], own[k]
             inner, outer = math.sqrt(a[9] * c[9]), math.sqrt(a[10] * c[10])
             return {
@@ -174,7 +177,7 @@ class Tersoff(AbstractBondOrder):
             ("Si", "Si"): (3.24, 2.232, 1.842, 1.4761, 0.114354, 2.00494, 0.81472, 0.259, 2.82, 0.14),
         }
 
-        def entry(i: str, j: str, k: str) -> dict[str, float]:
+        def entry(i: str, j: str, k: str) -> dict[str, Any]:
             d0, r0, s, beta, gamma, c, d, h, *_ = own[tuple(sorted((i, j)))]  # pyright: ignore
             reach, half = own[tuple(sorted((i, k)))][8:]  # pyright: ignore
             lam1, lam2 = beta * math.sqrt(2 * s), beta * math.sqrt(2 / s)
@@ -226,7 +229,7 @@ class Tersoff(AbstractBondOrder):
         diagonal = np.einsum("ijj->ij", np.asarray(self.parameters["A"]))
         order = np.argsort(self._numbers)
         numbers = tuple(int(self._numbers[i]) for i in order)
-        check_pairs(self, batch, "parameters", ByPair(diagonal[order][:, order], numbers))  # pyright: ignore
+        check_pairs(self, batch, "parameters", ByPair(jnp.asarray(diagonal[order][:, order]), numbers))
 
 
 __all__ = ["NAMES", "Tersoff"]

@@ -1,0 +1,437 @@
+"""Every potential against an independent code or a closed form: energy, forces, stress."""
+
+import dataclasses
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT as ASEEMT
+from ase.data import chemical_symbols
+from potential_cases import (
+    CASES,
+    VARIANTS,
+    boxed,
+    diamonds,
+    eam_tables,
+    evaluate,
+    geometries,
+    manybody,
+    neighbors_of,
+    platinum_carbide,
+    solved,
+    write_funcfl,
+    write_setfl,
+)
+
+from alchemi_jax import Batch
+from alchemi_jax.dynamics import FIRE
+from alchemi_jax.models import (
+    EAM,
+    EMT,
+    ZBL,
+    ASEModel,
+    Buckingham,
+    Ewald,
+    LennardJones,
+    Morse,
+    SoftSphere,
+    StillingerWeber,
+    SumModel,
+    Tersoff,
+)
+from alchemi_jax.models.tersoff import NAMES
+from alchemi_jax.units import COULOMB
+
+
+#: matscipy's formulas divide by zero and take powers of it before they mask.
+noisy = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:'where' used without:UserWarning")
+
+
+def compare(structures, batch, results, calculator, tolerance, prepare=lambda atoms: atoms):
+    """Energy, forces and stress of each structure against a calculator of ASE's."""
+    for i, atoms in enumerate(structures):
+        reference = prepare(atoms)
+        reference.calc = calculator()
+        first = int(batch.first_atom[i])
+        forces = reference.get_forces()
+        energy = reference.get_potential_energy()
+        np.testing.assert_allclose(results.energy[i], energy, rtol=tolerance, atol=tolerance)
+        found = results.forces[first : first + len(atoms)]
+        scale = max(np.abs(forces).max(), 0.1)
+        np.testing.assert_allclose(found, forces, atol=tolerance * scale, rtol=0)
+        if atoms.pbc.all():
+            stress = reference.get_stress(voigt=False)
+            scale = max(np.abs(stress).max(), 1e-2)
+            np.testing.assert_allclose(results.stress[i], stress, atol=tolerance * scale, rtol=0)
+        else:
+            assert np.isnan(results.stress[i]).all()
+
+
+def equals(model, structures, calculator, tolerance=1e-10, prepare=lambda atoms: atoms):
+    batch = Batch.from_ase(structures)
+    model.check(batch)
+    results = evaluate(model, batch, neighbors_of(model, batch))
+    compare(structures, batch, results, calculator, tolerance, prepare)
+
+
+@noisy
+@pytest.mark.parametrize("name", [n for n in [*CASES, *VARIANTS] if n not in ("Ewald", "SumModel")])
+def test_equals_an_independent_code(name):
+    """In one batch: alloys as clusters, crystals, wires and slabs, in small, skewed and left-handed cells."""
+    if not name.startswith(("Buck", "Soft", "ZBL", "EMT", "ASE")):
+        pytest.importorskip("matscipy")
+    s = solved(name)
+    case = s.case
+    compare(case.structures, s.batch, s.results, case.calculator, case.tolerance, case.prepare)
+
+
+# -- pairs -----------------------------------------------------------------------------------------
+
+
+def test_buckingham_equals_matscipy():
+    pair = pytest.importorskip("matscipy.calculators.pair_potential.calculator")
+    model = Buckingham(A=1388.773, rho=1 / 2.76, C=175.0, cutoff=7.0, shift=True)
+    reference = pair.BeestKramerSanten(1388.773, 2.76, 175.0, 7.0)
+    equals(model, geometries(["Si"], 2.6, periodic=True), lambda: pair.PairPotential({(14, 14): reference}))
+
+
+def test_zbl_takes_charges():
+    batch = Batch.from_ase(Atoms("FeW"))
+    given = ZBL(charges={"Fe": 26, "W": 74}).atom_parameters(batch)
+    for a, b in zip(given, ZBL().atom_parameters(batch), strict=True):
+        np.testing.assert_array_equal(a[:2], b[:2])
+
+
+# -- embedded atoms --------------------------------------------------------------------------------
+
+
+def positive(tables):
+    """Charges of funcfl files are roots of the pair energy."""
+    r = np.arange(tables.pair.shape[-1]) * tables.distance_step
+    end = (1 - r / tables.cutoff) ** 6
+    k = np.array([[2.1, 2.15], [2.15, 2.2]])[..., None]
+    return dataclasses.replace(tables, pair=r * end * 90 * np.exp(-k * r))
+
+
+@pytest.fixture(scope="module")
+def eam_files(tmp_path_factory):
+    """One of each form."""
+    folder = tmp_path_factory.mktemp("eam")
+    write_setfl(folder / "NiAl.eam.alloy", eam_tables(), False)
+    write_setfl(folder / "NiAl.eam.fs", eam_tables(by_pair=True), True)
+    for k, name in enumerate(("Ni", "Al")):
+        write_funcfl(folder / f"{name}.eam", positive(eam_tables()), k)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), [("NiAl.eam.alloy", "eam/alloy"), ("NiAl.eam.fs", "eam/fs"), ("Ni.eam", "eam")]
+)
+def test_eam_from_files(file, kind, eam_files, tmp_path):
+    """Equal to matscipy's; to ASE's, which splines phi instead of r phi, to what is lost between points."""
+    eam = pytest.importorskip("matscipy.calculators.eam")
+    from ase.calculators.eam import EAM as ASEEAM
+    from matscipy.calculators.eam import io
+
+    path = eam_files / file
+    model = EAM.read(path)
+    elements = ["Ni"] if kind == "eam" else ["Ni", "Al"]
+    assert model.elements == tuple(elements)
+    structures = geometries(elements, 2.5)
+    batch = Batch.from_ase(structures)
+    results = evaluate(model, batch, neighbors_of(model, batch))
+    theirs = path
+    if kind == "eam":
+        # matscipy has other digits of the hartree and of the bohr.
+        theirs = tmp_path / "Ni.eam"
+        write_funcfl(theirs, positive(eam_tables()), 0, io._hartree_bohr_in_electronvolt_angstrom)
+    compare(structures, batch, results, lambda: eam.EAM(str(theirs), kind=kind), 1e-9, boxed)
+    whole = [i for i, a in enumerate(structures) if len(a) > 1 and a.cell.rank in (0, 3)]
+    for i in whole:
+        atoms = structures[i]
+        atoms.calc = ASEEAM(potential=str(path))
+        first = int(batch.first_atom[i])
+        np.testing.assert_allclose(results.energy[i], atoms.get_potential_energy(), rtol=1e-6)
+        found = results.forces[first : first + len(atoms)]
+        np.testing.assert_allclose(found, atoms.get_forces(), atol=1e-5)
+
+
+def test_funcfl_of_two_elements_multiplies_their_charges(eam_files):
+    model = EAM.read([eam_files / "Ni.eam", eam_files / "Al.eam"])
+    pair = positive(eam_tables()).pair
+    mixed = np.sqrt(pair[0, 0] * pair[1, 1])
+    tables = dataclasses.replace(eam_tables(), pair=np.array([[pair[0, 0], mixed], [mixed, pair[1, 1]]]))
+    other = EAM.from_tables(tables)
+    for name in ("embedding", "density", "pair"):
+        np.testing.assert_allclose(getattr(model, name), getattr(other, name), rtol=1e-9, atol=1e-12)
+
+
+def test_eam_goes_on_straight_beyond_its_densities():
+    model = EAM.from_tables(eam_tables(points=501))
+    kind = jnp.array([0, 1])
+    values = [np.asarray(model.embedding_energy(jnp.full(2, x), kind)) for x in (60.0, 61.0, 75.0)]
+    np.testing.assert_allclose((values[2] - values[0]) / 15, values[1] - values[0], rtol=1e-9)
+
+
+HEAD = "a\nb\nc\n1 Cu\n3 0.1 3 0.1 5\n29 63 3.6 fcc\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "1 2 3 1 2 3 1 2", "ends early: it has"),
+        (HEAD + "1 2 3 1 2 3 1 2 3 4", "1 more than its header"),
+        (HEAD + "1 2 x 1 2 3 1 2 3", "not all of a table are numbers"),
+        (HEAD.replace("29", "28") + "1 2 3 1 2 3 1 2 3", "calls Cu the element of"),
+        ("a\nb\nc\none Cu\n", "expected a number, found 'one'"),
+    ],
+    ids=["short", "long", "words", "wrong element", "no header"],
+)
+def test_a_broken_file_is_named(text, message, tmp_path):
+    (tmp_path / "Cu.eam.alloy").write_text(text)
+    with pytest.raises(ValueError, match=rf"Cu\.eam\.alloy.*{message}"):
+        EAM.read(tmp_path / "Cu.eam.alloy")
+
+
+def test_files_are_told_by_their_names(tmp_path, eam_files):
+    with pytest.raises(ValueError, match=r"Cu\.dat: cannot tell the form"):
+        EAM.read(tmp_path / "Cu.dat")
+    with pytest.raises(ValueError, match="form must be 'funcfl'"):
+        EAM.read(tmp_path / "Cu.dat", form="adp")
+    with pytest.raises(ValueError, match="One setfl file has all its elements"):
+        EAM.read([eam_files / "NiAl.eam.alloy"] * 2)
+    write_funcfl(tmp_path / "Al.eam", positive(eam_tables(points=101)), 1)
+    with pytest.raises(ValueError, match=r"Ni\.eam, Al\.eam have different grids"):
+        EAM.read([eam_files / "Ni.eam", tmp_path / "Al.eam"])
+
+
+# -- bonds and angles ------------------------------------------------------------------------------
+
+
+@noisy
+def test_stillinger_weber_with_stiffer_angles():
+    """Holland and Marder's set differs in one number."""
+    pytest.importorskip("matscipy")
+    calculator = manybody("StillingerWeber", "Holland_Marder_PRL_80_746_Si")
+    equals(StillingerWeber(lam=42.0), diamonds(["Si"], 5.43), calculator, 1e-9, boxed)
+
+
+def test_cohesive_energy_of_water():
+    """As published: the diamond crystal has -2 epsilon an atom, its bonds 2^(1/6) sigma."""
+    model = StillingerWeber.water()
+    atoms = bulk("O", "diamond", a=4 / 3**0.5 * 2 ** (1 / 6) * float(model.sigma))
+    batch = Batch.from_ase(atoms)
+    energy = evaluate(model, batch, neighbors_of(model, batch)).energy[0]
+    np.testing.assert_allclose(energy, -4 * float(model.epsilon), rtol=1e-8)
+
+
+def test_tersoff_from_a_file(tmp_path):
+    pytest.importorskip("matscipy")
+    path = tmp_path / "PtC.tersoff"
+    entries = platinum_carbide()
+    lines = (" ".join([*key, *(f"{v[n]:.16e}" for n in NAMES)]) for key, v in entries.items())
+    path.write_text("# by a test\n" + "\n".join(lines))
+    read, made = Tersoff.read(path), Tersoff.from_entries(entries)
+    assert read.elements == made.elements
+    for name in NAMES:
+        np.testing.assert_allclose(read.parameters[name], made.parameters[name], rtol=1e-14)
+    only = Tersoff.read(path, elements=["C"])
+    assert float(only.parameters["A"][0, 0, 0]) == float(made.parameters["A"][1, 1, 1])
+    with pytest.raises(ValueError, match=r"PtC\.tersoff has no Si; it has C, Pt"):
+        Tersoff.read(path, elements=["Si"])
+    path.write_text("C C C 1 2")
+    with pytest.raises(ValueError, match="5 words are no multiple of the 17"):
+        Tersoff.read(path)
+
+
+# -- charges ---------------------------------------------------------------------------------------
+
+#: Of the shortest distance and unit charges, as in any textbook: constant, cell, distance, |q q'|.
+MADELUNG = {
+    "rocksalt": (1.74756459463318, bulk("NaCl", "rocksalt", a=5.64), 5.64 / 2, 1),
+    "cesium chloride": (1.76267477307099, bulk("CsCl", "cesiumchloride", a=4.12), 4.12 * 3**0.5 / 2, 1),
+    "zincblende": (1.63805505338879, bulk("ZnS", "zincblende", a=5.41), 5.41 * 3**0.5 / 4, 4),
+}
+CHARGES = {"Na": 1, "Cl": -1, "Cs": 1, "Zn": 2, "S": -2}
+
+
+def test_madelung_constants():
+    """Primitive cells, and supercells that are twice and three times as long."""
+    structures, expected = [], []
+    for constant, atoms, distance, square in MADELUNG.values():
+        for repeat in ((1, 1, 1), (2, 1, 3)):
+            structures.append(atoms.repeat(repeat))
+            expected.append(-constant * COULOMB * square / distance * np.prod(repeat))
+    batch = Batch.from_ase(structures)
+    model = Ewald.of(batch, charges=CHARGES, accuracy=1e-11)
+    model.check(batch)
+    results = evaluate(model, batch, neighbors_of(model, batch))
+    np.testing.assert_allclose(results.energy[: len(structures)], expected, rtol=1e-10)
+    np.testing.assert_allclose(results.forces, 0, atol=1e-9)
+    # E ~ 1/length: the pressure is a third of the energy density.
+    for i, atoms in enumerate(structures):
+        pressure = np.trace(results.stress[i]) / 3
+        np.testing.assert_allclose(pressure, -expected[i] / 3 / atoms.get_volume(), rtol=1e-8)
+
+
+def test_ewald_does_not_depend_on_its_cutoff():
+    """A charged cell, too: the background is right. Charges come from ASE's initial charges."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    atoms.rattle(0.2, seed=1)
+    atoms.set_cell(atoms.cell.array + np.random.default_rng(0).normal(0, 0.5, (3, 3)), True)
+    atoms.set_initial_charges([1.0, -1.2, 0.7, -1, 1, -1, 1.5, -1])
+    batch = Batch.from_ase(atoms)
+    found = []
+    for cutoff in (5.0, 8.0):
+        model = Ewald.of(batch, cutoff=cutoff, accuracy=1e-11)
+        model.check(batch)
+        found.append(evaluate(model, batch, neighbors_of(model, batch)))
+    a, b = found
+    np.testing.assert_allclose(a.energy, b.energy, rtol=1e-9)
+    np.testing.assert_allclose(a.forces, b.forces, atol=1e-9)
+    np.testing.assert_allclose(a.stress, b.stress, atol=1e-10)
+
+
+def test_ewald_says_when_its_waves_do_not_suffice():
+    small, large = MADELUNG["rocksalt"][1], MADELUNG["rocksalt"][1].repeat((4, 1, 1))
+    batch = Batch.from_ase([small, large])
+    model = Ewald.of(Batch.from_ase(small), charges=CHARGES, cutoff=5.0)
+    with pytest.raises(ValueError, match=r"system 1 \(Cl4Na4\): its cell needs .* waves"):
+        model.check(batch)
+    energy = evaluate(model, batch, neighbors_of(model, batch)).energy
+    assert np.isfinite(energy[0])
+    assert np.isnan(energy[1])
+
+
+# -- sums and calculators --------------------------------------------------------------------------
+
+
+def test_sum_equals_its_parts_each_with_its_own_cutoff():
+    s = solved("SumModel")
+    total = s.case.model
+    assert isinstance(total, SumModel)
+    assert [type(p) for p in total.parts] == [LennardJones, Morse, ZBL]
+    assert (total.cutoff, total.skin) == (7.0, 0.3)
+    alone = [evaluate(p, s.batch, neighbors_of(p, s.batch)) for p in total.parts]
+    r = s.results
+    np.testing.assert_allclose(r.energy, sum(a.energy for a in alone), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(r.forces, sum(a.forces for a in alone), atol=1e-11)
+    np.testing.assert_allclose(r.stress, sum(a.stress for a in alone), atol=1e-12)
+    with pytest.raises(TypeError, match="takes models, not a int"):
+        SumModel(parts=(total, 3))  # pyright: ignore
+    with pytest.raises(TypeError):
+        total + 3
+
+
+def test_a_run_with_a_calculator_of_ase():
+    """FIRE inside a compiled loop, against the same run with our own EMT; an error names the system."""
+    atoms = [bulk("Cu", cubic=True), bulk("Au", cubic=True)]
+    for i, a in enumerate(atoms):
+        a.rattle(0.1, seed=i)
+    batch = Batch.from_ase(atoms)
+    theirs, ours = (FIRE(model=m, dt=1.0, n_steps=20).run(batch).take() for m in (ASEModel(ASEEMT()), EMT()))
+    np.testing.assert_allclose(theirs.positions, ours.positions, atol=1e-9)
+    np.testing.assert_allclose(theirs.stress, ours.stress, atol=1e-9)
+    batch = Batch.from_ase([atoms[0], bulk("Fe")], names=["copper", "iron"])
+    with pytest.raises(Exception, match="iron: EMT failed: NotImplementedError: No EMT-potential for Fe"):
+        FIRE(model=ASEModel(ASEEMT()), dt=1.0, n_steps=20).run(batch)
+    with pytest.raises(TypeError, match="make one of it first"):
+        ASEModel(ASEEMT)
+
+
+def test_dispersion_by_way_of_ase():
+    """DFT-D3 of simple-dftd3: the energy that its own documentation gives, and its forces."""
+    ase = pytest.importorskip("dftd3.ase")
+    water = molecule("H2O")
+    make = partial(ase.DFTD3, method="TPSS", damping="d3bj")
+    equals(ASEModel(make()), [water, molecule("CH3CH2OH")], make, 1e-12)
+    energy = ASEModel(make()).energy(Batch.from_ase(water), None)[0]
+    np.testing.assert_allclose(energy, -0.011441640787279111, rtol=1e-6)
+
+
+# -- what is refused, and how models are printed ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "formula", "message"),
+    [
+        (EMT(), "CuFe", r"system 1 \(CuFe\): EMT has no parameters for Fe \(atom 1\); it has H, C, N"),
+        (StillingerWeber(), "SiGe", r"StillingerWeber has no parameters for Ge \(atom 1\); it has Si\."),
+        (Tersoff.group_iv(), "SiO", r"Tersoff has no parameters for O \(atom 1\); it has C, Si, Ge\."),
+        (Tersoff.group_iv(), "SiCGe", r"Tersoff has no parameters for C-Ge; it has C-C, C-Si, Si-Si, Si-Ge"),
+        (
+            EAM.from_tables(eam_tables(points=51)),
+            "NiCu",
+            r"EAM has no tables for Cu \(atom 1\); it has Al, Ni",
+        ),
+        (
+            Buckingham(A={("Mg", "O"): 1.0}, rho=0.3, C=0.0),
+            "MgO",
+            r"no A for O-O; it has O-Mg. A pair without",
+        ),
+        (SoftSphere(sigma={"Ar": 3}), "ArHe", r"SoftSphere has no sigma for He"),
+        (SoftSphere(sigma={"Ar": 3}, cutoff=2), "Ar", r"the largest sigma, 3.0 Å, is beyond the cutoff"),
+        (StillingerWeber(cutoff=3), "Si", r"a sigma, 3.7712 Å, is beyond the cutoff"),
+        (ZBL(charges={"Ar": 18}), "ArHe", r"ZBL has no nuclear charge for He"),
+        (ZBL() + EMT(), "CuFe", r"EMT has no parameters for Fe"),
+        (Ewald(charges={"Na": 1}), "Na", r"Ewald takes cells that are periodic in all directions"),
+    ],
+)
+def test_check_names_what_is_missing(model, formula, message):
+    numbers = Atoms(formula).numbers
+    atoms = Atoms(numbers, positions=np.arange(3 * len(numbers)).reshape(-1, 3))
+    batch = Batch.from_ase([Atoms(numbers[:1]), atoms])
+    with pytest.raises(ValueError, match=message):
+        model.check(batch)
+
+
+def test_ewald_asks_for_its_charges():
+    batch = Batch.from_ase(bulk("NaCl", "rocksalt", a=5.64))
+    with pytest.raises(ValueError, match="per-atom extra 'initial_charges', which this batch has not"):
+        Ewald().check(batch)
+    with pytest.raises(ValueError, match="Ewald has no charge for Cl"):
+        Ewald(charges={"Na": 1}).check(batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Buckingham(A={("Mg", "Q"): 1}, rho=1, C=0), "'Q' is no chemical symbol"),
+        (lambda: Buckingham(A={"MgO": 1}, rho=1, C=0), "A must be keyed by pairs such as"),
+        (lambda: Buckingham(A={("O", "Mg"): 1, ("Mg", "O"): 2}, rho=1, C=0), "A has two values for O-Mg"),
+        (lambda: Buckingham(A={}, rho=1, C=0), "A has no pairs of elements"),
+        (lambda: Buckingham(A=np.ones(3), rho=1, C=0), "A must be a number or a dict of pairs"),
+        (lambda: ZBL(onset=5.0), "onset must lie between"),
+        (lambda: EMT(elements=("Cu", "Fe")), "EMT has no parameters for Fe; it has Al, Cu"),
+        (lambda: Tersoff(("C",), {"A": jnp.ones((1, 1, 1))}), "Tersoff takes the parameters m, gamma"),
+        (lambda: Tersoff(("C",), dict.fromkeys(NAMES, jnp.full((1, 1, 1), 2.0))), "m must be 1 or 3"),
+        (lambda: Tersoff(("C", "Si"), dict.fromkeys(NAMES, jnp.ones((1, 1, 1)))), "m must be an array"),
+        (lambda: Ewald(accuracy=2.0), "accuracy must lie between"),
+        (lambda: Ewald(waves=(0, 1, 1)), "waves must be three positive counts"),
+        (lambda: SumModel(parts=()), "needs at least one part"),
+    ],
+)
+def test_bad_parameters(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_models_print_as_a_methods_section_would():
+    print_of = {
+        "Buckingham(A={O-Mg: 1428.5}, rho=0.2945, C=0, cutoff=10.0, shift=False, skin=1.0)": Buckingham(
+            A={("Mg", "O"): 1428.5}, rho=0.2945, C=0
+        ),
+        "SoftSphere(epsilon=1, sigma={Ar: 3.4}, alpha=2, cutoff=3.4, skin=1.0)": SoftSphere(
+            sigma={"Ar": 3.4}
+        ),
+        "EMT(elements=('Cu', 'Au'), skin=1.0)": EMT(elements=("Cu", "Au")),
+        "Tersoff(elements=('C', 'Si'), cutoff=2.96, skin=0.5)": Tersoff.silicon_carbide(),
+        "ASEModel(calculator=EMT, cutoff=None)": ASEModel(ASEEMT()),
+        "ZBL(onset=3.0, cutoff=4.0, charges=None, skin=1.0) + EMT(elements=None, skin=1.0)": ZBL() + EMT(),
+    }
+    for text, model in print_of.items():
+        assert repr(model) == text
+    assert chemical_symbols[14] in repr(StillingerWeber())

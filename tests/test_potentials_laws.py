@@ -1,0 +1,164 @@
+"""What holds of every potential: derivatives, symmetries, precision, transformations."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from potential_cases import CASES, evaluate, solved
+
+from alchemi_jax.models.base import cast
+from alchemi_jax.neighbors import update
+
+
+pytestmark = pytest.mark.parametrize("name", CASES)
+
+#: Å, for central differences.
+H = 1e-5
+
+
+def needs(name):
+    if name in ("EAM", "StillingerWeber", "Tersoff"):
+        pytest.importorskip("matscipy")
+    return solved(name)
+
+
+def work(batch, values):
+    """Sum over each system's atoms."""
+    owner = np.asarray(batch.batch_idx)
+    return np.bincount(owner, np.asarray(values), batch.system_capacity + 1)[:-1]
+
+
+def test_turned_shifted_and_in_another_order(name):
+    """Newton's third law, too."""
+    s = needs(name)
+    n = len(s.case.structures)
+    energy = np.asarray(s.results.energy)
+    np.testing.assert_allclose(energy[n : 2 * n], energy[:n], rtol=1e-9, atol=1e-9)
+    for i in range(n):
+        forces, moved = s.forces(i), s.forces(n + i)
+        scale = max(np.abs(forces).max(), 0.1)
+        np.testing.assert_allclose(moved, forces[s.orders[i]] @ s.turn, atol=1e-9 * scale)
+        np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-9 * scale)
+        a, b = np.asarray(s.results.stress[i]), np.asarray(s.results.stress[n + i])
+        np.testing.assert_allclose(b, s.turn.T @ a @ s.turn, atol=1e-9 * max(np.abs(a).max(), 1e-2))
+        np.testing.assert_allclose(a, a.T, atol=1e-12 * max(np.abs(a).max(), 1e-2))
+    assert not np.any(s.results.forces[s.batch.num_atoms :])
+
+
+@pytest.fixture(scope="module")
+def lanes():
+    """Five lanes under vmap: as it is, moved to and fro along a direction, strained to and fro."""
+    found = {}
+
+    def of(name):
+        if name in found:
+            return found[name]
+        s = needs(name)
+        model, batch = s.case.model, s.batch
+        rng = np.random.default_rng(0)
+        direction = rng.normal(size=batch.positions.shape) * np.asarray(batch.atom_mask)[:, None]
+        strain = rng.normal(size=batch.cell.shape)
+        strain = (strain + strain.swapaxes(1, 2)) / 2
+        steps = jnp.array([[0, 0], [H, 0], [-H, 0], [0, H], [0, -H]])
+
+        @eqx.filter_jit
+        @eqx.filter_vmap(in_axes=(None, None, None, 0))
+        def run(model, batch, neighbors, step):
+            f = jnp.eye(3)[None] + step[1] * strain
+            at_atom = f[jnp.minimum(batch.batch_idx, batch.system_capacity - 1)]
+            moved = batch.positions + step[0] * direction
+            moved = batch.replace(
+                positions=jnp.einsum("na,nab->nb", moved, at_atom),
+                cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+            )
+            neighbors = update(moved, neighbors) if neighbors is not None else None
+            return model.evaluate(moved, neighbors, stress=True)
+
+        found[name] = direction, strain, run(model, batch, s.neighbors, steps)
+        return found[name]
+
+    return of
+
+
+def test_forces_and_stress_are_derivatives(name, lanes):
+    s = needs(name)
+    direction, strain, results = lanes(name)
+    energy = np.asarray(results.energy)
+    size = np.maximum(np.abs(energy[0]), 1)
+    along = (energy[1] - energy[2]) / (2 * H)
+    expected = -work(s.batch, (s.results.forces * direction).sum(axis=1))
+    scale = np.maximum(work(s.batch, np.abs(s.results.forces).sum(axis=1)), size)
+    assert np.all(np.abs(along - expected) <= 1e-7 * scale)
+    along = (energy[3] - energy[4]) / (2 * H)
+    expected = (np.asarray(s.results.stress) * strain).sum((1, 2)) * np.abs(np.linalg.det(s.batch.cell))
+    periodic = np.asarray(s.batch.pbc).all(axis=1)
+    scale = np.maximum(np.abs(expected), size)[periodic]
+    assert np.all(np.abs(along - expected)[periodic] <= 1e-6 * scale)
+
+
+def test_vmap_equals_a_loop(name, lanes):
+    s = needs(name)
+    direction, _, results = lanes(name)
+    for lane, step in enumerate((0, H, -H)):
+        moved = s.batch.replace(positions=s.batch.positions + step * direction)
+        alone = evaluate(s.case.model, moved, s.neighbors)
+        scale = max(float(jnp.abs(alone.forces).max()), 1.0)
+        np.testing.assert_allclose(results.energy[lane], alone.energy, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(results.forces[lane], alone.forces, atol=1e-9 * scale)
+        np.testing.assert_allclose(results.stress[lane], alone.stress, atol=1e-9 * scale)
+
+
+def test_gradient_of_the_energy_and_second_derivatives(name, lanes):
+    """The energy alone gives the same forces; the closed form can be differentiated once more."""
+    s = needs(name)
+    direction, _, results = lanes(name)
+    model = s.case.model
+
+    @eqx.filter_jit
+    def run(model, batch, neighbors, direction):
+        def energy(x):
+            return jnp.where(batch.system_mask, model.energy(batch.replace(positions=x), neighbors), 0).sum()
+
+        def forces(x):
+            return model.evaluate(batch.replace(positions=x), neighbors).forces
+
+        gradient = jax.grad(energy)(batch.positions)
+        if name == "ASEModel":
+            return gradient, None
+        return gradient, jax.jvp(forces, (batch.positions,), (direction,))[1]
+
+    gradient, change = run(model, s.batch, s.neighbors, jnp.asarray(direction))
+    scale = max(float(jnp.abs(s.results.forces).max()), 1.0)
+    mask = np.asarray(s.batch.atom_mask)
+    np.testing.assert_allclose(gradient[mask], -s.results.forces[mask], atol=1e-10 * scale)
+    if name == "ASEModel":
+        with pytest.raises(NotImplementedError, match=r"Differentiate model\.energy, once"):
+            eqx.filter_jvp(
+                jax.grad(lambda x: model.energy(s.batch.replace(positions=x), None).sum()),
+                (s.batch.positions,),
+                (jnp.asarray(direction),),
+            )
+        return
+    difference = (results.forces[1] - results.forces[2]) / (2 * H)
+    scale = float(jnp.abs(difference).max())
+    np.testing.assert_allclose(change[mask], difference[mask], atol=1e-6 * scale)
+
+
+def test_float32_keeps_digits(name):
+    s = needs(name)
+    narrow = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, s.batch
+    )
+    neighbors = None
+    if s.neighbors is not None:
+        neighbors = cast(s.neighbors, jnp.float32)
+    results = evaluate(s.case.model, narrow, neighbors)
+    for field in dataclasses.fields(results):
+        wide, found = (np.asarray(getattr(r, field.name)) for r in (s.results, results))
+        assert found.dtype == np.float32
+        scale = max(np.nanmax(np.abs(wide)), 1.0)
+        # Turned copies stand 20 Å away, where a position has digits to 1e-6 Å.
+        np.testing.assert_allclose(found, wide, atol=3e-5 * scale, rtol=0)
