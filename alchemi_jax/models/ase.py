@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator
 from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
@@ -68,7 +67,7 @@ class _Calculator:
     inside a compiled loop a batch has only ids."""
 
     def __init__(self, calculator: Any):
-        if not isinstance(calculator, BaseCalculator) and not hasattr(calculator, "get_potential_energy"):
+        if isinstance(calculator, type) or not hasattr(calculator, "get_potential_energy"):
             raise TypeError(
                 f"ASEModel takes a calculator of ASE, not {calculator!r}"
                 + (": make one of it first, with ()." if isinstance(calculator, type) else ".")
