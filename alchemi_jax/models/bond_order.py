@@ -12,6 +12,7 @@ Derivatives beyond the first, and those in parameters, go another way: over all 
 that keeps no more in memory either, but which is slower by (slots / bonds)².
 """
 
+import dataclasses
 from abc import abstractmethod
 from typing import Any
 
@@ -80,23 +81,35 @@ class AbstractBondOrder(AbstractModel):
         model = cast(self, batch.dtype)
         places = coordinates(batch, neighbors)
         n = batch.atom_capacity
-
-        def vectors(index: Array) -> tuple[tuple, Array]:
-            d = tuple(c[index] - c[None, :n] for c in places)
-            inside = d[0] * d[0] + d[1] * d[1] + d[2] * d[2] <= self.cutoff**2
-            return d, inside
-
-        _, inside = jax.lax.stop_gradient(vectors(neighbors.index))
-        order = jnp.argsort(~inside, axis=0, stable=True)
-        index = jnp.take_along_axis(neighbors.index, order, axis=0)
-        atom = jnp.take_along_axis(neighbors.neighbor_atom(), order, axis=0)
-        d, inside = vectors(index)
+        index, used = _bonds_first(jax.lax.stop_gradient(places), neighbors, self.cutoff)
+        atom = dataclasses.replace(neighbors, index=index).neighbor_atom()
+        inside = atom < n
+        d = tuple(c[index] - c[None, :n] for c in places)
         # Slots without a bond stand at a place where everything is finite.
         d = tuple(jnp.where(inside, c, 1.5 * self.cutoff if a == 0 else 0.0) for a, c in enumerate(d))
-        used = jnp.max(inside.sum(axis=0, dtype=jnp.int32), initial=0)
         own = model.atom_parameters(batch)
         other = jax.tree.map(lambda v: v[index], extend(own, neighbors))
-        return (d, inside, used, own, other), jnp.where(inside, atom, n), model
+        return (d, inside, used, own, other), atom, model
+
+
+def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple[Array, Array]:
+    """The neighbor matrix with those within the cutoff in the first slots, no others, and how many
+    slots they take."""
+    slots, n = neighbors.index.shape
+    column = jnp.arange(n)
+
+    def take(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        index, found = carry
+        place = neighbors.index[k]
+        x, y, z = (c[place] - c[:n] for c in places)
+        inside = x * x + y * y + z * z <= cutoff**2
+        index = index.at[jnp.where(inside, found, slots), column].set(place, mode="drop")
+        return index, found + inside
+
+    # Unused slots point to the last place of the extended array.
+    empty = jnp.full_like(neighbors.index, len(places[0]) - 1)
+    index, found = jax.lax.fori_loop(0, neighbors.used, take, (empty, jnp.zeros(n, jnp.int32)))
+    return index, jnp.max(found, initial=0)
 
 
 def _scatter(values: Array, atom: Int[Array, "slots atoms"], n: int) -> Float[Array, " atoms"]:
