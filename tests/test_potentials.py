@@ -35,6 +35,7 @@ from alchemi_jax.dynamics import FIRE
 from alchemi_jax.models import (
     EAM,
     ZBL,
+    AbstractModel,
     ASEModel,
     Buckingham,
     Ewald,
@@ -319,6 +320,17 @@ def test_a_run_with_a_calculator_of_ase():
         engine.run(batch)
     with pytest.raises(TypeError, match="make one of it first"):
         ASEModel(ASEEMT)
+
+
+def test_gradients_of_a_calculator_in_positions_and_cell():
+    """Strained together they give the calculator's own forces and stress."""
+    model = solved("ASEModel").case.model
+    batch = solved("ASEModel").batch
+    own = model.evaluate(batch, None, stress=True)
+    derived = AbstractModel.evaluate(model, batch, None, stress=True)
+    np.testing.assert_allclose(derived.energy, own.energy, rtol=1e-12)
+    np.testing.assert_allclose(derived.forces, own.forces, atol=1e-12)
+    np.testing.assert_allclose(derived.stress, own.stress, atol=1e-12)
 
 
 def test_dispersion_by_way_of_ase():
