@@ -12,7 +12,7 @@ from potential_cases import CASES, evaluate, listed, solved
 from alchemi_jax.models.base import cast
 
 
-pytestmark = pytest.mark.parametrize("name", CASES)
+every = pytest.mark.parametrize("name", CASES)
 
 #: Å, for central differences.
 H = 1e-5
@@ -30,6 +30,7 @@ def work(batch, values):
     return np.bincount(owner, np.asarray(values), batch.system_capacity + 1)[:-1]
 
 
+@every
 def test_turned_shifted_and_in_another_order(name):
     """Newton's third law, too."""
     s = needs(name)
@@ -80,6 +81,7 @@ def lanes():
     return of
 
 
+@every
 def test_forces_and_stress_are_derivatives(name, lanes):
     s = needs(name)
     direction, strain, alone, _ = lanes(name)
@@ -96,6 +98,7 @@ def test_forces_and_stress_are_derivatives(name, lanes):
     assert np.all(np.abs(along - expected)[periodic] <= 1e-6 * scale)
 
 
+@every
 def test_vmap_equals_a_loop(name, lanes):
     _, _, alone, together = lanes(name)
     for lane, one in enumerate(alone):
@@ -105,6 +108,7 @@ def test_vmap_equals_a_loop(name, lanes):
         np.testing.assert_allclose(together.stress[lane], one.stress, atol=1e-9 * scale)
 
 
+@every
 def test_gradient_of_the_energy_and_second_derivatives(name, lanes):
     """The energy alone gives the same forces; the closed form can be differentiated once more."""
     s = needs(name)
@@ -141,6 +145,7 @@ def test_gradient_of_the_energy_and_second_derivatives(name, lanes):
     np.testing.assert_allclose(change[mask], difference[mask], atol=1e-6 * scale)
 
 
+@every
 def test_float32_keeps_digits(name):
     s = needs(name)
     narrow = jax.tree.map(
@@ -156,3 +161,30 @@ def test_float32_keeps_digits(name):
         scale = max(np.nanmax(np.abs(wide)), 1.0)
         # Turned copies stand 20 Å away, where a position has digits to 1e-6 Å.
         np.testing.assert_allclose(found, wide, atol=3e-5 * scale, rtol=0)
+
+
+SWEPT = {
+    "StillingerWeber": lambda m, x: dataclasses.replace(m, sigma=x * m.sigma, lam=x * m.lam),
+    "EMT": lambda m, x: dataclasses.replace(m, parameters=x * m.parameters),
+    "EAM": lambda m, x: dataclasses.replace(m, density=x * m.density, embedding=x * m.embedding),
+    "Tersoff": lambda m, x: dataclasses.replace(m, parameters=m.parameters | {"A": x * m.parameters["A"]}),
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_numbers_are_leaves(name):
+    """They are swept by vmap and differentiated; the closed forms carry the gradients."""
+    s = needs(name)
+
+    @eqx.filter_jit
+    def run(model, batch, neighbors, x):
+        def energy(x):
+            swept = SWEPT[name](model, x)
+            return jnp.where(batch.system_mask, swept.energy(batch, neighbors), 0).sum()
+
+        return jax.vmap(jax.value_and_grad(energy))(x)
+
+    x = jnp.array([0.999, 0.999 + H, 0.999 - H])
+    energy, slope = run(s.case.model, s.batch, s.neighbors, x)
+    np.testing.assert_allclose(slope[0], (energy[1] - energy[2]) / (2 * H), rtol=1e-6)
+    assert len(set(energy.tolist())) == 3
