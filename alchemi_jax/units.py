@@ -20,6 +20,13 @@ GPA = float(_ase.GPa)
 """1 GPa in eV/Å³."""
 
 
+BOHR = float(_ase.Bohr)
+"""Bohr's radius, Å."""
+
+COULOMB = float(_ase.Hartree) * float(_ase.Bohr)
+"""e²/(4 pi epsilon_0), eV Å: the energy of two elementary charges 1 Å apart."""
+
+
 def velocities_from_ase(velocities):
     """ASE's velocities, Å per ASE time unit, in Å/fs."""
     return velocities / ASE_TIME

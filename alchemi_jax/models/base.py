@@ -58,6 +58,14 @@ class AbstractModel(Described):
             ValueError: naming the system, if the model cannot treat it.
         """
 
+    def __add__(self, other: "AbstractModel") -> "AbstractModel":
+        """The sum of two potentials, a `SumModel`."""
+        from alchemi_jax.models.sum import SumModel
+
+        if not isinstance(other, AbstractModel):
+            return NotImplemented
+        return SumModel(parts=(self, other))  # pyright: ignore[reportCallIssue]
+
 
 def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
     energy = jnp.where(batch.system_mask, energy, 0)

@@ -9,18 +9,16 @@ matrix.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Array, ArrayLike, Float
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
+from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.neighbors import NeighborList, extended_coordinates
 from alchemi_jax.parameters import as_parameter, positive_length
 from alchemi_jax.segments import sum_by_system
@@ -156,32 +154,6 @@ class AbstractPair(AbstractModel):
         return tuple(jnp.where(batch.atom_mask, s, 0) for s in sums)
 
 
-def _element(key: str | int) -> int:
-    if isinstance(key, str):
-        if key not in atomic_numbers:
-            raise ValueError(f"{key!r} is no chemical symbol.")
-        return atomic_numbers[key]
-    return int(key)
-
-
-def _table(name: str, value: Any) -> Array:
-    """A scalar leaf, or a table over atomic numbers (NaN where there is no parameter)."""
-    if isinstance(value, Mapping):
-        if not value:
-            raise ValueError(f"{name} has no elements.")
-        table = np.full(len(chemical_symbols), np.nan)
-        for key, v in value.items():
-            table[_element(key)] = v
-        return jnp.asarray(table)
-    array = as_parameter(value)
-    if array.ndim and array.shape[-1] != len(chemical_symbols):
-        raise ValueError(
-            f"{name} must be a number, a dict of elements, or an array over the atomic numbers "
-            f"0 to {len(chemical_symbols) - 1}; its shape is {array.shape}."
-        )
-    return array
-
-
 class LennardJones(AbstractPair):
     """The 12-6 potential, u(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6) for r <= cutoff.
 
@@ -202,8 +174,8 @@ class LennardJones(AbstractPair):
     Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
     """
 
-    epsilon: Array = eqx.field(converter=lambda v: _table("epsilon", v))
-    sigma: Array = eqx.field(converter=lambda v: _table("sigma", v))
+    epsilon: Array = eqx.field(converter=by_element("epsilon"))
+    sigma: Array = eqx.field(converter=by_element("sigma"))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=8.5)
     shift: bool = eqx.field(static=True, default=False)
     skin: float = eqx.field(static=True, converter=float, default=1.0)
@@ -248,19 +220,9 @@ class LennardJones(AbstractPair):
         return energy - terms(self.cutoff**2)[0] if self.shift else energy, slope
 
     def check(self, batch: Batch) -> None:
-        numbers = np.asarray(batch.numbers)[np.asarray(batch.atom_mask)]
-        owners = np.asarray(batch.batch_idx).tolist()
         for name, table in (("epsilon", self.epsilon), ("sigma", self.sigma)):
-            if table.ndim != 1:
-                continue
-            missing = ~np.isfinite(np.asarray(table)[numbers])
-            if missing.any():
-                atom = int(np.argmax(missing))
-                raise ValueError(
-                    f"{batch.name_of(owners[atom])}: LennardJones has no {name} for "
-                    f"{chemical_symbols[numbers[atom]]} (atom {atom - int(batch.first_atom[owners[atom]])}); "
-                    f"it has {', '.join(chemical_symbols[i] for i in np.flatnonzero(np.isfinite(table)))}."
-                )
+            if table.ndim == 1:
+                check_elements(self, batch, name, table)
 
 
 class Morse(AbstractPair):

@@ -1,0 +1,216 @@
+"""AbstractBondOrder: three-body potentials, energies of bonds in the company of others.
+
+    E = 1/2 sum_i sum_j bond(r_ij, xi_ij),    xi_ij = sum_{k != j} angle(r_ij, r_ik, cos theta_jik)
+
+Angles cost the square of the number of bonds, so the few neighbors within the cutoff are brought to the
+first slots (the list also holds those within the skin), and loops over pairs of slots go as far as the
+atom with most bonds needs. Nothing in them is longer than the atoms, memory is that of the neighbor
+matrix. The slopes of each bond and angle come from differentiation on the spot; forces and stress are
+sums of them.
+
+Derivatives beyond the first, and those in parameters, go another way: over all slots, in a scan
+that keeps no more in memory either, but which is slower by (slots / bonds)².
+"""
+
+import dataclasses
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
+from alchemi_jax.models.embedded import virial
+from alchemi_jax.models.slots import coordinates, extend, jvp_of
+from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.segments import sum_by_system
+
+
+class AbstractBondOrder(AbstractModel):
+    """A potential of bonds and angles: write `bond` and `angle`, and `atom_parameters` if atoms differ."""
+
+    cutoff: eqx.AbstractVar[float]
+
+    @abstractmethod
+    def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
+        """Energy of bonds from a to b, eV; half of it counts, as the bond from b to a comes, too.
+
+        Called for distances r up to somewhat beyond the cutoff, where it may be anything finite.
+        """
+
+    @abstractmethod
+    def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
+        """What the bond from a to c adds to xi of the bond from a to b."""
+
+    def atom_parameters(self, batch: Batch) -> Any:
+        """Arrays [atoms], gathered for the atoms of each bond; none by default."""
+        return ()
+
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
+        bonds, _, model = self._bonds(batch, neighbors)
+        energy, _ = _local(model, *bonds)
+        return sum_by_system(batch, jnp.where(batch.atom_mask, energy, 0))
+
+    def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
+        bonds, atom, model = self._bonds(batch, neighbors)
+        energy, slopes = _local(model, *bonds)
+        energy = sum_by_system(batch, jnp.where(batch.atom_mask, energy, 0))
+        n = batch.atom_capacity
+        forces = jnp.stack([g.sum(axis=0) - _scatter(g, atom, n) for g in slopes], axis=-1)
+        if not stress:
+            return Results(energy, forces, None)
+        (x, y, z), (gx, gy, gz) = bonds[0], slopes
+        products = (
+            gx * x,
+            gy * y,
+            gz * z,
+            (gy * z + gz * y) / 2,
+            (gx * z + gz * x) / 2,
+            (gx * y + gy * x) / 2,
+        )
+        sums = tuple(jnp.where(batch.atom_mask, p.sum(axis=0), 0) for p in products)
+        return Results(energy, forces, per_volume(batch, virial(batch, sums)))
+
+    def _bonds(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
+        """Vectors, mask, number of slots in use and parameters, bonds first; the atom of each slot."""
+        if neighbors is None:
+            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        model = cast(self, batch.dtype)
+        places = coordinates(batch, neighbors)
+        n = batch.atom_capacity
+        index, used = _bonds_first(jax.lax.stop_gradient(places), neighbors, self.cutoff)
+        atom = dataclasses.replace(neighbors, index=index).neighbor_atom()
+        inside = atom < n
+        d = tuple(c[index] - c[None, :n] for c in places)
+        # Slots without a bond stand at a place where everything is finite.
+        d = tuple(jnp.where(inside, c, 1.5 * self.cutoff if a == 0 else 0.0) for a, c in enumerate(d))
+        own = model.atom_parameters(batch)
+        other = jax.tree.map(lambda v: v[index], extend(own, neighbors))
+        return (d, inside, used, own, other), atom, model
+
+
+def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple[Array, Array]:
+    """The neighbor matrix with those within the cutoff in the first slots, no others, and how many
+    slots they take."""
+    slots, n = neighbors.index.shape
+    column = jnp.arange(n)
+
+    def take(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        index, found = carry
+        place = neighbors.index[k]
+        x, y, z = (c[place] - c[:n] for c in places)
+        inside = x * x + y * y + z * z <= cutoff**2
+        index = index.at[jnp.where(inside, found, slots), column].set(place, mode="drop")
+        return index, found + inside
+
+    # Unused slots point to the last place of the extended array.
+    empty = jnp.full_like(neighbors.index, len(places[0]) - 1)
+    index, found = jax.lax.fori_loop(0, neighbors.used, take, (empty, jnp.zeros(n, jnp.int32)))
+    return index, jnp.max(found, initial=0)
+
+
+def _scatter(values: Array, atom: Int[Array, "slots atoms"], n: int) -> Float[Array, " atoms"]:
+    """What each atom receives from the slots that it stands in."""
+    return jnp.zeros(n, values.dtype).at[atom.reshape(-1)].add(values.reshape(-1), mode="drop")
+
+
+def _norm(x: Array, y: Array, z: Array) -> Array:
+    return jnp.sqrt(x * x + y * y + z * z)
+
+
+def _value_and_slopes(f: Any, *arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+    """Of an elementwise function."""
+    value, pull = jax.vjp(f, *arguments)
+    return value, pull(jnp.ones_like(value))
+
+
+def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+    """Energy of each atom, and the slopes against each of its vectors, [slots, atoms]."""
+
+    def slot(k: Array) -> tuple:
+        x, y, z = (c[k] for c in d)
+        return (x, y, z), _norm(x, y, z), inside[k], jax.tree.map(lambda v: v[k], other)
+
+    def pair(j: Array, carry: tuple) -> tuple:
+        energy, slopes = carry
+        (xj, yj, zj), rj, here, b = slot(j)
+
+        def company(k: Array) -> tuple:
+            (x, y, z), rk, there, c = slot(k)
+            cosine = (xj * x + yj * y + zj * z) / (rj * rk)
+            f = lambda rj, rk, cosine: model.angle(rj, rk, cosine, own, b, c)  # noqa: E731
+            return (x, y, z), rk, cosine, here & there & (k != j), f
+
+        def gather(k: Array, xi: Array) -> Array:
+            _, rk, cosine, counts, f = company(k)
+            return xi + jnp.where(counts, f(rj, rk, cosine), 0)
+
+        xi = jax.lax.fori_loop(0, used, gather, jnp.zeros_like(rj))
+        value, (along, by_xi) = _value_and_slopes(lambda r, xi: model.bond(r, xi, own, b), rj, xi)
+        along, by_xi = jnp.where(here, along / 2, 0), jnp.where(here, by_xi / 2, 0)
+
+        def push(k: Array, carry: tuple) -> tuple:
+            mine, slopes = carry
+            (x, y, z), rk, cosine, counts, f = company(k)
+            _, (by_j, by_k, by_cosine) = _value_and_slopes(f, rj, rk, cosine)
+            by_j, by_k, by_cosine = (jnp.where(counts, by_xi * s, 0) for s in (by_j, by_k, by_cosine))
+            cross = by_cosine / (rj * rk)
+            pj = by_j / rj - by_cosine * cosine / (rj * rj)
+            pk = by_k / rk - by_cosine * cosine / (rk * rk)
+            mine = tuple(
+                m + pj * u + cross * v for m, u, v in zip(mine, (xj, yj, zj), (x, y, z), strict=True)
+            )
+            new = (pk * v + cross * u for u, v in zip((xj, yj, zj), (x, y, z), strict=True))
+            return mine, tuple(s.at[k].add(g) for s, g in zip(slopes, new, strict=True))
+
+        mine = tuple(along / rj * c for c in (xj, yj, zj))
+        mine, slopes = jax.lax.fori_loop(0, used, push, (mine, slopes))
+        slopes = tuple(s.at[j].add(m) for s, m in zip(slopes, mine, strict=True))
+        return energy + jnp.where(here, value / 2, 0), slopes
+
+    x = d[0]
+    start = (jnp.zeros(x.shape[1], x.dtype), (jnp.zeros_like(x),) * 3)
+    return jax.lax.fori_loop(0, used, pair, start)
+
+
+def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, other: Any) -> Array:
+    """Energy of each atom, as a function that JAX differentiates any number of times."""
+    x, y, z = d
+    r = _norm(x, y, z)
+    wide = jax.tree.map(lambda v: v[None], own)
+    k = jnp.arange(x.shape[0])
+
+    @jax.checkpoint
+    def pair(energy: Array, at: tuple) -> tuple[Array, None]:
+        j, (xj, yj, zj), rj, here, b = at
+        cosine = (xj[None] * x + yj[None] * y + zj[None] * z) / (rj[None] * r)
+        wide_b = jax.tree.map(lambda v: v[None], b)
+        xi = model.angle(jnp.broadcast_to(rj[None], r.shape), r, cosine, wide, wide_b, other)
+        xi = jnp.where(here[None] & inside & (k != j)[:, None], xi, 0).sum(axis=0)
+        return energy + jnp.where(here, model.bond(rj, xi, own, b) / 2, 0), None
+
+    return jax.lax.scan(pair, jnp.zeros(x.shape[1], x.dtype), (k, d, r, inside, other))[0]
+
+
+def _reference(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+    """What `_fast` gives, by way of `_atoms`."""
+
+    def total(d: tuple) -> tuple[Array, Array]:
+        energy = _atoms(model, d, inside, own, other)
+        return energy.sum(), energy
+
+    slopes, energy = jax.grad(total, has_aux=True)(d)
+    return energy, slopes
+
+
+@eqx.filter_custom_jvp
+def _local(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+    return _fast(model, d, inside, used, own, other)
+
+
+@_local.def_jvp
+def _local_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return jvp_of(_reference, primals, tangents)

@@ -1,0 +1,176 @@
+"""Parameters by element and by pair of elements, and the refusal of what has none."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from jaxtyping import Array, Int
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.parameters import as_parameter
+from alchemi_jax.transforms import is_traced
+
+
+def atomic_number(key: str | int) -> int:
+    """Of a chemical symbol, or an atomic number as it is. Raises ValueError for an unknown symbol."""
+    if isinstance(key, str):
+        if key not in atomic_numbers:
+            raise ValueError(f"{key!r} is no chemical symbol.")
+        return atomic_numbers[key]
+    return int(key)
+
+
+def by_element(name: str) -> Callable[[Any], Array]:
+    """A converter: a number to a scalar leaf, a dict of elements to a table over the atomic numbers
+    0 to 118 (NaN where there is no parameter)."""
+
+    def convert(value: Any) -> Array:
+        if isinstance(value, Mapping):
+            if not value:
+                raise ValueError(f"{name} has no elements.")
+            table = np.full(len(chemical_symbols), np.nan)
+            for key, v in value.items():
+                table[atomic_number(key)] = v
+            return jnp.asarray(table)
+        array = as_parameter(value)
+        if array.ndim and array.shape[-1] != len(chemical_symbols):
+            raise ValueError(
+                f"{name} must be a number, a dict of elements, or an array over the atomic numbers "
+                f"0 to {len(chemical_symbols) - 1}; its shape is {array.shape}."
+            )
+        return array
+
+    return convert
+
+
+class ByPair(eqx.Module):
+    """A parameter for each pair of elements: a symmetric matrix over a few of them.
+
+    Attributes:
+        values: [elements, elements], NaN where there is none.
+        elements: their atomic numbers.
+    """
+
+    values: Array
+    elements: tuple[int, ...] = eqx.field(static=True)
+
+    def types(self, numbers: Int[Array, " atoms"]) -> Int[Array, " atoms"]:
+        """Row of each atom's element (the last one for an element that is not there)."""
+        return types_of(self.elements, numbers)
+
+    def of(self, a: Array, b: Array) -> Array:
+        """The values of pairs of rows."""
+        return self.values.reshape(-1)[a * len(self.elements) + b]
+
+    def pairs(self) -> list[str]:
+        """Pairs that have a value, as "Mg-O"."""
+        rows, columns = np.nonzero(np.triu(np.isfinite(np.asarray(self.values))))
+        return [_pair(self.elements[i], self.elements[j]) for i, j in zip(rows, columns, strict=True)]
+
+    def __repr__(self) -> str:
+        if is_traced(self.values) or np.ndim(self.values) != 2:
+            return f"ByPair({', '.join(chemical_symbols[z] for z in self.elements)})"
+        found = np.asarray(self.values)
+        rows, columns = np.nonzero(np.triu(np.isfinite(found)))
+        names = zip(self.pairs(), found[rows, columns], strict=True)
+        return "{" + ", ".join(f"{pair}: {v:.7g}" for pair, v in names) + "}"
+
+
+def _pair(a: int, b: int) -> str:
+    return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
+
+
+def by_pair(name: str) -> Callable[[Any], Any]:
+    """A converter: a number to a scalar leaf, a dict of pairs of elements to a `ByPair`."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            if isinstance(value, ByPair):
+                return value
+            number = as_parameter(value)
+            if number.ndim:
+                raise ValueError(
+                    f"{name} must be a number or a dict of pairs of elements; its shape is {number.shape}."
+                )
+            return number
+        wanted: dict[tuple[int, int], Any] = {}
+        for key, v in value.items():
+            if isinstance(key, str) or len(key) != 2:
+                raise ValueError(f'{name} must be keyed by pairs such as ("Mg", "O"), not {key!r}.')
+            a, b = sorted(atomic_number(k) for k in key)
+            if wanted.setdefault((a, b), v) != v:
+                raise ValueError(f"{name} has two values for {_pair(a, b)}.")
+        elements = tuple(sorted({z for pair in wanted for z in pair}))
+        if not elements:
+            raise ValueError(f"{name} has no pairs of elements.")
+        table = np.full((len(elements),) * 2, np.nan)
+        for (a, b), v in wanted.items():
+            i, j = elements.index(a), elements.index(b)
+            table[i, j] = table[j, i] = v
+        return ByPair(jnp.asarray(table), elements)
+
+    return convert
+
+
+def types_of(elements: tuple[int, ...], numbers: Int[Array, " atoms"]) -> Int[Array, " atoms"]:
+    """Place of each atom's element in `elements` (the last place for an element that is not there)."""
+    table = np.full(len(chemical_symbols), len(elements) - 1, np.int32)
+    table[list(elements)] = np.arange(len(elements))
+    return jnp.asarray(table)[numbers]
+
+
+# -- refusing ----------------------------------------------------------------------------------
+
+
+def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
+    """Refuse a batch with an element that has no parameters.
+
+    Args:
+        name: what is missing, as "epsilon".
+        known: atomic numbers, or a table over atomic numbers that is finite where there are parameters.
+
+    Raises:
+        ValueError: naming the system, the element and atom, and what there is.
+    """
+    if isinstance(known, tuple):
+        have = np.isin(np.arange(len(chemical_symbols)), known)
+    else:
+        have = np.isfinite(np.asarray(known))
+    numbers = np.asarray(batch.numbers)[np.asarray(batch.atom_mask)]
+    owners = np.asarray(batch.batch_idx)
+    missing = ~have[numbers]
+    if missing.any():
+        atom = int(np.argmax(missing))
+        system = int(owners[atom])
+        raise ValueError(
+            f"{batch.name_of(system)}: {type(model).__name__} has no {name} for "
+            f"{chemical_symbols[numbers[atom]]} (atom {atom - int(batch.first_atom[system])}); "
+            f"it has {', '.join(chemical_symbols[z] for z in np.flatnonzero(have))}."
+        )
+
+
+def check_pairs(model: Any, batch: Batch, name: str, table: Any) -> None:
+    """Refuse a batch with a system two of whose elements have no parameter for their pair.
+
+    Raises:
+        ValueError: naming the system, the pair, and what there is.
+    """
+    if not isinstance(table, ByPair):
+        return
+    values = np.asarray(table.values)
+    numbers, owners = np.asarray(batch.numbers), np.asarray(batch.batch_idx)
+    present = np.unique(np.stack([owners, numbers])[:, np.asarray(batch.atom_mask)], axis=1)
+    for system in np.unique(present[0]):
+        inside = present[1][present[0] == system].tolist()
+        for n, a in enumerate(inside):
+            for b in inside[n:]:
+                known = a in table.elements and b in table.elements
+                if known and np.isfinite(values[table.elements.index(a), table.elements.index(b)]):
+                    continue
+                raise ValueError(
+                    f"{batch.name_of(int(system))}: {type(model).__name__} has no {name} for {_pair(a, b)}; "
+                    f"it has {', '.join(table.pairs())}. A pair without interaction must say so, by a zero."
+                )

@@ -1,0 +1,235 @@
+"""Tersoff: bonds whose strength depends on their surroundings."""
+
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from ase.data import chemical_symbols
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.models.bond_order import AbstractBondOrder
+from alchemi_jax.models.elements import ByPair, atomic_number, check_elements, check_pairs, types_of
+from alchemi_jax.parameters import positive_length
+from alchemi_jax.transforms import is_traced
+
+
+#: In the order of LAMMPS's files, after three elements.
+NAMES = ("m", "gamma", "lam3", "c", "d", "cos0", "n", "beta", "lam2", "B", "R", "D", "lam1", "A")
+
+
+class Tersoff(AbstractBondOrder):
+    """Tersoff's potential, and those of Brenner's, Erhart's and Albe's form.
+
+        E = 1/2 sum_i sum_{j != i} f(r_ij) [A e^(-lam1 r_ij) - b_ij B e^(-lam2 r_ij)]
+        b_ij = (1 + (beta xi_ij)^n)^(-1/(2n))
+        xi_ij = sum_{k != i,j} f(r_ik) g(cos theta_jik) e^{lam3^m (r_ij - r_ik)^m}
+        g(x) = gamma [1 + c²/d² - c²/(d² + (x - cos0)²)]
+        f(r) = 1 below R - D, 1/2 - 1/2 sin(pi (r - R)/(2 D)), 0 beyond R + D
+
+    LAMMPS's form: every parameter is one of three elements, the atom i, that of its bond j, and the third
+    atom k; two-body terms take it from (i, j, j). A (eV), B (eV), R, D (Å), lam1, lam2, lam3 (1/Å), the
+    others without unit.
+
+    Make one with `Tersoff.group_iv()` (C, Si, Ge), `Tersoff.silicon_carbide()`, or from a file of
+    LAMMPS's with `Tersoff.read`.
+
+    Args:
+        elements: symbols.
+        parameters: of each of the 14 names an array [elements, elements, elements]; leaves. NaN marks
+            elements that have none with one another.
+        cutoff: Å, reach of the neighbor list; by default the largest R + D, and at least that.
+        skin: Å by which the neighbor list reaches further.
+
+    Raises:
+        ValueError: for names that are missing or m other than 1 and 3; from `check`, an element or a pair
+            of elements without parameters.
+
+    Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988); 39, 5566 (1989).
+    """
+
+    elements: tuple[str, ...] = eqx.field(static=True)
+    parameters: dict[str, Array] = eqx.field(repr=False)
+    cutoff: float = eqx.field(
+        static=True,
+        converter=positive_length("cutoff"),
+        default=None,  # pyright: ignore[reportArgumentType]
+    )
+    skin: float = eqx.field(static=True, converter=float, default=0.5)
+
+    def __post_init__(self):
+        self.elements = tuple(chemical_symbols[atomic_number(e)] for e in self.elements)
+        shape = (len(self.elements),) * 3
+        wrong = set(self.parameters) ^ set(NAMES)
+        if wrong:
+            raise ValueError(
+                f"Tersoff takes the parameters {', '.join(NAMES)}; check {', '.join(sorted(wrong))}."
+            )
+        self.parameters = {name: jnp.asarray(self.parameters[name]) * 1.0 for name in NAMES}
+        for name, values in self.parameters.items():
+            if values.shape[-3:] != shape:
+                raise ValueError(f"Tersoff: {name} must be an array {list(shape)}, not {list(values.shape)}.")
+        traced = is_traced((self.parameters["R"], self.parameters["D"], self.parameters["m"]))
+        if not traced and not np.isin(np.asarray(self.parameters["m"]), (1, 3)).all():
+            raise ValueError("Tersoff: m must be 1 or 3.")
+        if self.cutoff is None:
+            if traced:
+                raise ValueError("Tersoff needs a cutoff, the largest R + D, where they are traced.")
+            self.cutoff = float(np.nanmax(self.parameters["R"] + self.parameters["D"]))
+
+    @classmethod
+    def from_entries(
+        cls, entries: Mapping[tuple[str, ...], Mapping[str, Any]], skin: float = 0.5
+    ) -> "Tersoff":
+        """From the 14 parameters of triples of elements; triples that are left out have none (NaN)."""
+        elements = tuple(dict.fromkeys(key[0] for key in entries))
+        tables = {name: np.full((len(elements),) * 3, 1.0 if name == "m" else np.nan) for name in NAMES}
+        for key, values in entries.items():
+            for e in key:
+                if e not in elements:
+                    raise ValueError(f"Tersoff has no entry whose first element is {e}, but one for {key}.")
+            place = tuple(elements.index(e) for e in key)
+            for name in NAMES:
+                tables[name][place] = values[name]
+        parameters = {name: jnp.asarray(values) for name, values in tables.items()}
+        return cls(elements=elements, parameters=parameters, skin=skin)
+
+    @classmethod
+    def read(
+        cls, path: str | os.PathLike, elements: Sequence[str] | None = None, skin: float = 0.5
+    ) -> "Tersoff":
+        """From a file of LAMMPS's `tersoff` style, in its metal units.
+
+        Args:
+            path: of the file.
+            elements: to take from it; by default all.
+
+        Raises:
+            ValueError: naming the file, for values that are missing or no numbers, or elements that it
+                does not have.
+        """
+        path = Path(path)
+        words = " ".join(line.split("#")[0] for line in path.read_text().splitlines()).split()
+        size = 3 + len(NAMES)
+        if not words or len(words) % size:
+            raise ValueError(f"{path.name}: {len(words)} words are no multiple of the {size} of an entry.")
+        entries = {}
+        for n in range(0, len(words), size):
+            key = (words[n], words[n + 1], words[n + 2])
+            try:
+                entries[key] = dict(zip(NAMES, map(float, words[n + 3 : n + size]), strict=True))
+            except ValueError as error:
+                raise ValueError(f"{path.name}: the entry {'-'.join(key)} is not all numbers.") from error
+        if elements is not None:
+            found = {e for key in entries for e in key}
+            for e in elements:
+                if e not in found:
+                    raise ValueError(f"{path.name} has no {e}; it has {', '.join(sorted(found))}.")
+            entries = {k: v for k, v in entries.items() if set(k) <= set(elements)}
+        return cls.from_entries(entries, skin)
+
+    @classmethod
+    def group_iv(cls, skin: float = 0.5) -> "Tersoff":
+        """C, Si, Ge, SiC and SiGe. C with Ge has no parameters.
+
+        Source: J. Tersoff, Phys. Rev. B 39, 5566 (1989), table I; erratum 41, 3248 (1990).
+        """
+        # A, B, lambda, mu, beta, n, c, d, h, R, S
+        own = {
+            "C": (1393.6, 346.74, 3.4879, 2.2119, 1.5724e-7, 0.72751, 38049.0, 4.3484, -0.57058, 1.8, 2.1),
+            "Si": (1830.8, 471.18, 2.4799, 1.7322, 1.1e-6, 0.78734, 100390.0, 16.217, -0.59825, 2.7, 3.0),
+            "Ge": (1769.0, 419.23, 2.4451, 1.7047, 9.0166e-7, 0.75627, 106430.0, 15.652, -0.43884, 2.8, 3.1),
+        }
+        chi = {frozenset(("C", "Si")): 0.9776, frozenset(("Si", "Ge")): 1.00061}
+
+        def entry(i: str, j: str, k: str) -> dict[str, Any]:
+            a, b, c = own[i], own[j], own[k]
+            inner, outer = math.sqrt(a[9] * c[9]), math.sqrt(a[10] * c[10])
+            return {
+                "m": 1, "gamma": 1, "lam3": 0, "c": a[6], "d": a[7], "cos0": a[8], "n": a[5], "beta": a[4],
+                "lam1": (a[2] + b[2]) / 2, "lam2": (a[3] + b[3]) / 2, "A": math.sqrt(a[0] * b[0]),
+                "B": math.sqrt(a[1] * b[1]) * chi.get(frozenset((i, j)), 1.0),
+                "R": (inner + outer) / 2, "D": (outer - inner) / 2,
+            }  # fmt: skip
+
+        unknown = {frozenset(("C", "Ge"))}
+        triples = [
+            t for t in itertools.product(own, repeat=3) if not {frozenset(t[:2]), frozenset(t[::2])} & unknown
+        ]
+        return cls.from_entries({t: entry(*t) for t in triples}, skin)
+
+    @classmethod
+    def silicon_carbide(cls, skin: float = 0.5) -> "Tersoff":
+        """C, Si and SiC of Erhart and Albe.
+
+        Source: P. Erhart, K. Albe, Phys. Rev. B 71, 035211 (2005), table I.
+        """
+        # D0, r0, S, beta, gamma, c, d, h, R, D
+        own = {
+            ("C", "C"): (6.00, 1.4276, 2.167, 2.0099, 0.11233, 181.910, 6.28433, 0.5556, 2.0, 0.15),
+            ("C", "Si"): (4.36, 1.79, 1.847, 1.6991, 0.011877, 273987.0, 180.314, 0.68, 2.4, 0.20),
+            ("Si", "Si"): (3.24, 2.232, 1.842, 1.4761, 0.114354, 2.00494, 0.81472, 0.259, 2.82, 0.14),
+        }
+
+        def entry(i: str, j: str, k: str) -> dict[str, Any]:
+            d0, r0, s, beta, gamma, c, d, h, *_ = own[tuple(sorted((i, j)))]  # pyright: ignore
+            reach, half = own[tuple(sorted((i, k)))][8:]  # pyright: ignore
+            lam1, lam2 = beta * math.sqrt(2 * s), beta * math.sqrt(2 / s)
+            return {
+                "m": 1, "gamma": gamma, "lam3": 0, "c": c, "d": d, "cos0": -h, "n": 1, "beta": 1,
+                "lam1": lam1, "lam2": lam2, "A": d0 / (s - 1) * math.exp(lam1 * r0),
+                "B": s * d0 / (s - 1) * math.exp(lam2 * r0), "R": reach, "D": half,
+            }  # fmt: skip
+
+        return cls.from_entries({t: entry(*t) for t in itertools.product(("C", "Si"), repeat=3)}, skin)
+
+    def atom_parameters(self, batch: Batch) -> Any:
+        return types_of(self._numbers, batch.numbers)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(atomic_number(e) for e in self.elements)
+
+    def _of(self, name: str, a: Array, b: Array, c: Array) -> Array:
+        n = len(self.elements)
+        table = self.parameters[name].reshape(-1)
+        return table[0] if n == 1 else table[(a * n + b) * n + c]
+
+    def _within(self, r: Array, a: Array, b: Array, c: Array) -> Array:
+        x = (r - self._of("R", a, b, c)) / self._of("D", a, b, c)
+        return (1 - jnp.sin(jnp.pi / 2 * jnp.clip(x, -1, 1))) / 2
+
+    def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
+        def of(name: str) -> Array:
+            return self._of(name, a, b, b)
+
+        some = xi > 0
+        n = of("n")
+        order = (1 + (of("beta") * jnp.where(some, xi, 1)) ** n) ** (-1 / (2 * n))
+        attraction = jnp.where(some, order, 1) * of("B") * jnp.exp(-of("lam2") * r)
+        return self._within(r, a, b, b) * (of("A") * jnp.exp(-of("lam1") * r) - attraction)
+
+    def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
+        def of(name: str) -> Array:
+            return self._of(name, a, b, c)
+
+        c2, d2 = of("c") ** 2, of("d") ** 2
+        g = of("gamma") * (1 + c2 / d2 - c2 / (d2 + (cosine - of("cos0")) ** 2))
+        x = of("lam3") * (rj - rk)
+        return self._within(rk, a, b, c) * g * jnp.exp(jnp.where(of("m") == 3, x * x * x, x))
+
+    def check(self, batch: Batch) -> None:
+        check_elements(self, batch, "parameters", self._numbers)
+        diagonal = np.einsum("ijj->ij", np.asarray(self.parameters["A"]))
+        order = np.argsort(self._numbers)
+        numbers = tuple(int(self._numbers[i]) for i in order)
+        check_pairs(self, batch, "parameters", ByPair(jnp.asarray(diagonal[order][:, order]), numbers))
+
+
+__all__ = ["NAMES", "Tersoff"]
