@@ -166,6 +166,7 @@ def test_due_is_never_late():
             cell=jnp.asarray(np.stack([a.cell.array for a in moved])),
         )
         stale = np.asarray(is_due(b, neighbors))
+        assert int(renew(b, neighbors).builds - neighbors.builds) == stale.any()
         renewed = renew(b, dataclasses.replace(neighbors, complete=jnp.ones(3, bool)))
         truth = pairs_by_ase(moved, 5.5)
         ours = pairs_of(b, renewed)

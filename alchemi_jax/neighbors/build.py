@@ -81,7 +81,8 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,
-        index=jnp.where(index < 0, far, index),
+        # Beyond where an overflow left them, so that kernels need not check.
+        index=jnp.where(index < 0, far, jnp.minimum(index, far)),
         used=jnp.minimum(found.max(), sizes.neighbors),
         source=source,
         shift=shift,

@@ -44,6 +44,18 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
 
 
+def _may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
+    """Whether `due` needs to be asked: one pass over the atoms, without sorting them by system."""
+    moved = batch.positions - neighbors.ref_positions
+    x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
+    # A little early, so that rounding cannot make it late.
+    far = jnp.any(x * x + y * y + z * z > (0.49999 * neighbors.skin) ** 2)
+    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
+    incomplete = jnp.any(~neighbors.complete & batch.system_mask)
+    strained = jnp.any(batch.cell != neighbors.ref_cell)
+    return jnp.any(fresh & batch.system_mask) | (incomplete & (far | strained))
+
+
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
     """The list brought up to date: built anew where due, offsets renewed where a cell changed.
 
@@ -51,13 +63,16 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
     `extended_positions` puts together.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
-    stale = due(batch, neighbors)
 
     def rebuild(operands: Any) -> NeighborList:
-        batch, neighbors, stale = operands
-        return build(batch, neighbors, stale)
+        return build(*operands)
 
-    neighbors = cond_any(jnp.any(stale), rebuild, lambda operands: operands[1], (batch, neighbors, stale))
+    def ask(operands: Any) -> NeighborList:
+        batch, neighbors = operands
+        stale = due(batch, neighbors)
+        return cond_any(jnp.any(stale), rebuild, lambda o: o[1], (batch, neighbors, stale))
+
+    neighbors = cond_any(_may_be_due(batch, neighbors), ask, lambda o: o[1], (batch, neighbors))
 
     def renew(operands: Any) -> NeighborList:
         batch, neighbors = operands
