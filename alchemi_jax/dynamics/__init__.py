@@ -5,8 +5,12 @@ from alchemi_jax.dynamics.base import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.base import DynamicsState as DynamicsState
 from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
+from alchemi_jax.dynamics.integrators import NPH as NPH
+from alchemi_jax.dynamics.integrators import NPT as NPT
 from alchemi_jax.dynamics.integrators import NVE as NVE
+from alchemi_jax.dynamics.integrators import NVTBussi as NVTBussi
 from alchemi_jax.dynamics.integrators import NVTLangevin as NVTLangevin
+from alchemi_jax.dynamics.integrators import NVTNoseHoover as NVTNoseHoover
 from alchemi_jax.dynamics.optimizers import FIRE as FIRE
 from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
 from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion
