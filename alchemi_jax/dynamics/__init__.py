@@ -11,6 +11,13 @@ from alchemi_jax.dynamics.integrators import NVE as NVE
 from alchemi_jax.dynamics.integrators import NVTBussi as NVTBussi
 from alchemi_jax.dynamics.integrators import NVTLangevin as NVTLangevin
 from alchemi_jax.dynamics.integrators import NVTNoseHoover as NVTNoseHoover
+from alchemi_jax.dynamics.optimizers import BFGS as BFGS
 from alchemi_jax.dynamics.optimizers import FIRE as FIRE
+from alchemi_jax.dynamics.optimizers import FIRE2 as FIRE2
+from alchemi_jax.dynamics.optimizers import LBFGS as LBFGS
+from alchemi_jax.dynamics.optimizers import FIRE2VariableCell as FIRE2VariableCell
+from alchemi_jax.dynamics.optimizers import FIREVariableCell as FIREVariableCell
+from alchemi_jax.dynamics.optimizers import GradientDescent as GradientDescent
+from alchemi_jax.dynamics.optimizers import OptaxOptimizer as OptaxOptimizer
 from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
 from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion

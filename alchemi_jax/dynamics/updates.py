@@ -72,7 +72,7 @@ def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
 
 
 def system_keys(batch: Batch, key: Array) -> Array:
-    """A key of each system for this step, [systems], under the law of `normal_noise`, apart from its numbers."""
+    """A key of each system for this step, [systems], under the law of `normal_noise`."""
     return jax.vmap(lambda k: jax.random.fold_in(k, _OF_SYSTEM))(_system_keys(batch, key, None))
 
 

@@ -33,13 +33,13 @@ class NVTBussi(AbstractDynamics):
 
     alpha² = c + (1 - c) s (R² + S) + 2 R sqrt(c (1 - c) s),  s = k_B T / 2K,
 
-    with c = exp(-dt/tau), tau = `thermostat_time`, K the kinetic energy, R standard normal and S a sum of N - 1
-    squares of standard normal numbers; alpha has the sign of R + sqrt(c/((1 - c) s)). The kinetic energy of N
-    degrees of freedom relaxes to its canonical distribution within tau; dynamics are disturbed little.
-    E + K less what the rescalings put in is conserved. Velocities that are all zero stay so.
+    with c = exp(-dt/tau), tau = `thermostat_time`, K the kinetic energy, R standard normal and S a sum of
+    N - 1 squares of standard normal numbers; alpha has the sign of R + sqrt(c/((1 - c) s)). The kinetic
+    energy of N degrees of freedom relaxes to its canonical distribution within tau; dynamics are disturbed
+    little. E + K less what the rescalings put in is conserved. Velocities that are all zero stay so.
 
-    N is counted when a system begins, by `observables.degrees_of_freedom`: 3 less than three an atom where
-    the centre of mass is at rest. The noise of a system depends on the run's key, its system_id and its
+    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the
+    centre of mass where it is at rest. The noise of a system depends on the run's key, its system_id and its
     steps alone.
 
     Args:

@@ -53,7 +53,8 @@ class NPH(AbstractDynamics):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); Tuckerman et al., J. Phys. A 39, 5629 (2006).
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
+    39, 5629 (2006).
     """
 
     model: AbstractModel
@@ -115,7 +116,8 @@ class NPT(AbstractDynamics):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); Tuckerman et al., J. Phys. A 39, 5629 (2006).
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
+    39, 5629 (2006).
     """
 
     model: AbstractModel

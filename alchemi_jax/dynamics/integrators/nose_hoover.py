@@ -28,11 +28,11 @@ class NVTNoseHoover(AbstractDynamics):
 
     with Q_1 = N k_B T tau², the others k_B T tau², and tau = `thermostat_time`. A step is half a step of the
     chain (three steps with the weights of Suzuki and Yoshida), velocity Verlet, and half a step of the chain.
-    E + K + sum of Q_k xi_k²/2 + heat is conserved, heat being the integral of N k_B T xi_1 + k_B T (xi_2 + ...).
+    E + K + sum of Q_k xi_k²/2 + heat is conserved, heat being the integral of k_B T (N xi_1 + xi_2 + xi_3).
 
-    N is counted when a system begins, by `observables.degrees_of_freedom`: 3 less than three an atom where
-    the centre of mass is at rest. Where an outer field moves it, start with `initialize_velocities` and a
-    push. A chain is not ergodic in a single harmonic well; use `NVTLangevin` or `NVTBussi` there.
+    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the centre of
+    mass where it is at rest: where an outer field will move it, let it move from the start. A chain is not
+    ergodic in a single harmonic well; use `NVTLangevin` or `NVTBussi` there.
 
     Args:
         model: gives energies and forces.
@@ -44,7 +44,8 @@ class NVTNoseHoover(AbstractDynamics):
 
     dt, temperature and thermostat_time are numbers, or one per system.
 
-    Source: Martyna, Klein, Tuckerman, J. Chem. Phys. 97, 2635 (1992); Martyna et al., Mol. Phys. 87, 1117 (1996).
+    Source: Martyna, Klein, Tuckerman, J. Chem. Phys. 97, 2635 (1992); splitting: Martyna et al., Mol. Phys.
+    87, 1117 (1996).
     """
 
     model: AbstractModel
