@@ -37,7 +37,8 @@ class BFGS(AbstractDynamics):
     B begins as curvature times the unit matrix and learns from each step s and change y of the gradient,
     B <- B + y y^T/(y·s) - B s s^T B/(s·B s). With eigenvalues w and eigenvectors V the step is
     V |w|^-1 V^T f, the step of a system cut so that no atom moves further than max_step. This is ASE's BFGS
-    (whose alpha is curvature). A step of a system of n atoms costs about (3n)³ operations. Fixed atoms do not move.
+    (whose alpha is curvature). A step of a system of n atoms costs about (3n)³ operations. Fixed atoms do
+    not move.
 
     Args:
         model: gives energies and forces.
