@@ -174,7 +174,7 @@ def squeezed(cell_engine, crystals):
 
 
 def test_cells_relax_to_those_of_ase(squeezed, crystals):
-    """Enthalpy to 1e-6 eV, lengths and angles to 1e-4; a step count within 10 %; stress balanced."""
+    """Enthalpy to 1e-6 eV, cells to 1e-4 Å; a step count within 10 %; stress balanced."""
     assert squeezed.converged.all()
     np.testing.assert_allclose(pressure(squeezed), PRESSURES, atol=2e-4)
     for system in (0, 3):
@@ -184,7 +184,7 @@ def test_cells_relax_to_those_of_ase(squeezed, crystals):
         # Forces on n U are stresses times V/n, about 40 Å³.
         theirs.run(fmax=4e-5, steps=1000)
         ours = Batch.to_ase(squeezed)[system]
-        np.testing.assert_allclose(ours.cell.cellpar(), atoms.cell.cellpar(), atol=1e-4)
+        np.testing.assert_allclose(ours.cell.array, atoms.cell.array, atol=1e-4)
         shift = _shift_per_system(ours)
         h = [a.get_potential_energy() + p * a.get_volume() for a in (ours, atoms)]
         np.testing.assert_allclose(h[0], h[1] - shift, atol=1e-6)
@@ -206,12 +206,12 @@ def test_all_optimizers_find_the_minimum_of_ase(lj):
     """Clusters near a minimum: energy to 1e-5 eV; LBFGS in as many steps as ASE's, to 10 %."""
     systems = [cluster(seed, n, 0.06) for seed, n in enumerate((13, 13, 12, 13))]
     batch = Batch.from_ase(systems)
-    hooks = [ConvergenceHook.from_fmax(1e-3)]
+    hooks = [ConvergenceHook.from_fmax(3e-4)]
     theirs, counts = [], []
     for atoms in systems:
         atoms = with_calculator(atoms, 8.5)
         optimizer = ASELBFGS(atoms, logfile=None)
-        optimizer.run(fmax=1e-3, steps=500)
+        optimizer.run(fmax=3e-4, steps=500)
         pairs = np.linalg.norm(atoms.positions[:, None] - atoms.positions[None], axis=-1)
         pairs = (pairs[np.triu_indices(len(atoms), 1)] < 8.5).sum()
         shift = 4 * EPSILON * ((SIGMA / 8.5) ** 12 - (SIGMA / 8.5) ** 6)
