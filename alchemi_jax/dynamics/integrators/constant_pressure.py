@@ -100,6 +100,9 @@ class NPT(AbstractDynamics):
     "anisotropic", "flexible"). A step is half a step of both chains, a step of `NPH`, and half a step of
     both chains. What `NPH` conserves is conserved together with the energies of both chains.
 
+    In a small crystal the modes of an anisotropic or flexible cell exchange energy slowly: a volume far from
+    its mean at the start rings for some ten ps. Start near it, or let it settle.
+
     Args:
         model: gives energies, forces and stress.
         dt: time step, fs.
