@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.segments import max_by_system, sum_by_system
-from alchemi_jax.units import ACCELERATION, GPA, KB
+from alchemi_jax.units import ACCELERATION, DENSITY, GPA, KB
 
 
 def force_norms(batch: Batch) -> Float[Array, " atoms"]:
@@ -25,6 +25,15 @@ def kinetic_energy(batch: Batch) -> Float[Array, " systems"]:
     """Sum of m v²/2, eV."""
     x, y, z = (batch.velocities[:, k] for k in range(3))
     return sum_by_system(batch, batch.masses * (x * x + y * y + z * z)) / (2 * ACCELERATION)
+
+
+def kinetic_tensor(batch: Batch) -> Float[Array, "systems 3 3"]:
+    """Sum of m v v, eV; its trace is twice the kinetic energy."""
+    x, y, z = (batch.velocities[:, k] for k in range(3))
+    parts = jnp.stack([x * x, y * y, z * z, y * z, x * z, x * y], axis=-1)
+    s = sum_by_system(batch, batch.masses[:, None] * parts) / ACCELERATION
+    xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
+    return jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
 
 
 def momentum(batch: Batch) -> Float[Array, "systems 3"]:
@@ -73,3 +82,25 @@ def pressure(batch: Batch) -> Float[Array, " systems"]:
     """
     trace = batch.stress[:, 0, 0] + batch.stress[:, 1, 1] + batch.stress[:, 2, 2]
     return (2 * kinetic_energy(batch) / volume(batch) - trace) / 3 / GPA
+
+
+def kinetic_stress(batch: Batch) -> Float[Array, "systems 3 3"]:
+    """What moving atoms add to the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
+    return -kinetic_tensor(batch) / volume(batch)[:, None, None]
+
+
+def stress(batch: Batch) -> Float[Array, "systems 3 3"]:
+    """Stress with its kinetic part, eV/Å³, tensile positive; minus its mean diagonal is `pressure`."""
+    return batch.stress + kinetic_stress(batch)
+
+
+def enthalpy(batch: Batch, pressure: Any) -> Float[Array, " systems"]:
+    """Potential and kinetic energy and P V, eV, at an outer pressure in GPa, a number or [systems]."""
+    outer = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
+    return batch.energy + kinetic_energy(batch) + outer * volume(batch)
+
+
+def density(batch: Batch) -> Float[Array, " systems"]:
+    """Mass over volume, g/cm³; NaN unless periodic in all directions."""
+    mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
+    return mass / volume(batch) * DENSITY

@@ -41,6 +41,29 @@ def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
     return convert
 
 
+def finite(name: str) -> Callable[[Any], Array]:
+    """A converter to a leaf of either sign that refuses infinities and NaN, naming the parameter."""
+
+    def convert(value: Any) -> Array:
+        array = as_parameter(value)
+        if not is_traced(array) and not np.all(np.isfinite(np.asarray(array))):
+            raise ValueError(f"{name} must be finite, not {np.asarray(array).tolist()}.")
+        return array
+
+    return convert
+
+
+def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
+    """A converter of names that refuses all but some."""
+
+    def convert(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        return value
+
+    return convert
+
+
 def positive_length(name: str) -> Callable[[Any], float]:
     """A converter to a plain float, for lengths that fix shapes, in Å."""
 

@@ -19,6 +19,9 @@ KB = float(_ase.kB)
 GPA = float(_ase.GPa)
 """1 GPa in eV/Å³."""
 
+DENSITY = 1.0 / (float(_ase.kg) * 1e-3 / float(_ase.m) ** 3 * 1e6)
+"""1 amu/Å³ in g/cm³."""
+
 
 BOHR = float(_ase.Bohr)
 """Bohr's radius, Å."""

@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import cluster
+from conftest import cluster, crystal
 
 import alchemi_jax
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, NVTLangevin
+from alchemi_jax.dynamics import (
+    FIRE,
+    NVE,
+    ConvergenceHook,
+    DynamicsStage,
+    FIREVariableCell,
+    NVTLangevin,
+)
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import AbstractPair, LennardJones
@@ -98,6 +105,9 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
             hooks.setdefault(type(names["hook"]).__name__, []).append(names["hook"])
     there = {name for name in vars(alchemi_jax.dynamics.hooks) if name.endswith("Hook")}
     assert set(hooks) == there
+    (squeeze,) = hooks.pop("PressureScheduleHook")
+    squeezed = FIREVariableCell(model=lj, n_steps=2, hooks=[squeeze]).run(Batch.from_ase(crystal(0, 1)))
+    assert not squeezed.take().failed.any()
     apart = {"StageTimingHook", "ProfilerHook"}
     # A ramp, and a ladder: the last to set a temperature sets it.
     together = [hook for name, made in hooks.items() if name not in apart for hook in made]

@@ -26,6 +26,7 @@ from alchemi_jax.hooks.registry import runs_on
 from alchemi_jax.levels import select
 from alchemi_jax.models.base import AbstractModel, evaluate_checked
 from alchemi_jax.neighbors import update
+from alchemi_jax.observables import kinetic_energy
 from alchemi_jax.parameters import Described
 from alchemi_jax.segments import any_by_system, to_atoms
 
@@ -65,6 +66,7 @@ class AbstractDynamics(Described):
     def __check_init__(self):
         self.hooks.check_stages(self._stage_type)
         prepare.check_targets(self)
+        prepare.check_lengths(self)
         prepare.warn_idle_hooks(self)
 
     # -- what an algorithm writes ----------------------------------------------------------------
@@ -87,6 +89,25 @@ class AbstractDynamics(Described):
     def admit(self, batch: Batch, key: Array) -> Batch:
         """What a system begins with that enters this stage of a pipeline from a relaxation."""
         return batch
+
+    def total_energy(self, batch: Batch, state: Any) -> Array:
+        """What the exact motion conserves, [systems], eV, from batch and own state."""
+        return batch.energy + kinetic_energy(batch)
+
+    def unbalanced_stress(self, batch: Batch) -> Array:
+        """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""
+        return batch.stress
+
+    def relaxes_cell(self, batch: Batch) -> Array:
+        """Systems whose cell a relaxation changes: they are converged when the stress is, too."""
+        return jnp.zeros(batch.energy.shape, bool)
+
+    def check(self, batch: Batch) -> None:
+        """Called once, on the host, before the first step.
+
+        Raises:
+            ValueError: naming the system, if the algorithm cannot treat it.
+        """
 
     # -- the user's doors ------------------------------------------------------------------------
 
@@ -167,6 +188,11 @@ class AbstractDynamics(Described):
         from alchemi_jax.dynamics.memory import memory
 
         return memory(self, batch)
+
+    def conserved_energy(self, state: DynamicsState) -> Array:
+        """What the exact motion would conserve, [systems], eV: potential and kinetic energy and, where there
+        are a thermostat or barostat, what these hold. How much it drifts says whether dt is short enough."""
+        return self.total_energy(state.batch, state.integrator)
 
     def with_hooks(self: _E, *hooks: Any) -> _E:
         """An engine with more hooks, after those that this one has; this one stays as it is."""

@@ -140,6 +140,22 @@ class FusedStage(AbstractDynamics):
             after.append(select(atoms, mine, new_state, state))
         return merged, tuple(after)
 
+    def total_energy(self, batch: Batch, state: tuple) -> Array:
+        """Each system's by the algorithm of its stage, a finished one's by the last."""
+        energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
+        return self._by_stage(batch, energies)
+
+    def unbalanced_stress(self, batch: Batch) -> Array:
+        return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])
+
+    def relaxes_cell(self, batch: Batch) -> Array:
+        return self._by_stage(batch, [part.relaxes_cell(batch) for part in self.stages])
+
+    def _by_stage(self, batch: Batch, values: list[Array]) -> Array:
+        stage = jnp.clip(batch.status, 0, self.n_stages - 1)
+        rows = jnp.arange(batch.system_capacity)
+        return jnp.stack(values)[stage, rows]
+
     @property
     def _needs_stress(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(stage._needs_stress for stage in self.stages)

@@ -37,6 +37,7 @@ def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> Dynamic
             hook.check(batch)
     for part in engine.parts:
         check_per_system(part, batch)
+        part.check(batch)
     meta, batch = batch.meta, batch.replace(meta=None)
     engine = engine.on_device()
     batch = jax.device_put(batch)
@@ -187,6 +188,9 @@ def warn_idle_hooks(engine: "AbstractDynamics") -> None:
             )
 
 
+_FOLLOWERS = {"temperature": "NVTLangevin", "pressure": "NPT"}
+
+
 def check_targets(engine: "AbstractDynamics") -> None:
     """A hook that sets a temperature or pressure needs an algorithm that follows it.
 
@@ -198,7 +202,31 @@ def check_targets(engine: "AbstractDynamics") -> None:
         if missing:
             raise TypeError(
                 f"{name_of(hook)} sets the {missing[0]}, but {name_of(engine)} keeps none: "
-                f"attach it to an engine with a {missing[0]}, such as NVTLangevin."
+                f"attach it to an engine with a {missing[0]}, such as {_FOLLOWERS[missing[0]]}."
+            )
+
+
+def check_lengths(engine: "AbstractDynamics") -> None:
+    """Parameters are numbers or one per system, as many as of the others.
+
+    Raises:
+        ValueError: naming engine and parameter.
+    """
+    first = None
+    for f in dataclasses.fields(engine):
+        value = getattr(engine, f.name)
+        if not isinstance(value, jax.Array) or is_traced(value) or value.ndim == 0:
+            continue
+        if value.ndim > 1 or value.size == 0:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} must be a number or one per system, "
+                f"not an array of shape {list(value.shape)}."
+            )
+        first = first or (f.name, value.shape[0])
+        if value.shape[0] != first[1]:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
+                f"but {first[0]} has {first[1]}."
             )
 
 

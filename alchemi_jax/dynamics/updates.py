@@ -20,6 +20,11 @@ def per_system_value(batch: Batch, value: Any) -> Array:
     return jnp.pad(value, (0, missing), mode="edge") if missing > 0 else value
 
 
+def by_system(batch: Batch, value: Any) -> Array:
+    """A parameter of each system, [systems], in the dtype of the run."""
+    return jnp.broadcast_to(per_system_value(batch, value), batch.energy.shape)
+
+
 def at_atoms(batch: Batch, value: Any) -> Array:
     """A parameter at each atom, [atoms, 1], or the number itself if it is the same for all."""
     value = per_system_value(batch, value)
@@ -45,6 +50,10 @@ def target(batch: Batch, asked: Any, own: Any) -> Array:
 # -- noise -----------------------------------------------------------------------------------------
 
 
+#: In place of an atom's number.
+_OF_SYSTEM = 2**32 - 1
+
+
 def stage_key(key: Array, code: int) -> Array:
     """The key of a stage of a pipeline: in the first one that of the run."""
     return key if code == 0 else jax.random.fold_in(key, code)
@@ -56,13 +65,22 @@ def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
     They depend on key, system_id, the steps since the system entered its stage (or `salt`), and
     the atom's number in its system: not on row, batch mates or padding.
     """
-    steps = batch.stage_steps if salt is None else jnp.full_like(batch.stage_steps, salt)
-    systems = jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(
-        batch.system_id.astype(jnp.uint32), steps.astype(jnp.uint32)
-    )
+    systems = _system_keys(batch, key, salt)
     local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
     atoms = jax.vmap(jax.random.fold_in)(to_atoms(batch, systems), local.astype(jnp.uint32))
     return jax.vmap(lambda k: jax.random.normal(k, (3,), batch.dtype))(atoms)
+
+
+def system_keys(batch: Batch, key: Array) -> Array:
+    """A key of each system for this step, [systems], under the law of `normal_noise`."""
+    return jax.vmap(lambda k: jax.random.fold_in(k, _OF_SYSTEM))(_system_keys(batch, key, None))
+
+
+def _system_keys(batch: Batch, key: Array, salt: Any) -> Array:
+    steps = batch.stage_steps if salt is None else jnp.full_like(batch.stage_steps, salt)
+    return jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(
+        batch.system_id.astype(jnp.uint32), steps.astype(jnp.uint32)
+    )
 
 
 # -- calling an algorithm --------------------------------------------------------------------------

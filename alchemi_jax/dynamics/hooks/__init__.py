@@ -14,6 +14,7 @@ from alchemi_jax.dynamics.hooks.observe import ObservableHook as ObservableHook
 from alchemi_jax.dynamics.hooks.observe import ProgressHook as ProgressHook
 from alchemi_jax.dynamics.hooks.snapshot import ConvergedSnapshotHook as ConvergedSnapshotHook
 from alchemi_jax.dynamics.hooks.snapshot import SnapshotHook as SnapshotHook
+from alchemi_jax.dynamics.hooks.temperature import PressureScheduleHook as PressureScheduleHook
 from alchemi_jax.dynamics.hooks.temperature import ReplicaExchangeHook as ReplicaExchangeHook
 from alchemi_jax.dynamics.hooks.temperature import TemperatureScheduleHook as TemperatureScheduleHook
 from alchemi_jax.dynamics.hooks.timing import ProfilerHook as ProfilerHook

@@ -19,6 +19,9 @@ from alchemi_jax.segments import any_by_system
 FMAX = 0.05
 """eV/Å. The criterion without criteria."""
 
+SMAX = 6e-4
+"""eV/Å³, 0.1 GPa. The further criterion without criteria, where a cell is relaxed."""
+
 _REDUCTIONS: dict[str, Callable[..., Array]] = {
     "norm": lambda x, axis: jnp.sqrt(jnp.sum(x * x, axis=axis)),
     "max": lambda x, axis: jnp.max(x, axis=axis),
@@ -32,8 +35,10 @@ class Criterion(Described):
     """One condition that a system must meet.
 
     Args:
-        key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or
-            "energy_change", |E - E at the check before|, eV, infinite at the first.
+        key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or "smax", the largest
+            component of the stress that the algorithm works against (that of the batch, less what an outer
+            pressure balances and what a mask holds), eV/Å³; or "energy_change", |E - E at the check
+            before|, eV, infinite at the first.
         threshold: a value at or below it has converged.
         reduce_op: how an entry's own axes are reduced: norm, max, min, mean, sum. Without it
             the largest absolute value counts.
@@ -56,12 +61,14 @@ class Criterion(Described):
             raise ValueError(f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}.")
 
     def converged(
-        self, batch: Batch, previous_energy: Float[Array, " systems"] | None
+        self, batch: Batch, previous_energy: Float[Array, " systems"] | None, stress: Array | None = None
     ) -> Bool[Array, " systems"]:
         """Which systems meet the criterion."""
         if self.key == "energy_change":
             assert previous_energy is not None
             values, level = jnp.abs(batch.energy - previous_energy), "system"
+        elif self.key == "smax" and stress is not None:
+            values, level = stress, "system"
         elif self.key == "fmax" and "fmax" not in {*batch.atom_extras, *batch.system_extras}:
             values, level = fmax(batch), "system"
         else:
@@ -113,7 +120,7 @@ class ConvergenceHook(TracedHook):
     Args:
         criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
             custom_op), Criterion objects, or one of either; all must be met. Without any: fmax at
-            or below 0.05 eV/Å.
+            or below 0.05 eV/Å and, where the cell is relaxed, smax at or below 6e-4 eV/Å³ (0.1 GPa).
         source_status: look only at systems of this status; by default at all unfinished ones.
         target_status: what their status becomes; by default one more than it is.
         frequency: check every so many steps.
@@ -127,6 +134,7 @@ class ConvergenceHook(TracedHook):
     target_status: int | None = eqx.field(static=True)
     frequency: int = eqx.field(static=True)
     stage: DynamicsStage = eqx.field(static=True)
+    by_default: bool = eqx.field(static=True, repr=False)
 
     may_fail = False
 
@@ -141,7 +149,10 @@ class ConvergenceHook(TracedHook):
             criteria = ()
         elif isinstance(criteria, Mapping | Criterion):
             criteria = (criteria,)
-        self.criteria = tuple(_criterion(c) for c in criteria) or (Criterion(),)
+        self.criteria = tuple(_criterion(c) for c in criteria)
+        self.by_default = not self.criteria
+        if self.by_default:
+            self.criteria = (Criterion(), Criterion(key="smax", threshold=SMAX))
         self.source_status = source_status
         self.target_status = target_status
         self.frequency = frequency
@@ -158,10 +169,17 @@ class ConvergenceHook(TracedHook):
         criterion = {"key": "forces", "threshold": threshold, "reduce_op": "norm", "reduce_dims": -1}
         return cls(criterion, **kwargs)
 
+    @classmethod
+    def from_stress(cls, threshold: Any = SMAX, **kwargs: Any) -> "ConvergenceHook":
+        """Converged where the largest component of the stress is at or below `threshold`, eV/Å³: of that
+        which the algorithm works against, so under an outer pressure what this does not balance."""
+        return cls({"key": "smax", "threshold": threshold}, **kwargs)
+
     @property
     def needs_stress(self) -> bool:
         """Whether a criterion reads the stress."""
-        return any(c.key == "stress" for c in self.criteria)
+        # By default it is read where a cell is relaxed, and there the algorithm needs it anyway.
+        return not self.by_default and any(c.key in ("stress", "smax") for c in self.criteria)
 
     def init(self, batch: Batch) -> Array | None:
         if any(c.key == "energy_change" for c in self.criteria):
@@ -173,14 +191,22 @@ class ConvergenceHook(TracedHook):
         met = jnp.asarray(ctx.active_mask)
         if self.source_status is not None:
             met = met & (batch.status == self.source_status)
+        stress, relaxed = batch.stress, jnp.zeros_like(met)
+        # A workflow that is no engine knows of no cells.
+        if hasattr(ctx.workflow, "unbalanced_stress"):
+            stress, relaxed = ctx.workflow.unbalanced_stress(batch), ctx.workflow.relaxes_cell(batch)
         for criterion in self.criteria:
-            met = met & criterion.converged(batch, ctx.memory)
+            good = criterion.converged(batch, ctx.memory, stress)
+            met = met & (good | ~relaxed if self.by_default and criterion.key == "smax" else good)
         target = batch.status + 1 if self.target_status is None else self.target_status
         ctx = ctx.with_batch(status=jnp.where(met, target, batch.status))
         return ctx if ctx.memory is None else ctx.with_memory(batch.energy)
 
     def __repr__(self) -> str:
-        return f"ConvergenceHook({', '.join(repr(c) for c in self.criteria)})"
+        shown = [repr(c) for c in self.criteria]
+        if self.by_default:
+            shown[1] += " where the cell is relaxed"
+        return f"ConvergenceHook({', '.join(shown)})"
 
 
 def _criterion(given: Any) -> Criterion:

@@ -1,4 +1,4 @@
-"""Hooks that set temperatures: TemperatureScheduleHook and ReplicaExchangeHook."""
+"""Hooks that set temperatures and pressures: the schedules, and ReplicaExchangeHook."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,9 +14,17 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.updates import per_system_value
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.levels import per_system
-from alchemi_jax.parameters import Described, as_count, as_parameter, positive
+from alchemi_jax.parameters import Described, as_count, as_parameter, finite, positive
 from alchemi_jax.segments import to_atoms
 from alchemi_jax.units import KB
+
+
+def _scheduled(hook: Any, batch: Batch) -> Array:
+    """What the hook's schedule says for each system, [systems]."""
+    # In the dtype of the run: an integer divided by a number would be a float32.
+    steps = batch.stage_steps.astype(batch.dtype)
+    wanted = per_system_value(batch, hook.schedule(steps))
+    return jnp.broadcast_to(wanted, batch.energy.shape)
 
 
 class Ramp(Described):
@@ -65,10 +73,38 @@ class TemperatureScheduleHook(TracedHook):
         return cls(schedule=Ramp(start=start, end=end, n_steps=n_steps))
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        # In the dtype of the run: an integer divided by a number would be a float32.
-        steps = ctx.batch.stage_steps.astype(ctx.batch.dtype)
-        wanted = per_system_value(ctx.batch, self.schedule(steps))
-        return ctx.with_batch(target_temperature=jnp.broadcast_to(wanted, ctx.batch.energy.shape))
+        return ctx.with_batch(target_temperature=_scheduled(self, ctx.batch))
+
+
+class PressureScheduleHook(TracedHook):
+    """Sets the pressure of a barostat, or of a relaxation of cells, step by step. Traced, at BEFORE_STEP.
+
+    Reads `stage_steps`, writes `target_pressure`, GPa: what the engine keeps to from this step on in place of
+    its own pressure. Costs nothing to speak of.
+
+    Args:
+        schedule: pure function of the steps that each system has taken in its stage, [systems], that
+            gives GPa, one for all or [systems]. `PressureScheduleHook.ramp(0, 5, 10_000)` is a
+            straight line; start and end may be one per system.
+
+    Raises:
+        TypeError: when it is attached to an engine without a pressure.
+    """
+
+    schedule: Callable[[Array], Any]
+    frequency: int = 1
+    stage: DynamicsStage = DynamicsStage.BEFORE_STEP
+
+    may_fail = False
+    sets_targets: ClassVar[tuple[str, ...]] = ("pressure",)
+
+    @classmethod
+    def ramp(cls, start: Any, end: Any, n_steps: int) -> "PressureScheduleHook":
+        """From `start` to `end`, GPa, in `n_steps` steps of each system; then it stays there."""
+        return cls(schedule=Ramp(start=finite("start")(start), end=finite("end")(end), n_steps=n_steps))
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        return ctx.with_batch(target_pressure=_scheduled(self, ctx.batch))
 
 
 class Exchange(Described):

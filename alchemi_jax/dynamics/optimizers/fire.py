@@ -8,12 +8,12 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.updates import per_system_value
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortened
+from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
-from alchemi_jax.segments import sum_by_system, to_atoms
 from alchemi_jax.units import ACCELERATION, ASE_TIME
 
 
@@ -25,6 +25,16 @@ class FIREState(eqx.Module):
     dt: Float[Array, " systems"] = per_system()
     alpha: Float[Array, " systems"] = per_system()
     downhill: Int[Array, " systems"] = per_system()
+
+
+def new_state(batch: Batch, dt: Any, alpha: Any) -> FIREState:
+    """At rest, before the first step."""
+    return FIREState(
+        velocities=jnp.zeros_like(batch.positions),
+        dt=by_system(batch, dt),
+        alpha=by_system(batch, alpha),
+        downhill=jnp.full(batch.energy.shape, -1, jnp.int32),
+    )
 
 
 class FIRE(AbstractDynamics):
@@ -42,11 +52,13 @@ class FIRE(AbstractDynamics):
 
     Args:
         model: gives energies and forces.
-        dt: time step at the start, fs; a number or one per system.
+        dt: time step at the start, fs.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
         dt_max: fs.  n_min, f_inc, f_dec, alpha, f_alpha: as above.
         max_step: largest length of the step of one system, norm over all its coordinates, Å.
+
+    All but n_min and n_steps are numbers, or one per system.
 
     Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
     """
@@ -66,18 +78,18 @@ class FIRE(AbstractDynamics):
     _has_velocities: ClassVar[bool] = False
 
     def init_state(self, batch: Batch) -> FIREState:
-        shape = batch.energy.shape
-        return FIREState(
-            velocities=jnp.zeros_like(batch.positions),
-            dt=jnp.broadcast_to(per_system_value(batch, self.dt), shape),
-            alpha=jnp.broadcast_to(per_system_value(batch, self.alpha), shape),
-            downhill=jnp.full(shape, -1, jnp.int32),
-        )
+        return new_state(batch, self.dt, self.alpha)
 
     def pre_update(self, batch: Batch, state: FIREState) -> tuple[Batch, FIREState]:
-        f, v = batch.forces, state.velocities
-        dot = sum_by_system(batch, jnp.stack([_dot(f, v), _dot(f, f), _dot(v, v)], axis=-1))
-        power, ff, vv = (dot[:, k] for k in range(3))
+        force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
+        state, _, move = self._walk(batch, state, force, velocity)
+        return batch.replace(positions=batch.positions + move.atoms), state
+
+    def _walk(
+        self, batch: Batch, state: FIREState, force: Vector, velocity: Vector
+    ) -> tuple[FIREState, Vector, Vector]:
+        """The state, the velocity and the step, in whatever coordinates."""
+        power, ff, vv = dots(batch, (force, velocity), (force, force), (velocity, velocity))
         first = state.downhill < 0
         onward = power > 0
 
@@ -87,25 +99,14 @@ class FIRE(AbstractDynamics):
         pull = jnp.where(onward, state.alpha * speed_over_force, 0)
 
         sure = onward & (state.downhill > self.n_min)
-        longer = jnp.minimum(state.dt * self.f_inc, self.dt_max).astype(batch.dtype)
-        shorter = jnp.where(first, state.dt, state.dt * self.f_dec)
+        longer = jnp.minimum(state.dt * by_system(batch, self.f_inc), by_system(batch, self.dt_max))
+        shorter = jnp.where(first, state.dt, state.dt * by_system(batch, self.f_dec))
         dt = jnp.where(sure, longer, jnp.where(onward, state.dt, shorter))
-        less = (state.alpha * self.f_alpha).astype(batch.dtype)
-        alpha = jnp.broadcast_to(per_system_value(batch, self.alpha), dt.shape)
-        alpha = jnp.where(sure, less, jnp.where(onward, state.alpha, alpha))
+        less = state.alpha * by_system(batch, self.f_alpha)
+        alpha = jnp.where(onward, state.alpha, by_system(batch, self.alpha))
+        alpha = jnp.where(sure, less, alpha)
         downhill = jnp.where(onward, state.downhill + 1, 0)
 
-        factors = to_atoms(batch, jnp.stack([keep, pull + dt * ACCELERATION, dt], axis=-1))
-        v = factors[:, :1] * v + factors[:, 1:2] * f
-        move = factors[:, 2:] * v
-        length = jnp.sqrt(sum_by_system(batch, _dot(move, move)))
-        cut = jnp.minimum(1, self.max_step / jnp.where(length > 0, length, 1)).astype(batch.dtype)
-        moved = batch.replace(positions=batch.positions + to_atoms(batch, cut)[:, None] * move)
-        return moved, FIREState(v, dt.astype(batch.dtype), alpha, downhill)
-
-
-def _dot(a: Any, b: Any) -> Array:
-    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
-
-
-__all__ = ["FIRE", "FIREState"]
+        velocity = combined(batch, (keep, velocity), (pull + dt * ACCELERATION, force))
+        move = shortened(batch, combined(batch, (dt, velocity)), self.max_step)
+        return FIREState(velocity.atoms, dt, alpha, downhill), velocity, move

@@ -1,0 +1,109 @@
+"""The barostat of Martyna, Tobias and Klein, which `NPH` and `NPT` share."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.matrices import exp_and_mean
+from alchemi_jax.dynamics.updates import by_system, target
+from alchemi_jax.levels import per_system
+from alchemi_jax.observables import degrees_of_freedom, kinetic_tensor, volume
+from alchemi_jax.segments import to_atoms
+from alchemi_jax.units import ACCELERATION, GPA, KB
+
+
+#: How a cell may change, and how many degrees of freedom it has then.
+SHAPES = {"isotropic": 1, "anisotropic": 3, "flexible": 6}
+
+
+class Barostat(eqx.Module):
+    """Rate of strain of the cell (1/fs, symmetric) and the degrees of freedom of the atoms."""
+
+    rate: Float[Array, "systems 3 3"] = per_system()
+    count: Float[Array, " systems"] = per_system()
+
+
+def new_barostat(batch: Batch) -> Barostat:
+    """A barostat at rest."""
+    return Barostat(jnp.zeros_like(batch.cell), degrees_of_freedom(batch).astype(batch.dtype))
+
+
+def check_periodic(name: str, batch: Batch) -> None:
+    """A cell that changes must be one.
+
+    Raises:
+        ValueError: naming the system that is not periodic in all directions.
+    """
+    host = batch.take()
+    for system in range(host.num_systems):
+        if not host.pbc[system].all():
+            raise ValueError(
+                f"{batch.name_of(system)} is not periodic in all directions: {name} has no cell to change."
+            )
+
+
+def barostat_mass(batch: Batch, barostat: Barostat, temperature: Any, time: Any) -> Array:
+    """W = (N + 3) k_B T tau²/3, eV fs², [systems]."""
+    kt = KB * by_system(batch, temperature)
+    return (barostat.count + 3) * kt * by_system(batch, time) ** 2 / 3
+
+
+def barostat_energy(batch: Batch, barostat: Barostat, mass: Array, pressure: Any) -> Array:
+    """Kinetic energy of the cell, W tr(g²)/2, and P V, [systems], eV."""
+    outer = GPA * target(batch, batch.target_pressure, pressure)
+    return twice_kinetic(barostat, mass) / 2 + outer * volume(batch)
+
+
+def twice_kinetic(barostat: Barostat, mass: Array) -> Array:
+    """W tr(g²), [systems], eV."""
+    return mass * jnp.sum(barostat.rate**2, axis=(1, 2))
+
+
+def pushed(batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array) -> Barostat:
+    """The rate of strain after dt (fs, [systems]) of inner against outer pressure."""
+    outer = GPA * target(batch, batch.target_pressure, pressure)
+    moving = kinetic_tensor(batch)
+    double = jnp.trace(moving, axis1=1, axis2=2)
+    even = double / jnp.maximum(barostat.count, 1) - outer * volume(batch)
+    force = moving - volume(batch)[:, None, None] * batch.stress + _diagonal(even)
+    change = (dt / mass)[:, None, None] * _allowed(force, shape)
+    return Barostat(barostat.rate + change, barostat.count)
+
+
+def kicked(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+    """Velocities after dt of dv/dt = f/m - (g + tr(g)/N) v, solved exactly."""
+    trace = jnp.trace(barostat.rate, axis1=1, axis2=2)
+    drag = barostat.rate + _diagonal(trace / jnp.maximum(barostat.count, 1))
+    decay, mean = exp_and_mean(-dt[:, None, None] * drag)
+    pull = to_atoms(batch, dt * ACCELERATION)[:, None] * batch.forces / batch.masses[:, None]
+    return batch.replace(velocities=_times(batch, batch.velocities, decay) + _times(batch, pull, mean))
+
+
+def drifted(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+    """Positions and cell after dt of dr/dt = v + g r and dh/dt = g h, solved exactly."""
+    growth, mean = exp_and_mean(dt[:, None, None] * barostat.rate)
+    moved = to_atoms(batch, dt)[:, None] * batch.velocities
+    return batch.replace(
+        positions=_times(batch, batch.positions, growth) + _times(batch, moved, mean),
+        cell=jnp.einsum("sab,sbc->sac", batch.cell, growth),
+    )
+
+
+def _times(batch: Batch, rows: Array, matrix: Array) -> Array:
+    return jnp.einsum("na,nab->nb", rows, to_atoms(batch, matrix))
+
+
+def _diagonal(values: Array) -> Array:
+    return values[:, None, None] * jnp.eye(3, dtype=values.dtype)[None]
+
+
+def _allowed(tensor: Array, shape: str) -> Array:
+    """The part of a strain that the shape allows."""
+    if shape == "isotropic":
+        return _diagonal(jnp.trace(tensor, axis1=1, axis2=2) / 3)
+    if shape == "anisotropic":
+        return tensor * jnp.eye(3, dtype=tensor.dtype)[None]
+    return (tensor + tensor.swapaxes(1, 2)) / 2

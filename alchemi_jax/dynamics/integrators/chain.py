@@ -1,0 +1,76 @@
+"""Nosé-Hoover chains: the thermostat that `NVTNoseHoover` and `NPT` share."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.levels import per_system
+from alchemi_jax.units import KB
+
+
+#: Suzuki and Yoshida's weights of three steps that make a second-order splitting one of fourth order.
+_OUTER = 1 / (2 - 2 ** (1 / 3))
+_WEIGHTS = (_OUTER, 1 - 2 * _OUTER, _OUTER)
+
+
+class Chain(eqx.Module):
+    """Rates xi_1 ... xi_M of the links (1/fs), the energy that went into the thermostat (eV), and the
+    number of degrees of freedom that it holds."""
+
+    rates: Float[Array, "systems links"] = per_system()
+    heat: Float[Array, " systems"] = per_system()
+    count: Float[Array, " systems"] = per_system()
+
+
+def new_chain(batch: Batch, links: int, count: Array) -> Chain:
+    """A chain at rest."""
+    systems = batch.system_capacity
+    rates = jnp.zeros((systems, links), batch.dtype)
+    return Chain(rates, jnp.zeros(systems, batch.dtype), jnp.asarray(count).astype(batch.dtype))
+
+
+def inertia(batch: Batch, chain: Chain, temperature: Any, time: Any) -> Array:
+    """Q_1 = N k_B T tau² and Q_k = k_B T tau² for the other links, eV fs², [systems, links]."""
+    one = KB * by_system(batch, temperature) * by_system(batch, time) ** 2
+    first = jnp.maximum(chain.count, 1) * one
+    return jnp.stack([first] + [one] * (chain.rates.shape[1] - 1), axis=-1)
+
+
+def chain_energy(chain: Chain, inertia: Array) -> Array:
+    """What the thermostat holds, [systems], eV: the heat that it took and sum of Q_k xi_k²/2."""
+    return chain.heat + jnp.sum(inertia * chain.rates**2, axis=-1) / 2
+
+
+def advanced(chain: Chain, inertia: Array, double: Array, kt: Array, dt: Array) -> tuple[Array, Chain]:
+    """The chain after dt, and the factor by which it scales the velocities that it holds.
+
+    Args:
+        inertia: Q, eV fs².  double: twice the kinetic energy, eV.  kt: k_B T, eV.  dt: fs, [systems].
+    """
+    links = chain.rates.shape[1]
+    xi = [chain.rates[:, k] for k in range(links)]
+    q = [inertia[:, k] for k in range(links)]
+    goal = chain.count * kt
+    heat, scale = chain.heat, jnp.ones_like(double)
+
+    def pulled(k: int, h: Array) -> Array:
+        surplus = double * scale**2 - goal if k == 0 else q[k - 1] * xi[k - 1] ** 2 - kt
+        rate = xi[k]
+        if k < links - 1:
+            half = jnp.exp(-h / 4 * xi[k + 1])
+            return (rate * half + h / 2 * surplus / q[k]) * half
+        return rate + h / 2 * surplus / q[k]
+
+    for weight in _WEIGHTS:
+        h = weight * dt
+        for k in reversed(range(links)):
+            xi[k] = pulled(k, h)
+        scale = scale * jnp.exp(-h * xi[0])
+        heat = heat + h * (goal * xi[0] + kt * sum(xi[1:], jnp.zeros_like(kt)))
+        for k in range(links):
+            xi[k] = pulled(k, h)
+    return scale, Chain(jnp.stack(xi, axis=-1), heat, chain.count)

@@ -1,0 +1,204 @@
+"""NPH and NPT: constant pressure by a cell that moves."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.integrators import barostat as cells
+from alchemi_jax.dynamics.integrators.barostat import Barostat
+from alchemi_jax.dynamics.integrators.chain import Chain, advanced, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.updates import at_atoms, by_system, target
+from alchemi_jax.dynamics.velocities import initialize_velocities
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.observables import kinetic_energy
+from alchemi_jax.parameters import as_count, finite, one_of, positive
+from alchemi_jax.units import KB
+
+
+class NPH(AbstractDynamics):
+    """Constant pressure and enthalpy: the cell moves under the difference of inner and outer pressure.
+
+    With g the rate of strain of the cell h, symmetric, N degrees of freedom and kinetic energy K,
+
+    - dr/dt = v + g r,  dh/dt = g h
+    - dv/dt = f/m - (g + tr(g)/N) v
+    - W dg/dt = sum of m v v - V stress - P V + 2K/N, the last two times the unit matrix
+
+    with W = (N + 3) k_B T tau²/3 and tau = `barostat_time`. Of g, "isotropic" keeps one third of the trace on
+    the diagonal, "anisotropic" the diagonal, "flexible" all. Each step is half a step of g, of v, a whole
+    one of r and h, then new forces, and half a step of v and of g, each solved exactly.
+    E + K + P V + W tr(g²)/2 is conserved.
+
+    N is counted when a system begins, by `observables.degrees_of_freedom`. Fixed atoms keep their place
+    relative to the cell.
+
+    Args:
+        model: gives energies, forces and stress.
+        dt: time step, fs.
+        pressure: P, GPa, of either sign.
+        temperature: K; sets W, and velocities are drawn at it for a system that enters from a
+            relaxation in a pipeline.
+        barostat_time: tau, fs.
+        n_steps: budget of steps per system.
+        hooks: any; `PressureScheduleHook` sets other pressures.
+        cell: "isotropic", "anisotropic" or "flexible".
+
+    dt, pressure, temperature and barostat_time are numbers, or one per system.
+
+    Raises:
+        ValueError: from `init`, naming a system that is not periodic in all directions.
+
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
+    39, 5629 (2006).
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"))
+    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
+    temperature: Array = eqx.field(converter=positive("temperature"), default=300.0)
+    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    cell: str = eqx.field(
+        static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
+    )
+
+    _needs_stress: ClassVar[bool] = True
+    _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
+
+    def check(self, batch: Batch) -> None:
+        cells.check_periodic(type(self).__name__, batch)
+
+    def admit(self, batch: Batch, key: Array) -> Batch:
+        return initialize_velocities(batch, self.temperature, key)
+
+    def init_state(self, batch: Batch) -> Barostat:
+        return cells.new_barostat(batch)
+
+    def pre_update(self, batch: Batch, state: Barostat) -> tuple[Batch, Barostat]:
+        return _before(self, batch, state)
+
+    def post_update(self, batch: Batch, state: Barostat) -> tuple[Batch, Barostat]:
+        return _after(self, batch, state)
+
+    def total_energy(self, batch: Batch, state: Barostat) -> Array:
+        mass = cells.barostat_mass(batch, state, self.temperature, self.barostat_time)
+        held = cells.barostat_energy(batch, state, mass, self.pressure)
+        return batch.energy + kinetic_energy(batch) + held
+
+
+class NPT(AbstractDynamics):
+    """Constant pressure and temperature: the moving cell of `NPH` with Nosé-Hoover chains.
+
+    One chain of three links, as in `NVTNoseHoover`, holds the atoms; another one, of inertia k_B T tau² per
+    degree of freedom with tau = `barostat_time`, holds the cell, which has 1, 3 or 6 ("isotropic",
+    "anisotropic", "flexible"). A step is half a step of both chains, a step of `NPH`, and half a step of
+    both chains. What `NPH` conserves is conserved together with the energies of both chains.
+
+    In a small crystal the modes of an anisotropic or flexible cell exchange energy slowly: a volume far from
+    its mean at the start rings for some ten ps. Start near it, or let it settle.
+
+    Args:
+        model: gives energies, forces and stress.
+        dt: time step, fs.
+        temperature: K.  A hook may set another one; the masses of chains and cell stay those of this one.
+        pressure: GPa, of either sign.
+        thermostat_time: fs.
+        barostat_time: fs.
+        n_steps: budget of steps per system.
+        hooks: any; `TemperatureScheduleHook` and `PressureScheduleHook` set other targets.
+        cell: "isotropic", "anisotropic" or "flexible".
+
+    dt, temperature, pressure and the times are numbers, or one per system.
+
+    Raises:
+        ValueError: from `init`, naming a system that is not periodic in all directions.
+
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
+    39, 5629 (2006).
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"))
+    temperature: Array = eqx.field(converter=positive("temperature"))
+    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
+    thermostat_time: Array = eqx.field(converter=positive("thermostat_time"), default=100.0)
+    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    cell: str = eqx.field(
+        static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
+    )
+
+    _needs_stress: ClassVar[bool] = True
+    _targets: ClassVar[frozenset[str]] = frozenset({"temperature", "pressure"})
+
+    def check(self, batch: Batch) -> None:
+        cells.check_periodic(type(self).__name__, batch)
+
+    def admit(self, batch: Batch, key: Array) -> Batch:
+        return initialize_velocities(batch, self.temperature, key)
+
+    def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
+        barostat = cells.new_barostat(batch)
+        of_cell = jnp.full_like(barostat.count, cells.SHAPES[self.cell])
+        return barostat, new_chain(batch, 3, barostat.count), new_chain(batch, 3, of_cell)
+
+    def pre_update(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
+        batch, (barostat, *chains) = self._thermostats(batch, state)
+        batch, barostat = _before(self, batch, barostat)
+        return batch, (barostat, *chains)
+
+    def post_update(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
+        barostat, *chains = state
+        batch, barostat = _after(self, batch, barostat)
+        return self._thermostats(batch, (barostat, *chains))
+
+    def total_energy(self, batch: Batch, state: tuple) -> Array:
+        barostat, of_atoms, of_cell = state
+        mass, atoms, cell = self._masses(batch, state)
+        held = cells.barostat_energy(batch, barostat, mass, self.pressure)
+        held = held + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
+        return batch.energy + kinetic_energy(batch) + held
+
+    def _masses(self, batch: Batch, state: tuple) -> tuple[Array, Array, Array]:
+        barostat, of_atoms, of_cell = state
+        return (
+            cells.barostat_mass(batch, barostat, self.temperature, self.barostat_time),
+            inertia(batch, of_atoms, self.temperature, self.thermostat_time),
+            inertia(batch, of_cell, self.temperature, self.barostat_time),
+        )
+
+    def _thermostats(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
+        """Half a step of both chains."""
+        barostat, of_atoms, of_cell = state
+        mass, atoms, cell = self._masses(batch, state)
+        kt = KB * target(batch, batch.target_temperature, self.temperature)
+        dt = by_system(batch, self.dt / 2)
+        slower, of_cell = advanced(of_cell, cell, cells.twice_kinetic(barostat, mass), kt, dt)
+        scale, of_atoms = advanced(of_atoms, atoms, 2 * kinetic_energy(batch), kt, dt)
+        barostat = Barostat(barostat.rate * slower[:, None, None], barostat.count)
+        batch = batch.replace(velocities=batch.velocities * at_atoms(batch, scale))
+        return batch, (barostat, of_atoms, of_cell)
+
+
+def _before(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barostat]:
+    dt = by_system(batch, engine.dt)
+    barostat = _push(engine, batch, barostat, dt / 2)
+    return cells.drifted(cells.kicked(batch, barostat, dt / 2), barostat, dt), barostat
+
+
+def _after(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barostat]:
+    dt = by_system(batch, engine.dt)
+    batch = cells.kicked(batch, barostat, dt / 2)
+    return batch, _push(engine, batch, barostat, dt / 2)
+
+
+def _push(engine: Any, batch: Batch, barostat: Barostat, dt: Array) -> Barostat:
+    mass = cells.barostat_mass(batch, barostat, engine.temperature, engine.barostat_time)
+    return cells.pushed(batch, barostat, mass, engine.pressure, engine.cell, dt)

@@ -1,0 +1,31 @@
+"""Exponentials of 3x3 matrices, one per system: how cells change."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+#: With three doublings, ten terms are exact to rounding for matrices of norm 1 and good to 1e-11 up to 4.
+_TERMS, _DOUBLINGS = 10, 3
+
+
+def exp_and_mean(a: Float[Array, "systems 3 3"]) -> tuple[Array, Array]:
+    """exp(A), and its mean along the way, the integral of exp(t A) over t from 0 to 1.
+
+    Taylor's series of A/8, doubled three times: exp(2B) = exp(B)², mean(2B) = mean(B) (exp(B) + 1)/2.
+    Differentiable everywhere, which eigenvectors are not.
+    """
+    one = jnp.broadcast_to(jnp.eye(3, dtype=a.dtype)[None], a.shape)
+    a = a / 2**_DOUBLINGS
+    mean = one
+    for n in range(_TERMS, 1, -1):
+        mean = one + a @ mean / n
+    exp = one + a @ mean
+    for _ in range(_DOUBLINGS):
+        mean = mean @ (exp + one) / 2
+        exp = exp @ exp
+    return exp, mean
+
+
+def exp(a: Float[Array, "systems 3 3"]) -> Array:
+    """exp(A) of each matrix."""
+    return exp_and_mean(a)[0]

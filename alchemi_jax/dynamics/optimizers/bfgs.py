@@ -1,0 +1,106 @@
+"""BFGS: the quasi-Newton method with a full Hessian, for small systems."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
+from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.levels import per_atom, per_system
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+
+
+#: Atoms of one system: beyond, the eigenvectors of each step cost more than most models.
+_MOST = 200
+
+
+class BFGSState(eqx.Module):
+    """The Hessian over the coordinates of a system, eV/Å², and forces and step of the step before."""
+
+    hessian: Float[Array, "systems coordinates coordinates"] = per_system()
+    forces: Float[Array, "atoms 3"] = per_atom()
+    step: Float[Array, "atoms 3"] = per_atom()
+    begun: Bool[Array, " systems"] = per_system()
+
+
+class BFGS(AbstractDynamics):
+    """Relaxation of the positions by BFGS, each system with its own Hessian B.
+
+    B begins as curvature times the unit matrix and learns from each step s and change y of the gradient,
+    B <- B + y y^T/(y·s) - B s s^T B/(s·B s). With eigenvalues w and eigenvectors V the step is
+    V |w|^-1 V^T f, the step of a system cut so that no atom moves further than max_step. This is ASE's BFGS
+    (whose alpha is curvature). A step of a system of n atoms costs about (3n)³ operations. Fixed atoms do
+    not move.
+
+    Args:
+        model: gives energies and forces.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+        curvature: eV/Å², the Hessian where nothing is known yet.
+        max_step: Å.
+
+    curvature and max_step are numbers, or one per system.
+
+    Raises:
+        ValueError: from `init`, naming a system of more than 200 atoms.
+
+    Source: Nocedal, Wright, Numerical Optimization (2006), chapter 6; |w| as in ASE.
+    """
+
+    model: AbstractModel
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
+    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    _has_velocities: ClassVar[bool] = False
+
+    def check(self, batch: Batch) -> None:
+        host = batch.take()
+        for system, atoms in enumerate(host.atoms_per_system.tolist()):
+            if atoms > _MOST:
+                raise ValueError(
+                    f"{batch.name_of(system)} has {atoms} atoms; BFGS keeps the Hessian of at most {_MOST}: "
+                    "take LBFGS."
+                )
+
+    def init_state(self, batch: Batch) -> BFGSState:
+        none = jnp.zeros_like(batch.positions)
+        one = jnp.eye(3 * batch.largest, dtype=batch.dtype)[None]
+        hessian = by_system(batch, self.curvature)[:, None, None] * one
+        return BFGSState(hessian, none, none, jnp.zeros(batch.system_capacity, bool))
+
+    def pre_update(self, batch: Batch, state: BFGSState) -> tuple[Batch, BFGSState]:
+        def rows(values: Array) -> Array:
+            return to_rows(batch, values).reshape(batch.system_capacity, -1)
+
+        hessian = jax.vmap(_learned)(
+            state.hessian, rows(state.step), rows(state.forces - batch.forces), state.begun
+        )
+        w, v = jnp.linalg.eigh(hessian)
+        along = jnp.einsum("sij,si->sj", v, rows(batch.forces)) / jnp.abs(w)
+        step = jnp.einsum("sij,sj->si", v, along).reshape(batch.system_capacity, -1, 3)
+        # Rounding of the eigenvectors must not move what has no forces.
+        step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
+        step = cut_by_atom(batch, step, self.max_step)
+        known = jnp.ones_like(state.begun)
+        after = BFGSState(hessian, batch.forces, step, known)
+        return batch.replace(positions=batch.positions + step), after
+
+
+def _learned(hessian: Array, s: Array, y: Array, begun: Array) -> Array:
+    """The Hessian of one system after a step; as it was if the step was too short to learn from."""
+    ys, bs = jnp.dot(y, s), hessian @ s
+    sbs = jnp.dot(s, bs)
+    enough = begun & (jnp.max(jnp.abs(s)) >= 1e-7) & (ys != 0) & (sbs != 0)
+    ys, sbs = jnp.where(enough, ys, 1), jnp.where(enough, sbs, 1)
+    change = jnp.outer(y, y) / ys - jnp.outer(bs, bs) / sbs
+    return jnp.where(enough, hessian + change, hessian)

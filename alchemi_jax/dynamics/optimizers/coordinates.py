@@ -1,0 +1,139 @@
+"""What a relaxation moves: the atoms, or the atoms and the cell.
+
+A `Vector` has a part for the atoms and one for the cell, None where the cell stays. Coordinates of the cell
+are those of ASE's FrechetCellFilter: with the cell at the start h_0 and F = exp(U), h = h_0 F^T and
+r = z F^T. The vector is (z, n U), n being the number of atoms, so that both parts have lengths; the force on
+it is (f F, -dE/dU / n). With an outer pressure P the energy is E + P V.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.matrices import exp
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.levels import per_system
+from alchemi_jax.observables import volume
+from alchemi_jax.segments import max_by_system, sum_by_system, to_atoms
+from alchemi_jax.units import GPA
+
+
+class Vector(NamedTuple):
+    """A force, a velocity or a step: [atoms, 3] and [systems, 3, 3] or None."""
+
+    atoms: Array
+    cell: Array | None
+
+
+def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Array]:
+    """Products over all coordinates of each system, [systems], of each pair."""
+
+    def product(a: Array, b: Array) -> Array:
+        return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+    of_atoms = jnp.stack([product(a.atoms, b.atoms) for a, b in pairs], axis=-1)
+    sums = sum_by_system(batch, of_atoms)
+    found = [sums[:, k] for k in range(len(pairs))]
+    return [
+        s if a.cell is None or b.cell is None else s + jnp.sum(a.cell * b.cell, axis=(1, 2))
+        for s, (a, b) in zip(found, pairs, strict=True)
+    ]
+
+
+def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
+    """The sum of vectors times factors of each system, [systems]."""
+    at = to_atoms(batch, jnp.stack([factor for factor, _ in terms], axis=-1))
+    atoms = sum((at[:, k : k + 1] * v.atoms for k, (_, v) in enumerate(terms)), jnp.zeros((), batch.dtype))
+    if any(v.cell is None for _, v in terms):
+        return Vector(atoms, None)
+    cells = [factor[:, None, None] * v.cell for factor, v in terms if v.cell is not None]
+    return Vector(atoms, sum(cells, jnp.zeros((), batch.dtype)))
+
+
+def shortened(batch: Batch, step: Vector, longest: Any) -> Vector:
+    """The step, cut to a length (Å) over all coordinates of its system where it is longer."""
+    length = jnp.sqrt(dots(batch, (step, step))[0])
+    cut = jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
+    return combined(batch, (cut, step))
+
+
+def largest_atom(batch: Batch, step: Array) -> Array:
+    """The largest displacement of an atom of each system, [systems], Å."""
+    return jnp.sqrt(max_by_system(batch, jnp.sum(step * step, axis=-1)))
+
+
+def cut_by_atom(batch: Batch, step: Array, longest: Any) -> Array:
+    """The step, [atoms, 3], scaled system by system so that no atom moves further than `longest`, Å."""
+    far = largest_atom(batch, step)
+    cut = jnp.minimum(1, by_system(batch, longest) / jnp.where(far > 0, far, 1))
+    return step * to_atoms(batch, cut)[:, None]
+
+
+class CellPart(eqx.Module):
+    """Of each system: its deformation and the velocity of n U, Å/fs."""
+
+    log: Float[Array, "systems 3 3"] = per_system()
+    start: Float[Array, "systems 3 3"] = per_system()
+    velocity: Float[Array, "systems 3 3"] = per_system()
+
+
+def undeformed(batch: Batch) -> CellPart:
+    """The cell as it is, at rest."""
+    nothing = jnp.zeros_like(batch.cell)
+    return CellPart(nothing, batch.cell, nothing)
+
+
+def unbalanced(batch: Batch, pressure: Any, mask: tuple, hydrostatic: bool) -> Array:
+    """Stress + P in the components that may relax, [systems, 3, 3], eV/Å³."""
+    one = jnp.eye(3, dtype=batch.dtype)[None]
+    stress = batch.stress + (GPA * by_system(batch, pressure))[:, None, None] * one
+    if hydrostatic:
+        return (jnp.trace(stress, axis1=1, axis2=2) / 3)[:, None, None] * one
+    return jnp.where(jnp.array(mask)[None], stress, 0)
+
+
+def generalized_forces(batch: Batch, cell: CellPart, stress: Array, mask: tuple) -> Vector:
+    """The force on (z, n U), from the forces and the stress that the cell works against."""
+    gradient, pull_back = jax.vjp(exp, cell.log)
+    virial = -volume(batch)[:, None, None] * stress
+    # Force on F: virial F^-T, with F^-1 = exp(-U).
+    slope = virial @ exp(-cell.log).swapaxes(1, 2)
+    (on_log,) = pull_back(slope)
+    on_log = jnp.where(jnp.array(mask)[None], on_log, 0) / _atoms(batch)
+    return Vector(jnp.einsum("na,nab->nb", batch.forces, to_atoms(batch, gradient)), on_log)
+
+
+def deformed(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]:
+    """Batch and cell after a step of (z, n U)."""
+    assert step.cell is not None
+    log = cell.log + step.cell / _atoms(batch)
+    back, onward = exp(-cell.log), exp(log)
+    z = jnp.einsum("na,nba->nb", batch.positions, to_atoms(batch, back)) + step.atoms
+    positions = jnp.einsum("na,nba->nb", z, to_atoms(batch, onward))
+    after = batch.replace(positions=positions, cell=jnp.einsum("sab,scb->sac", cell.start, onward))
+    return after, CellPart(log, cell.start, cell.velocity)
+
+
+def _atoms(batch: Batch) -> Array:
+    return jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None, None]
+
+
+def as_mask(value: Any) -> tuple:
+    """Three rows of three booleans from six (xx, yy, zz, yz, xz, xy) or from nine.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    rows = [bool(x) for x in jax.tree.leaves(value if not hasattr(value, "tolist") else value.tolist())]
+    if len(rows) == 6:
+        xx, yy, zz, yz, xz, xy = rows
+        rows = [xx, xy, xz, xy, yy, yz, xz, yz, zz]
+    if len(rows) != 9:
+        raise ValueError(
+            f"mask must have six entries (xx, yy, zz, yz, xz, xy) or three by three, not {len(rows)}."
+        )
+    return tuple(tuple(rows[3 * k : 3 * k + 3]) for k in range(3))

@@ -1,0 +1,96 @@
+"""FIRE2: FIRE with a step back where it went uphill."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortened
+from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.units import ACCELERATION, ASE_TIME
+
+
+class FIRE2(AbstractDynamics):
+    """Relaxation of the positions by FIRE 2.0, each system with its own time step.
+
+    With force f, velocity v and P = f·v over the atoms of a system, in each step
+
+    - P > 0: after more than n_min such steps in a row dt <- min(f_inc dt, dt_max), alpha <- f_alpha alpha;
+      then v <- v + dt f/m, v <- (1 - alpha) v + alpha f |v|/|f|, r <- r + dt v, the step of a system cut
+      to the length max_step;
+    - else: dt <- max(f_dec dt, dt_min), alpha back to its start, r <- r - dt v/2, v <- 0. The step
+      after this one goes on as if P > 0, with the forces of where the retreat led.
+
+    All masses are 1 amu. This is ASE's FIRE2, whose default dt of 0.1 is 1.018 fs here; ASE evaluates
+    the forces twice in a step with P <= 0, which are two steps here. Fixed atoms do not move.
+
+    Args:
+        model: gives energies and forces.
+        dt: time step at the start, fs.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+        dt_max, dt_min: fs.  n_min, f_inc, f_dec, alpha, f_alpha: as above.
+        max_step: largest length of the step of one system, norm over all its coordinates, Å.
+
+    All but n_min and n_steps are numbers, or one per system.
+
+    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020).
+    """
+
+    model: AbstractModel
+    dt: Array = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    dt_max: Array = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
+    dt_min: Array = eqx.field(converter=positive("dt_min"), default=0.02, kw_only=True)
+    n_min: Array = eqx.field(converter=as_count("n_min"), default=20, kw_only=True)
+    f_inc: Array = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
+    f_dec: Array = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
+    alpha: Array = eqx.field(converter=positive("alpha", zero=True), default=0.25, kw_only=True)
+    f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
+    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    _has_velocities: ClassVar[bool] = False
+
+    def init_state(self, batch: Batch) -> FIREState:
+        return new_state(batch, self.dt, self.alpha)
+
+    def pre_update(self, batch: Batch, state: FIREState) -> tuple[Batch, FIREState]:
+        force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
+        state, _, move = self._walk(batch, state, force, velocity)
+        return batch.replace(positions=batch.positions + move.atoms), state
+
+    def _walk(
+        self, batch: Batch, state: FIREState, force: Vector, velocity: Vector
+    ) -> tuple[FIREState, Vector, Vector]:
+        """The state, the velocity and the step, in whatever coordinates."""
+        power, ff, vv = dots(batch, (force, velocity), (force, force), (velocity, velocity))
+        # At rest, in the first step and after a retreat, nothing is asked of the power.
+        back = (power <= 0) & (state.downhill >= 0)
+        downhill = jnp.where(back, -1, state.downhill + 1)
+        sure = downhill > self.n_min
+
+        longer = jnp.minimum(state.dt * by_system(batch, self.f_inc), by_system(batch, self.dt_max))
+        shorter = jnp.maximum(state.dt * by_system(batch, self.f_dec), by_system(batch, self.dt_min))
+        dt = jnp.where(back, shorter, jnp.where(sure, longer, state.dt))
+        alpha = jnp.where(sure, state.alpha * by_system(batch, self.f_alpha), state.alpha)
+        alpha = jnp.where(back, by_system(batch, self.alpha), alpha)
+
+        # v + c f, then mixed with f: keep v + pull f.
+        c = dt * ACCELERATION
+        speed = jnp.sqrt(jnp.maximum(vv + 2 * c * power + c * c * ff, 0))
+        keep = 1 - alpha
+        pull = keep * c + alpha * speed / jnp.sqrt(jnp.where(ff > 0, ff, 1))
+        onward = combined(batch, (keep, velocity), (pull, force))
+        step = shortened(batch, combined(batch, (dt, onward)), self.max_step)
+        one = jnp.where(back, 0, 1).astype(batch.dtype)
+        move = combined(batch, (one, step), (jnp.where(back, -dt / 2, 0), velocity))
+        onward = combined(batch, (one, onward))
+        return FIREState(onward.atoms, dt, alpha, downhill), onward, move

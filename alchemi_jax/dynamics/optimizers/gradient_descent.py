@@ -1,0 +1,46 @@
+"""GradientDescent: downhill, in proportion to the forces."""
+
+from typing import ClassVar
+
+import equinox as eqx
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
+from alchemi_jax.dynamics.updates import at_atoms
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+
+
+class GradientDescent(AbstractDynamics):
+    """Relaxation of the positions by r <- r + rate f, the step of a system cut so that no atom moves further
+    than max_step.
+
+    It converges where rate is below two over the largest curvature; in a harmonic well of constant k
+    a displacement shrinks by 1 - rate k in each step.
+
+    Args:
+        model: gives energies and forces.
+        rate: Å²/eV.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+        max_step: Å.
+
+    rate and max_step are numbers, or one per system.
+
+    Source: Nocedal, Wright, Numerical Optimization (2006), chapter 3.
+    """
+
+    model: AbstractModel
+    rate: Array = eqx.field(converter=positive("rate"), default=0.01)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    _has_velocities: ClassVar[bool] = False
+
+    def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
+        step = cut_by_atom(batch, at_atoms(batch, self.rate) * batch.forces, self.max_step)
+        return batch.replace(positions=batch.positions + step), state

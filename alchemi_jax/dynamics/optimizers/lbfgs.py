@@ -1,0 +1,121 @@
+"""LBFGS: the limited-memory quasi-Newton method."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
+from alchemi_jax.dynamics.updates import at_atoms, by_system
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.levels import per_atom, per_system
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.segments import sum_by_system, to_atoms
+
+
+class LBFGSState(eqx.Module):
+    """The last steps s (Å) and changes of the gradient y (eV/Å), newest first, with 1/(s·y) of each, zero
+    where there is none yet; and forces and step of the step before."""
+
+    s: Float[Array, "atoms memory 3"] = per_atom()
+    y: Float[Array, "atoms memory 3"] = per_atom()
+    rho: Float[Array, "systems memory"] = per_system()
+    forces: Float[Array, "atoms 3"] = per_atom()
+    step: Float[Array, "atoms 3"] = per_atom()
+    begun: Bool[Array, " systems"] = per_system()
+
+
+class LBFGS(AbstractDynamics):
+    """Relaxation of the positions by L-BFGS, each system with its own history.
+
+    The step is damping H f, H being the inverse Hessian that the last `memory` steps s and changes y of the
+    gradient build up, by the two-loop recursion, from 1/curvature; the step of a system is cut so
+    that no atom moves further than max_step. This is ASE's LBFGS (whose alpha is curvature), save that a
+    step with s·y <= 0, along which the energy is not convex, does not enter the history: so the step
+    always goes downhill. Fixed atoms do not move.
+
+    Args:
+        model: gives energies and forces.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+        memory: number of steps that are remembered; fixes shapes. ASE's default is 100.
+        curvature: eV/Å², the Hessian where nothing is known yet.
+        damping: factor on the step.
+        max_step: Å.
+
+    curvature, damping and max_step are numbers, or one per system.
+
+    Source: Liu, Nocedal, Math. Program. 45, 503 (1989).
+    """
+
+    model: AbstractModel
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+    memory: int = eqx.field(
+        static=True, converter=lambda m: int(as_count("memory")(m)), default=20, kw_only=True
+    )
+    curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
+    damping: Array = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
+    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+
+    _has_velocities: ClassVar[bool] = False
+
+    def init_state(self, batch: Batch) -> LBFGSState:
+        history = jnp.zeros((batch.atom_capacity, self.memory, 3), batch.dtype)
+        none = jnp.zeros_like(batch.positions)
+        rho = jnp.zeros((batch.system_capacity, self.memory), batch.dtype)
+        return LBFGSState(history, history, rho, none, none, jnp.zeros(batch.system_capacity, bool))
+
+    def pre_update(self, batch: Batch, state: LBFGSState) -> tuple[Batch, LBFGSState]:
+        state = _remembered(batch, state)
+        step = _newton(batch, state, 1 / by_system(batch, self.curvature))
+        step = at_atoms(batch, self.damping) * cut_by_atom(batch, step, self.max_step)
+        known = jnp.ones_like(state.begun)
+        state = LBFGSState(state.s, state.y, state.rho, batch.forces, step, known)
+        return batch.replace(positions=batch.positions + step), state
+
+
+def _remembered(batch: Batch, state: LBFGSState) -> LBFGSState:
+    """The history with the last step in front, where the energy is convex along it."""
+    s, y = state.step, state.forces - batch.forces
+    sy, yy = (sum_by_system(batch, jnp.stack([_dot(s, y), _dot(y, y)], axis=-1))[:, k] for k in (0, 1))
+    good = state.begun & (sy > jnp.finfo(batch.dtype).tiny) & (yy > 0)
+    at = to_atoms(batch, good)[:, None, None]
+
+    def pushed(new: Array, held: Array, where: Array) -> Array:
+        return jnp.where(where, jnp.concatenate([new[:, None], held[:, :-1]], axis=1), held)
+
+    rho = pushed(1 / jnp.where(good, sy, 1), state.rho, good[:, None])
+    return LBFGSState(
+        pushed(s, state.s, at), pushed(y, state.y, at), rho, state.forces, state.step, state.begun
+    )
+
+
+def _newton(batch: Batch, state: LBFGSState, start: Array) -> Array:
+    """H f, by the two-loop recursion."""
+    memory = state.rho.shape[1]
+
+    def product(a: Array, b: Array) -> Array:
+        return sum_by_system(batch, _dot(a, b))
+
+    def newer(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, weights = carry
+        weight = state.rho[:, k] * product(state.s[:, k], q)
+        return q - to_atoms(batch, weight)[:, None] * state.y[:, k], weights.at[:, k].set(weight)
+
+    def older(n: Array, q: Array) -> Array:
+        k = memory - 1 - n
+        beta = state.rho[:, k] * product(state.y[:, k], q)
+        return q + to_atoms(batch, weights[:, k] - beta)[:, None] * state.s[:, k]
+
+    q, weights = jax.lax.fori_loop(0, memory, newer, (batch.forces, jnp.zeros_like(state.rho)))
+    return jax.lax.fori_loop(0, memory, older, to_atoms(batch, start)[:, None] * q)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]

@@ -1,0 +1,21 @@
+"""Per-atom vectors as one row a system, for what treats each system as a whole."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.segments import row_index, to_atoms
+
+
+def to_rows(batch: Batch, values: Array) -> Array:
+    """[atoms, 3] as [systems, largest, 3], zero where a system has fewer atoms."""
+    index, valid = row_index(batch)
+    return jnp.where(valid[:, :, None], jnp.take(values, index, axis=0, mode="clip"), 0)
+
+
+def from_rows(batch: Batch, rows: Array) -> Array:
+    """The way back, zero for padding atoms."""
+    local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    flat = jnp.minimum(batch.batch_idx, batch.system_capacity - 1) * batch.largest + local
+    values = jnp.take(rows.reshape(-1, 3), flat, axis=0, mode="clip")
+    return jnp.where(batch.atom_mask[:, None], values, 0)

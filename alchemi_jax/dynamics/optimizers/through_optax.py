@@ -1,0 +1,72 @@
+"""OptaxOptimizer: any optax optimizer, one for each system."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
+from alchemi_jax.hooks import HookSet
+from alchemi_jax.levels import per_system
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count
+
+
+class OptaxState(eqx.Module):
+    """The optimizer's state of each system."""
+
+    inner: PyTree[Array] = per_system()
+
+
+class OptaxOptimizer(AbstractDynamics):
+    """Relaxation of the positions by an optimizer of optax, such as `optax.adam(0.01)`.
+
+    Each system has an optimizer state of its own: its step counts, moments and norms know nothing of the
+    others, and what enters a pipeline late begins afresh. The parameters are its positions, [atoms, 3], the
+    gradient is -forces; optimizers that ask for `value` get the energy. Lengths are in Å, so a learning
+    rate of Adam is about the distance that an atom moves in a step. Fixed atoms do not move.
+
+    Args:
+        model: gives energies and forces.
+        optimizer: an `optax.GradientTransformation`. Another one compiles anew; numbers in it that shall
+            change freely are those of `optax.inject_hyperparams`.
+        n_steps: budget of steps per system.
+        hooks: a `ConvergenceHook` among them makes the run stop.
+
+    Raises:
+        TypeError: if the optimizer is none.
+
+    Source: DeepMind, the DeepMind JAX ecosystem (2020), github.com/google-deepmind/optax.
+    """
+
+    model: AbstractModel
+    optimizer: Any = eqx.field(static=True)
+    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    hooks: HookSet = eqx.field(converter=HookSet, default=())
+
+    _has_velocities: ClassVar[bool] = False
+
+    def __check_init__(self):
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            raise TypeError(
+                f"optimizer must be an optax.GradientTransformation, not a {type(self.optimizer).__name__}."
+            )
+
+    def init_state(self, batch: Batch) -> OptaxState:
+        return OptaxState(jax.vmap(self.optimizer.init)(to_rows(batch, batch.positions)))
+
+    def pre_update(self, batch: Batch, state: OptaxState) -> tuple[Batch, OptaxState]:
+        optimizer = optax.with_extra_args_support(self.optimizer)
+
+        def update(gradient: Array, inner: Any, positions: Array, energy: Array) -> Any:
+            return optimizer.update(gradient, inner, positions, value=energy)
+
+        rows = to_rows(batch, -batch.forces), state.inner, to_rows(batch, batch.positions), batch.energy
+        step, inner = jax.vmap(update)(*rows)
+        step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
+        return batch.replace(positions=batch.positions + step), OptaxState(inner)

@@ -1,0 +1,115 @@
+"""FIREVariableCell and FIRE2VariableCell: positions and cell together."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.optimizers.coordinates import (
+    CellPart,
+    Vector,
+    as_mask,
+    deformed,
+    generalized_forces,
+    unbalanced,
+    undeformed,
+)
+from alchemi_jax.dynamics.optimizers.fire import FIRE, FIREState
+from alchemi_jax.dynamics.optimizers.fire2 import FIRE2
+from alchemi_jax.dynamics.updates import target
+from alchemi_jax.observables import volume
+from alchemi_jax.parameters import finite
+from alchemi_jax.units import GPA
+
+
+class AbstractVariableCell(AbstractDynamics):
+    """What makes an optimizer with a `_walk` relax cells, too."""
+
+    scalar_pressure: Array = eqx.field(converter=finite("scalar_pressure"), default=0.0, kw_only=True)
+    mask: tuple = eqx.field(static=True, converter=as_mask, default=(True,) * 6, kw_only=True)
+    hydrostatic: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    _needs_stress: ClassVar[bool] = True
+    _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
+
+    def check(self, batch: Batch) -> None:
+        pbc = np.asarray(batch.pbc)[: batch.num_systems].all(axis=-1)
+        if not pbc.all():
+            raise ValueError(
+                f"{batch.name_of(int(np.argmin(pbc)))} is not periodic in all directions: "
+                f"{type(self).__name__} has no cell to relax."
+            )
+
+    def init_state(self, batch: Batch) -> Any:
+        return super().init_state(batch), undeformed(batch)
+
+    def pre_update(self, batch: Batch, state: tuple[FIREState, CellPart]) -> tuple[Batch, Any]:
+        own, cell = state
+        force = generalized_forces(batch, cell, self.unbalanced_stress(batch), self.mask)
+        velocity = Vector(own.velocities, cell.velocity)
+        own, velocity, move = self._walk(batch, own, force, velocity)
+        batch, cell = deformed(batch, cell, move)
+        return batch, (own, dataclasses.replace(cell, velocity=velocity.cell))
+
+    def total_energy(self, batch: Batch, state: Any) -> Array:
+        """Potential and kinetic energy and P V."""
+        return super().total_energy(batch, state) + GPA * self._outer(batch) * volume(batch)
+
+    def unbalanced_stress(self, batch: Batch) -> Array:
+        """Stress + P in the components that relax, [systems, 3, 3], eV/Å³."""
+        return unbalanced(batch, self._outer(batch), self.mask, self.hydrostatic)
+
+    def relaxes_cell(self, batch: Batch) -> Array:
+        return jnp.ones(batch.energy.shape, bool)
+
+    def _outer(self, batch: Batch) -> Array:
+        return target(batch, batch.target_pressure, self.scalar_pressure)
+
+    def _walk(self, batch: Batch, state: Any, force: Vector, velocity: Vector) -> tuple[Any, Vector, Vector]:
+        return super()._walk(batch, state, force, velocity)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class FIREVariableCell(AbstractVariableCell, FIRE):
+    """Relaxation of positions and cell by `FIRE`, to the least enthalpy E + P V.
+
+    The coordinates are (z, n U): with h_0 the cell at the start, F = exp(U), n the number of atoms, the cell
+    is h = h_0 F^T and positions are r = z F^T. The force on them is (f F, -d(E + P V)/dU / n). Norms, powers
+    and max_step count these coordinates together. This is ASE's FIRE on its FrechetCellFilter. Fixed atoms
+    keep their place relative to the cell.
+
+    Args:
+        model: gives energies, forces and stress.
+        dt, n_steps, hooks, dt_max, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE`.
+            `ConvergenceHook()` without criteria asks forces and stress here.
+        scalar_pressure: P, GPa, a number or one per system; `PressureScheduleHook` sets others.
+        mask: which components of U may change, xx, yy, zz, yz, xz, xy or three by three.
+        hydrostatic: change the volume only.
+
+    Raises:
+        ValueError: from `init`, naming a system that is not periodic in all directions.
+
+    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006); coordinates: `ase.filters.FrechetCellFilter`.
+    """
+
+
+class FIRE2VariableCell(AbstractVariableCell, FIRE2):
+    """Relaxation of positions and cell by `FIRE2`, to the least enthalpy E + P V.
+
+    Coordinates as in `FIREVariableCell`; this is ASE's FIRE2 on its FrechetCellFilter.
+
+    Args:
+        model: gives energies, forces and stress.
+        dt, n_steps, hooks, dt_max, dt_min, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE2`.
+        scalar_pressure, mask, hydrostatic: as for `FIREVariableCell`.
+
+    Raises:
+        ValueError: from `init`, naming a system that is not periodic in all directions.
+
+    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020); coordinates:
+    `ase.filters.FrechetCellFilter`.
+    """
