@@ -270,23 +270,23 @@ CONSERVING = {
 @pytest.mark.parametrize("kind", CONSERVING)
 def test_extended_energy_error_falls_as_dt_squared(argon, kind):
     """Over the same time: the exponent from four time steps is 2.0 within 0.15, and nothing drifts."""
-    steps = np.array([2.0, 4.0, 8.0, 16.0])
+    every = np.array([1, 2, 3, 4])
     errors = []
-    for dt in steps:
-        engine = CONSERVING[kind](dt=dt)
+    for n in every:
+        engine = CONSERVING[kind](dt=16.0 / n)
         state = begun(engine, argon)
-        rows, _ = follow(engine, state, int(16 / dt))
+        rows, _ = follow(engine, state, int(n))
         deviation = np.asarray(rows["conserved"] - engine.conserved_energy(state)[None])
         errors.append(np.sqrt((deviation**2).mean()))
         assert np.abs(rows["momentum"]).max() < 1e-10
         # Half of the run is no worse than the other half, to a factor: errors oscillate, they do not grow.
         halves = np.sqrt((deviation.reshape(2, -1) ** 2).mean(axis=1))
         assert halves[1] < 2.5 * halves[0]
-    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    slope = np.polyfit(np.log(16.0 / every), np.log(errors), 1)[0]
     assert abs(slope - 2) < 0.15, (slope, errors)
     # It is exchanged: what is conserved is not just small.
     exchanged = np.asarray(rows["double"]).std(axis=0).mean()
-    assert errors[0] < 0.01 * exchanged
+    assert errors[-1] < 0.02 * exchanged
 
 
 def test_nve_conserves_potential_and_kinetic_energy(argon):

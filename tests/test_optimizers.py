@@ -203,7 +203,8 @@ def _shift_per_system(atoms):
 
 
 def test_all_optimizers_find_the_minimum_of_ase(lj):
-    """Clusters near a minimum: energy to 1e-5 eV; LBFGS in as many steps as ASE's, to 10 %."""
+    """Clusters near a minimum: energy to 1e-5 eV; LBFGS with ASE's memory in as many steps,
+    to 10 %."""
     systems = [cluster(seed, n, 0.06) for seed, n in enumerate((13, 13, 12, 13))]
     batch = Batch.from_ase(systems)
     hooks = [ConvergenceHook.from_fmax(3e-4)]
@@ -219,7 +220,7 @@ def test_all_optimizers_find_the_minimum_of_ase(lj):
         counts.append(optimizer.nsteps)
     found = {}
     for engine in (
-        LBFGS(model=lj, n_steps=500, hooks=hooks),
+        LBFGS(model=lj, n_steps=500, hooks=hooks, memory=100),
         BFGS(model=lj, n_steps=500, hooks=hooks),
         FIRE2(model=lj, n_steps=1000, hooks=hooks, **TIMES2),
         GradientDescent(model=lj, rate=0.5, n_steps=4000, hooks=hooks),
@@ -310,7 +311,6 @@ def test_default_convergence_asks_forces_and_stress(cell_engine, short):
     """In a perfect crystal forces are zero from the start, so only the stress keeps it going."""
     perfect = Batch.from_ase([crystal(0, 1, 0.0, a) for a in (5.1, 5.2, 5.3, 5.25, 5.35, 5.15)])
     default = cell_engine(hooks=[ConvergenceHook()]).run(perfect).take()
-    assert (default.steps_taken > 1).all()
     assert np.abs(default.stress).max() <= 6e-4
     assert (np.asarray(fmax(default)) <= 0.05).all()
     stress = cell_engine(hooks=[ConvergenceHook.from_stress(6e-4)]).run(perfect).take()
@@ -319,8 +319,11 @@ def test_default_convergence_asks_forces_and_stress(cell_engine, short):
     fixed = FIRE(model=short, n_steps=5, hooks=[ConvergenceHook()]).run(perfect).take()
     assert fixed.steps_taken.tolist() == [1] * 6
     fixed = FIRE(model=short, n_steps=5, hooks=[ConvergenceHook.from_stress(6e-4)]).run(perfect).take()
-    np.testing.assert_array_equal(fixed.steps_taken, np.where(np.abs(fixed.stress).max((1, 2)) <= 6e-4, 1, 5))
-    assert len(set(fixed.steps_taken.tolist())) == 2
+    # There nothing moved: these are the stresses at the start.
+    at_once = np.abs(fixed.stress).max((1, 2)) <= 6e-4
+    assert len(set(at_once.tolist())) == 2
+    np.testing.assert_array_equal(fixed.steps_taken, np.where(at_once, 1, 5))
+    np.testing.assert_array_equal(default.steps_taken > 1, ~at_once)
     assert "where the cell is relaxed" in repr(ConvergenceHook())
 
 
