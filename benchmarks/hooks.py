@@ -18,7 +18,7 @@ from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import LennardJones
 from benchmarks import structures
-from benchmarks.workloads import _moving
+from benchmarks.workloads import moving
 
 
 STEPS, ROUNDS, NEVER = 200, 7, 10**9
@@ -48,7 +48,7 @@ def main() -> None:
         "four light traced hooks": [Light() for _ in range(4)],
     }
     model = LennardJones(epsilon=0.0104, sigma=3.40, cutoff=8.5)
-    batch = _moving(structures.crystals(), "float32")
+    batch = moving(structures.crystals(), "float32")
     runs = {}
     for name, hooks in forms.items():
         engine = NVE(model=model, dt=4.0, hooks=hooks)

@@ -68,7 +68,7 @@ def w1(dtype: str, repeats: int) -> dict[str, Any]:
     return _report("W1", dtype, 256, 13 * out.steps_taken.sum(), figures, **more)
 
 
-def _moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
+def moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
     atoms, velocities = made
     batch = Batch.from_ase(atoms, dtype=dtype)
     v = np.zeros(batch.velocities.shape, dtype)
@@ -82,7 +82,7 @@ def _nve(hooks: Any = ()) -> NVE:
 
 
 def _dynamics(name: str, made: tuple, dtype: str, repeats: int) -> dict[str, Any]:
-    batch, engine = _moving(made, dtype), _nve()
+    batch, engine = moving(made, dtype), _nve()
     (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
     state = engine.advance(engine.init(batch), STEPS)
     builds = int(state.neighbors.builds)
@@ -101,7 +101,7 @@ def w3(dtype: str, repeats: int) -> dict[str, Any]:
 
 def w4(dtype: str, repeats: int) -> dict[str, Any]:
     """W2 with scalars of every system to CSV each 10 steps and a snapshot to Zarr each 50: over W2."""
-    batch, plain = _moving(structures.crystals(), dtype), _nve()
+    batch, plain = moving(structures.crystals(), dtype), _nve()
     with tempfile.TemporaryDirectory() as folder:
         number = itertools.count()
 
