@@ -1,7 +1,7 @@
 """Long runs against published values: the Lennard-Jones fluid near its triple point.
 
-`python -m benchmarks.physics` samples argon-like fluids of 500 atoms and compares with the reference values of
-NIST (Standard Reference Simulation Website, "LJ fluid properties", Metropolis Monte Carlo, 500 particles,
+`python -m benchmarks.physics` samples argon-like fluids of 500 atoms and compares with the reference values
+of NIST (Standard Reference Simulation Website, "LJ fluid properties", Metropolis Monte Carlo, 500 particles,
 cutoff 3 sigma with long-range corrections): mean energy and pressure by NVTLangevin at their densities, and
 the mean density by NPT at their pressure. Errors are of block means. `--drift` runs NVE on W2 for 10,000
 steps instead and prints how far the energy went, in both precisions.

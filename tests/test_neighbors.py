@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alchemi_jax import Batch
+from alchemi_jax.dynamics import NVE
 from alchemi_jax.neighbors import (
     ListSizes,
     due,
@@ -232,3 +233,18 @@ def test_update_under_vmap_equals_a_loop():
         for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(mapped), strict=True):
             np.testing.assert_allclose(b[i], a, atol=1e-12)
     assert mapped[0].builds.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("builder", ["brute force", "cell list"])
+def test_an_engine_takes_a_builder(lj, builder):
+    """The same path whoever makes the list, through rebuilds."""
+    batch = Batch.from_ase([crystal(0), crystal(1)])
+    engine = NVE(model=lj, dt=4.0)
+    state = engine.init(batch, builder=builder)
+    assert state.neighbors.sizes.builder == builder
+    chosen = engine.advance(engine.init(batch), 20)
+    state = engine.advance(state, 20)
+    assert state.neighbors.sizes.builder == builder
+    np.testing.assert_allclose(state.batch.positions, chosen.batch.positions, atol=1e-10)
+    with pytest.raises(ValueError, match=r"builder is 'brute force', 'cell list', 'warp' or None, not 'x'"):
+        engine.init(batch, builder="x")

@@ -136,17 +136,20 @@ class AbstractDynamics(Described):
         """The hooks, and the stages to which they belong."""
         return grouped([(None, self.hooks)])
 
-    def init(self, batch: Batch, *, key: Array | None = None) -> DynamicsState:
+    def init(self, batch: Batch, *, key: Array | None = None, builder: str | None = None) -> DynamicsState:
         """The state before the first step: bookkeeping afresh, neighbor list made, model evaluated.
 
         Args:
             key: PRNG key for algorithms that draw noise; `jax.random.key(0)` by default.
+            builder: who makes the neighbor list, also later on: "brute force", "cell list", or "warp" (the
+                kernels of nvalchemi-toolkit-ops, extra `warp`); by default whichever of the first two
+                is faster for these systems.
 
         Raises:
             ValueError: naming the system, if the model cannot treat it; also inside a transform,
                 because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
-        return prepare.init(self, batch, key)
+        return prepare.init(self, batch, key, builder)
 
     def run(self, batch: Batch, n_steps: int | None = None, *, key: Array | None = None) -> Batch:
         """Runs until every system is finished or its budget of steps is used up.

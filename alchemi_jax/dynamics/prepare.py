@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from alchemi_jax.dynamics.base import AbstractDynamics
 
 
-def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> DynamicsState:
+def init(
+    engine: "AbstractDynamics", batch: Batch, key: Array | None, builder: str | None = None
+) -> DynamicsState:
     """See `AbstractDynamics.init`."""
     if is_traced((batch, engine)):
         raise ValueError(
@@ -43,7 +45,7 @@ def init(engine: "AbstractDynamics", batch: Batch, key: Array | None) -> Dynamic
     batch = jax.device_put(batch)
     neighbors = None
     if engine.model.cutoff is not None:
-        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin)
+        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin, builder=builder)
         neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
     key = jax.random.key(0) if key is None else key
     while True:
