@@ -1,6 +1,8 @@
 """Settings of all tests, and structures that many of them use."""
 
+import gc
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -62,6 +64,17 @@ def zoo() -> dict[str, Atoms]:
     thin.set_cell(thin.cell.array @ np.diag([0.7, 1.3, 1.1]), True)
     out["thin"] = thin
     return out
+
+
+@pytest.fixture(autouse=True)
+def room_for_compiled_code():
+    """A process may map 65,530 regions of memory, and each program that XLA compiles takes some: thousands
+    of them in one process end in a crash of the compiler. So compiled code is dropped in time."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
