@@ -314,7 +314,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         memory = HostMemory()
         engine = FIRE(model=lj, dt=2.0, n_steps=60, hooks=[SnapshotHook(memory, 20)])
         if sizes is not None:
-            monkeypatch.setattr(prepare.nl, "guess_sizes", lambda *args: sizes)
+            monkeypatch.setattr(prepare.nl, "guess_sizes", lambda *args, **kwargs: sizes)
         state = engine.init(batch)
         first = state.neighbors.sizes
         out = engine.advance(state, 60)

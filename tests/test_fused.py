@@ -448,6 +448,7 @@ def test_nothing_recompiles_and_runs_go_on(lj, batch, compilations, tmp_path):
     state = engine.advance(checkpoint.load(tmp_path / "c", engine.init(batch)), 73)
     for a, b in zip(jax.tree.leaves(whole.batch), jax.tree.leaves(state.batch), strict=True):
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    engine.run(batch, 1)
     other = FIRE(model=lj, dt=1.1, n_steps=90, hooks=[ConvergenceHook.from_fmax(0.05)]) + NVTLangevin(
         model=lj, dt=1.0, temperature=33.0, friction=0.01, n_steps=3
     )

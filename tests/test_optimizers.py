@@ -330,6 +330,7 @@ def test_default_convergence_asks_forces_and_stress(cell_engine, short):
 def test_pressures_by_schedule_by_vmap_and_without_compiling(cell_engine, crystals, squeezed, compilations):
     """A ramp ends at the volume of its last pressure; a sweep equals runs; numbers are leaves."""
     batch = Batch.from_ase(crystals)
+    cell_engine(scalar_pressure=PRESSURES).run(batch, 1)
     with compilations() as names:
         again = cell_engine(scalar_pressure=PRESSURES[::-1].copy()).run(batch).take()
     assert names == []
