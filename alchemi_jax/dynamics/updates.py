@@ -15,8 +15,12 @@ from alchemi_jax.units import ACCELERATION
 
 def per_system_value(batch: Batch, value: Any) -> Array:
     """A parameter, a number or one per system, in the dtype of the run; shorter rows are filled up."""
-    value = jnp.asarray(value).astype(batch.dtype)
-    missing = batch.system_capacity - value.shape[0] if value.ndim else 0
+    return filled_up(jnp.asarray(value).astype(batch.dtype), batch.system_capacity)
+
+
+def filled_up(value: Array, systems: int) -> Array:
+    """A number as it is, or one value per system with its last one for the padding."""
+    missing = systems - value.shape[0] if value.ndim else 0
     return jnp.pad(value, (0, missing), mode="edge") if missing > 0 else value
 
 

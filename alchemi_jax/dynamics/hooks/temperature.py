@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.dynamics.updates import per_system_value
+from alchemi_jax.dynamics.updates import by_system, filled_up
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.levels import per_system
 from alchemi_jax.parameters import Described, as_count, as_parameter, finite, positive
@@ -23,8 +23,7 @@ def _scheduled(hook: Any, batch: Batch) -> Array:
     """What the hook's schedule says for each system, [systems]."""
     # In the dtype of the run: an integer divided by a number would be a float32.
     steps = batch.stage_steps.astype(batch.dtype)
-    wanted = per_system_value(batch, hook.schedule(steps))
-    return jnp.broadcast_to(wanted, batch.energy.shape)
+    return by_system(batch, hook.schedule(steps))
 
 
 class Ramp(Described):
@@ -36,12 +35,8 @@ class Ramp(Described):
 
     def __call__(self, step: Float[Array, " systems"]) -> Array:
         part = jnp.minimum(step / self.n_steps, 1.0)
-
-        def fit(value: Array) -> Array:
-            missing = step.shape[0] - value.shape[0] if value.ndim else 0
-            return jnp.pad(value, (0, missing), mode="edge") if missing > 0 else value
-
-        return fit(self.start) * (1 - part) + fit(self.end) * part
+        start, end = (filled_up(value, step.shape[0]) for value in (self.start, self.end))
+        return start * (1 - part) + end * part
 
 
 class TemperatureScheduleHook(TracedHook):
