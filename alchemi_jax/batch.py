@@ -8,7 +8,7 @@ segment sums drop them. Every field declares its level (`alchemi_jax.levels`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -113,8 +113,13 @@ class Batch(eqx.Module):
         dtype: Any = None,
         atom_capacity: int | None = None,
         system_capacity: int | None = None,
+        extras: Collection[str] | None = None,
     ) -> Batch:
-        """From AtomicData, one a system; arguments as in `from_ase`."""
+        """From AtomicData, one a system; arguments as in `from_ase`.
+
+        Extras that all systems have become arrays, others stay `info`; of the former only those named in
+        `extras`, if it is given.
+        """
         data = list(data)
         if not data:
             raise ValueError("A batch needs at least one system, the list is empty.")
@@ -130,11 +135,11 @@ class Batch(eqx.Module):
 
         atom_extras = {
             k: np.concatenate([np.asarray(d.atom_extras[k]) for d in data]).astype(t)
-            for k, t in _common_extras([d.atom_extras for d in data], 1, dtype).items()
+            for k, t in _common_extras([d.atom_extras for d in data], 1, dtype, extras).items()
         }
         system_extras = {
             k: np.array([d.system_extras[k] for d in data]).astype(t)
-            for k, t in _common_extras([d.system_extras for d in data], 0, dtype).items()
+            for k, t in _common_extras([d.system_extras for d in data], 0, dtype, extras).items()
         }
         meta = []
         for d in data:
@@ -413,11 +418,13 @@ def _count(n: Any) -> Any:
     return n if is_traced(n) else int(n)
 
 
-def _common_extras(extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype) -> dict[str, Any]:
+def _common_extras(
+    extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype, wanted: Collection[str] | None
+) -> dict[str, Any]:
     """Extras that every system has, with one trailing shape: name -> dtype in the batch."""
     out = {}
     for key in extras[0]:
-        if not all(key in e for e in extras):
+        if not all(key in e for e in extras) or (wanted is not None and key not in wanted):
             continue
         values = [np.asarray(e[key]) for e in extras]
         kinds = {v.dtype.kind for v in values}

@@ -6,7 +6,7 @@ systems. `Batch` and the states of the algorithms declare their fields with `per
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import equinox as eqx
@@ -35,11 +35,15 @@ def per_system(fill: Any = 0, **kwargs: Any) -> Any:
     return eqx.field(metadata={"level": "system", "fill": fill}, **kwargs)
 
 
-def level_fields(module: Any) -> Iterator[tuple[str, Level]]:
-    """Name and level of every array field of a Module, in order of declaration."""
-    for f in dataclasses.fields(module):
-        if not f.metadata.get("static", False):
-            yield f.name, f.metadata.get("level", "shared")
+def level_fields(module: Any) -> tuple[tuple[str, Level], ...]:
+    """Name and level of every array field of a Module or its class, in order of declaration."""
+    return _levels(module if isinstance(module, type) else type(module))
+
+
+@functools.cache
+def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
+    found = (f for f in dataclasses.fields(kind) if not f.metadata.get("static", False))
+    return tuple((f.name, f.metadata.get("level", "shared")) for f in found)
 
 
 def swapped(module: _M, **fields: Any) -> _M:

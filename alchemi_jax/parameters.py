@@ -90,6 +90,17 @@ def as_count(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def natural(name: str) -> Callable[[Any], int]:
+    """A converter of counts that fix shapes, to plain ints."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a positive int, not {value!r}.")
+        return int(value)
+
+    return convert
+
+
 class Described(eqx.Module):
     """A Module whose repr gives the values of its parameters, as a methods section would."""
 

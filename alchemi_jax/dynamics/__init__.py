@@ -20,5 +20,6 @@ from alchemi_jax.dynamics.optimizers import FIRE2VariableCell as FIRE2VariableCe
 from alchemi_jax.dynamics.optimizers import FIREVariableCell as FIREVariableCell
 from alchemi_jax.dynamics.optimizers import GradientDescent as GradientDescent
 from alchemi_jax.dynamics.optimizers import OptaxOptimizer as OptaxOptimizer
+from alchemi_jax.dynamics.sampler import Sampler as Sampler
 from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
 from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion

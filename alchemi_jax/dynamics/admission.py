@@ -63,10 +63,10 @@ def _enter(engine: AbstractDynamics, state: DynamicsState, arriving: Array) -> D
             continue
         fresh = group.within(arriving, batch.status) & ~group.within(arriving, state.came_from)
         for i, new in enumerate(group.hooks.init(batch), group.memory):
-            memory[i] = _fresh_rows(batch, fresh, new, memory[i])
+            memory[i] = fresh_rows(batch, fresh, new, memory[i])
     state = state.replace(memory=tuple(memory))
     if _hooks_shape_forces(engine):
-        state = _evaluated(engine, state, arriving)
+        state = evaluated(engine, state, arriving)
     integrator = []
     for code, (part, old) in enumerate(zip(engine.parts, state.integrator, strict=True)):
         mine = arriving & (batch.status == code)
@@ -101,7 +101,7 @@ def _hooks_shape_forces(engine: AbstractDynamics) -> bool:
     )
 
 
-def _evaluated(engine: AbstractDynamics, state: DynamicsState, arriving: Array) -> DynamicsState:
+def evaluated(engine: AbstractDynamics, state: DynamicsState, arriving: Array) -> DynamicsState:
     """As in `init`: one evaluation with the hooks that shape it, whatever their frequency; their
     memory stands still."""
     compute = STEP.index("compute")
@@ -112,7 +112,7 @@ def _evaluated(engine: AbstractDynamics, state: DynamicsState, arriving: Array) 
     return state.replace(batch=after.batch, failed_at=failed_at)
 
 
-def _fresh_rows(batch: Batch, systems: Array, new: Any, old: Any) -> Any:
+def fresh_rows(batch: Batch, systems: Array, new: Any, old: Any) -> Any:
     """A memory with the rows of some systems started afresh.
 
     A Module that declares levels is taken by them; of anything else, leaves with a leading axis

@@ -15,6 +15,7 @@ from alchemi_jax.dynamics import driver, prepare, records
 from alchemi_jax.dynamics.admission import admitted
 from alchemi_jax.dynamics.callbacks import deliver
 from alchemi_jax.dynamics.groups import Group, grouped, in_order
+from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
@@ -34,6 +35,7 @@ from alchemi_jax.segments import any_by_system, to_atoms
 if TYPE_CHECKING:
     from alchemi_jax.dynamics.fused import FusedStage
     from alchemi_jax.dynamics.memory import Memory
+    from alchemi_jax.dynamics.sampler import Sampler
 
 _E = TypeVar("_E", bound="AbstractDynamics")
 
@@ -151,18 +153,37 @@ class AbstractDynamics(Described):
         """
         return prepare.init(self, batch, key, builder)
 
-    def run(self, batch: Batch, n_steps: int | None = None, *, key: Array | None = None) -> Batch:
+    def run(
+        self,
+        batch: Batch | None = None,
+        n_steps: int | None = None,
+        *,
+        key: Array | None = None,
+        sampler: "Sampler | None" = None,
+        sink: Sink | None = None,
+    ) -> Any:
         """Runs until every system is finished or its budget of steps is used up.
 
         Args:
             n_steps: in place of the engine's own.
             key: as for `init`.
+            sampler: in place of a batch: systems enter as others are finished, so that the batch stays full.
+                No step of a system depends on who else is there; shapes, hence compiled code, stay the same.
+            sink: where finished systems of a sampler go; by default they are kept in memory.
 
         Returns:
             The batch: systems in the same order, with `status`, `converged`, `steps_taken` and
             `failed` per system. A run that did not converge is no error; a system whose energy or
             forces stopped being finite is left in its last finite state and reported in a warning.
+            With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
+            them in the order in which they finished (`system_id` says which is which).
         """
+        if sampler is not None and batch is None:
+            from alchemi_jax.dynamics import refill
+
+            return refill.run(self, sampler, sink, n_steps, key)
+        if batch is None or sampler is not None or sink is not None:
+            raise TypeError(f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink.")
         return driver.run(self, batch, n_steps, key)
 
     def advance(self, state: DynamicsState, n_steps: int) -> DynamicsState:

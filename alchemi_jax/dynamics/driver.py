@@ -63,7 +63,7 @@ def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) 
         ]
         state = state.replace(records=tuple(buffers))
     stop = state.step_count + n
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False), lambda s: engine.step(s), state)
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False, 0), lambda s: engine.step(s), state)
     lost = state.overflow
     nan = jnp.where(lost, jnp.nan, 0)
     batch = state.batch
@@ -75,9 +75,11 @@ def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) 
     )
 
 
-def _going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any) -> Array:
-    """Whether to take another step; `wait`: not after a step in which a system converged."""
-    going = (state.step_count < stop) & jnp.any(engine.active(state.batch))
+def _going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any) -> Array:
+    """Whether to take another step; `wait`: not after a step in which a system converged; `few`: not
+    with so few unfinished systems, or fewer."""
+    active = engine.active(state.batch).sum(dtype=jnp.int32)
+    going = (state.step_count < stop) & (active > few)
     if state.neighbors is not None:
         going &= ~state.neighbors.overflow
     for buffer in state.records:
@@ -118,10 +120,10 @@ _compiled = functools.partial(_filter_jit, compiler_options=_WIDE)
 
 @_compiled
 def _segment(
-    engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any
+    engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
 ) -> tuple[DynamicsState, Array]:
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait), lambda s: engine.step(s), state)
+    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait, few), lambda s: engine.step(s), state)
     return state, _report(engine, state)
 
 
@@ -154,8 +156,7 @@ class _Run:
         self.compiled = engine.on_device()
         self.groups = engine.groups
         self.meta: Metadata | None = state.batch.meta
-        self.state = state.replace(batch=state.batch.replace(meta=None))
-        self.report = _Report(_report_of(self.compiled, self.state))
+        self.put(state.replace(batch=state.batch.replace(meta=None)))
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
@@ -176,9 +177,20 @@ class _Run:
     def _runs(hook: Any, stages: set[DynamicsStage]) -> bool:
         return any(runs_on(hook, stage) for stage in stages)
 
-    def advance(self, stop: int) -> None:
-        """Steps until `stop` completed ones, or until all systems are finished."""
-        while self.report.step < stop and self.report.active:
+    def put(self, state: DynamicsState, report: _Report | None = None) -> None:
+        """Goes on from another state."""
+        self.state = state
+        self.report = self.reported(_report_of(self.compiled, state)) if report is None else report
+
+    @staticmethod
+    def reported(numbers: Array) -> _Report:
+        """What `_report` made, on the host."""
+        return _Report(numbers)
+
+    def advance(self, stop: int, few: int = 0) -> None:
+        """Steps until `stop` completed ones, or until all systems but `few` are finished."""
+        self.few = np.int32(few)
+        while self.report.step < stop and self.report.active > few:
             step = self.report.step
             self._call(DynamicsStage.BEFORE_STEP)
             if any(step % h.frequency == 0 for h in self.inside):
@@ -201,7 +213,7 @@ class _Run:
         begun = time.perf_counter()
         wait = np.bool_(self.waiting)
         while True:
-            state, numbers = _segment(self.compiled, self.state, np.int32(stop), wait)
+            state, numbers = _segment(self.compiled, self.state, np.int32(stop), wait, self.few)
             report = _Report(numbers)
             if not report.overflow:
                 break
@@ -330,15 +342,27 @@ def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> D
     return run._with_meta()
 
 
-def run(engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None) -> Batch:
-    """See `AbstractDynamics.run`."""
+def with_budget(engine: "AbstractDynamics", n_steps: int | None) -> "AbstractDynamics":
+    """The engine with `n_steps` in place of its own, if given.
+
+    Raises:
+        ValueError: if there is no bound for the steps of a system.
+    """
     if n_steps is not None:
         engine = dataclasses.replace(engine, n_steps=n_steps)
     if engine.max_steps is None:
         raise ValueError(
             f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."
         )
+    return engine
+
+
+def run(engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None) -> Batch:
+    """See `AbstractDynamics.run`."""
+    engine = with_budget(engine, n_steps)
+    most = engine.max_steps
+    assert most is not None
     with engine:
         state = engine.init(batch, key=key)
-        state = engine.advance(state, int(engine.max_steps))
+        state = engine.advance(state, int(most))
         return verdict(engine, state)

@@ -120,8 +120,8 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
 
 
 def _of_state(engine: "AbstractDynamics", state: DynamicsState) -> Memory:
-    stop, wait = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_))
-    arguments = (engine.on_device(), state, stop, wait)
+    stop, wait, few = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_, np.int32))
+    arguments = (engine.on_device(), state, stop, wait, few)
     found = _analysed(driver._segment.__wrapped__, *arguments)
     return Memory(
         state=int(found.argument_size_in_bytes),

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 def init(
-    engine: "AbstractDynamics", batch: Batch, key: Array | None, builder: str | None = None
+    engine: "AbstractDynamics",
+    batch: Batch,
+    key: Array | None,
+    builder: str | None = None,
+    waiting: nl.Needs | None = None,
 ) -> DynamicsState:
-    """See `AbstractDynamics.init`."""
+    """See `AbstractDynamics.init`; lists have room for any of the systems with the needs `waiting`."""
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
@@ -45,7 +49,9 @@ def init(
     batch = jax.device_put(batch)
     neighbors = None
     if engine.model.cutoff is not None:
-        sizes = nl.guess_sizes(batch, engine.model.cutoff, engine.model.skin, builder=builder)
+        sizes = nl.guess_sizes(
+            batch, engine.model.cutoff, engine.model.skin, builder=builder, waiting=waiting
+        )
         neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
     key = jax.random.key(0) if key is None else key
     while True:
@@ -70,17 +76,7 @@ def _prepare(
     """Bookkeeping afresh, memories, buffers, and the first evaluation."""
     systems = batch.status.shape
     none = jnp.zeros(systems, bool)
-    batch = batch.replace(
-        status=jnp.zeros(systems, jnp.int32),
-        converged=none,
-        failed=none,
-        steps_taken=jnp.zeros(systems, jnp.int32),
-        stage_steps=jnp.zeros(systems, jnp.int32),
-        target_temperature=jnp.full_like(batch.energy, jnp.nan),
-        target_pressure=jnp.full_like(batch.energy, jnp.nan),
-        stress=jnp.full_like(batch.stress, jnp.nan),
-        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
-    )
+    batch = begun(batch)
     memory = tuple(m for group in engine.groups for m in group.hooks.init(batch))
     state = DynamicsState(
         batch=batch,
@@ -104,6 +100,22 @@ def _prepare(
         for held in group.hooks.recording
     )
     return state.replace(integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers))
+
+
+def begun(batch: Batch) -> Batch:
+    """A batch with its bookkeeping started afresh."""
+    systems = batch.status.shape
+    return batch.replace(
+        status=jnp.zeros(systems, jnp.int32),
+        converged=jnp.zeros(systems, bool),
+        failed=jnp.zeros(systems, bool),
+        steps_taken=jnp.zeros(systems, jnp.int32),
+        stage_steps=jnp.zeros(systems, jnp.int32),
+        target_temperature=jnp.full_like(batch.energy, jnp.nan),
+        target_pressure=jnp.full_like(batch.energy, jnp.nan),
+        stress=jnp.full_like(batch.stress, jnp.nan),
+        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
+    )
 
 
 def larger_list(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:

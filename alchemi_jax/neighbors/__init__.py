@@ -10,7 +10,9 @@ from alchemi_jax.neighbors.list import NeighborList as NeighborList
 from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates
 from alchemi_jax.neighbors.list import extended_positions as extended_positions
 from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
+from alchemi_jax.neighbors.sizes import Needs as Needs
 from alchemi_jax.neighbors.sizes import grow as grow
 from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes
+from alchemi_jax.neighbors.sizes import list_needs as list_needs
 from alchemi_jax.neighbors.upkeep import due as due
 from alchemi_jax.neighbors.upkeep import update as update

@@ -1,6 +1,7 @@
 """Capacities of a list, chosen on the host before the first building, and grown when they were too small."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +18,41 @@ _SORTED_PLACE = 1000
 _MOST_CELLS = 1 << 20
 
 
-def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None = None) -> ListSizes:
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the lists of single systems need, [systems] each: counted, or estimated from densities."""
+
+    neighbors: np.ndarray
+    """Of the atom that has most."""
+    everyone: np.ndarray
+    """Atoms and images."""
+    images: np.ndarray
+    groups: np.ndarray
+    """Rows of atoms in cells."""
+    in_cells: np.ndarray
+    """Atoms and images in the cells around one."""
+    tried: np.ndarray
+    """Images of each atom that the kernels of `warp` try."""
+
+    def taken(self, rows: np.ndarray) -> "Needs":
+        """Of some of the systems."""
+        return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Needs"]) -> "Needs":
+        """Of several batches."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+def guess_sizes(
+    batch: Batch,
+    cutoff: float,
+    skin: float,
+    *,
+    builder: str | None = None,
+    waiting: Needs | None = None,
+) -> ListSizes:
     """Capacities for the atoms as they are now, with some room; if too small, the driver grows them.
 
     Images and cells are counted, neighbors estimated from densities. The builder is whichever makes
@@ -27,6 +62,7 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None
         cutoff, skin: Å.
         builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
             of nvalchemi-toolkit-ops, where that is installed.
+        waiting: the needs of all systems of which as many as the batch has places may be in it one day.
 
     Raises:
         ValueError: for another builder.
@@ -34,6 +70,33 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None
     """
     if builder not in (None, "brute force", "cell list", "warp"):
         raise ValueError(f"builder is 'brute force', 'cell list', 'warp' or None, not {builder!r}.")
+    needs = list_needs(batch, cutoff, skin) if waiting is None else waiting
+    places = batch.system_capacity
+
+    def most(values: np.ndarray) -> float:
+        """Of so many systems together."""
+        return float(np.partition(values, -places)[-places:].sum() if len(values) > places else values.sum())
+
+    rows = places * batch.largest if use_rows(batch) else group_capacity(batch) * ROWS
+    brute = rows * needs.everyone.max()
+    groups = round_up(int(most(needs.groups) * 1.1) + 1, 8)
+    cells = groups * ROWS * needs.in_cells.max() + _SORTED_PLACE * most(needs.everyone)
+    by_cells = cells < brute if builder is None else builder == "cell list"
+    neighbors = round_up(int(np.ceil(needs.neighbors.max())), 4, 1)
+    room = round_up(int(most(needs.images) * 1.05) + 8 * int(needs.images.any()), 16, 1)
+    if builder == "warp":
+        load()
+        return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1)
+    return ListSizes(
+        neighbors,
+        room,
+        candidates=round_up(int(np.ceil((needs.in_cells if by_cells else needs.everyone).max())), 8, 32),
+        groups=groups if by_cells else 0,
+    )
+
+
+def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
+    """What the list of each system of a batch needs, with atoms where they are now."""
     counts = np.asarray(batch.atoms_per_system).astype(np.int64)
     systems = int((counts > 0).sum())
     n, counts = int(counts.sum()), counts[:systems]
@@ -69,27 +132,13 @@ def guess_sizes(batch: Batch, cutoff: float, skin: float, *, builder: str | None
     width = np.maximum((high - low) / inner, margin)
     at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
     key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2] + owner * float(_MOST_CELLS)
-    held = np.unique(key, return_counts=True)[1]
-    groups = round_up(int(np.ceil(held / ROWS).sum() * 1.1) + 1, 8)
+    places, held = np.unique(key, return_counts=True)
+    groups = np.bincount((places // _MOST_CELLS).astype(np.int64), np.ceil(held / ROWS), systems)
     around = np.where(pbc, 3 * width * faces, np.minimum(3 * width * faces, extent)).prod(axis=1)
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 
-    rows = batch.system_capacity * batch.largest if use_rows(batch) else group_capacity(batch) * ROWS
-    brute = rows * everyone.max()
-    cells = groups * ROWS * in_cells.max() + _SORTED_PLACE * everyone.sum()
-    by_cells = cells < brute if builder is None else builder == "cell list"
-    neighbors = round_up(int(np.ceil(near.max())), 4, 1)
-    room = round_up(int(images.sum() * 1.05) + 8 * int(images.any()), 16, 1)
-    if builder == "warp":
-        load()
-        tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
-        return ListSizes(neighbors, room, candidates=int(tried.max()), groups=-1)
-    return ListSizes(
-        neighbors,
-        room,
-        candidates=round_up(int(np.ceil((in_cells if by_cells else everyone).max())), 8, 32),
-        groups=groups if by_cells else 0,
-    )
+    tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
+    return Needs(near, everyone, images, groups, in_cells, tried)
 
 
 def _working_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from alchemi_jax.observables import fmax
 class ObservableHook(RecordingHook):
     """Records functions of the batch and keeps them as arrays. Recording, at AFTER_STEP by default.
 
-    After a run `hook.table` is a dictionary: "step" [rows], "active" [rows, systems] and each observable
-    [rows, systems, ...]. Another run adds rows; `clear` drops them. Costs the functions and their bytes.
+    After a run `hook.table` is a dictionary: "step" [rows], "active" and "system_id" [rows, systems]
+    and each observable [rows, systems, ...]. Another run adds rows; `clear` drops them. Costs the functions
+    and their bytes.
 
     Args:
         observables: name -> function of the context, traced; or of nothing else than the batch:
@@ -35,7 +36,7 @@ class ObservableHook(RecordingHook):
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         stress: bool = False,
     ):
-        taken = {"step", "active"} & set(observables)
+        taken = {"step", "active", "system_id"} & set(observables)
         if taken:
             raise ValueError(f"ObservableHook has a column {taken.pop()!r} of its own.")
         self.observables = dict(observables)
@@ -54,6 +55,7 @@ class ObservableHook(RecordingHook):
         row = {
             "step": jnp.asarray(ctx.step_count, jnp.int32),
             "active": jnp.asarray(ctx.active_mask),
+            "system_id": ctx.batch.system_id,
         }
         for name, observable in self.observables.items():
             ours = getattr(observable, "__module__", None) == "alchemi_jax.observables"

@@ -146,6 +146,7 @@ class ReplicaExchangeHook(TracedHook):
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
     may_fail = False
+    needs_fixed_systems: ClassVar[bool] = True
     sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __check_init__(self):

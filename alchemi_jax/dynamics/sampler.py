@@ -1,0 +1,288 @@
+"""Sampler: structures from anywhere, as a stream that fits a batch of fixed size.
+
+Structures are read ahead, a window of them at a time, in a thread of their own, and held as one batch on the
+host; which of them goes next says the policy. Nothing here knows an engine; `refill` is who takes them.
+"""
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from alchemi_jax.atoms import AtomicData
+from alchemi_jax.batch import Batch
+from alchemi_jax.capacity import round_up
+from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.levels import swapped
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.neighbors import Needs, list_needs
+from alchemi_jax.parameters import natural
+
+
+POLICIES = ("first come", "best fit", "largest first")
+
+
+class Sampler:
+    """What `engine.run(sampler=...)` takes its systems from.
+
+    Args:
+        source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path
+            of a file that ASE reads (an extxyz file is read as the run goes on); a Batch; or a sink,
+            such as ZarrData, with what was written to it.
+        max_systems: systems in flight.
+        max_atoms: atoms in flight, padding aside; by default what `max_systems` systems of mean size need,
+            and no less than the largest has. Counted over the source if it has a length, else over
+            the first window.
+        max_pairs: pairs within cutoff and skin in flight, estimated from densities: a bound for memory where
+            systems differ in density. None: no bound.
+        policy: who goes next. "first come": in the order of the source; "best fit": the largest of the window
+            that fits the room; "largest first": the largest of the window, waiting until it fits, which
+            leaves small ones for the end and so keeps the device full for longest.
+        unfit: "raise", or "skip" with a warning, a system that is larger than the bounds or that the
+            model cannot treat; `skipped` lists them.
+        window: structures that are read ahead, at least two for each system in flight.
+        dtype: of the floats, as for `Batch.from_ase`.
+        refill_share: so much of the systems in flight is finished before others enter; by default what costs
+            least, from the times that steps and refills take. What is computed does not depend on it.
+
+    Each system keeps as its `system_id` its place in the source, from 0; of a Batch its own. Per-atom and
+    per-system extras that all structures of the first window have go along as arrays, others as `info`.
+
+    Attributes:
+        skipped: (system_id, name, reason) of what was left out in the last run.
+        traffic: what the last run did: systems, refills, steps, occupancy, seconds.
+
+    Raises:
+        ValueError: naming the argument.
+        TypeError: for a source or an entry that is no structure.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        max_systems: int = 64,
+        max_atoms: int | None = None,
+        max_pairs: int | None = None,
+        policy: str = "first come",
+        unfit: str = "raise",
+        window: int = 1024,
+        dtype: Any = None,
+        refill_share: float | None = None,
+    ):
+        self.max_systems = natural("max_systems")(max_systems)
+        self.max_atoms = None if max_atoms is None else natural("max_atoms")(max_atoms)
+        self.max_pairs = None if max_pairs is None else natural("max_pairs")(max_pairs)
+        self.window = max(natural("window")(window), 2 * self.max_systems)
+        if policy not in POLICIES:
+            raise ValueError(f"policy is {' or '.join(map(repr, POLICIES))}, not {policy!r}.")
+        if unfit not in ("raise", "skip"):
+            raise ValueError(f"unfit is 'raise' or 'skip', not {unfit!r}.")
+        if isinstance(source, str | os.PathLike):
+            if not Path(source).exists():
+                raise ValueError(f"{source} does not exist.")
+        elif not isinstance(source, Batch | Sink | Iterable) or isinstance(source, Atoms | AtomicData):
+            raise TypeError(
+                "source of Sampler is an iterable of structures, a path, a Batch or a sink, "
+                f"not a {type(source).__name__}."
+            )
+        if refill_share is not None and not 0 < refill_share <= 1:
+            raise ValueError(f"refill_share must be in (0, 1], not {refill_share}.")
+        self.refill_share = refill_share
+        self.source, self.policy, self.unfit, self.dtype = source, policy, unfit, dtype
+        self.skipped: list[tuple[int, str, str]] = []
+        self.traffic: Any = None
+
+    def __repr__(self) -> str:
+        many = f"{len(self.source)} systems" if isinstance(self.source, Sized) else repr(self.source)
+        bounds = f"max_systems={self.max_systems}, max_atoms={self.max_atoms}"
+        return f"Sampler({many}, {bounds}, policy={self.policy!r})"
+
+    def sizes(self) -> np.ndarray | None:
+        """Atoms of each system, if that can be told without reading the source."""
+        if isinstance(self.source, Batch):
+            return np.asarray(self.source.take().atoms_per_system)
+        if isinstance(self.source, list | tuple) and self.source:
+            return np.array([len(a) if isinstance(a, Sized) else 0 for a in self.source])
+        return None
+
+    def chunks(self) -> Iterator[Batch]:
+        """The source as batches on the host, of `window` systems each; a Batch as it is."""
+        source = self.source
+        if isinstance(source, Batch | Sink):
+            batch = source if isinstance(source, Batch) else source.read() if len(source) else None
+            if batch is None or batch.num_systems == 0:
+                return
+            host = batch.take()
+            if isinstance(source, Sink):
+                host = swapped(host, system_id=np.arange(host.num_systems, dtype=np.int32))
+            elif len(np.unique(host.system_id)) < host.num_systems:
+                raise ValueError("the system_id of the systems of a Batch must differ, to tell them apart.")
+            yield host
+            return
+        entries = enumerate(_structures(source))
+        extras = None
+        while entry := list(itertools.islice(entries, self.window)):
+            data = [_data(number, structure) for number, structure in entry]
+            host = Batch.from_data_list(data, self.dtype, extras=extras).take()
+            extras = {*host.atom_extras, *host.system_extras}
+            yield swapped(host, system_id=np.array([number for number, _ in entry], np.int32))
+
+
+def _structures(source: Any) -> Iterator[Any]:
+    if not isinstance(source, str | os.PathLike):
+        yield from source
+        return
+    try:
+        yield from ase.io.iread(os.fspath(source), ":")
+    except Exception as e:
+        # Readers raise anything, from StopIteration to AssertionError.
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise ValueError(f"{source} cannot be read by ASE: {reason}.") from e
+
+
+def _data(number: int, structure: Any) -> AtomicData:
+    if isinstance(structure, AtomicData):
+        return structure
+    if isinstance(structure, Atoms):
+        return AtomicData.from_ase(structure, f"system {number} ({structure.get_chemical_formula()})")
+    raise TypeError(
+        f"the source of a Sampler gives ase.Atoms or AtomicData; entry {number} is a "
+        f"{type(structure).__name__}."
+    )
+
+
+class Stream:
+    """One pass through a sampler's source, for one model: what waits, and who is next."""
+
+    def __init__(self, sampler: Sampler, model: AbstractModel):
+        self.sampler, self.model = sampler, model
+        sampler.skipped = []
+        self._chunks = sampler.chunks()
+        self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
+        self._coming: Future | None = self._reader.submit(next, self._chunks, None)
+        #: What waits, [waiting] or [systems of it]; who of it was taken already.
+        self.waiting: Batch | None = None
+        self.needs: Needs | None = None
+        self._pairs = self._order = np.zeros(0, int)
+        self._left = np.zeros(0, bool)
+        self.max_atoms, self.largest = sampler.max_atoms or 0, 0
+        sizes = sampler.sizes()
+        self._read()
+        if self.waiting is None and not sampler.skipped:
+            raise ValueError(f"the source of {sampler!r} holds no systems.")
+        first = sizes if sizes is not None else self._sizes()
+        if len(first):
+            if sampler.max_atoms is None:
+                enough = int(np.ceil(first.mean() * min(sampler.max_systems, len(first)) * 1.05))
+                self.max_atoms = round_up(max(int(first.max()), enough), 8, 16)
+            self.largest = int(min(first.max(), self.max_atoms))
+        self._leave_out()
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def __len__(self) -> int:
+        """Systems that wait and have been read."""
+        return int(self._left.sum())
+
+    @property
+    def more(self) -> bool:
+        """Whether anything waits, read or not."""
+        return len(self) > 0 or self._coming is not None
+
+    def _sizes(self) -> np.ndarray:
+        return np.zeros(0, int) if self.waiting is None else np.asarray(self.waiting.atoms_per_system)
+
+    def _read(self) -> None:
+        """Another chunk, and the thread goes on to the next."""
+        coming = self._coming
+        chunk = None if coming is None else coming.result()
+        if chunk is None:
+            self._coming = None
+            return
+        self._coming = self._reader.submit(next, self._chunks, None)
+        needs = None
+        if self.model.cutoff is not None:
+            needs = list_needs(chunk, self.model.cutoff, getattr(self.model, "skin", 0.0))
+        if len(self):
+            assert self.waiting is not None
+            rows = np.flatnonzero(self._left)
+            joined = [self.waiting.take(rows), chunk]
+            if joined[0].keys() != chunk.keys():
+                odd = ", ".join(sorted(set(joined[0].keys()) ^ set(chunk.keys())))
+                raise ValueError(f"structures of one source must have the same arrays; some lack {odd}.")
+            chunk = Batch.concatenate(joined).take()
+            if self.needs is not None and needs is not None:
+                needs = Needs.joined([self.needs.taken(rows), needs])
+        self.waiting, self.needs = chunk, needs
+        self._left = np.ones(len(chunk.atoms_per_system), bool)
+        sizes = self._sizes()
+        self._pairs = np.zeros_like(sizes) if needs is None else np.ceil(sizes * needs.neighbors).astype(int)
+        by_size = np.argsort(-sizes, kind="stable")
+        self._order = np.arange(len(sizes)) if self.sampler.policy == "first come" else by_size
+        if self.max_atoms:
+            self.largest = max(self.largest, int(min(sizes.max(), self.max_atoms)))
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Systems that can never be in the batch."""
+        if self.waiting is None:
+            return
+        sizes, most = self._sizes(), self.sampler.max_pairs
+        for row in np.flatnonzero(self._left & (sizes > self.max_atoms)).tolist():
+            self._unfit(row, f"it has {sizes[row]} atoms, max_atoms is {self.max_atoms}")
+        for row in np.flatnonzero(self._left & (self._pairs > (most or np.inf))).tolist():
+            self._unfit(row, f"it has about {self._pairs[row]} pairs, max_pairs is {most}")
+        rows = np.flatnonzero(self._left)
+        if not len(rows):
+            return
+        try:
+            self.model.check(self.waiting.take(rows))
+        except ValueError:
+            if self.sampler.unfit == "raise":
+                raise
+            for row in rows.tolist():
+                try:
+                    self.model.check(self.waiting.take([row]))
+                except ValueError as e:
+                    self._unfit(row, str(e).rstrip("."))
+
+    def _unfit(self, row: int, reason: str) -> None:
+        assert self.waiting is not None
+        name = self.waiting.name_of(row)
+        if self.sampler.unfit == "raise":
+            raise ValueError(f"{name} does not fit the sampler: {reason}. unfit='skip' leaves it out.")
+        warnings.warn(f"{name} is left out: {reason}.", RuntimeWarning, stacklevel=8)
+        self.sampler.skipped.append((int(self.waiting.system_id[row]), name, reason))
+        self._left[row] = False
+
+    def take(self, systems: int, atoms: int, pairs: float | int) -> tuple[Batch, np.ndarray] | None:
+        """The next systems that fit so much room, on the host, and the pairs of each; None if none fits."""
+        while self._coming is not None and len(self) <= self.sampler.window // 2:
+            self._read()
+        if self.waiting is None:
+            return None
+        sizes, chosen = self._sizes(), list[int]()
+        order = self._order[self._left[self._order]]
+        waits = self.sampler.policy != "best fit"
+        for row in order.tolist():
+            if len(chosen) == systems:
+                break
+            if sizes[row] <= atoms and self._pairs[row] <= pairs:
+                chosen.append(row)
+                atoms, pairs = atoms - int(sizes[row]), pairs - float(self._pairs[row])
+            elif waits:
+                break
+        if not chosen:
+            return None
+        self._left[chosen] = False
+        return self.waiting.take(np.array(chosen)), self._pairs[chosen]
