@@ -1,5 +1,7 @@
 """Sinks: where systems go that leave a run. They know `Batch` and nothing of dynamics."""
 
+from alchemi_jax.dynamics.sinks.ase import AseTrajectory as AseTrajectory
+from alchemi_jax.dynamics.sinks.ase import ExtXYZ as ExtXYZ
 from alchemi_jax.dynamics.sinks.base import Sink as Sink
 from alchemi_jax.dynamics.sinks.base import SinkFull as SinkFull
 from alchemi_jax.dynamics.sinks.chain import SinkChain as SinkChain
