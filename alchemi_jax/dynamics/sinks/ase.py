@@ -316,7 +316,8 @@ class ExtXYZ(AseFile):
         _, end = self._scan()
         with open(self.path, "rb") as file:
             text = io.StringIO(file.read(end).decode())
-        yield from read_xyz(text, slice(None))
+        # ASE's annotation says int.
+        yield from read_xyz(text, slice(None))  # pyright: ignore[reportArgumentType]
 
 
 class AseTrajectory(AseFile):
@@ -362,10 +363,10 @@ class AseTrajectory(AseFile):
     def _withdraw(self, count: int) -> None:
         """Back to so many structures: the rest of the file does not count."""
         writer, self._writer = self._writer, None
-        assert writer is not None
+        backend: Any = writer and writer.backend
         with contextlib.suppress(OSError):
             # Closing ASE's writer would finish what broke off.
-            writer.backend.fd.close()
+            backend.fd.close()
         with contextlib.suppress(OSError), open(self.path, "r+b") as file:
             if self.path.stat().st_size >= 48:
                 ulm.writeint(file, count, 32)
@@ -378,4 +379,7 @@ class AseTrajectory(AseFile):
     def structures(self) -> Iterator[Atoms]:
         if self._count():
             with TrajectoryReader(self.path) as file:
-                yield from file
+                for i in range(len(file)):
+                    atoms = file[i]
+                    assert isinstance(atoms, Atoms)
+                    yield atoms
