@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,10 +173,7 @@ class Trajectory:
         Raises:
             ImportError: if pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("Trajectory.to_pandas needs pandas: pip install pandas.") from None
+        pandas = _optional("pandas")
         return pandas.DataFrame(self._scalars()).rename_axis("row")
 
     def to_xarray(self) -> Any:
@@ -184,10 +182,7 @@ class Trajectory:
         Raises:
             ImportError: if xarray is not installed.
         """
-        try:
-            import xarray
-        except ImportError:
-            raise ImportError("Trajectory.to_xarray needs xarray: pip install xarray.") from None
+        xarray = _optional("xarray")
         data = {name: ("row", values) for name, values in self._scalars().items()}
         return xarray.Dataset(data).set_coords([k for k in ("frame", "system_id") if k in data])
 
@@ -214,6 +209,13 @@ class Trajectory:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self._lines())
         return f"<table><caption>{html.escape(str(self.path))}</caption>{rows}</table>"
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"Trajectory.to_{name} needs {name}: pip install {name}.") from None
 
 
 class Field:
