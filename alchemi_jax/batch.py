@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from alchemi_jax.atoms import AtomicData
 from alchemi_jax.capacity import capacity, float_dtype, round_up
-from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select
+from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select, swapped
 from alchemi_jax.meta import Metadata as Metadata
 from alchemi_jax.meta import SystemMeta as SystemMeta
 from alchemi_jax.transforms import is_traced
@@ -327,36 +327,39 @@ class Batch(eqx.Module):
 
     def take(self, systems: Any = None) -> Batch:
         """Some systems (a mask or indices; all by default) as numpy arrays without padding."""
-        host = jax.device_get(self)
+        host = self if isinstance(self.status, np.ndarray) else jax.device_get(self)
         counts = host.atoms_per_system
-        n = int((counts > 0).sum())
+        n, n_atoms = int((counts > 0).sum()), int(counts.sum())
         if systems is None:
-            n_atoms = int(counts.sum())
-            rows, atom_rows = slice(0, n), slice(0, n_atoms)
-            index = range(n)
-            new_counts = counts[:n]
+            if host is self and n == len(counts) and n_atoms == len(host.batch_idx):
+                return self
+            rows, atom_rows, index = slice(0, n), slice(0, n_atoms), range(n)
         else:
             systems = np.asarray(systems)
             index = np.flatnonzero(systems) if systems.dtype == bool else systems
             if len(index) and (index.max() >= n or index.min() < 0):
                 raise IndexError(f"system {index.max()} of a batch of {n}")
             rows = index
-            new_counts = counts[index]
             atom_rows = np.concatenate(
                 [np.arange(host.first_atom[i], host.first_atom[i] + counts[i]) for i in index]
                 or [np.zeros(0, int)]
             )
         cut = {"atom": atom_rows, "system": rows}
-        fields = {
-            name: jax.tree.map(lambda x, level=level: x[cut[level]], getattr(host, name))
-            for name, level in level_fields(host)
-        }
-        fields["first_atom"] = (np.cumsum(new_counts) - new_counts).astype(np.int32)
-        fields["batch_idx"] = np.repeat(np.arange(len(new_counts), dtype=np.int32), new_counts)
+        fields: dict[str, Any] = {}
+        for name, level in level_fields(host):
+            value = getattr(host, name)
+            extras = isinstance(value, dict)
+            fields[name] = {k: v[cut[level]] for k, v in value.items()} if extras else value[cut[level]]
+        new_counts = fields["atoms_per_system"]
+        if systems is not None:
+            fields["first_atom"] = (np.cumsum(new_counts) - new_counts).astype(np.int32)
+            fields["batch_idx"] = np.repeat(np.arange(len(new_counts), dtype=np.int32), new_counts)
         meta = None
-        if self.meta is not None and all(i < len(self.meta) for i in index):
+        if self.meta is not None and systems is None and len(self.meta) == n:
+            meta = self.meta
+        elif self.meta is not None and all(i < len(self.meta) for i in index):
             meta = Metadata(self.meta[i] for i in index)
-        return Batch(**fields, largest=self.largest, meta=meta)
+        return swapped(self, **fields, meta=meta)
 
     def to_data_list(self) -> list[AtomicData]:
         """One AtomicData a system, in order."""

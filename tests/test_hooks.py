@@ -18,6 +18,7 @@ from conftest import cluster
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage
 from alchemi_jax.dynamics.hooks import LoggingHook
+from alchemi_jax.dynamics.records import Layout
 from alchemi_jax.hooks import Hook, HookContext, HookSet, RecordingHook, TracedHook
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.observables import fmax, kinetic_energy
@@ -616,3 +617,27 @@ print(relaxed)
     assert re.match(r"Batch\(2 systems, 13 atoms; 2 converged, 0 failed", done.stdout)
     rows = read(tmp_path / "hooks.csv")
     assert {int(r["step"]) % 10 for r in rows} == {0}
+
+
+def test_recorded_rows_come_back_as_they_were():
+    """Rows are packed into words; every dtype and shape is the same again, on the host, traced and mapped."""
+    rng = np.random.default_rng(0)
+    kinds = [bool, np.int8, np.uint16, np.float16, np.int32, np.float32, np.float64, np.complex64]
+    row = {
+        f"{np.dtype(kind)}{shape}": jnp.asarray(rng.normal(0, 30, shape).astype(kind))
+        for kind in kinds
+        for shape in ((), (3,), (2, 0), (2, 3))
+    }
+    layout = Layout.of(row)
+    words = layout.packed(row)
+    assert words.shape == (layout.words,)
+    mapped = jax.vmap(layout.packed)(jax.tree.map(lambda x: jnp.stack([x, x, x]), row))
+    for found in (
+        layout.unpacked(words),
+        layout.unpacked(np.asarray(words)),
+        jax.tree.map(lambda x: x[1], layout.unpacked(mapped)),
+        jax.tree.map(lambda x: x[1], layout.unpacked(np.asarray(mapped))),
+    ):
+        for name, value in row.items():
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value, err_msg=name)

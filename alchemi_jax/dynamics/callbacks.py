@@ -14,6 +14,7 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.hooks.registry import name_of, runs_on
+from alchemi_jax.levels import swapped
 from alchemi_jax.meta import Metadata
 
 
@@ -96,13 +97,13 @@ def _deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group
 
 def on_the_host(ctx: HookContext, meta: Metadata | None, step: int) -> HookContext:
     """The context as host hooks see it: numpy arrays without padding."""
-    batch = ctx.batch.replace(meta=meta).take()
+    batch = swapped(ctx.batch, meta=meta).take()
     n = batch.num_systems
 
     def mask(m: Any) -> Any:
         return None if m is None else np.asarray(m)[:n]
 
-    return dataclasses.replace(
+    return swapped(
         ctx,
         batch=batch,
         step_count=step,

@@ -1,4 +1,8 @@
-"""RecordBuffer: rows of a recording hook that wait on the device until the host fetches them."""
+"""RecordBuffer: rows of a recording hook that wait on the device until the host fetches them.
+
+A row is packed into words of 32 bits: a step that records nothing then updates one small array
+in place, whatever the hook records.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,9 +10,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
 
 from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.levels import Data
 
 
 _BYTES = 4 << 20
@@ -16,31 +22,108 @@ _LEAST, _MOST = 16, 1024
 
 
 class RecordBuffer(eqx.Module):
-    """`count` rows, oldest first; beyond them the contents mean nothing."""
+    """`count` rows, oldest first; beyond them the contents mean nothing. `rows` gives them as recorded."""
 
-    rows: PyTree[Array]
-    count: Int[Array, ""]
+    words: UInt32[Data, "rows words"]
+    count: Int[Data, ""]
+    layout: "Layout" = eqx.field(static=True)
 
     @property
     def capacity(self) -> int:
         """Number of rows that fit."""
-        leaves = jax.tree.leaves(self.rows)
-        return leaves[0].shape[0] if leaves else _MOST
+        return self.words.shape[-2]
 
     @property
     def full(self) -> Bool[Array, ""]:
         """Whether the next row needs the buffer to be drained first."""
         return self.count >= self.capacity
 
+    @property
+    def rows(self) -> Any:
+        """What `record` returned, each leaf with a leading axis [rows]; mapped buffers keep their axes."""
+        return self.layout.unpacked(self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the leaves of a row are in its words."""
+
+    tree: Any
+    leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
+
+    @classmethod
+    def of(cls, row: Any) -> "Layout":
+        """The layout of rows like this one."""
+        leaves, tree = jax.tree.flatten(row)
+        return cls(tree, tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves))
+
+    def packed(self, row: Any) -> UInt32[Array, " words"]:
+        """A row as words."""
+        parts = [
+            _to_words(jnp.asarray(leaf, dtype))
+            for leaf, (_, dtype) in zip(jax.tree.leaves(row), self.leaves, strict=True)
+        ]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0, jnp.uint32)
+
+    def unpacked(self, words: Any) -> Any:
+        """Rows from words [..., words] of JAX or numpy; the axes of each leaf replace the last one."""
+        out, first = [], 0
+        for shape, dtype in self.leaves:
+            n = int(np.prod(shape, dtype=int)) * _words_of(dtype)
+            out.append(_from_words(words[..., first : first + n], shape, dtype))
+            first += n
+        return jax.tree.unflatten(self.tree, out)
+
+    @property
+    def words(self) -> int:
+        """Number of words of a row."""
+        return sum(int(np.prod(shape, dtype=int)) * _words_of(dtype) for shape, dtype in self.leaves)
+
+
+def _words_of(dtype: np.dtype) -> int:
+    return max(dtype.itemsize // 4, 1)
+
+
+def _to_words(leaf: Array) -> UInt32[Array, " words"]:
+    flat = leaf.reshape(-1)
+    if jnp.iscomplexobj(flat):
+        flat = jnp.stack([flat.real, flat.imag], axis=-1).reshape(-1)
+    size = flat.dtype.itemsize
+    if flat.dtype == bool:
+        return flat.astype(jnp.uint32)
+    if size < 4:
+        narrow = jax.lax.bitcast_convert_type(flat, jnp.uint8 if size == 1 else jnp.uint16)
+        return narrow.astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1)
+
+
+def _from_words(words: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    lead = words.shape[:-1]
+    if isinstance(words, np.ndarray):
+        if dtype.itemsize >= 4:
+            return np.ascontiguousarray(words).view(dtype).reshape((*lead, *shape))
+        if dtype.kind == "b":
+            return (words != 0).reshape((*lead, *shape))
+        return words.astype(f"u{dtype.itemsize}").view(dtype).reshape((*lead, *shape))
+    if dtype.kind == "c":
+        parts = _from_words(words, (-1, 2), np.dtype(f"f{dtype.itemsize // 2}"))
+        return jax.lax.complex(parts[..., 0], parts[..., 1]).reshape((*lead, *shape))
+    if dtype.kind == "b":
+        return (words != 0).reshape((*lead, *shape))
+    if dtype.itemsize < 4:
+        narrow = words.astype(jnp.uint8 if dtype.itemsize == 1 else jnp.uint16)
+        return jax.lax.bitcast_convert_type(narrow, dtype).reshape((*lead, *shape))
+    groups = words if dtype.itemsize == 4 else words.reshape((*lead, -1, dtype.itemsize // 4))
+    return jax.lax.bitcast_convert_type(groups, dtype).reshape((*lead, *shape))
+
 
 def allocate(hook: RecordingHook, ctx: HookContext, capacity: int | None = None) -> RecordBuffer:
     """An empty buffer for the rows that `hook.record(ctx)` makes: a few MiB of them."""
-    row = jax.eval_shape(lambda: hook.record(ctx))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(row))
+    layout = Layout.of(jax.eval_shape(lambda: hook.record(ctx)))
     if capacity is None:
-        capacity = min(max(_BYTES // max(size, 1), _LEAST), _MOST)
-    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
-    return RecordBuffer(rows, jnp.zeros((), jnp.int32))
+        capacity = min(max(_BYTES // max(4 * layout.words, 1), _LEAST), _MOST)
+    words = jnp.zeros((capacity, layout.words), jnp.uint32)
+    return RecordBuffer(words, jnp.zeros((), jnp.int32), layout)
 
 
 def append(
@@ -52,19 +135,16 @@ def append(
     and the buffer itself never passes through the `cond`, which would copy it.
     """
 
-    def skip() -> Any:
-        return jax.tree.map(lambda rows: jnp.zeros(rows.shape[1:], rows.dtype), buffer.rows)
+    def made() -> Array:
+        return buffer.layout.packed(hook.record(ctx))
 
-    row = hook.record(ctx) if due is True else jax.lax.cond(due, lambda: hook.record(ctx), skip)
-    rows = jax.tree.map(
-        lambda rows, new: jax.lax.dynamic_update_index_in_dim(
-            rows, jnp.asarray(new, rows.dtype), buffer.count, 0
-        ),
-        buffer.rows,
-        row,
-    )
+    def skip() -> Array:
+        return jnp.zeros(buffer.layout.words, jnp.uint32)
+
+    row = made() if due is True else jax.lax.cond(due, made, skip)
+    words = jax.lax.dynamic_update_index_in_dim(buffer.words, row, buffer.count, 0)
     count = buffer.count + jnp.asarray(due, jnp.int32)
-    return dataclasses.replace(buffer, rows=rows, count=count)
+    return dataclasses.replace(buffer, words=words, count=count)
 
 
 def grown(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
@@ -72,5 +152,4 @@ def grown(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     more = capacity - buffer.capacity
     if more <= 0:
         return buffer
-    rows = jax.tree.map(lambda r: jnp.pad(r, [(0, more)] + [(0, 0)] * (r.ndim - 1)), buffer.rows)
-    return dataclasses.replace(buffer, rows=rows)
+    return dataclasses.replace(buffer, words=jnp.pad(buffer.words, [(0, more), (0, 0)]))

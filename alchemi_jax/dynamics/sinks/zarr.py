@@ -1,7 +1,7 @@
 """ZarrData: systems on disk, in one zarr group.
 
 Systems of any sizes stand one after another: fields per atom are flat arrays over the atoms of all
-systems, fields per system have one row a system, and `first_atom` with `atoms_per_system` says
+systems, fields per system have one row a system, and the running sum of `atoms_per_system` says
 where a system's atoms are. Name, `info` and constraints of each system are JSON in `meta`, cut by
 `meta_end`. A commit writes every array and at last the counts in the group's attributes: what is beyond
 them does not count, so that a store is whole after every commit, and after a crash in one.
@@ -23,29 +23,33 @@ from ase.io import jsonio
 
 from alchemi_jax.batch import Batch, Metadata, SystemMeta
 from alchemi_jax.dynamics.sinks.base import Sink
-from alchemi_jax.dynamics.sinks.columns import Column, put_json
+from alchemi_jax.dynamics.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.levels import level_fields
 
 
 FORMAT = "alchemi_jax systems"
-VERSION = 2
+VERSION = 3
 #: Not stored: they follow from the counts.
 _DERIVED = ("batch_idx", "first_atom")
 _GROUP_BYTES = 4096
+#: So much may wait in memory.
+_WAITING_BYTES = 1 << 24
 
 
 class ZarrData(Sink):
     """A zarr v3 group of systems; see the module's text for its layout.
 
-    While a run holds the sink open, what is written is committed about every second and at the end; a process
-    that is killed loses no more than that. Without an opening each write is committed at once.
+    While a run holds the sink open, what is written waits in memory, is put on disk and committed about every
+    second, by a thread of its own, and at the end; a process that is killed loses no more than that. If more
+    than 16 MiB wait, the write that brings them takes them to disk itself. Without an opening each write is
+    committed at once.
 
     Args:
         path: a directory, made when the first system is written or a run opens the sink.
         mode: "a" goes on with a store that exists, "w" starts it anew, "x" refuses one that exists,
             "r" only reads.
-        chunk_bytes: of a chunk; by default twice the first write, from 256 KiB to 8 MiB.
-        compression: level of zstd, 0 being its own default; None: none. Both of a new store.
+        chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
+        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. Both of a new store.
 
     Raises:
         ValueError: if the path holds something else, or systems of another dtype or other extras.
@@ -58,18 +62,25 @@ class ZarrData(Sink):
         mode: str = "a",
         *,
         chunk_bytes: int | None = None,
-        compression: int | None = 0,
+        compression: str | None = "lz4",
     ):
         if mode not in ("a", "w", "x", "r"):
             raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
         if chunk_bytes is not None and chunk_bytes < 1:
             raise ValueError(f"chunk_bytes of ZarrData must be positive, not {chunk_bytes}.")
+        if compression not in (None, *CODECS):
+            known = ", ".join(map(repr, CODECS))
+            raise ValueError(f"compression of ZarrData must be {known} or None, not {compression!r}.")
         self.path = Path(path)
         self.mode = mode
         self.chunk_bytes, self.compression = chunk_bytes, compression
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
+        #: Extras and dtype of the systems in the store; and what waits for the disk.
+        self._kind: tuple | None = None
+        self._waiting: list[Batch] = []
+        self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
         self._held_open = False
         self._lock = threading.RLock()
@@ -111,7 +122,7 @@ class ZarrData(Sink):
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # Whatever opens the sink again goes on with what was written.
         self.mode = "a"
-        self._columns = {}
+        self._columns, self._kind = {}, None
         self._attributes = attributes
 
     def _existing(self) -> dict[str, Any]:
@@ -152,6 +163,7 @@ class ZarrData(Sink):
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
+        self._waiting, self._waiting_bytes, self._kind = [], 0, None
         self._held_open = False
 
     # -- writing ---------------------------------------------------------------------------------
@@ -167,7 +179,7 @@ class ZarrData(Sink):
                 self._commit()
             self._open()
             try:
-                self._append(host)
+                self._queue(host)
                 if not self._held_open:
                     self._commit()
                 elif self._timer is None:
@@ -178,27 +190,51 @@ class ZarrData(Sink):
                 if not self._held_open:
                     self._forget()
 
-    def _append(self, host: Batch) -> None:
+    def _queue(self, host: Batch) -> None:
+        """Takes systems over if the store can hold them."""
         attributes = self._attributes
         assert attributes is not None
-        atoms, systems = _flat(host)
-        texts = [self._text(host, i) for i in range(host.num_systems)]
-        systems["first_atom"] = attributes["atoms"] + np.asarray(host.first_atom, np.int64)
-        systems["meta_end"] = attributes["meta_bytes"] + np.cumsum([len(t) for t in texts], dtype=np.int64)
-        arrays = {**atoms, **systems, "meta": np.frombuffer(b"".join(texts), np.uint8)}
-        try:
-            if self._columns:
-                self._check(sorted(arrays), atoms["positions"].dtype)
-            else:
-                self._create(arrays, host, set(atoms))
-            for name, rows in arrays.items():
-                self._columns[name].append(rows)
-        except OSError as e:
-            self._error = e
-            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
-        attributes["systems"] += len(texts)
-        attributes["atoms"] += len(atoms["positions"])
-        attributes["meta_bytes"] += len(arrays["meta"])
+        kind = _kind(host)
+        if self._kind is None and self._columns:
+            self._kind = self._stored_kind()
+        if self._kind is None:
+            self._kind = kind
+        elif self._kind != kind:
+            self._refuse(kind)
+        self._waiting.append(host)
+        self._waiting_bytes += sum(
+            x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
+        )
+        attributes["systems"] += len(host.atoms_per_system)
+        attributes["atoms"] += len(host.batch_idx)
+        if self._waiting_bytes > _WAITING_BYTES:
+            try:
+                self._flush()
+            except OSError as e:
+                self._error = e
+                raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+
+    def _flush(self) -> None:
+        """What waits goes to the columns, all frames at once."""
+        attributes, hosts = self._attributes, self._waiting
+        if not hosts:
+            return
+        assert attributes is not None
+        self._waiting, self._waiting_bytes = [], 0
+        flat = [_flat(host) for host in hosts]
+        levels = {name: level for name, (level, _) in flat[0].items()} | {
+            "meta_end": "system",
+            "meta": "meta",
+        }
+        texts = [self._text(host, i) for host in hosts for i in range(len(host.atoms_per_system))]
+        ends = attributes["meta_bytes"] + np.cumsum([len(t) for t in texts], dtype=np.int64)
+        arrays = {name: np.concatenate([f[name][1] for f in flat]) for name in flat[0]}
+        arrays |= {"meta_end": ends, "meta": np.frombuffer(b"".join(texts), np.uint8)}
+        if not self._columns:
+            self._create(arrays, levels, hosts[0])
+        for name, rows in arrays.items():
+            self._columns[name].append(rows)
+        attributes["meta_bytes"] = int(ends[-1])
 
     def _commit_later(self) -> None:
         """In the timer's thread: what goes wrong is raised by the next write, or by close."""
@@ -219,6 +255,7 @@ class ZarrData(Sink):
         if self._attributes is None or self.mode == "r":
             return
         try:
+            self._flush()
             for column in self._columns.values():
                 column.commit()
             self._put_attributes(self._attributes)
@@ -226,7 +263,7 @@ class ZarrData(Sink):
             self._forget()
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
 
-    def _create(self, arrays: dict[str, np.ndarray], host: Batch, atoms: set[str]) -> None:
+    def _create(self, arrays: dict[str, np.ndarray], levels: dict[str, str], host: Batch) -> None:
         attributes = self._attributes
         assert attributes is not None
         for name, rows in arrays.items():
@@ -235,21 +272,30 @@ class ZarrData(Sink):
                 # Of a first write that was never committed.
                 shutil.rmtree(folder)
             self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression)
-        attributes["columns"] = {
-            name: "meta" if name == "meta" else "atom" if name in atoms else "system" for name in arrays
-        }
+        attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
-    def _check(self, names: list[str], dtype: np.dtype) -> None:
-        held = sorted(self._columns)
-        if held != names:
-            odd = ", ".join(sorted(set(held) ^ set(names)))
-            raise ValueError(f"{self.path} holds systems with other fields than the new ones: {odd}.")
-        stored = self._columns["positions"].dtype
-        if stored != dtype:
+    def _stored_kind(self) -> tuple:
+        assert self._attributes is not None
+        extras = [
+            (level, key, column.dtype, column.row)
+            for level, keys in self._attributes["extras"].items()
+            for key in keys
+            for column in [self._columns[_name(level, key)]]
+        ]
+        return (self._columns["positions"].dtype, *sorted(extras, key=str))
+
+    def _refuse(self, kind: tuple) -> None:
+        assert self._kind is not None
+        if self._kind[0] != kind[0]:
             raise ValueError(
-                f"{self.path} holds {stored} systems, the new ones are {dtype}: use another path."
+                f"{self.path} holds {self._kind[0]} systems, the new ones are {kind[0]}: use another path."
             )
+        odd = sorted({key for _, key, *_ in set(self._kind[1:]) ^ set(kind[1:])})
+        raise ValueError(
+            f"{self.path} holds systems with other extras than the new ones, in name, dtype or shape: "
+            f"{', '.join(odd)}."
+        )
 
     def _text(self, host: Batch, system: int) -> bytes:
         """What JSON holds of a system; frames of one batch have the same, made once."""
@@ -308,16 +354,25 @@ def _array(group: zarr.Group, name: str) -> Any:
     return group[name]
 
 
-def _flat(host: Batch) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arrays per atom and per system, by the names they have in the group."""
-    out: dict[str, dict[str, np.ndarray]] = {"atom": {}, "system": {}}
+def _kind(host: Batch) -> tuple:
+    """What all systems of a store have in common: dtype, and the extras' names, dtypes and shapes."""
+    if not host.atom_extras and not host.system_extras:
+        return (host.dtype,)
+    both = [("atom", k, v) for k, v in host.atom_extras.items()]
+    both += [("system", k, v) for k, v in host.system_extras.items()]
+    return (host.dtype, *sorted(((a, k, v.dtype, v.shape[1:]) for a, k, v in both), key=str))
+
+
+def _flat(host: Batch) -> dict[str, tuple[str, np.ndarray]]:
+    """Level and array, by the names that they have in the group."""
+    out: dict[str, tuple[str, np.ndarray]] = {}
     for name, level in level_fields(host):
         value = getattr(host, name)
         if name.endswith("_extras"):
-            out[level].update({_name(level, k): np.asarray(v) for k, v in value.items()})
+            out |= {_name(level, k): (level, np.asarray(v)) for k, v in value.items()}
         elif name not in _DERIVED:
-            out[level][name] = np.asarray(value)
-    return out["atom"], out["system"]
+            out[name] = (level, np.asarray(value))
+    return out
 
 
 def _dump(meta: SystemMeta) -> bytes:
