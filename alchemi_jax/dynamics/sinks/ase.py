@@ -218,6 +218,8 @@ class AseFile(Sink):
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
         held = self._held_open
+        if self.mode == "x":
+            self._open()
         self.close()
         if self.path.exists():
             self._check()
