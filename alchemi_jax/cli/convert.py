@@ -1,6 +1,7 @@
 """`alchemi-jax convert`: a trajectory in a format of other programs."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def convert(args: argparse.Namespace) -> int:
     except OSError as e:
         raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     print(f"{rows} structures of {len(frames)} frames written to {out}.")
     return OK
 
