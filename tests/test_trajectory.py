@@ -18,6 +18,7 @@ from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.levels import level_fields
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.units import GPA
 
 
 def same(a, b):
@@ -242,7 +243,7 @@ def test_show(dynamics, capsys):
     assert float(re.search(r"potential energy +eV/atom +(\S+) ", text)[1]) == pytest.approx(energy, rel=1e-5)
     for quantity in ("total energy", "temperature", "fmax"):
         assert re.search(rf"^  {quantity} .*±", text, re.MULTILINE), quantity
-    assert re.search(r"frames +30, 90 rows, steps 0 to 116", text)
+    assert re.search(r"frames +30, 90 rows, steps 1 to 117", text)
     assert re.search(r"\n +2 +30 +-", text), "a line for each system"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["show", str(dynamics), "--out", str(picture)]) == 2
@@ -256,10 +257,24 @@ def test_show_of_what_has_neither_results_nor_motion(tmp_path, capsys):
     assert main(["show", str(tmp_path / "x.zarr")]) == 0
     text = capsys.readouterr().out
     assert "2, 3 to 5 atoms each" in text
-    assert "temperature" not in text
+    assert "no results in it" in text
+    assert main(["show", str(tmp_path / "x.zarr"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "no results to draw" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["out.extxyz", "out.traj", "out.xyz", "out.json"])
+def test_show_knows_the_pressure_of_a_stress(tmp_path, capsys):
+    """-tr(stress)/3 of atoms at rest: 1 GPa here; of one frame no error is known."""
+    batch = Batch.from_ase([crystal(i, 1) for i in range(30)])
+    stress = np.broadcast_to(-GPA * np.eye(3), (batch.system_capacity, 3, 3))
+    ZarrData(tmp_path / "x.zarr").write(batch.replace(stress=stress))
+    assert main(["show", str(tmp_path / "x.zarr"), "--out", str(tmp_path / "x.pdf")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  pressure +GPa +1 +1 +\+0$", text, re.MULTILINE), text
+    assert "±" not in text
+    assert (tmp_path / "x.pdf").exists()
+
+
+@pytest.mark.parametrize("name", ["out.extxyz", "out.traj", "out.xyz", "out.json", "out.extxyz.gz"])
 def test_convert(dynamics, tmp_path, capsys, name):
     out = tmp_path / name
     assert main(["convert", str(dynamics), str(out), "--frames=-4::2"]) == 0
@@ -272,7 +287,7 @@ def test_convert(dynamics, tmp_path, capsys, name):
         np.testing.assert_allclose(a.get_velocities(), b.get_velocities(), atol=1e-7)
     if name != "out.json":
         assert [a.info["system_id"] for a in found] == [0, 1, 2, 0, 1, 2]
-        assert found[-1].info["steps_taken"] == 112
+        assert found[-1].info["steps_taken"] == 113
     assert main(["convert", str(dynamics), str(out)]) == 2
     assert f"{name} exists" in capsys.readouterr().err
     assert len(ase.io.read(out, ":")) == 6

@@ -35,7 +35,7 @@ def convert(args: argparse.Namespace) -> int:
         raise UsageError(f"{out} exists: give another file, or --overwrite to replace it.")
     if out.is_dir():
         raise UsageError(f"{out} is a folder.")
-    part = out.with_name(f".{out.name}.part")
+    part = out.with_name(f".part-{out.name}")
     try:
         part.unlink(missing_ok=True)
         _write(trajectory, frames, part, format)
@@ -52,7 +52,7 @@ def convert(args: argparse.Namespace) -> int:
 def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> None:
     """Frame by frame where the format can go on; ASE's writers of others want all at once."""
     kinds: dict[str, type[ExtXYZ] | type[AseTrajectory]] = {"extxyz": ExtXYZ, "traj": AseTrajectory}
-    if format in kinds:
+    if format in kinds and part.suffix not in (".gz", ".bz2", ".xz"):
         sink: Sink = kinds[format](part, mode="x")
         sink.open()
         try:

@@ -72,7 +72,11 @@ def _convert(commands: Any) -> None:
     convert.set_defaults(run="alchemi_jax.cli.convert:convert")
     convert.add_argument("trajectory", help="a folder that ZarrData wrote")
     convert.add_argument("out", help="the file to write, out.extxyz for example")
-    convert.add_argument("--frames", default=":", help="a frame, or first:last:step as in Python; --frames=-9: are the last nine [:]")
+    convert.add_argument(
+        "--frames",
+        default=":",
+        help="a frame, or first:last:step as in Python; --frames=-9: are the last nine [:]",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace the file")
 
 

@@ -59,6 +59,11 @@ def show(args: argparse.Namespace) -> int:
     converged, failed = (sum(bool(flag[rows[-1]]) for rows in systems) for flag in done)
     print(f"  {'at the end':14}{converged} converged, {failed} failed")
     print()
+    if not found:
+        print("  There are no results in it: energies and forces were not evaluated, nothing moves.")
+        if picture is not None:
+            raise UsageError(f"{picture} is not drawn: there are no results to draw.")
+        return OK
     _means(found, [rows[args.skip :] for rows in systems if len(rows) > args.skip])
     if shortest <= args.skip:
         print(f"  Systems of no more than {args.skip} frames are left out.")
