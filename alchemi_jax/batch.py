@@ -340,10 +340,10 @@ class Batch(eqx.Module):
             if len(index) and (index.max() >= n or index.min() < 0):
                 raise IndexError(f"system {index.max()} of a batch of {n}")
             rows = index
-            atom_rows = np.concatenate(
-                [np.arange(host.first_atom[i], host.first_atom[i] + counts[i]) for i in index]
-                or [np.zeros(0, int)]
-            )
+            # Of each atom: where its system begins, and how far it is in it.
+            few = np.asarray(counts)[index]
+            within = np.arange(few.sum()) - np.repeat(np.cumsum(few) - few, few)
+            atom_rows = np.repeat(np.asarray(host.first_atom)[index], few) + within
         cut = {"atom": atom_rows, "system": rows}
         fields: dict[str, Any] = {}
         for name, level in level_fields(host):
