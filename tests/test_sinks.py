@@ -1,5 +1,8 @@
 """Sinks: what goes in comes out, and a store is whole after every write."""
 
+import errno
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.dynamics.hooks import SnapshotHook
-from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, HostMemory, ZarrData
 from alchemi_jax.dynamics.sinks.columns import Column
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.trajectory import Trajectory
@@ -283,6 +286,109 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(tmp_path, monkey
     np.testing.assert_array_equal(ZarrData(path).to_ase()[0].positions, cluster(0, 3).positions)
     ZarrData(path).write(batch)
     assert len(ZarrData(path)) == 2
+
+
+def test_any_file_operation_may_fail(tmp_path, monkeypatch):
+    """A disk that is full at the k-th operation, whichever that is, half of it done: the error names the
+    path, what was committed is there bit for bit, and once there is room again writing goes on."""
+    left = [0]
+
+    def failing(function):
+        def call(first, *args):
+            left[0] -= 1
+            if left[0] >= 0:
+                return function(first, *args)
+            if function is write_bytes:
+                function(first, args[0][: len(args[0]) // 2])
+            if function is pwrite and not os.fstat(first).st_size:
+                return function(first, args[0][: len(args[0]) // 2], 0)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return call
+
+    write_bytes, pwrite, replace = Path.write_bytes, os.pwrite, os.replace
+    batches, met = [Batch.from_ase([cluster(n, 1 + n % 5)]) for n in range(9)], set()
+
+    def write_on(sink, done):
+        while True:
+            sink.write(batches[len(done) % 9])
+            done.append(sink)
+
+    for k in range(0, 320, 7):
+        path, done = tmp_path / f"{k}.zarr", []
+        left[0] = k
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", failing(write_bytes))
+            patch.setattr(os, "pwrite", failing(pwrite))
+            patch.setattr(os, "replace", failing(replace))
+            sink = ZarrData(path, chunk_bytes=200)
+            with pytest.raises(OSError, match=rf"{k}\.zarr cannot be written: No space left on device"):
+                write_on(sink, done)
+        met.add(len(done))
+        assert len(ZarrData(path)) == len(done)
+        sink.write(batches[len(done) % 9])
+        for n, atoms in enumerate(Trajectory(path).to_ase()):
+            np.testing.assert_array_equal(atoms.positions, cluster(n % 9, 1 + n % 9 % 5).positions)
+        assert Trajectory(path).n_frames == len(done) + 1
+    assert len(met) > 3
+
+
+def test_a_folder_that_may_not_be_written_fails_before_the_first_step(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    steps = []
+    for sink in (ZarrData(tmp_path / "x"), ExtXYZ(tmp_path / "x"), AseTrajectory(tmp_path / "x")):
+
+        class Counts:
+            stage, frequency = DynamicsStage.BEFORE_STEP, 1
+
+            def __call__(self, ctx, stage):
+                steps.append(ctx.step_count)
+
+        engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=6, hooks=[Counts(), SnapshotHook(sink)])
+        with pytest.raises(PermissionError, match="x cannot be written: Permission denied") as e:
+            engine.run(Batch.from_ase(cluster(0, 3)))
+        assert any("raised in hook SnapshotHook" in note for note in e.value.__notes__)
+    assert not steps
+
+
+@pytest.mark.parametrize("what", [RuntimeError("the writer is broken"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("later", [False, True], ids=["in the write", "in the background"])
+def test_a_sink_that_raises_stops_the_run_with_its_name_and_the_step(tmp_path, monkeypatch, what, later):
+    """Whatever the error is, and whichever thread meets it: earlier frames are there, and no others."""
+    path, batch = tmp_path / "x.zarr", Batch.from_ase([cluster(0, 3)])
+    ZarrData(path).write(batch)
+    append, calls = Column.append, []
+
+    def broken(self, rows):
+        calls.append(self)
+        if len(calls) > 40:
+            raise what
+        append(self, rows)
+
+    monkeypatch.setattr(Column, "append", broken)
+    monkeypatch.setattr("alchemi_jax.dynamics.sinks.zarr._WAITING_BYTES", 1 << 40 if later else 0)
+    sink = ZarrData(path)
+    sink.commit_seconds = 0.01 if later else 1000.0
+
+    class Waits:
+        stage, frequency = DynamicsStage.AFTER_STEP, 1
+
+        def __call__(self, ctx, stage):
+            time.sleep(0.05 * later)
+
+    engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=99, hooks=[SnapshotHook(sink), Waits()])
+    with pytest.raises(type(what), match=str(what.args[-1])) as e:
+        engine.run(batch)
+    assert any(re.match(r"raised in hook SnapshotHook.* step \d+", note) for note in e.value.__notes__)
+    monkeypatch.undo()
+    found = Trajectory(path)
+    assert 1 <= found.n_frames < 99
+    assert found["steps_taken"][1:].tolist() == list(range(1, found.n_frames))
+    ZarrData(path).write(batch)
+    assert Trajectory(path).n_frames == found.n_frames + 1
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])

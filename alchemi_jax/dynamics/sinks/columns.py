@@ -6,6 +6,7 @@ chunks are written once, and a commit writes what has begun. A column of one val
 of zero) has this as its fill value and no chunks. What is on disk is plain zarr v3.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -38,7 +39,9 @@ def put_json(path: Path, content: dict[str, Any], size: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         # Longer than the file may be if it was written by somebody else.
-        os.pwrite(descriptor, text.ljust(max(size, os.fstat(descriptor).st_size)), 0)
+        whole = text.ljust(max(size, os.fstat(descriptor).st_size))
+        if os.pwrite(descriptor, whole, 0) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 

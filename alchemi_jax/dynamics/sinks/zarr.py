@@ -34,6 +34,7 @@ from alchemi_jax.levels import level_fields
 
 
 _GROUP_BYTES = 4096
+_BEGUN = "zarr.json.begun"
 #: So much may wait in memory.
 _WAITING_BYTES = 1 << 24
 
@@ -101,7 +102,7 @@ class ZarrData(Sink):
     def _open(self) -> None:
         if self._attributes is not None:
             return
-        exists = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        exists = self._exists()
         if self.mode == "r" or (exists and self.mode == "a"):
             attributes = attributes_of(self.path)
             atoms, systems = attributes["atoms"], attributes["systems"]
@@ -120,7 +121,8 @@ class ZarrData(Sink):
                 attributes_of(self.path)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._put_attributes(attributes)
+            self._put_attributes(attributes, self.path / _BEGUN)
+            os.replace(self.path / _BEGUN, self.path / "zarr.json")
         except OSError as e:
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # Whatever opens the sink again goes on with what was written.
@@ -128,9 +130,15 @@ class ZarrData(Sink):
         self._columns, self._kind = {}, None
         self._attributes = attributes
 
-    def _put_attributes(self, attributes: dict[str, Any]) -> None:
+    def _exists(self) -> bool:
+        """Whether there is anything at the path; a folder of a beginning that broke off is empty."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(entry.name != _BEGUN for entry in self.path.iterdir())
+
+    def _put_attributes(self, attributes: dict[str, Any], path: Path | None = None) -> None:
         content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        put_json(self.path / "zarr.json", content, _GROUP_BYTES)
+        put_json(path or self.path / "zarr.json", content, _GROUP_BYTES)
 
     def close(self) -> None:
         """Commits what was written.
@@ -324,10 +332,10 @@ class ZarrData(Sink):
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
         with self._lock:
             held = self._held_open
-            if self._attributes is None and self.path.exists():
+            if self._attributes is None and self._exists():
                 self._open()
             self._forget()
-            if self.path.exists():
+            if self._exists():
                 # An error later must not find half of the systems: none, from here on.
                 self.mode = "w"
                 self._open()
@@ -338,7 +346,7 @@ class ZarrData(Sink):
     def __len__(self) -> int:
         if self._attributes is not None:
             return int(self._attributes["systems"])
-        return int(attributes_of(self.path)["systems"]) if self.path.exists() else 0
+        return int(attributes_of(self.path)["systems"]) if self._exists() else 0
 
 
 def _kind(host: Batch) -> tuple:
