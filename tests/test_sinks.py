@@ -111,6 +111,7 @@ def test_the_layout_is_plain_zarr(tmp_path):
     np.testing.assert_array_equal(group["positions"][9:12], structures[2].positions)
 
 
+@pytest.mark.parametrize("shard", [None, 40, 200], ids=lambda n: f"shards of {n}")
 @pytest.mark.parametrize("codec", ["lz4", "zstd", None])
 @given(
     pieces=st.lists(
@@ -120,14 +121,14 @@ def test_the_layout_is_plain_zarr(tmp_path):
     commits=st.lists(st.sampled_from(["no", "commit", "reopen"]), min_size=6, max_size=6),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_column_is_what_was_appended(codec, pieces, constant, commits):
+def test_a_column_is_what_was_appended(codec, shard, pieces, constant, commits):
     """Of one value or of many, committed or reopened at any time: zarr reads what went in."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "column"
         rows = [np.array([p[0]] * len(p) if constant else p, np.float32) for p in pieces] or [
             np.ones(1, "f4")
         ]
-        column = Column.like(path, rows[0], 16, codec)
+        column = Column.like(path, rows[0], 16, codec, shard)
         for piece, then in zip(rows, commits, strict=False):
             column.append(piece)
             if then != "no":
@@ -139,6 +140,25 @@ def test_a_column_is_what_was_appended(codec, pieces, constant, commits):
         np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], whole)
         if len(set(map(str, whole))) == 1:
             assert [f.name for f in path.iterdir()] == ["zarr.json"]
+
+
+def test_shards_are_few_files_of_many_chunks(tmp_path):
+    """What zarr says of them; a piece of a shard is read without the rest of it."""
+    batch = Batch.from_ase([crystal(i, 2) for i in range(8)])
+    for shard in (None, 1 << 16):
+        sink = ZarrData(tmp_path / f"{shard}.zarr", chunk_bytes=1 << 11, shard_bytes=shard)
+        for _ in range(20):
+            sink.write(batch)
+        assert sink.read().num_systems == 160
+    plain, sharded = (zarr.open_group(tmp_path / f"{s}.zarr", mode="r")["positions"] for s in (None, 1 << 16))
+    np.testing.assert_array_equal(plain[:], sharded[:])
+    assert sharded.shards == (85 * 32, 3)
+    assert plain.chunks == sharded.chunks == (85, 3)
+    files = [len(list((tmp_path / f"{s}.zarr" / "positions").iterdir())) for s in (None, 1 << 16)]
+    assert files == [1 + 61, 1 + 2]
+    np.testing.assert_array_equal(Trajectory(tmp_path / "65536.zarr").system(3).positions[7], sharded[96:128])
+    with pytest.raises(ValueError, match="shard_bytes of ZarrData must be positive, not 0"):
+        ZarrData("x.zarr", shard_bytes=0)
 
 
 def test_an_unknown_compression_is_refused():
@@ -208,15 +228,16 @@ def test_modes_and_refusals(tmp_path):
 # -- growing arrays --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shard", [None, 150], ids=lambda n: f"shards of {n}")
 @pytest.mark.parametrize("codec", ["lz4", None])
-def test_columns_are_arrays_that_zarr_reads(tmp_path, codec):
+def test_columns_are_arrays_that_zarr_reads(tmp_path, codec, shard):
     """Random appends, commits and reopenings: always the rows so far, to any reader of zarr."""
     rng = np.random.default_rng(0)
     zarr.open_group(tmp_path, mode="w")
     for dtype, row in (("float32", (3,)), ("bool", ()), ("int64", ()), ("uint8", ()), ("float64", (2, 2))):
         folder = tmp_path / dtype
         whole = rng.integers(0, 2, (60, *row)).astype(dtype)
-        column = Column.like(folder, whole, 7 * whole[:1].nbytes, codec)
+        column = Column.like(folder, whole, 7 * whole[:1].nbytes, codec, shard)
         n = 0
         while n < len(whole):
             k = int(rng.integers(0, 19))
@@ -401,7 +422,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import cluster
 from alchemi_jax import Batch
 from alchemi_jax.dynamics.sinks import ZarrData
-sink = ZarrData(sys.argv[1], chunk_bytes=200)
+sink = ZarrData(sys.argv[1], chunk_bytes=200, shard_bytes={600 if held_open else None})
 sink.commit_seconds = 0.003
 if {held_open}:
     sink.open()

@@ -52,7 +52,10 @@ class ZarrData(Sink):
         mode: "a" goes on with a store that exists, "w" starts it anew, "x" refuses one that exists,
             "r" only reads.
         chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
-        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. Both of a new store.
+        shard_bytes: of a file, if it is to hold several chunks of `chunk_bytes` (256 KiB by default), each
+            read by itself; by default a chunk is a file.
+        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. All three of a new
+            store.
 
     Raises:
         ValueError: if the path holds something else, or systems of another dtype or other extras.
@@ -65,18 +68,20 @@ class ZarrData(Sink):
         mode: str = "a",
         *,
         chunk_bytes: int | None = None,
+        shard_bytes: int | None = None,
         compression: str | None = "lz4",
     ):
         if mode not in ("a", "w", "x", "r"):
             raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes of ZarrData must be positive, not {chunk_bytes}.")
+        for name, value in (("chunk_bytes", chunk_bytes), ("shard_bytes", shard_bytes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} of ZarrData must be positive, not {value}.")
         if compression not in (None, *CODECS):
             known = ", ".join(map(repr, CODECS))
             raise ValueError(f"compression of ZarrData must be {known} or None, not {compression!r}.")
         self.path = Path(path)
         self.mode = mode
-        self.chunk_bytes, self.compression = chunk_bytes, compression
+        self.chunk_bytes, self.shard_bytes, self.compression = chunk_bytes, shard_bytes, compression
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
@@ -272,7 +277,9 @@ class ZarrData(Sink):
             if folder.exists():
                 # Of a first write that was never committed.
                 shutil.rmtree(folder)
-            self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression)
+            self._columns[name] = Column.like(
+                folder, rows, self.chunk_bytes, self.compression, self.shard_bytes
+            )
         attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
