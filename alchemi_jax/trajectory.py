@@ -80,6 +80,11 @@ class Trajectory:
         """[rows] which frame each row belongs to."""
         return np.repeat(np.arange(self.n_frames), np.diff(self._bounds))
 
+    @property
+    def atoms_of_row(self) -> np.ndarray:
+        """[rows] number of atoms of each row."""
+        return self._stored.sizes
+
     def _row_ids(self) -> np.ndarray:
         if self._ids is None:
             self._ids = np.asarray(self["system_id"][:]) if self.n_rows else np.zeros(0, np.int32)
@@ -188,7 +193,8 @@ class Trajectory:
 
     # -- showing ---------------------------------------------------------------------------------
 
-    def _lines(self) -> list[tuple[str, str]]:
+    def summary(self) -> list[tuple[str, str]]:
+        """What there is, as names and texts: systems, frames, fields."""
         ids, sizes = self.system_ids, self._stored.sizes
         atoms = "" if not len(sizes) else f", {sizes.min()} to {sizes.max()} atoms each"
         if len(sizes) and sizes.min() == sizes.max():
@@ -207,7 +213,7 @@ class Trajectory:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self._lines())
+        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self.summary())
         return f"<table><caption>{html.escape(str(self.path))}</caption>{rows}</table>"
 
 

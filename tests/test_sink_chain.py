@@ -9,8 +9,8 @@ import pytest
 from conftest import cluster, zoo
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import NVE
-from alchemi_jax.dynamics.hooks import SnapshotHook
+from alchemi_jax.dynamics import NVE, DynamicsStage
+from alchemi_jax.dynamics.hooks import CallbackHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import (
     DeviceBuffer,
     HostMemory,
@@ -316,3 +316,17 @@ def test_a_device_buffer_compiles_once_for_batches_of_one_shape(compilations):
         for k, batch in enumerate(batches(4)):
             sink.write(batch, np.arange(4) != k)
     assert sum(name == "jit(write)" for name in count) == 1
+
+
+def test_frames_are_those_of_the_moment(tmp_path, lj):
+    """What a sink keeps is not what later steps make of the same memory."""
+    seen, host, disk = [], HostMemory(), ZarrData(tmp_path / "x.zarr")
+    device = DeviceBuffer(40, 400)
+    copy = CallbackHook(
+        lambda ctx: seen.append(np.array(ctx.batch.positions)), DynamicsStage.AFTER_STEP, frequency=3
+    )
+    hooks = [copy, *(SnapshotHook(sink, frequency=3) for sink in (host, disk, device))]
+    NVE(model=lj, dt=2.0, n_steps=30, hooks=hooks).run(Batch.from_ase([cluster(i, 7) for i in range(2)]))
+    assert len(seen) == 10
+    for sink in (host, disk, device):
+        np.testing.assert_array_equal(sink.read().take().positions, np.concatenate(seen))

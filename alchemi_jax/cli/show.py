@@ -53,7 +53,7 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError(f"--skip {args.skip} leaves nothing: no system has more than that many frames.")
     found = scalars(trajectory)
     print(trajectory.path)
-    for name, text in trajectory._lines():
+    for name, text in trajectory.summary():
         print(f"  {name:14}{text}")
     done = trajectory["converged"][:], trajectory["failed"][:]
     converged, failed = (sum(bool(flag[rows[-1]]) for rows in systems) for flag in done)
@@ -108,7 +108,7 @@ def scalars(trajectory: Trajectory) -> list[Quantity]:
 
 def _pieces(trajectory: Trajectory) -> Iterator[tuple[int, int]]:
     """Slices of frames of so many atoms that they fit into memory."""
-    atoms = [int(trajectory._stored.sizes[trajectory.rows(i)].sum()) for i in range(trajectory.n_frames)]
+    atoms = [int(trajectory.atoms_of_row[trajectory.rows(i)].sum()) for i in range(trajectory.n_frames)]
     first = held = 0
     for i, n in enumerate(atoms):
         if held and held + n > _AT_ONCE:

@@ -20,7 +20,7 @@ import numpy as np
 from ase.io import jsonio
 
 from alchemi_jax.batch import Batch, SystemMeta
-from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.dynamics.sinks.base import Sink, chosen
 from alchemi_jax.dynamics.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.dynamics.sinks.stored import (
     DERIVED,
@@ -167,11 +167,12 @@ class ZarrData(Sink):
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, batch: Batch, mask: Any = None) -> None:
-        if mask is not None and not np.any(mask):
+        which = None if mask is None else chosen(batch, mask)
+        if which is not None and not which.any():
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        host = batch.take(mask)
+        host = batch.take(which)
         with self._lock:
             if self._error is not None:
                 self._commit()
