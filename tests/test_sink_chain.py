@@ -330,3 +330,36 @@ def test_frames_are_those_of_the_moment(tmp_path, lj):
     assert len(seen) == 10
     for sink in (host, disk, device):
         np.testing.assert_array_equal(sink.read().take().positions, np.concatenate(seen))
+
+
+def test_a_chain_opens_and_closes_all_its_sinks(tmp_path, lj):
+    """In a run; also when one of them cannot be opened, or cannot be closed."""
+    chain = SinkChain([HostMemory(5), ZarrData(tmp_path / "x.zarr")])
+    batch = Batch.from_ase([cluster(i, 4) for i in range(3)])
+    NVE(model=lj, dt=1.0, n_steps=4, hooks=[SnapshotHook(chain)]).run(batch)
+    assert chain.read().take().steps_taken.tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert len(ZarrData(tmp_path / "x.zarr", mode="r")) == 7
+    calls = []
+
+    class Watched(HostMemory):
+        def __init__(self, name, fails=()):
+            super().__init__()
+            self.name, self.fails = name, fails
+
+        def open(self):
+            calls.append(f"open {self.name}")
+            if "open" in self.fails:
+                raise OSError("no")
+
+        def close(self):
+            calls.append(f"close {self.name}")
+            if "close" in self.fails:
+                raise OSError(f"{self.name} does not close")
+
+    with pytest.raises(OSError, match="no"):
+        SinkChain([Watched("a"), Watched("b", ("open",)), Watched("c")]).open()
+    assert calls == ["open a", "open b", "close a"]
+    calls.clear()
+    with pytest.raises(OSError, match="a does not close"):
+        SinkChain([Watched("a", ("close",)), Watched("b", ("close",))]).close()
+    assert calls == ["close a", "close b"]
