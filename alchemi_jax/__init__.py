@@ -1,5 +1,6 @@
 """Batched atomistic dynamics in JAX, with hooks that are pure transforms."""
 
+from alchemi_jax import analysis as analysis
 from alchemi_jax import dynamics as dynamics
 from alchemi_jax import hooks as hooks
 from alchemi_jax import models as models
@@ -9,3 +10,4 @@ from alchemi_jax import units as units
 from alchemi_jax._version import __version__ as __version__
 from alchemi_jax.atoms import AtomicData as AtomicData
 from alchemi_jax.batch import Batch as Batch
+from alchemi_jax.trajectory import Trajectory as Trajectory

@@ -276,26 +276,25 @@ class Batch(eqx.Module):
 
     def level(self, key: str) -> Level:
         """The level of a field or extra. Raises KeyError for an unknown name."""
+        for name, level in level_fields(self):
+            if name == key and not name.endswith("_extras"):
+                return level
         if key in self.atom_extras:
             return "atom"
         if key in self.system_extras:
             return "system"
-        for name, level in level_fields(self):
-            if name == key and not name.endswith("_extras"):
-                return level
         raise KeyError(f"the batch has no field {key!r}; it has {', '.join(self.keys())}")
 
     def keys(self) -> list[str]:
         """Names of all fields and extras."""
         own = [name for name, _ in level_fields(self) if not name.endswith("_extras")]
-        return [*own, *self.atom_extras, *self.system_extras]
+        return list(dict.fromkeys([*own, *self.atom_extras, *self.system_extras]))
 
     def __getitem__(self, key: str) -> Any:
         self.level(key)
-        for extras in (self.atom_extras, self.system_extras):
-            if key in extras:
-                return extras[key]
-        return getattr(self, key)
+        if key in self.__dataclass_fields__:
+            return getattr(self, key)
+        return (self.atom_extras if key in self.atom_extras else self.system_extras)[key]
 
     def name_of(self, system: int) -> str:
         """What errors and warnings call the system in this row."""
@@ -309,12 +308,13 @@ class Batch(eqx.Module):
         """A batch with some fields or extras changed; an unknown name is an error."""
         own, atom, system = {}, {}, {}
         for key, value in fields.items():
-            if key in self.atom_extras:
+            # A structure may come with an array that is called like a field: the field is meant.
+            if key in self.__dataclass_fields__:
+                own[key] = value
+            elif key in self.atom_extras:
                 atom[key] = value
             elif key in self.system_extras:
                 system[key] = value
-            elif key in self.__dataclass_fields__:
-                own[key] = value
             else:
                 self.level(key)
         if atom:

@@ -11,6 +11,7 @@ from test_sinks import check, rich
 
 from alchemi_jax import AtomicData, Batch
 from alchemi_jax.capacity import round_up
+from alchemi_jax.dynamics import NVE
 from alchemi_jax.segments import any_by_system, max_by_system, sum_by_system
 
 
@@ -157,3 +158,18 @@ def test_float64_without_x64_is_refused():
 def test_repr_says_what_is_in_it():
     text = repr(Batch.from_ase([cluster(0), crystal(0, 1)]))
     assert text.startswith("Batch(2 systems, 17 atoms; 0 converged, 0 failed")
+
+
+def test_an_array_that_is_called_like_a_field_hides_no_field(lj):
+    """Files come with arrays `velocities` or `forces`: they go through untouched, and the run is the same."""
+    atoms = cluster(0, 5)
+    wanted = NVE(model=lj, dt=2.0, n_steps=20).run(Batch.from_ase(atoms)).take()
+    for name in ("velocities", "forces", "energy"):
+        odd = atoms.copy()
+        odd.set_array(name, np.full(5, 7.0))
+        odd.info["status"] = 3
+        out = NVE(model=lj, dt=2.0, n_steps=20).run(Batch.from_ase(odd))
+        np.testing.assert_array_equal(out.take().positions, wanted.positions)
+        np.testing.assert_array_equal(out.take()[name], wanted[name])
+        assert out.keys().count(name) == 1
+        assert out.to_ase()[0].arrays[name].tolist() == [7.0] * 5

@@ -68,3 +68,16 @@ def test_a_peer_that_fails_is_named(tmp_path):
     ]
     picture(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_sizes_of_the_same_frames(tmp_path):
+    """Every format gets all frames; what is not installed is left out and said."""
+    from benchmarks import sizes
+
+    batches = sizes.frames(2, 2, "float32")
+    assert [b.num_systems for b in batches] == [2, 2]
+    assert batches[1].steps_taken.tolist() == [51, 51]
+    found = {name: n for name, n, *_ in sizes.measured(batches)}
+    least = 4 * 256 * 3 * 4
+    assert all(n > least for n in found.values())
+    assert {"ZarrData", "AseTrajectory (.traj)", "ExtXYZ, eight decimals"} <= set(found)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zarr
 from conftest import cluster, crystal
 
 import alchemi_jax
@@ -131,3 +132,28 @@ def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
         exec(block, names)
     assert names["out"].take().converged.all()
     assert (tmp_path / "pipeline.csv").exists()
+
+
+def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    crystals = Batch.from_ase([crystal(i, 1) for i in range(3)])
+    names = {"model": lj, "batch": crystals, "NVTLangevin": NVTLangevin, "jax": jax}
+    names |= vars(alchemi_jax.dynamics.sinks) | vars(alchemi_jax.analysis) | vars(alchemi_jax.dynamics.hooks)
+    names |= {
+        "zarr": zarr,
+        "Trajectory": alchemi_jax.Trajectory,
+        "temperature": alchemi_jax.observables.temperature,
+    }
+    page = code("docs/sinks.md")
+    for block in page:
+        exec(block, names)
+    assert len(names["sink"]) == 120
+    assert names["whole"].num_systems == 60
+    assert len(names["traj"]) == 40
+    assert names["path"].shape == (40, 4, 3)
+    assert names["positions"].shape == (480, 3)
+    assert int(names["buffer"].batch.num_systems) + int(names["buffer"].missed) > 0
+    assert names["msd"].shape == (40,)
+    text = (ROOT / "docs/sinks.md").read_text()
+    for name in vars(alchemi_jax.dynamics.sinks):
+        assert not name[0].isupper() or name == "Sink" or f"`{name}" in text, name

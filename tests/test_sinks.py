@@ -1,5 +1,8 @@
 """Sinks: what goes in comes out, and a store is whole after every write."""
 
+import errno
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,9 +21,10 @@ from hypothesis import strategies as st
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.dynamics.hooks import SnapshotHook
-from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, HostMemory, ZarrData
 from alchemi_jax.dynamics.sinks.columns import Column
 from alchemi_jax.models import HarmonicModel
+from alchemi_jax.trajectory import Trajectory
 
 
 def rich():
@@ -107,6 +111,7 @@ def test_the_layout_is_plain_zarr(tmp_path):
     np.testing.assert_array_equal(group["positions"][9:12], structures[2].positions)
 
 
+@pytest.mark.parametrize("shard", [None, 40, 200], ids=lambda n: f"shards of {n}")
 @pytest.mark.parametrize("codec", ["lz4", "zstd", None])
 @given(
     pieces=st.lists(
@@ -116,14 +121,14 @@ def test_the_layout_is_plain_zarr(tmp_path):
     commits=st.lists(st.sampled_from(["no", "commit", "reopen"]), min_size=6, max_size=6),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_column_is_what_was_appended(codec, pieces, constant, commits):
+def test_a_column_is_what_was_appended(codec, shard, pieces, constant, commits):
     """Of one value or of many, committed or reopened at any time: zarr reads what went in."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "column"
         rows = [np.array([p[0]] * len(p) if constant else p, np.float32) for p in pieces] or [
             np.ones(1, "f4")
         ]
-        column = Column.like(path, rows[0], 16, codec)
+        column = Column.like(path, rows[0], 16, codec, shard)
         for piece, then in zip(rows, commits, strict=False):
             column.append(piece)
             if then != "no":
@@ -135,6 +140,25 @@ def test_a_column_is_what_was_appended(codec, pieces, constant, commits):
         np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], whole)
         if len(set(map(str, whole))) == 1:
             assert [f.name for f in path.iterdir()] == ["zarr.json"]
+
+
+def test_shards_are_few_files_of_many_chunks(tmp_path):
+    """What zarr says of them; a piece of a shard is read without the rest of it."""
+    batch = Batch.from_ase([crystal(i, 2) for i in range(8)])
+    for shard in (None, 1 << 16):
+        sink = ZarrData(tmp_path / f"{shard}.zarr", chunk_bytes=1 << 11, shard_bytes=shard)
+        for _ in range(20):
+            sink.write(batch)
+        assert sink.read().num_systems == 160
+    plain, sharded = (zarr.open_group(tmp_path / f"{s}.zarr", mode="r")["positions"] for s in (None, 1 << 16))
+    np.testing.assert_array_equal(plain[:], sharded[:])
+    assert sharded.shards == (85 * 32, 3)
+    assert plain.chunks == sharded.chunks == (85, 3)
+    files = [len(list((tmp_path / f"{s}.zarr" / "positions").iterdir())) for s in (None, 1 << 16)]
+    assert files == [1 + 61, 1 + 2]
+    np.testing.assert_array_equal(Trajectory(tmp_path / "65536.zarr").system(3).positions[7], sharded[96:128])
+    with pytest.raises(ValueError, match="shard_bytes of ZarrData must be positive, not 0"):
+        ZarrData("x.zarr", shard_bytes=0)
 
 
 def test_an_unknown_compression_is_refused():
@@ -204,15 +228,16 @@ def test_modes_and_refusals(tmp_path):
 # -- growing arrays --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shard", [None, 150], ids=lambda n: f"shards of {n}")
 @pytest.mark.parametrize("codec", ["lz4", None])
-def test_columns_are_arrays_that_zarr_reads(tmp_path, codec):
+def test_columns_are_arrays_that_zarr_reads(tmp_path, codec, shard):
     """Random appends, commits and reopenings: always the rows so far, to any reader of zarr."""
     rng = np.random.default_rng(0)
     zarr.open_group(tmp_path, mode="w")
     for dtype, row in (("float32", (3,)), ("bool", ()), ("int64", ()), ("uint8", ()), ("float64", (2, 2))):
         folder = tmp_path / dtype
         whole = rng.integers(0, 2, (60, *row)).astype(dtype)
-        column = Column.like(folder, whole, 7 * whole[:1].nbytes, codec)
+        column = Column.like(folder, whole, 7 * whole[:1].nbytes, codec, shard)
         n = 0
         while n < len(whole):
             k = int(rng.integers(0, 19))
@@ -284,38 +309,147 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(tmp_path, monkey
     assert len(ZarrData(path)) == 2
 
 
-def test_a_killed_process_leaves_a_whole_store(tmp_path):
-    """Whenever it is killed, what it had committed is there."""
+def test_any_file_operation_may_fail(tmp_path, monkeypatch):
+    """A disk that is full at the k-th operation, whichever that is, half of it done: the error names the
+    path, what was committed is there bit for bit, and once there is room again writing goes on."""
+    left = [0]
+
+    def failing(function):
+        def call(first, *args):
+            left[0] -= 1
+            if left[0] >= 0:
+                return function(first, *args)
+            if function is write_bytes:
+                function(first, args[0][: len(args[0]) // 2])
+            if function is pwrite and not os.fstat(first).st_size:
+                return function(first, args[0][: len(args[0]) // 2], 0)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return call
+
+    write_bytes, pwrite, replace = Path.write_bytes, os.pwrite, os.replace
+    batches, met = [Batch.from_ase([cluster(n, 1 + n % 5)]) for n in range(9)], set()
+
+    def write_on(sink, done):
+        while True:
+            sink.write(batches[len(done) % 9])
+            done.append(sink)
+
+    for k in range(0, 320, 7):
+        path, done = tmp_path / f"{k}.zarr", []
+        left[0] = k
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", failing(write_bytes))
+            patch.setattr(os, "pwrite", failing(pwrite))
+            patch.setattr(os, "replace", failing(replace))
+            sink = ZarrData(path, chunk_bytes=200)
+            with pytest.raises(OSError, match=rf"{k}\.zarr cannot be written: No space left on device"):
+                write_on(sink, done)
+        met.add(len(done))
+        assert len(ZarrData(path)) == len(done)
+        sink.write(batches[len(done) % 9])
+        for n, atoms in enumerate(Trajectory(path).to_ase()):
+            np.testing.assert_array_equal(atoms.positions, cluster(n % 9, 1 + n % 9 % 5).positions)
+        assert Trajectory(path).n_frames == len(done) + 1
+    assert len(met) > 3
+
+
+def test_a_folder_that_may_not_be_written_fails_before_the_first_step(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    steps = []
+    for sink in (ZarrData(tmp_path / "x"), ExtXYZ(tmp_path / "x"), AseTrajectory(tmp_path / "x")):
+
+        class Counts:
+            stage, frequency = DynamicsStage.BEFORE_STEP, 1
+
+            def __call__(self, ctx, stage):
+                steps.append(ctx.step_count)
+
+        engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=6, hooks=[Counts(), SnapshotHook(sink)])
+        with pytest.raises(PermissionError, match="x cannot be written: Permission denied") as e:
+            engine.run(Batch.from_ase(cluster(0, 3)))
+        assert any("raised in hook SnapshotHook" in note for note in e.value.__notes__)
+    assert not steps
+
+
+@pytest.mark.parametrize("what", [RuntimeError("the writer is broken"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("later", [False, True], ids=["in the write", "in the background"])
+def test_a_sink_that_raises_stops_the_run_with_its_name_and_the_step(tmp_path, monkeypatch, what, later):
+    """Whatever the error is, and whichever thread meets it: earlier frames are there, and no others."""
+    path, batch = tmp_path / "x.zarr", Batch.from_ase([cluster(0, 3)])
+    ZarrData(path).write(batch)
+    append, calls = Column.append, []
+
+    def broken(self, rows):
+        calls.append(self)
+        if len(calls) > 40:
+            raise what
+        append(self, rows)
+
+    monkeypatch.setattr(Column, "append", broken)
+    monkeypatch.setattr("alchemi_jax.dynamics.sinks.zarr._WAITING_BYTES", 1 << 40 if later else 0)
+    sink = ZarrData(path)
+    sink.commit_seconds = 0.01 if later else 1000.0
+
+    class Waits:
+        stage, frequency = DynamicsStage.AFTER_STEP, 1
+
+        def __call__(self, ctx, stage):
+            time.sleep(0.05 * later)
+
+    engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=99, hooks=[SnapshotHook(sink), Waits()])
+    with pytest.raises(type(what), match=str(what.args[-1])) as e:
+        engine.run(batch)
+    assert any(re.match(r"raised in hook SnapshotHook.* step \d+", note) for note in e.value.__notes__)
+    monkeypatch.undo()
+    found = Trajectory(path)
+    assert 1 <= found.n_frames < 99
+    assert found["steps_taken"][1:].tolist() == list(range(1, found.n_frames))
+    ZarrData(path).write(batch)
+    assert Trajectory(path).n_frames == found.n_frames + 1
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("held_open", [False, True], ids=["each write", "in the background"])
+def test_a_killed_process_leaves_a_whole_store(tmp_path, times, held_open):
+    """Whenever it is killed, what it had committed is there, whole and in order, and writing goes on."""
     text = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import cluster
 from alchemi_jax import Batch
 from alchemi_jax.dynamics.sinks import ZarrData
-sink = ZarrData(sys.argv[1], chunk_bytes=200)
+sink = ZarrData(sys.argv[1], chunk_bytes=200, shard_bytes={600 if held_open else None})
+sink.commit_seconds = 0.003
+if {held_open}:
+    sink.open()
+batches = [Batch.from_ase([cluster(n, 1 + n % 5)]) for n in range(10)]
 n = 0
 while True:
-    sink.write(Batch.from_ase([cluster(n, 1 + n % 5)]))
+    sink.write(batches[n % 10])
     n += 1
-    print(n, flush=True)
+    # What others see is committed.
+    print(len(ZarrData(sys.argv[1])), flush=True)
 """
-    for k in range(4):
+    rng = np.random.default_rng(times)
+    for k in range(times):
         path = tmp_path / f"{k}.zarr"
         process = subprocess.Popen([sys.executable, "-c", text, str(path)], stdout=subprocess.PIPE, text=True)
-        committed = 0
-        for line in process.stdout:
-            committed = int(line)
-            if committed == 3 + 5 * k:
-                time.sleep(0.013 * k)
-                process.kill()
-                break
-        rest = process.stdout.read().split()
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        committed = [int(n) for n in process.stdout.read().split() if n.isdigit()]
         process.wait()
         process.stdout.close()
-        committed = int(rest[-1]) if rest else committed
         structures = ZarrData(path).to_ase()
-        assert committed <= len(structures) <= committed + 1
+        # The last line may be cut.
+        assert len(structures) >= max(committed[:-1], default=0)
         for n, atoms in enumerate(structures):
-            np.testing.assert_array_equal(atoms.positions, cluster(n, 1 + n % 5).positions)
+            np.testing.assert_array_equal(atoms.positions, cluster(n % 10, 1 + n % 10 % 5).positions)
+        assert Trajectory(path).n_frames == len(structures)
         ZarrData(path).write(Batch.from_ase(cluster(0, 2)))
         assert len(ZarrData(path).to_ase()) == len(structures) + 1
+        assert Trajectory(path).frame_of_row.tolist() == list(range(len(structures) + 1))

@@ -1,5 +1,6 @@
 """`alchemi-jax info`: what one would put into a bug report."""
 
+import argparse
 import platform
 from importlib import metadata
 
@@ -22,7 +23,7 @@ PACKAGES = (
 )
 
 
-def info() -> int:
+def info(args: argparse.Namespace | None = None) -> int:
     """Prints versions, devices, precision and a verdict on this JAX."""
     import jax
 

@@ -1,4 +1,4 @@
-"""The picture of a relaxation."""
+"""Pictures of a relaxation and of a trajectory."""
 
 from pathlib import Path
 
@@ -45,4 +45,44 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
     for axes in (forces, energies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
+    figure.savefig(picture, dpi=130)
+
+
+#: So many systems are drawn, evenly chosen from all.
+_DRAWN = 200
+
+
+def quantities(
+    picture: Path,
+    title: str,
+    steps: np.ndarray,
+    values: list[tuple[str, str, np.ndarray]],
+    systems: list[np.ndarray],
+) -> None:
+    """Quantities of every system against the step, one above the other.
+
+    Args:
+        picture: the file to write.
+        steps: [rows] steps that the system had taken.
+        values: name, unit and [rows] values of each quantity.
+        systems: the rows of each system, in order.
+    """
+    figure = Figure(figsize=(7, 1 + 1.9 * len(values)), layout="constrained")
+    FigureCanvasAgg(figure)
+    chosen = np.unique(np.linspace(0, len(systems) - 1, min(len(systems), _DRAWN)).astype(int))
+    alpha = float(np.clip(8 / len(chosen), 0.15, 0.9))
+    panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, unit, of_rows) in zip(panels, values, strict=True):
+        for k in chosen:
+            rows = systems[k]
+            marker = "o" if len(rows) == 1 else None
+            style = {"lw": 0.9, "alpha": alpha, "color": f"C{k % 10}", "marker": marker, "ms": 3}
+            axes.plot(steps[rows], of_rows[rows], **style)
+        if name == "fmax" and (of_rows[np.isfinite(of_rows)] > 0).any():
+            axes.set_yscale("log")
+        axes.set_ylabel(f"{name} ({unit})")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    panels[0].set_title(title if len(chosen) == len(systems) else f"{title}, {len(chosen)} systems drawn")
+    panels[-1].set_xlabel("step")
     figure.savefig(picture, dpi=130)

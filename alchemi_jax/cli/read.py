@@ -1,4 +1,4 @@
-"""Structures and models from the command line."""
+"""Structures, models and trajectories from the command line."""
 
 import warnings
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from alchemi_jax.atoms import AtomicData
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.models import LennardJones, Morse
 from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.trajectory import Trajectory
 
 
 def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:
@@ -49,6 +50,21 @@ def _structures(path: Path) -> list[Atoms]:
     if not structures:
         raise UsageError(f"{path} holds no structures.")
     return structures
+
+
+def opened(path: str) -> Trajectory:
+    """The trajectory at a path.
+
+    Raises:
+        UsageError: if there is none, or nothing in it.
+    """
+    try:
+        trajectory = Trajectory(path)
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+    if not len(trajectory):
+        raise UsageError(f"{path} holds no frames.")
+    return trajectory
 
 
 def model_from(text: str) -> AbstractModel:

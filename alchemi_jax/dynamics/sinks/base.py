@@ -3,25 +3,66 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from alchemi_jax.batch import Batch
 
 
+class SinkFull(RuntimeError):
+    """A write did not fit into a sink; nothing of it was stored."""
+
+
 class Sink(ABC):
-    """A sequence of systems that grows. Opening is optional: `write` opens what it needs."""
+    """A sequence of systems that grows. Opening is optional: `write` opens what it needs.
+
+    A sink never drops a system: a write that does not fit raises `SinkFull` before anything of it is
+    stored, and any other error of a sink ends the run too.
+    """
 
     @abstractmethod
     def write(self, batch: Batch, mask: Any = None) -> None:
-        """Appends the systems of a batch, or those where `mask` [systems] holds."""
+        """Appends the systems of a batch, or those where `mask` [systems] holds.
+
+        Raises:
+            SinkFull: if they do not all fit; then none is stored.
+            ValueError: if their dtype or extras are not those of the systems before them.
+        """
 
     @abstractmethod
     def read(self) -> Batch:
-        """All systems, in the order in which they were written."""
+        """All systems, in the order in which they were written.
+
+        Raises:
+            ValueError: if there are none.
+        """
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of systems."""
+
+    def zero(self) -> None:
+        """Removes all systems."""
+        raise NotImplementedError(f"{self!r} cannot be emptied: {type(self).__name__} defines no zero().")
+
+    def drain(self) -> Batch:
+        """All systems, as `read` gives them; the sink is empty afterwards."""
+        batch = self.read()
+        self.zero()
+        return batch
+
+    def room_for(self, atoms_per_system: np.ndarray) -> int:
+        """How many of these systems, from the first on, still fit. All of them without a capacity.
+
+        Args:
+            atoms_per_system: [systems], their sizes.
+        """
+        return len(atoms_per_system)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one system of one atom fits. Never without a capacity."""
+        return self.room_for(np.ones(1, np.int32)) == 0
 
     def to_ase(self) -> list[Atoms]:
         """All systems, one ase.Atoms each."""
@@ -32,3 +73,52 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Called at the end of a run."""
+
+    def _refuse_overflow(self, sizes: np.ndarray, capacity: str) -> None:
+        """Raises SinkFull unless all systems of these sizes fit."""
+        fit = self.room_for(sizes)
+        if fit < len(sizes):
+            raise SinkFull(
+                f"{self!r} is full: of {len(sizes)} systems to write {fit} fit into its capacity of "
+                f"{capacity}; drain it, give it a larger capacity, or put a sink behind it in a SinkChain."
+            )
+
+
+def chosen(batch: Batch, mask: Any = None) -> np.ndarray:
+    """[systems] which systems of a batch a mask means; padding is none.
+
+    Raises:
+        ValueError: if the mask has another length than the batch.
+    """
+    there = np.asarray(batch.atoms_per_system) > 0
+    if mask is None:
+        return there
+    mask = np.asarray(mask, bool)
+    if mask.shape != there.shape:
+        raise ValueError(f"mask has shape {mask.shape}, but the batch has room for {len(there)} systems.")
+    return there & mask
+
+
+def sizes_of(batch: Batch, mask: Any = None) -> np.ndarray:
+    """[chosen systems] atoms of each system of a batch, or of those where the mask holds."""
+    return np.asarray(batch.atoms_per_system)[chosen(batch, mask)]
+
+
+def form(batch: Batch) -> tuple[np.dtype, dict[str, tuple]]:
+    """What must agree for batches to be joined: dtype, and dtype and row shape of each extra."""
+    extras = {
+        f"{level} extra {key!r}": (np.dtype(value.dtype).name, value.shape[1:])
+        for level, values in (("atom", batch.atom_extras), ("system", batch.system_extras))
+        for key, value in values.items()
+    }
+    return batch.dtype, extras
+
+
+def check_form(sink: Sink, held: Batch, new: Batch) -> None:
+    """Raises ValueError, naming what differs, if systems of two batches cannot stand in one sink."""
+    (dtype, extras), (new_dtype, new_extras) = form(held), form(new)
+    if dtype != new_dtype:
+        raise ValueError(f"{sink!r} holds {dtype} systems, the new ones are {new_dtype}: use another sink.")
+    odd = [key for key in {**extras, **new_extras} if extras.get(key) != new_extras.get(key)]
+    if odd:
+        raise ValueError(f"{sink!r} holds systems with other fields than the new ones: {', '.join(odd)}.")

@@ -6,6 +6,7 @@ chunks are written once, and a commit writes what has begun. A column of one val
 of zero) has this as its fill value and no chunks. What is on disk is plain zarr v3.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,8 @@ LEAST_CHUNK, MOST_CHUNK = 1 << 16, 1 << 23
 #: Bits of one place side by side are what floats of a trajectory have in common: a fifth smaller than plain
 #: zstd, in a third of its time.
 CODECS = ("lz4", "zstd")
+#: Where a shard has no piece: all of it is the fill value.
+_NONE = (1 << 64) - 1
 
 
 def put_json(path: Path, content: dict[str, Any], size: int) -> None:
@@ -38,7 +41,9 @@ def put_json(path: Path, content: dict[str, Any], size: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         # Longer than the file may be if it was written by somebody else.
-        os.pwrite(descriptor, text.ljust(max(size, os.fstat(descriptor).st_size)), 0)
+        whole = text.ljust(max(size, os.fstat(descriptor).st_size))
+        if os.pwrite(descriptor, whole, 0) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -53,6 +58,8 @@ class Column:
         fill: what stands where nothing was written.
         length: rows that count; what a store has beyond them is written over.
         codec: of blosc, see `CODECS`; None: no compression.
+        inner: rows that are compressed, and can be read, by themselves; a chunk of several is a shard in
+            zarr's words. By default the whole chunk.
     """
 
     def __init__(
@@ -64,9 +71,11 @@ class Column:
         fill: Any = 0,
         length: int = 0,
         codec: str | None = "lz4",
+        inner: int | None = None,
     ):
         self.folder, self.dtype, self.row, self.chunk = folder, np.dtype(dtype), tuple(row), chunk
         self.fill, self.length, self.codec = self.dtype.type(fill), length, codec
+        self.inner = inner
         level, size = (5 if codec == "lz4" else 1), self.dtype.itemsize
         self._encoder = None if codec is None else Blosc(codec, level, Blosc.BITSHUFFLE, typesize=size)
         #: Rows of the chunk that has begun; None while all of them are the fill value.
@@ -75,13 +84,24 @@ class Column:
         self._held = self._on_disk = length % chunk
 
     @classmethod
-    def like(cls, folder: Path, rows: np.ndarray, chunk_bytes: int | None, codec: str | None) -> "Column":
+    def like(
+        cls,
+        folder: Path,
+        rows: np.ndarray,
+        chunk_bytes: int | None,
+        codec: str | None,
+        shard_bytes: int | None = None,
+    ) -> "Column":
         """An empty column for rows such as these."""
         per_row = max(rows.dtype.itemsize * int(np.prod(rows.shape[1:])), 1)
         size = chunk_bytes or min(max(rows.nbytes, LEAST_CHUNK), MOST_CHUNK)
         fill = rows.flat[0] if rows.size and _all_are(rows, rows.flat[0]) else 0
         folder.mkdir()
-        return cls(folder, rows.dtype, rows.shape[1:], max(size // per_row, 1), fill, codec=codec)
+        inner = None
+        if shard_bytes is not None:
+            inner = max((chunk_bytes or LEAST_CHUNK) // per_row, 1)
+            size = max(shard_bytes // (inner * per_row), 1) * inner * per_row
+        return cls(folder, rows.dtype, rows.shape[1:], max(size // per_row, 1), fill, 0, codec, inner)
 
     @classmethod
     def existing(cls, folder: Path, length: int) -> "Column":
@@ -89,17 +109,19 @@ class Column:
         meta = json.loads((folder / "zarr.json").read_text())
         chunk = meta["chunk_grid"]["configuration"]["chunk_shape"][0]
         codecs = {c["name"]: c.get("configuration", {}) for c in meta["codecs"]}
+        inner = None
+        if "sharding_indexed" in codecs:
+            shard = codecs["sharding_indexed"]
+            inner = shard["chunk_shape"][0]
+            codecs = {c["name"]: c.get("configuration", {}) for c in shard["codecs"]}
         codec = codecs["blosc"]["cname"] if "blosc" in codecs else None
         # JSON has no NaN: "NaN", "Infinity" are what float reads.
         fill = float(meta["fill_value"]) if isinstance(meta["fill_value"], str) else meta["fill_value"]
-        column = cls(folder, meta["data_type"], tuple(meta["shape"][1:]), chunk, fill, length, codec)
+        column = cls(folder, meta["data_type"], tuple(meta["shape"][1:]), chunk, fill, length, codec, inner)
         path = column._file(length // chunk)
         if column._held and path.exists():
-            raw = path.read_bytes()
-            raw = raw if column._encoder is None else column._encoder.decode(raw)
-            tail = column._begun()
-            tail[:] = np.frombuffer(raw, column.dtype)[: tail.size].reshape(tail.shape)
-            tail[column._held :] = column.fill
+            column._decode(path.read_bytes(), column._begun())
+            column._begun()[column._held :] = column.fill
         return column
 
     def append(self, rows: np.ndarray) -> None:
@@ -140,7 +162,7 @@ class Column:
             # A file here is of rows that do not count.
             path.unlink(missing_ok=True)
             return
-        raw = self._tail.tobytes() if self._encoder is None else self._encoder.encode(self._tail)
+        raw = self._encode(self._tail)
         if not self._on_disk:
             path.write_bytes(raw)
             return
@@ -148,6 +170,35 @@ class Column:
         fresh = path.with_name(path.name + ".new")
         fresh.write_bytes(raw)
         os.replace(fresh, path)
+
+    def _encode(self, rows: np.ndarray) -> bytes:
+        """A chunk as it stands in its file: a shard is its pieces and an index of begins and lengths."""
+        if self.inner is None:
+            return rows.tobytes() if self._encoder is None else self._encoder.encode(rows)
+        pieces, index, at = [], [], 0
+        for k in range(0, len(rows), self.inner):
+            rows_of = rows[k : k + self.inner]
+            if _all_are(rows_of, self.fill):
+                index.append((_NONE, _NONE))
+                continue
+            pieces.append(rows_of.tobytes() if self._encoder is None else self._encoder.encode(rows_of))
+            index.append((at, len(pieces[-1])))
+            at += len(pieces[-1])
+        return b"".join([*pieces, np.array(index, "<u8").tobytes()])
+
+    def _decode(self, raw: bytes, rows: np.ndarray) -> None:
+        """The inverse of `_encode`, into rows that hold the fill value."""
+        index = np.array([[0, len(raw)]], np.uint64)
+        if self.inner is not None:
+            index = np.frombuffer(raw[-16 * (len(rows) // self.inner) :], "<u8").reshape(-1, 2)
+        step = self.inner or len(rows)
+        for k, (at, size) in enumerate(index.tolist()):
+            if at == _NONE:
+                continue
+            piece = raw[at : at + size]
+            piece = piece if self._encoder is None else self._encoder.decode(piece)
+            shape = (step, *self.row)
+            rows[k * step : (k + 1) * step] = np.frombuffer(piece, self.dtype).reshape(shape)
 
     def _metadata(self) -> dict[str, Any]:
         one_byte = self.dtype.itemsize == 1
@@ -163,6 +214,15 @@ class Column:
                 "blocksize": 0,
             }
             codecs.append({"name": "blosc", "configuration": blosc})
+        row = [max(n, 1) for n in self.row]
+        if self.inner is not None:
+            shard = {
+                "chunk_shape": [self.inner, *row],
+                "codecs": codecs,
+                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": shard}]
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -170,7 +230,7 @@ class Column:
             "data_type": self.dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [self.chunk, *(max(n, 1) for n in self.row)]},
+                "configuration": {"chunk_shape": [self.chunk, *row]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": _json_number(self.fill.item()),

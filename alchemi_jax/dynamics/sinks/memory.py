@@ -5,26 +5,49 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.dynamics.sinks.base import Sink, check_form, chosen
 
 
 class HostMemory(Sink):
-    """Keeps systems as numpy arrays, in a list of batches without padding."""
+    """Keeps systems as numpy arrays, in a list of batches without padding.
 
-    def __init__(self):
+    Args:
+        capacity: greatest number of systems; by default there is no bound.
+    """
+
+    def __init__(self, capacity: int | None = None):
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity of HostMemory must be at least 1 system, not {capacity}.")
+        self.capacity = capacity
         self._batches: list[Batch] = []
+        self._systems = 0
 
     def write(self, batch: Batch, mask: Any = None) -> None:
-        if mask is None or np.any(mask):
-            self._batches.append(batch.take(mask))
+        which = chosen(batch, mask)
+        sizes = np.asarray(batch.atoms_per_system)[which]
+        if not len(sizes):
+            return
+        if self._batches:
+            check_form(self, self._batches[0], batch)
+        self._refuse_overflow(sizes, f"{self.capacity} systems")
+        self._batches.append(batch.take(None if mask is None else which))
+        self._systems += len(sizes)
+
+    def room_for(self, atoms_per_system: Any) -> int:
+        n = len(atoms_per_system)
+        return n if self.capacity is None else min(n, self.capacity - self._systems)
 
     def read(self) -> Batch:
         if not self._batches:
             raise ValueError("HostMemory is empty: nothing was written to it.")
         return Batch.concatenate(self._batches)
 
+    def zero(self) -> None:
+        self._batches, self._systems = [], 0
+
     def __len__(self) -> int:
-        return sum(b.num_systems for b in self._batches)
+        return self._systems
 
     def __repr__(self) -> str:
-        return f"HostMemory({len(self)} systems)"
+        room = "" if self.capacity is None else f" of {self.capacity}"
+        return f"HostMemory({len(self)}{room} systems)"

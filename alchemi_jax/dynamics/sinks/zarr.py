@@ -3,8 +3,9 @@
 Systems of any sizes stand one after another: fields per atom are flat arrays over the atoms of all
 systems, fields per system have one row a system, and the running sum of `atoms_per_system` says
 where a system's atoms are. Name, `info` and constraints of each system are JSON in `meta`, cut by
-`meta_end`. A commit writes every array and at last the counts in the group's attributes: what is beyond
-them does not count, so that a store is whole after every commit, and after a crash in one.
+`meta_end`; `frame` says which write brought a system. A commit writes every array and at last the counts
+in the group's attributes: what is beyond them does not count, so that a store is whole after every
+commit, and after a crash in one. `stored.py` reads it.
 """
 
 import json
@@ -14,24 +15,26 @@ import threading
 import warnings
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-import zarr
-from ase.constraints import dict2constraint
 from ase.io import jsonio
 
-from alchemi_jax.batch import Batch, Metadata, SystemMeta
-from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.batch import Batch, SystemMeta
+from alchemi_jax.dynamics.sinks.base import Sink, chosen
 from alchemi_jax.dynamics.sinks.columns import CODECS, Column, put_json
+from alchemi_jax.dynamics.sinks.stored import (
+    DERIVED,
+    FORMAT,
+    VERSION,
+    StoredSystems,
+    array_name,
+    attributes_of,
+)
 from alchemi_jax.levels import level_fields
 
 
-FORMAT = "alchemi_jax systems"
-VERSION = 3
-#: Not stored: they follow from the counts.
-_DERIVED = ("batch_idx", "first_atom")
 _GROUP_BYTES = 4096
+_BEGUN = "zarr.json.begun"
 #: So much may wait in memory.
 _WAITING_BYTES = 1 << 24
 
@@ -49,7 +52,10 @@ class ZarrData(Sink):
         mode: "a" goes on with a store that exists, "w" starts it anew, "x" refuses one that exists,
             "r" only reads.
         chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
-        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. Both of a new store.
+        shard_bytes: of a file, if it is to hold several chunks of `chunk_bytes` (256 KiB by default), each
+            read by itself; by default a chunk is a file.
+        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. All three of a new
+            store.
 
     Raises:
         ValueError: if the path holds something else, or systems of another dtype or other extras.
@@ -62,18 +68,20 @@ class ZarrData(Sink):
         mode: str = "a",
         *,
         chunk_bytes: int | None = None,
+        shard_bytes: int | None = None,
         compression: str | None = "lz4",
     ):
         if mode not in ("a", "w", "x", "r"):
             raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes of ZarrData must be positive, not {chunk_bytes}.")
+        for name, value in (("chunk_bytes", chunk_bytes), ("shard_bytes", shard_bytes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} of ZarrData must be positive, not {value}.")
         if compression not in (None, *CODECS):
             known = ", ".join(map(repr, CODECS))
             raise ValueError(f"compression of ZarrData must be {known} or None, not {compression!r}.")
         self.path = Path(path)
         self.mode = mode
-        self.chunk_bytes, self.compression = chunk_bytes, compression
+        self.chunk_bytes, self.shard_bytes, self.compression = chunk_bytes, shard_bytes, compression
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
@@ -99,9 +107,9 @@ class ZarrData(Sink):
     def _open(self) -> None:
         if self._attributes is not None:
             return
-        exists = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        exists = self._exists()
         if self.mode == "r" or (exists and self.mode == "a"):
-            attributes = self._existing()
+            attributes = attributes_of(self.path)
             atoms, systems = attributes["atoms"], attributes["systems"]
             lengths = {"atom": atoms, "system": systems, "meta": attributes["meta_bytes"]}
             if self.mode != "r" and systems:
@@ -111,13 +119,15 @@ class ZarrData(Sink):
             return
         if exists and self.mode == "x":
             raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
-        attributes = {"format": FORMAT, "version": VERSION, "systems": 0, "atoms": 0, "meta_bytes": 0}
+        attributes = {"format": FORMAT, "version": VERSION, "systems": 0, "atoms": 0, "frames": 0}
+        attributes["meta_bytes"] = 0
         try:
             if exists:
-                self._existing()
+                attributes_of(self.path)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._put_attributes(attributes)
+            self._put_attributes(attributes, self.path / _BEGUN)
+            os.replace(self.path / _BEGUN, self.path / "zarr.json")
         except OSError as e:
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # Whatever opens the sink again goes on with what was written.
@@ -125,27 +135,15 @@ class ZarrData(Sink):
         self._columns, self._kind = {}, None
         self._attributes = attributes
 
-    def _existing(self) -> dict[str, Any]:
-        """The attributes of the store."""
-        if not self.path.exists():
-            raise ValueError(f"{self.path} does not exist.")
-        try:
-            group = json.loads((self.path / "zarr.json").read_text())
-            if group["node_type"] != "group":
-                raise ValueError
-        except (OSError, ValueError, KeyError):
-            raise ValueError(f"{self.path} is not a zarr group.") from None
-        attributes = group.get("attributes", {})
-        if attributes.get("format") != FORMAT:
-            raise ValueError(f"{self.path} is a zarr group, but not one that ZarrData wrote.")
-        version = attributes.get("version")
-        if version != VERSION:
-            raise ValueError(f"{self.path} has version {version}, this ZarrData reads {VERSION}.")
-        return attributes
+    def _exists(self) -> bool:
+        """Whether there is anything at the path; a folder of a beginning that broke off is empty."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(entry.name != _BEGUN for entry in self.path.iterdir())
 
-    def _put_attributes(self, attributes: dict[str, Any]) -> None:
+    def _put_attributes(self, attributes: dict[str, Any], path: Path | None = None) -> None:
         content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        put_json(self.path / "zarr.json", content, _GROUP_BYTES)
+        put_json(path or self.path / "zarr.json", content, _GROUP_BYTES)
 
     def close(self) -> None:
         """Commits what was written.
@@ -169,11 +167,12 @@ class ZarrData(Sink):
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, batch: Batch, mask: Any = None) -> None:
-        if mask is not None and not np.any(mask):
+        which = None if mask is None else chosen(batch, mask)
+        if which is not None and not which.any():
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        host = batch.take(mask)
+        host = batch.take(which)
         with self._lock:
             if self._error is not None:
                 self._commit()
@@ -205,14 +204,16 @@ class ZarrData(Sink):
         self._waiting_bytes += sum(
             x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
         )
+        self._waiting_bytes += sum(x.nbytes for x in host.atom_extras.values())
+        attributes["frames"] += 1
         attributes["systems"] += len(host.atoms_per_system)
         attributes["atoms"] += len(host.batch_idx)
         if self._waiting_bytes > _WAITING_BYTES:
             try:
                 self._flush()
-            except OSError as e:
-                self._error = e
-                raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+            except Exception as e:
+                self._error = self._named(e)
+                raise self._error from None
 
     def _flush(self) -> None:
         """What waits goes to the columns, all frames at once."""
@@ -222,13 +223,13 @@ class ZarrData(Sink):
         assert attributes is not None
         self._waiting, self._waiting_bytes = [], 0
         flat = [_flat(host) for host in hosts]
-        levels = {name: level for name, (level, _) in flat[0].items()} | {
-            "meta_end": "system",
-            "meta": "meta",
-        }
+        levels = {name: level for name, (level, _) in flat[0].items()}
+        levels |= {"frame": "system", "meta_end": "system", "meta": "meta"}
         texts = [self._text(host, i) for host in hosts for i in range(len(host.atoms_per_system))]
         ends = attributes["meta_bytes"] + np.cumsum([len(t) for t in texts], dtype=np.int64)
         arrays = {name: np.concatenate([f[name][1] for f in flat]) for name in flat[0]}
+        frames = np.arange(attributes["frames"] - len(hosts), attributes["frames"], dtype=np.int32)
+        arrays["frame"] = np.repeat(frames, [len(host.atoms_per_system) for host in hosts])
         arrays |= {"meta_end": ends, "meta": np.frombuffer(b"".join(texts), np.uint8)}
         if not self._columns:
             self._create(arrays, levels, hosts[0])
@@ -242,7 +243,7 @@ class ZarrData(Sink):
             self._timer = None
             try:
                 self._commit()
-            except OSError as e:
+            except Exception as e:
                 self._error = e
 
     def _commit(self) -> None:
@@ -251,7 +252,7 @@ class ZarrData(Sink):
         if error is not None:
             # What comes after a failure could leave a hole.
             self._forget()
-            raise type(error)(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}.")
+            raise error
         if self._attributes is None or self.mode == "r":
             return
         try:
@@ -259,9 +260,15 @@ class ZarrData(Sink):
             for column in self._columns.values():
                 column.commit()
             self._put_attributes(self._attributes)
-        except OSError as e:
+        except Exception as e:
             self._forget()
-            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+            raise self._named(e) from None
+
+    def _named(self, error: Exception) -> Exception:
+        """An error of the system with the path in it, any other as it is."""
+        if not isinstance(error, OSError):
+            return error
+        return type(error)(f"{self.path} cannot be written: {error.strerror or error}.")
 
     def _create(self, arrays: dict[str, np.ndarray], levels: dict[str, str], host: Batch) -> None:
         attributes = self._attributes
@@ -271,7 +278,9 @@ class ZarrData(Sink):
             if folder.exists():
                 # Of a first write that was never committed.
                 shutil.rmtree(folder)
-            self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression)
+            self._columns[name] = Column.like(
+                folder, rows, self.chunk_bytes, self.compression, self.shard_bytes
+            )
         attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
@@ -281,7 +290,7 @@ class ZarrData(Sink):
             (level, key, column.dtype, column.row)
             for level, keys in self._attributes["extras"].items()
             for key in keys
-            for column in [self._columns[_name(level, key)]]
+            for column in [self._columns[array_name(level, key)]]
         ]
         return (self._columns["positions"].dtype, *sorted(extras, key=str))
 
@@ -320,38 +329,32 @@ class ZarrData(Sink):
         with self._lock:
             if self._attributes is not None:
                 self._commit()
-            counts = self._existing()
-        group = zarr.open_group(self.path, mode="r")
-        n_systems, n_atoms = int(counts["systems"]), int(counts["atoms"])
-        if n_systems == 0:
+        stored = StoredSystems(self.path)
+        if stored.n_systems == 0:
             raise ValueError(f"{self.path} is empty: nothing was written to it.")
-        fields: dict[str, Any] = {}
-        for name, level in level_fields(Batch):
-            n = n_atoms if level == "atom" else n_systems
-            if name.endswith("_extras"):
-                keys = counts["extras"][level]
-                fields[name] = {k: _array(group, _name(level, k))[:n] for k in keys}
-            elif name not in _DERIVED:
-                fields[name] = _array(group, name)[:n]
-        text = np.asarray(_array(group, "meta")[: int(counts["meta_bytes"])]).tobytes()
-        ends = np.asarray(_array(group, "meta_end")[:n_systems]).tolist()
-        starts = [0, *ends[:-1]]
-        meta = Metadata(_load(text[a:b]) for a, b in zip(starts, ends, strict=True))
-        return Batch.from_fields(fields, meta)
+        return stored.batch(np.arange(stored.n_systems))
+
+    def zero(self) -> None:
+        """Removes all systems; frames are counted from zero again."""
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        with self._lock:
+            held = self._held_open
+            if self._attributes is None and self._exists():
+                self._open()
+            self._forget()
+            if self._exists():
+                # An error later must not find half of the systems: none, from here on.
+                self.mode = "w"
+                self._open()
+            if not held:
+                self._forget()
+            self._held_open = held
 
     def __len__(self) -> int:
         if self._attributes is not None:
             return int(self._attributes["systems"])
-        return int(self._existing()["systems"]) if self.path.exists() else 0
-
-
-def _name(level: str, key: str) -> str:
-    """An extra's array; the key may hold characters that mean something in a path."""
-    return f"{level}_extra.{quote(key, safe='')}"
-
-
-def _array(group: zarr.Group, name: str) -> Any:
-    return group[name]
+        return int(attributes_of(self.path)["systems"]) if self._exists() else 0
 
 
 def _kind(host: Batch) -> tuple:
@@ -369,8 +372,8 @@ def _flat(host: Batch) -> dict[str, tuple[str, np.ndarray]]:
     for name, level in level_fields(host):
         value = getattr(host, name)
         if name.endswith("_extras"):
-            out |= {_name(level, k): (level, np.asarray(v)) for k, v in value.items()}
-        elif name not in _DERIVED:
+            out |= {array_name(level, k): (level, np.asarray(v)) for k, v in value.items()}
+        elif name not in DERIVED:
             out[name] = (level, np.asarray(value))
     return out
 
@@ -389,9 +392,3 @@ def _dump(meta: SystemMeta) -> bytes:
             info[key] = str(value)
     constraints = [json.loads(jsonio.encode(c.todict())) for c in meta.constraints]
     return json.dumps({"name": meta.name, "info": info, "constraints": constraints}).encode()
-
-
-def _load(text: bytes) -> SystemMeta:
-    entry: Any = jsonio.decode(text.decode())
-    constraints = tuple(dict2constraint(c) for c in entry["constraints"])
-    return SystemMeta(entry["name"], entry["info"], constraints)

@@ -1,0 +1,197 @@
+"""Analysis of trajectories: numpy in, numpy out.
+
+traj = Trajectory("traj.zarr")
+r, g = radial_distribution_function(traj.to_ase(slice(100, None)), r_max=8.0)
+msd = mean_squared_displacement(traj.system(0).positions)
+print(block_average(traj.system(0).energy))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers
+
+
+try:
+    from matscipy.neighbours import neighbour_list as _neighbor_list
+except ImportError:
+    from ase.neighborlist import neighbor_list as _neighbor_list
+
+
+class RadialDistribution(NamedTuple):
+    """r: [bins] middles of the shells, Å.  g: [bins] pair density over that of an ideal gas."""
+
+    r: np.ndarray
+    g: np.ndarray
+
+
+def radial_distribution_function(
+    structures: Atoms | Iterable[Atoms],
+    r_max: float | int = 10.0,
+    bins: int = 200,
+    species: tuple[str | int, str | int] | None = None,
+) -> RadialDistribution:
+    """g(r), averaged over structures; all images within `r_max` count, however small the cell.
+
+    The sum over shells of g times the shell's volume times the density of the second species is the number of
+    its atoms within r of one of the first, exactly. In an ideal gas of N atoms g is 1 - 1/N.
+
+    Args:
+        structures: periodic in all directions; of any sizes.
+        r_max: Å.
+        bins: number of shells of equal width.
+        species: a pair of elements, `("O", "H")`: atoms of the second around those of the first. By default
+            all around all.
+
+    Raises:
+        ValueError: if a structure is not periodic, or no structure has the species.
+    """
+    if not r_max > 0 or bins < 1:
+        raise ValueError(f"r_max and bins must be positive, not {r_max} and {bins}.")
+    edges = np.linspace(0.0, r_max, bins + 1)
+    counts, ideal = np.zeros(bins), 0.0
+    wanted = None if species is None else [_number(s) for s in species]
+    for k, atoms in enumerate([structures] if isinstance(structures, Atoms) else structures):
+        if not atoms.pbc.all():
+            raise ValueError(f"Structure {k} is not periodic in all directions: it has no density.")
+        i, j, d = _neighbor_list("ijd", atoms, float(r_max))
+        first = second = len(atoms)
+        if wanted is not None:
+            a, b = (atoms.numbers == number for number in wanted)
+            d = d[a[i] & b[j]]
+            first, second = int(a.sum()), int(b.sum())
+        counts += np.histogram(d, edges)[0]
+        ideal += first * second / atoms.get_volume()
+    if not ideal:
+        what = "structures" if species is None else f"atoms of both {species[0]} and {species[1]}"
+        raise ValueError(f"There are no {what} to take a radial distribution of.")
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    return RadialDistribution((edges[1:] + edges[:-1]) / 2, counts / (ideal * shells))
+
+
+def _number(element: str | int) -> int:
+    if isinstance(element, str):
+        if element not in atomic_numbers:
+            raise ValueError(f"{element!r} is no element.")
+        return atomic_numbers[element]
+    return int(element)
+
+
+def unwrap(positions: Any, cell: Any, pbc: Any = True) -> np.ndarray:
+    """Positions without the jumps of a wrapping: no atom moves more than half a cell between frames.
+
+    Trajectories of this package need it only if a WrapPeriodicHook was in the run.
+
+    Args:
+        positions: [frames, atoms, 3], Å.
+        cell: [3, 3], or [frames, 3, 3].
+        pbc: [3], along which lattice vectors.
+    """
+    positions, cell = np.asarray(positions, float), np.asarray(cell, float)
+    cell = np.broadcast_to(cell, (len(positions), 3, 3))
+    scaled = np.einsum("fai,fij->faj", positions, np.linalg.inv(cell))
+    jumps = np.round(np.diff(scaled, axis=0)) * np.broadcast_to(pbc, 3)
+    scaled[1:] -= np.cumsum(jumps, axis=0)
+    return np.einsum("fai,fij->faj", scaled, cell)
+
+
+def mean_squared_displacement(positions: Any) -> np.ndarray:
+    """[frames] mean of |x(t + lag) - x(t)|², Å², over atoms and all origins t, for lags 0, 1, ... frames.
+
+    By Fourier transforms, as in Calandrini et al., Collection SFN 12, 201 (2011). Frames must be equally
+    spaced. Late lags have few origins: half of the frames is a usual limit.
+
+    Args:
+        positions: [frames, atoms, 3], Å, unwrapped (`unwrap`). Drift is not removed.
+    """
+    x = _frames(positions, "positions")
+    # The result does not depend on the origin, its rounding error does.
+    x = x - x.mean(axis=0)
+    squares = np.sum(x**2, axis=-1)
+    n = len(x)
+    ahead = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(squares, axis=0)])
+    lags = np.arange(n)
+    # Sums over t = 0 .. n - lag - 1 of |x(t)|² and of |x(t + lag)|².
+    both = ahead[n - lags] + ahead[n] - ahead[lags]
+    out = np.mean(both / (n - lags)[:, None], axis=1) - 2 * _correlation(x)
+    out[0] = 0.0
+    return np.maximum(out, 0.0)
+
+
+def velocity_autocorrelation(velocities: Any, normalize: bool = False) -> np.ndarray:
+    """[frames] mean of v(t) · v(t + lag), Å²/fs², over atoms and origins, for lags 0, 1, ... frames.
+
+    Args:
+        velocities: [frames, atoms, 3], Å/fs, equally spaced frames.
+        normalize: divide by the value at lag 0.
+    """
+    out = _correlation(_frames(velocities, "velocities"))
+    return out / out[0] if normalize else out
+
+
+def _frames(values: Any, name: str) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.ndim != 3 or values.shape[-1] != 3 or not values.size:
+        raise ValueError(f"{name} must be [frames, atoms, 3], not of shape {values.shape}.")
+    return values
+
+
+def _correlation(x: np.ndarray) -> np.ndarray:
+    """[frames] mean over atoms and origins of x(t) · x(t + lag); zeros are padded against wrapping around."""
+    n = len(x)
+    power = np.abs(np.fft.rfft(x, 2 * n, axis=0)) ** 2
+    sums = np.fft.irfft(power.sum(axis=(1, 2)), 2 * n)[:n]
+    return sums / (x.shape[1] * (n - np.arange(n)))
+
+
+class BlockAverage(NamedTuple):
+    """mean and its standard error; `converged`: whether the series is long enough for its error to be known.
+    Without that the error is a lower bound, and NaN below two samples."""
+
+    mean: float
+    error: float
+    converged: bool
+
+    def __str__(self) -> str:
+        return f"{self.mean:.6g} ± {self.error:.2g}" + ("" if self.converged else " (at least)")
+
+
+def block_average(series: Any) -> BlockAverage:
+    """Mean of correlated samples, with its standard error by blocking.
+
+    Neighbors are averaged in pairs again and again; the error as if the blocks were independent grows
+    until they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989)). It is taken from the smallest block,
+    of B samples, with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E 83, 066706
+    (2011)).
+
+    Args:
+        series: [samples], equally spaced.
+
+    Raises:
+        ValueError: if it is empty, has another shape, or values that are not finite.
+    """
+    x = np.asarray(series, float)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"block_average takes a series of at least one sample, not shape {x.shape}.")
+    if not np.isfinite(x).all():
+        bad = int(np.argmin(np.isfinite(x)))
+        raise ValueError(f"block_average needs finite samples; number {bad} is {x[bad]}.")
+    mean, n, size = float(x.mean()), len(x), 1
+    if n < 2:
+        return BlockAverage(mean, float("nan"), False)
+    errors: list[float] = []
+    while len(x) >= 2:
+        errors.append(float(np.sqrt(x.var() / (len(x) - 1))))
+        if errors[0] <= 1e-14 * max(abs(mean), 1e-300):
+            return BlockAverage(mean, errors[0], True)
+        if size**3 > 2 * n * (errors[-1] / errors[0]) ** 4:
+            return BlockAverage(mean, errors[-1], True)
+        x = (x[: len(x) // 2 * 2 : 2] + x[1::2]) / 2
+        size *= 2
+    # Of few blocks the error is too uncertain to be the one to tell.
+    enough = [e for k, e in enumerate(errors) if n >> k >= 8] or errors[:1]
+    return BlockAverage(mean, max(enough), False)

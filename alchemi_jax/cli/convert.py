@@ -1,0 +1,103 @@
+"""`alchemi-jax convert`: a trajectory in a format of other programs."""
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+
+import ase.io
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from tqdm import tqdm
+
+from alchemi_jax.cli.outcome import OK, UsageError
+from alchemi_jax.cli.read import opened
+from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
+from alchemi_jax.dynamics.sinks.ase import to_atoms
+from alchemi_jax.trajectory import Trajectory
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Writes the file under another name, then gives it its own: it is whole or not there.
+
+    Raises:
+        UsageError: if something about the input, the format or the path is wrong.
+    """
+    trajectory, out = opened(args.trajectory), Path(args.out)
+    frames = _frames(args.frames, trajectory)
+    format = _format(out)
+    rows = sum(len(trajectory.rows(i)) for i in frames)
+    if ioformats[format].single and rows > 1:
+        raise UsageError(
+            f"{out}: a file of format {format} holds one structure, and there are {rows}; choose another "
+            "format, extxyz for example."
+        )
+    if out.exists() and not args.overwrite:
+        raise UsageError(f"{out} exists: give another file, or --overwrite to replace it.")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder.")
+    part = out.with_name(f".part-{out.name}")
+    try:
+        part.unlink(missing_ok=True)
+        _write(trajectory, frames, part, format)
+        os.replace(part, out)
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    print(f"{rows} structures of {len(frames)} frames written to {out}.")
+    return OK
+
+
+def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> None:
+    """Frame by frame where the format can go on; ASE's writers of others want all at once."""
+    kinds: dict[str, type[ExtXYZ] | type[AseTrajectory]] = {"extxyz": ExtXYZ, "traj": AseTrajectory}
+    if format in kinds and part.suffix not in (".gz", ".bz2", ".xz"):
+        sink: Sink = kinds[format](part, mode="x")
+        sink.open()
+        try:
+            for i in tqdm(frames, unit="frame", dynamic_ncols=True, delay=1):
+                sink.write(trajectory.to_batch(i))
+        finally:
+            sink.close()
+        return
+    structures = [atoms for i in frames for atoms in to_atoms(trajectory.to_batch(i))]
+    try:
+        ase.io.write(part, structures, format=format)
+    except OSError:
+        raise
+    except Exception as e:
+        # Writers raise anything where a structure does not fit their format.
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UsageError(f"ASE cannot write these structures as {format}: {reason}.") from None
+
+
+def _frames(text: str, trajectory: Trajectory) -> range:
+    n = trajectory.n_frames
+    try:
+        parts = [int(p) if p else None for p in text.split(":")]
+        if len(parts) > 3 or (len(parts) == 3 and parts[2] == 0):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--frames {text!r} is neither a number nor first:last:step.") from None
+    if len(parts) == 1:
+        frame = parts[0]
+        if frame is None or not -n <= frame < n:
+            raise UsageError(f"--frames {text}: {trajectory.path} has {n} frames.")
+        return range(frame % n, frame % n + 1)
+    chosen = range(n)[slice(*parts)]
+    if not chosen:
+        raise UsageError(f"--frames {text} leaves none of the {n} frames of {trajectory.path}.")
+    return chosen
+
+
+def _format(out: Path) -> str:
+    try:
+        format = filetype(str(out), read=False)
+    except UnknownFileTypeError:
+        format = None
+    if format not in ioformats:
+        raise UsageError(f"{out}: its name says no format that ASE knows; out.extxyz would, for example.")
+    if not ioformats[format].can_write:
+        raise UsageError(f"{out}: ASE reads the format {format}, but does not write it.")
+    return format

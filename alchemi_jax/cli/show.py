@@ -1,0 +1,163 @@
+"""`alchemi-jax show`: what a trajectory holds, in numbers and a picture."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alchemi_jax.analysis import BlockAverage, block_average
+from alchemi_jax.cli.outcome import OK, UsageError
+from alchemi_jax.cli.plot import quantities
+from alchemi_jax.cli.read import opened
+from alchemi_jax.observables import fmax, kinetic_energy, pressure, temperature
+from alchemi_jax.trajectory import Trajectory
+
+
+#: So many systems have a line of their own.
+_DETAILS = 20
+#: Atoms that are looked at in one go.
+_AT_ONCE = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """A scalar of each row of a trajectory, NaN where it is not known."""
+
+    name: str
+    unit: str
+    values: np.ndarray
+
+
+def show(args: argparse.Namespace) -> int:
+    """Prints the summary, draws the picture.
+
+    Raises:
+        UsageError: if something about the input is wrong.
+    """
+    if args.skip < 0:
+        raise UsageError(f"--skip must not be negative, it is {args.skip}.")
+    picture = None if args.out is None else Path(args.out)
+    if picture is not None and picture.exists() and not args.overwrite:
+        raise UsageError(f"{picture} exists: give another --out, or --overwrite to replace it.")
+    # Sums are made in the precision of what is stored.
+    jax.config.update("jax_enable_x64", True)
+    trajectory = opened(args.trajectory)
+    ids = trajectory["system_id"][:]
+    order = np.argsort(ids, kind="stable")
+    systems = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
+    shortest = min(map(len, systems))
+    if args.skip >= max(map(len, systems)):
+        raise UsageError(f"--skip {args.skip} leaves nothing: no system has more than that many frames.")
+    found = scalars(trajectory)
+    print(trajectory.path)
+    for name, text in trajectory.summary():
+        print(f"  {name:14}{text}")
+    done = trajectory["converged"][:], trajectory["failed"][:]
+    converged, failed = (sum(bool(flag[rows[-1]]) for rows in systems) for flag in done)
+    print(f"  {'at the end':14}{converged} converged, {failed} failed")
+    print()
+    if not found:
+        print("  There are no results in it: energies and forces were not evaluated, nothing moves.")
+        if picture is not None:
+            raise UsageError(f"{picture} is not drawn: there are no results to draw.")
+        return OK
+    _means(found, [rows[args.skip :] for rows in systems if len(rows) > args.skip])
+    if shortest <= args.skip:
+        print(f"  Systems of no more than {args.skip} frames are left out.")
+    if len(systems) <= _DETAILS:
+        _each(found, systems, ids, args.skip)
+    if picture is not None:
+        steps = trajectory["steps_taken"][:]
+        title = f"{trajectory.path.name}: {len(systems)} systems, {trajectory.n_frames} frames"
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            quantities(picture, title, steps, [(q.name, q.unit, q.values) for q in found], systems)
+        except (OSError, ValueError) as e:
+            raise UsageError(f"{picture} cannot be written: {getattr(e, 'strerror', None) or e}.") from None
+        print(f"\n  picture in {picture}")
+    return OK
+
+
+def scalars(trajectory: Trajectory) -> list[Quantity]:
+    """What can be said of every row; a quantity that is known of none is left out."""
+    rows = {k: np.full(trajectory.n_rows, np.nan) for k in ("potential", "total", "T", "P", "fmax")}
+    for first, last in _pieces(trajectory):
+        batch = trajectory.to_batch(slice(first, last))
+        n, at = batch.num_systems, trajectory.rows(first)[0]
+        atoms = np.asarray(batch.atoms_per_system)[:n]
+        kinetic = np.asarray(kinetic_energy(batch))[:n]
+        moving = kinetic > 0
+        here = slice(at, at + n)
+        rows["potential"][here] = np.asarray(batch.energy)[:n] / atoms
+        rows["total"][here] = np.where(moving, rows["potential"][here] + kinetic / atoms, np.nan)
+        rows["T"][here] = np.where(moving, np.asarray(temperature(batch))[:n], np.nan)
+        rows["P"][here] = np.asarray(pressure(batch))[:n]
+        rows["fmax"][here] = np.asarray(fmax(batch))[:n]
+    named = [
+        Quantity("potential energy", "eV/atom", rows["potential"]),
+        Quantity("total energy", "eV/atom", rows["total"]),
+        Quantity("temperature", "K", rows["T"]),
+        Quantity("pressure", "GPa", rows["P"]),
+        Quantity("fmax", "eV/Å", rows["fmax"]),
+    ]
+    return [q for q in named if np.isfinite(q.values).any()]
+
+
+def _pieces(trajectory: Trajectory) -> Iterator[tuple[int, int]]:
+    """Slices of frames of so many atoms that they fit into memory."""
+    atoms = [int(trajectory.atoms_of_row[trajectory.rows(i)].sum()) for i in range(trajectory.n_frames)]
+    first = held = 0
+    for i, n in enumerate(atoms):
+        if held and held + n > _AT_ONCE:
+            yield first, i
+            first, held = i, 0
+        held += n
+    yield first, trajectory.n_frames
+
+
+def _average(values: np.ndarray) -> BlockAverage | None:
+    values = values[np.isfinite(values)]
+    return block_average(values) if len(values) else None
+
+
+def _means(found: list[Quantity], systems: list[np.ndarray]) -> None:
+    """One line a quantity: mean over frames and systems; systems are independent of one another."""
+    print(f"  {'mean':18}{'unit':9}{'of frames and systems':>22}{'at the end':>14}{'from start to end':>20}")
+    uncertain = False
+    for q in found:
+        each = [(a, q.values[rows]) for rows in systems if (a := _average(q.values[rows])) is not None]
+        if not each:
+            continue
+        errors = np.array([a.error for a, _ in each])
+        error = float(np.sqrt(np.sum(errors**2)) / len(errors))
+        mean = float(np.mean([a.mean for a, _ in each]))
+        known = all(a.converged for a, _ in each)
+        uncertain |= not known and bool(np.isfinite(error))
+        bar = "" if np.isnan(error) else f"{'±' if known else '±>'} {error:.2g}"
+        last = np.array([v[np.isfinite(v)][-1] for _, v in each])
+        first = np.array([v[np.isfinite(v)][0] for _, v in each])
+        end = f"max {last.max():.3g}" if q.name == "fmax" else f"{last.mean():.6g}"
+        print(f"  {q.name:18}{q.unit:9}{f'{mean:.6g} {bar}':>22}{end:>14}{(last - first).mean():>+20.3g}")
+    if uncertain:
+        print("  ±>: too few frames for the error to be known; it is at least this.")
+
+
+def _each(found: list[Quantity], systems: list[np.ndarray], ids: np.ndarray, skip: int) -> None:
+    """One line a system."""
+    print()
+    print("  " + f"{'system':>8}{'frames':>8}" + "".join(f"{f'{q.name}, {q.unit}':>27}" for q in found))
+    for rows in systems:
+        cells = []
+        for q in found:
+            a = _average(q.values[rows[skip:]])
+            if q.name == "fmax":
+                cells.append(f"{q.values[rows[-1]]:.3g} (last)")
+            elif a is None:
+                cells.append("-")
+            else:
+                bar = "" if np.isnan(a.error) else f" {'±' if a.converged else '±>'} {a.error:.2g}"
+                cells.append(f"{a.mean:.6g}{bar}")
+        print("  " + f"{ids[rows[0]]:>8}{len(rows):>8}" + "".join(f"{c:>27}" for c in cells))

@@ -1,0 +1,387 @@
+"""ExtXYZ and AseTrajectory: systems in files that people's viewers open, written through ase.io."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import ulm
+from ase.io.extxyz import read_xyz, write_xyz
+from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from alchemi_jax.atoms import AtomicData
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.sinks.base import Sink, chosen
+from alchemi_jax.levels import level_fields
+
+
+#: Entries of `info` that hold what a Batch knows of a system and ase.Atoms does not.
+_COUNTS = ("system_id", "status", "steps_taken", "stage_steps")
+_FLAGS = ("converged", "failed")
+_TARGETS = ("target_temperature", "target_pressure")
+_NAME = "system_name"
+#: Per-atom arrays that a .traj file holds itself.
+_TRAJ_ARRAYS = {"numbers", "positions", "masses", "momenta", "tags", "initial_magmoms", "initial_charges"}
+
+
+def to_atoms(batch: Batch) -> list[Atoms]:
+    """One ase.Atoms a system, with results, and with what a run knows of it as entries of `info`:
+    system_id, status, steps_taken, stage_steps, converged, failed, system_name, and targets where set.
+    Entries of these names that were there before are replaced."""
+    host = batch.take()
+    out = host.to_ase()
+    for i, atoms in enumerate(out):
+        results = atoms.calc.results if atoms.calc is not None else {}
+        for key in results:
+            # A reader could not tell them from the results.
+            atoms.info.pop(key, None)
+            atoms.arrays.pop(key, None)
+        atoms.info = {k: _storable(v, f"{host.name_of(i)}: info[{k!r}]") for k, v in atoms.info.items()}
+        atoms.info.update({k: int(host[k][i]) for k in _COUNTS})
+        atoms.info.update({k: bool(host[k][i]) for k in _FLAGS})
+        atoms.info.update({k: float(host[k][i]) for k in _TARGETS if np.isfinite(host[k][i])})
+        atoms.info[_NAME] = host.name_of(i)
+    return out
+
+
+def _storable(value: Any, what: str) -> Any:
+    """What ASE's writers take; they would leave out anything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value
+    return _plain(value, what)
+
+
+def _plain(value: Any, what: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist(), what)
+    if isinstance(value, dict):
+        return {str(k): _plain(v, what) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, what) for v in value]
+    warnings.warn(f"{what} holds a {type(value).__name__}; its text is stored.", stacklevel=7)
+    return str(value)
+
+
+def from_atoms(structures: list[Atoms], dtype: Any = None) -> Batch:
+    """The inverse of `to_atoms`, for structures of any origin; results of calculators are taken over.
+
+    Args:
+        structures: at least one.
+        dtype: of the floats, as in `Batch.from_ase`.
+    """
+    data, known = [], []
+    for i, atoms in enumerate(structures):
+        results = atoms.calc.results if atoms.calc is not None else {}
+        atoms = atoms.copy()
+        mine = {k: atoms.info.pop(k) for k in (*_COUNTS, *_FLAGS, *_TARGETS, _NAME) if k in atoms.info}
+        for key, values in atoms.info.pop("_arrays", {}).items():
+            atoms.set_array(key, np.asarray(values))
+        one = AtomicData.from_ase(atoms, str(mine.get(_NAME, f"system {i} ({atoms.get_chemical_formula()})")))
+        own = {k: results[k] for k in ("energy", "forces") if k in results}
+        if "stress" in results:
+            own["stress"] = voigt_6_to_full_3x3_stress(results["stress"])
+        data.append(dataclasses.replace(one, **own))
+        known.append(mine)
+    host = Batch.from_data_list(data, dtype).take()
+    fields = {name: getattr(host, name) for name, _ in level_fields(host)}
+    for key in (*_COUNTS, *_FLAGS, *_TARGETS):
+        values = [k.get(key, default) for k, default in zip(known, fields[key].tolist(), strict=True)]
+        fields[key] = np.asarray(values, fields[key].dtype)
+    return Batch.from_fields(fields, host.meta)
+
+
+class AseFile(Sink):
+    """What ExtXYZ and AseTrajectory share: a file to which every write goes at once.
+
+    Args:
+        path: of the file, made when the first system is written or a run opens the sink.
+        mode: "a" goes on with a file that exists, "w" starts it anew, "x" refuses one that exists,
+            "r" only reads.
+
+    Raises:
+        ValueError: if the path holds something else.
+        FileExistsError and other OSErrors: naming the path. A write that failed leaves the file as it was.
+    """
+
+    format = ""
+
+    def __init__(self, path: str | os.PathLike, mode: str = "a"):
+        if mode not in ("a", "w", "x", "r"):
+            raise ValueError(f"mode of {type(self).__name__} must be 'a', 'w', 'x' or 'r', not {mode!r}.")
+        self.path = Path(path)
+        self.mode = mode
+        self._held_open = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def _is_open(self) -> bool:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Opens the file at its end; makes it if there is none."""
+
+    @abstractmethod
+    def _put(self, structures: list[Atoms]) -> None:
+        """Appends structures: all or none."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Closes the file."""
+
+    @abstractmethod
+    def _count(self) -> int:
+        """Structures of the file that exists."""
+
+    @abstractmethod
+    def structures(self) -> Iterator[Atoms]:
+        """What the file holds, one after another."""
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+
+    def open(self) -> None:
+        self._open()
+        self._held_open = True
+
+    def _open(self) -> None:
+        if self._is_open or self.mode == "r":
+            return
+        exists = self.path.exists() and (self.path.is_dir() or self.path.stat().st_size > 0)
+        if exists and self.mode == "x":
+            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+        if exists:
+            self._check()
+        with self._naming():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if exists and self.mode == "w":
+                self.path.unlink()
+            self._begin()
+        # Whatever opens the sink again goes on with what was written.
+        self.mode = "a"
+
+    def _check(self) -> None:
+        """Raises ValueError if the path holds something else."""
+        if not self.path.exists():
+            raise ValueError(f"{self.path} does not exist.")
+        try:
+            self._count()
+        except (OSError, ValueError, ulm.InvalidULMFileError):
+            raise ValueError(f"{self.path} is not {self.format}.") from None
+
+    def write(self, batch: Batch, mask: Any = None) -> None:
+        which = chosen(batch, mask)
+        if not which.any():
+            return
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        structures = to_atoms(batch.take(None if mask is None else which))
+        self._open()
+        try:
+            with self._naming():
+                self._put(structures)
+        finally:
+            if not self._held_open:
+                self.close()
+
+    def read(self, dtype: Any = None) -> Batch:
+        """All systems, in the order in which they were written. Extras of systems come back as `info`.
+
+        Args:
+            dtype: of the floats, as in `Batch.from_ase`: the file does not say.
+        """
+        self._check()
+        found = list(self.structures())
+        if not found:
+            raise ValueError(f"{self.path} is empty: nothing was written to it.")
+        return from_atoms(found, dtype)
+
+    def zero(self) -> None:
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        held = self._held_open
+        if self.mode == "x":
+            self._open()
+        self.close()
+        if self.path.exists():
+            self._check()
+            with self._naming():
+                self.path.unlink()
+        if held:
+            self.open()
+
+    def close(self) -> None:
+        self._held_open = False
+        if self._is_open:
+            with self._naming():
+                self._end()
+
+    def __len__(self) -> int:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return 0
+        self._check()
+        return self._count()
+
+
+class ExtXYZ(AseFile):
+    """An extended XYZ file: text, eight decimals, for OVITO, ASE and anything else.
+
+    Keeps positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
+    stress, arrays and `info`, and as entries of `info` what a run knows of a system (system_id, status,
+    steps_taken, stage_steps, converged, failed, system_name). Other constraints are left out. A write is one
+    write of the file, so that others may read it while a run goes on; what a killed process left of
+    a structure is cut off when the file is opened to append, and not read.
+    """
+
+    format = "an extended XYZ file"
+    _file: Any = None
+    _length = 0
+
+    @property
+    def _is_open(self) -> bool:
+        return self._file is not None
+
+    def _scan(self) -> tuple[int, int]:
+        """Number of whole structures, and where the last of them ends."""
+        count = end = 0
+        with open(self.path, "rb") as file:
+            while line := file.readline():
+                last = line
+                for _ in range(int(line) + 1):
+                    last = file.readline()
+                if not last.endswith(b"\n"):
+                    break
+                count, end = count + 1, file.tell()
+        return count, end
+
+    def _count(self) -> int:
+        return self._length if self._is_open else self._scan()[0]
+
+    def _begin(self) -> None:
+        exists = self.path.exists()
+        self._length, end = self._scan() if exists else (0, 0)
+        self._file = open(self.path, "r+b" if exists else "w+b", buffering=0)  # noqa: SIM115
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def _put(self, structures: list[Atoms]) -> None:
+        text = io.StringIO()
+        for atoms in structures:
+            self._refuse(atoms)
+            # ASE's function wants to know the file; this one is no file of its own.
+            write_xyz(text, atoms)
+        content, end = memoryview(text.getvalue().encode()), self._file.tell()
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
+        self._length += len(structures)
+
+    def _refuse(self, atoms: Atoms) -> None:
+        """What the format cannot hold would make a file that cannot be read."""
+        for key, values in atoms.arrays.items():
+            text = values.dtype.kind in "OSU"
+            if values.ndim > 2 or (text and any(len(str(v).split()) != 1 for v in values.ravel())):
+                what = "values with spaces, or empty ones," if text else f"shape {values.shape},"
+                raise ValueError(
+                    f"{self.path}: array {key!r} of {atoms.info[_NAME]} has {what} which extended XYZ "
+                    "does not hold: remove it, or write to ZarrData."
+                )
+
+    def _end(self) -> None:
+        file, self._file = self._file, None
+        file.close()
+
+    def structures(self) -> Iterator[Atoms]:
+        _, end = self._scan()
+        with open(self.path, "rb") as file:
+            text = io.StringIO(file.read(end).decode())
+        # ASE's annotation says int.
+        yield from read_xyz(text, slice(None))  # pyright: ignore[reportArgumentType]
+
+
+class AseTrajectory(AseFile):
+    """A .traj file of ASE: binary, all digits, for `ase gui` and scripts.
+
+    Keeps what ExtXYZ keeps, and all constraints; arrays that ASE does not store in this format stand in
+    `info["_arrays"]`. Each structure is whole in the file when `write` returns, so that others may read
+    it while a run goes on; what a killed process left of a structure does not count.
+    """
+
+    format = "an ASE trajectory"
+    _writer: TrajectoryWriter | None = None
+
+    @property
+    def _is_open(self) -> bool:
+        return self._writer is not None
+
+    def _count(self) -> int:
+        if self.path.stat().st_size == 0:
+            return 0
+        with TrajectoryReader(self.path) as file:
+            return len(file)
+
+    def _begin(self) -> None:
+        # ASE's append takes an empty file for one with a header.
+        exists = self.path.exists() and self._count() > 0
+        self._writer = TrajectoryWriter(str(self.path), "a" if exists else "w")
+
+    def _put(self, structures: list[Atoms]) -> None:
+        assert self._writer is not None
+        before = len(self._writer)
+        try:
+            for atoms in structures:
+                other = {k: atoms.arrays.pop(k) for k in set(atoms.arrays) - _TRAJ_ARRAYS}
+                if other:
+                    kept = {k: v if v.dtype.kind in "biuf" else v.tolist() for k, v in other.items()}
+                    atoms.info["_arrays"] = kept
+                self._writer.write(atoms)
+        except BaseException:
+            self._withdraw(before)
+            raise
+
+    def _withdraw(self, count: int) -> None:
+        """Back to so many structures: the rest of the file does not count."""
+        writer, self._writer = self._writer, None
+        backend: Any = writer and writer.backend
+        with contextlib.suppress(OSError):
+            # Closing ASE's writer would finish what broke off.
+            backend.fd.close()
+        with contextlib.suppress(OSError), open(self.path, "r+b") as file:
+            if self.path.stat().st_size >= 48:
+                ulm.writeint(file, count, 32)
+
+    def _end(self) -> None:
+        writer, self._writer = self._writer, None
+        assert writer is not None
+        writer.close()
+
+    def structures(self) -> Iterator[Atoms]:
+        if self._count():
+            with TrajectoryReader(self.path) as file:
+                for i in range(len(file)):
+                    atoms = file[i]
+                    assert isinstance(atoms, Atoms)
+                    yield atoms

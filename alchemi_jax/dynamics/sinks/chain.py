@@ -1,0 +1,116 @@
+"""SinkChain: several sinks that are filled one after another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.sinks.base import Sink, SinkFull, chosen
+
+
+class SinkChain(Sink):
+    """Sinks in order of priority: systems go to the first one that has room for them.
+
+    A write is split between systems where the room of a sink ends, and each part goes to the next sink.
+    `read` gives the systems of all sinks in the order in which they were written, those that were there
+    before the chain first.
+
+    Args:
+        sinks: for example `[DeviceBuffer(512, 8192), HostMemory(10_000), ZarrData("rest.zarr")]`.
+    """
+
+    def __init__(self, sinks: Sequence[Any]):
+        self.sinks: tuple[Sink, ...] = tuple(sinks)
+        if not self.sinks:
+            raise ValueError("SinkChain needs at least one sink, the list is empty.")
+        wrong = [s for s in self.sinks if not isinstance(s, Sink)]
+        if wrong:
+            raise ValueError(f"SinkChain takes sinks; {wrong[0]!r} is a {type(wrong[0]).__name__}.")
+        if len({id(s) for s in self.sinks}) < len(self.sinks):
+            raise ValueError("SinkChain has a sink twice: each must be another one.")
+        #: Which sink, and how many systems it got, in order of writing.
+        self._log: list[tuple[int, int]] = []
+
+    def write(self, batch: Batch, mask: Any = None) -> None:
+        which = chosen(batch, mask)
+        sizes = np.asarray(batch.atoms_per_system)[which]
+        parts, done = [], 0
+        for index, sink in enumerate(self.sinks):
+            fit = sink.room_for(sizes[done:]) if done < len(sizes) else 0
+            if fit:
+                parts.append((index, done, done + fit))
+                done += fit
+        if done < len(sizes):
+            raise SinkFull(
+                f"{self!r} is full: of {len(sizes)} systems to write {done} fit; drain it, or put a sink "
+                "without a capacity, such as ZarrData, at its end."
+            )
+        order = np.cumsum(which) - 1
+        for index, begin, end in parts:
+            self.sinks[index].write(batch, which & (order >= begin) & (order < end))
+            if self._log and self._log[-1][0] == index:
+                self._log[-1] = (index, self._log[-1][1] + end - begin)
+            else:
+                self._log.append((index, end - begin))
+
+    def room_for(self, atoms_per_system: np.ndarray) -> int:
+        done = 0
+        for sink in self.sinks:
+            if done < len(atoms_per_system):
+                done += sink.room_for(atoms_per_system[done:])
+        return done
+
+    def read(self) -> Batch:
+        counts = [len(s) for s in self.sinks]
+        if not sum(counts):
+            raise ValueError(f"{self!r} is empty: nothing was written to it.")
+        both = Batch.concatenate([s.read() for s, n in zip(self.sinks, counts, strict=True) if n])
+        owners = np.repeat([i for i, _ in self._log], [n for _, n in self._log]).astype(int)
+        # A sink may have held systems before, or have been emptied since: its last ones are those logged.
+        rows, first = np.zeros(len(owners), int), 0
+        before, kept = [], np.ones(len(owners), bool)
+        for i, n in enumerate(counts):
+            mine = np.flatnonzero(owners == i)
+            logged = min(n, len(mine))
+            kept[mine[: len(mine) - logged]] = False
+            rows[mine[len(mine) - logged :]] = first + n - logged + np.arange(logged)
+            before.append(first + np.arange(n - logged))
+            first += n
+        order = np.concatenate([*before, rows[kept]])
+        host = both.take(order)
+        fields = {f: getattr(host, f) for f in host.__dataclass_fields__ if f not in ("largest", "meta")}
+        return Batch.from_fields(fields, host.meta)
+
+    def zero(self) -> None:
+        for sink in self.sinks:
+            sink.zero()
+        self._log = []
+
+    def open(self) -> None:
+        opened = []
+        try:
+            for sink in self.sinks:
+                sink.open()
+                opened.append(sink)
+        except BaseException:
+            for sink in opened:
+                sink.close()
+            raise
+
+    def close(self) -> None:
+        """Closes all sinks, also after one of them could not be; the first error is raised."""
+        errors = []
+        for sink in self.sinks:
+            try:
+                sink.close()
+            except Exception as e:
+                errors.append(e)
+        if errors:
+            raise errors[0]
+
+    def __len__(self) -> int:
+        return sum(len(s) for s in self.sinks)
+
+    def __repr__(self) -> str:
+        return f"SinkChain([{', '.join(map(repr, self.sinks))}])"

@@ -1,0 +1,153 @@
+"""Reading the layout of ZarrData: which arrays a store has, and the systems of some rows as a Batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import zarr
+from ase.constraints import dict2constraint
+from ase.io import jsonio
+
+from alchemi_jax.batch import Batch, Metadata, SystemMeta
+from alchemi_jax.levels import level_fields
+
+
+FORMAT = "alchemi_jax systems"
+VERSION = 4
+#: Not stored: they follow from the counts.
+DERIVED = ("batch_idx", "first_atom")
+
+
+def attributes_of(path: Path) -> dict[str, Any]:
+    """The attributes of a store: counts of what is committed, and which arrays there are.
+
+    Raises:
+        ValueError: if there is none, or something else.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    try:
+        group = json.loads((path / "zarr.json").read_text())
+        if group["node_type"] != "group":
+            raise ValueError
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{path} is not a zarr group.") from None
+    attributes = group.get("attributes", {})
+    if attributes.get("format") != FORMAT:
+        raise ValueError(f"{path} is a zarr group, but not one that ZarrData wrote.")
+    version = attributes.get("version")
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version}, this ZarrData reads {VERSION}.")
+    return attributes
+
+
+def array_name(level: str, key: str) -> str:
+    """An extra's array; the key may hold characters that mean something in a path."""
+    return f"{level}_extra.{quote(key, safe='')}"
+
+
+class StoredSystems:
+    """The systems that a store held at one moment, read as they are asked for.
+
+    What is written later is not seen; what was there stays readable while a run appends.
+
+    Attributes:
+        frame: [systems] the number of the write that brought each system.
+        sizes: [systems] atoms.
+        first_atom: [systems] where they begin in the arrays per atom.
+        fields: name -> (level, array of the group), extras under their own names.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.attributes = attributes_of(path)
+        self.n_systems, self.n_atoms = int(self.attributes["systems"]), int(self.attributes["atoms"])
+        self.fields: dict[str, tuple[str, str]] = {}
+        self._group = zarr.open_group(path, mode="r")
+        self._arrays: dict[str, Any] = {}
+        if not self.n_systems:
+            self.frame = self.sizes = self.first_atom = np.zeros(0, np.int64)
+            return
+        for name, level in level_fields(Batch):
+            if name.endswith("_extras"):
+                own = {k: (level, array_name(level, k)) for k in self.attributes["extras"][level]}
+                self.fields |= {k: v for k, v in own.items() if k not in self.fields}
+            elif name not in DERIVED:
+                self.fields[name] = (level, name)
+        self.frame = np.asarray(self._array("frame")[: self.n_systems])
+        self.sizes = np.asarray(self._array("atoms_per_system")[: self.n_systems])
+        self.first_atom = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+
+    def _array(self, name: str) -> Any:
+        if name not in self._arrays:
+            self._arrays[name] = self._group[name]
+        return self._arrays[name]
+
+    def field(self, name: str) -> tuple[str, Any, int]:
+        """Level, zarr array and committed length of a field or extra.
+
+        Raises:
+            KeyError: naming the fields that there are.
+        """
+        if name not in self.fields:
+            raise KeyError(f"{self.path} has no field {name!r}; it has {', '.join(self.fields) or 'none'}.")
+        level, array = self.fields[name]
+        return level, self._array(array), self.n_atoms if level == "atom" else self.n_systems
+
+    def values(self, array: str, level: str, rows: np.ndarray) -> np.ndarray:
+        """Values of an array for the systems in these rows, in their order; per atom one after another."""
+        if level == "atom":
+            rows = atoms_of(rows, self.first_atom, self.sizes)
+        if not len(rows):
+            return np.asarray(self._array(array)[:0])
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
+            return np.asarray(self._array(array)[first : last + 1])
+        return np.asarray(self._array(array).oindex[rows])
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The systems in these rows."""
+        fields: dict[str, Any] = {}
+        for name, level in level_fields(Batch):
+            if name.endswith("_extras"):
+                keys = self.attributes["extras"][level]
+                fields[name] = {k: self.values(array_name(level, k), level, rows) for k in keys}
+            elif name not in DERIVED:
+                fields[name] = self.values(name, level, rows)
+        return Batch.from_fields(fields, self.meta(rows))
+
+    def meta(self, rows: np.ndarray) -> Metadata:
+        """Names, info and constraints of the systems in these rows."""
+        if not len(rows):
+            return Metadata()
+        first = int(rows.min())
+        begin = max(first - 1, 0)
+        ends = np.asarray(self._array("meta_end")[begin : int(rows.max()) + 1])
+        starts = np.concatenate([[0], ends])[: len(ends)] if first == 0 else ends[:-1]
+        ends = ends if first == 0 else ends[1:]
+        text = np.asarray(self._array("meta")[int(starts[0]) : int(ends[-1])]).tobytes()
+        at = int(starts[0])
+        # Frames of one run say the same again and again.
+        known: dict[bytes, SystemMeta] = {}
+        out = []
+        for row in (rows - first).tolist():
+            part = text[int(starts[row]) - at : int(ends[row]) - at]
+            if part not in known:
+                known[part] = _load(part)
+            out.append(known[part])
+        return Metadata(out)
+
+
+def atoms_of(rows: np.ndarray, first_atom: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Indices of the atoms of the systems in these rows, in their order."""
+    counts = sizes[rows]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(first_atom[rows], counts) + within
+
+
+def _load(text: bytes) -> SystemMeta:
+    entry: Any = jsonio.decode(text.decode())
+    constraints = tuple(dict2constraint(c) for c in entry["constraints"])
+    return SystemMeta(entry["name"], entry["info"], constraints)

@@ -1,0 +1,329 @@
+"""Trajectory: what a run wrote to a ZarrData store, read back a piece at a time."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from ase import Atoms
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.sinks.stored import StoredSystems
+
+
+class Trajectory:
+    """A store of ZarrData as a sequence of frames, without loading it.
+
+    A frame is what one write brought: all systems of the batch for a SnapshotHook, those that had just
+    converged for a ConvergedSnapshotHook. A row is one system in one frame. Positions, and all else,
+    are read from the disk as they are asked for; in memory are three numbers a row.
+
+    It shows what was committed when it was opened, also while a run goes on writing; `refresh` looks
+    again.
+
+        traj = Trajectory("traj.zarr")
+        traj[-1]                          # the last frame, a Batch
+        traj["energy"][-100:]             # eV, of the last hundred rows
+        traj.system(3).positions          # [frames, atoms, 3], Å
+        traj.to_ase(slice(None, None, 10))
+
+    Args:
+        path: of the store.
+
+    Raises:
+        ValueError: if there is none, or something else.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.refresh()
+
+    def refresh(self) -> Trajectory:
+        """Looks what has been committed since; returns itself."""
+        self._stored = StoredSystems(self.path)
+        frame = self._stored.frame
+        begins = np.concatenate([[True], frame[1:] != frame[:-1]])[: len(frame)]
+        #: Row at which each frame begins, and the end.
+        self._bounds = np.append(np.flatnonzero(begins), len(frame))
+        self._ids: np.ndarray | None = None
+        return self
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self._bounds) - 1
+
+    @property
+    def n_rows(self) -> int:
+        """Number of systems of all frames."""
+        return self._stored.n_systems
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of what is stored of each system or atom, extras included."""
+        return list(self._stored.fields)
+
+    @property
+    def system_ids(self) -> np.ndarray:
+        """[different systems] their ids, in increasing order."""
+        return np.unique(self._row_ids())
+
+    @property
+    def frame_of_row(self) -> np.ndarray:
+        """[rows] which frame each row belongs to."""
+        return np.repeat(np.arange(self.n_frames), np.diff(self._bounds))
+
+    @property
+    def atoms_of_row(self) -> np.ndarray:
+        """[rows] number of atoms of each row."""
+        return self._stored.sizes
+
+    def _row_ids(self) -> np.ndarray:
+        if self._ids is None:
+            self._ids = np.asarray(self["system_id"][:]) if self.n_rows else np.zeros(0, np.int32)
+        return self._ids
+
+    def __len__(self) -> int:
+        return self.n_frames
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, key: str) -> Field: ...
+    @overload
+    def __getitem__(self, key: int | slice) -> Batch: ...
+    def __getitem__(self, key: Any) -> Any:
+        """A field by its name, or the Batch of a frame or of a slice of frames."""
+        if isinstance(key, str):
+            return Field(self._stored, key)
+        return self.to_batch(key)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.to_batch(i) for i in range(self.n_frames))
+
+    def rows(self, frames: Any = slice(None)) -> np.ndarray:
+        """[rows] of a frame or of a slice of frames.
+
+        Raises:
+            IndexError: if there is no such frame.
+        """
+        if isinstance(frames, slice):
+            chosen = range(self.n_frames)[frames]
+        else:
+            n = int(frames)
+            if not -self.n_frames <= n < self.n_frames:
+                raise IndexError(f"{self.path} has {self.n_frames} frames, there is no frame {n}.")
+            chosen = [n % self.n_frames]
+        if isinstance(chosen, range) and chosen.step == 1 and len(chosen):
+            return np.arange(self._bounds[chosen[0]], self._bounds[chosen[-1] + 1])
+        parts = [np.arange(self._bounds[i], self._bounds[i + 1]) for i in chosen]
+        return np.concatenate(parts) if parts else np.zeros(0, int)
+
+    def to_batch(self, frames: Any = slice(None)) -> Batch:
+        """The systems of a frame, or of a slice of frames one after another.
+
+        Raises:
+            IndexError: if there are none.
+        """
+        rows = self.rows(frames)
+        if not len(rows):
+            raise IndexError(f"{self.path} has {self.n_frames} frames, none of them in {frames}.")
+        return self._stored.batch(rows)
+
+    def to_ase(self, frames: Any = slice(None)) -> list[Atoms]:
+        """The systems of a frame, or of a slice of frames, one ase.Atoms a row."""
+        return self.to_batch(frames).to_ase() if len(self.rows(frames)) else []
+
+    def system(self, system_id: int) -> SystemSeries:
+        """One system through all its frames.
+
+        Raises:
+            KeyError: if there is no system of this id.
+            ValueError: if systems of different sizes have this id.
+        """
+        rows = np.flatnonzero(self._row_ids() == system_id)
+        if not len(rows):
+            ids = self.system_ids
+            known = f"from {ids[0]} to {ids[-1]}" if len(ids) else "none"
+            raise KeyError(f"{self.path} has no system {system_id}; its ids are {known}.")
+        sizes = np.unique(self._stored.sizes[rows])
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self.path} has systems of {sizes[0]} and of {sizes[-1]} atoms under the id {system_id}: "
+                "they were written by different runs; read them by frames."
+            )
+        frames = np.searchsorted(self._bounds, rows, side="right") - 1
+        return SystemSeries(self._stored, int(system_id), rows, frames)
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def _scalars(self) -> dict[str, np.ndarray]:
+        out = {"frame": self.frame_of_row}
+        for name in self.fields:
+            field = self[name]
+            if field.level == "system" and field.ndim == 1:
+                out[name] = field[:]
+        return out
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of the fields that are one number a system: a row of it is a row.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        pandas = _optional("pandas")
+        return pandas.DataFrame(self._scalars()).rename_axis("row")
+
+    def to_xarray(self) -> Any:
+        """The same as an xarray.Dataset along the dimension `row`; frame and system_id are coordinates.
+
+        Raises:
+            ImportError: if xarray is not installed.
+        """
+        xarray = _optional("xarray")
+        data = {name: ("row", values) for name, values in self._scalars().items()}
+        return xarray.Dataset(data).set_coords([k for k in ("frame", "system_id") if k in data])
+
+    # -- showing ---------------------------------------------------------------------------------
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What there is, as names and texts: systems, frames, fields."""
+        ids, sizes = self.system_ids, self._stored.sizes
+        atoms = "" if not len(sizes) else f", {sizes.min()} to {sizes.max()} atoms each"
+        if len(sizes) and sizes.min() == sizes.max():
+            atoms = f", {sizes[0]} atoms each"
+        steps = self["steps_taken"][:] if self.n_rows else np.zeros(1, int)
+        return [
+            ("systems", f"{len(ids)}{atoms}"),
+            ("frames", f"{self.n_frames}, {self.n_rows} rows, steps {steps.min()} to {steps.max()}"),
+            ("fields", ", ".join(self.fields)),
+        ]
+
+    def __repr__(self) -> str:
+        return (
+            f"Trajectory({str(self.path)!r}: {self.n_frames} frames of {len(self.system_ids)} systems, "
+            f"{self.n_rows} rows)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self.summary())
+        return f"<table><caption>{html.escape(str(self.path))}</caption>{rows}</table>"
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"Trajectory.to_{name} needs {name}: pip install {name}.") from None
+
+
+class Field:
+    """One field of all rows; slices are read from the disk. Per system [rows, ...], per atom
+    [atoms of all rows, ...].
+
+    Attributes:
+        level: "system" or "atom".
+        shape, dtype: of the whole.
+    """
+
+    def __init__(self, stored: StoredSystems, name: str):
+        self.name = name
+        self.level, self._array, self._length = stored.field(name)
+        self.shape: tuple[int, ...] = (self._length, *self._array.shape[1:])
+        self.dtype = np.dtype(self._array.dtype)
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, key: Any) -> Any:
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        if isinstance(first, slice):
+            chosen = range(self._length)[first]
+            if not len(chosen):
+                values = np.zeros((0, *self.shape[1:]), self.dtype)
+            elif chosen.step > 0:
+                values = np.asarray(self._array[chosen[0] : chosen[-1] + 1 : chosen.step])
+            else:
+                values = np.asarray(self._array[chosen[-1] : chosen[0] + 1 : -chosen.step])[::-1]
+            return values[(slice(None), *rest)] if rest else values
+        if isinstance(first, int | np.integer):
+            if not -self._length <= first < self._length:
+                raise IndexError(f"{self.name} has {self._length} rows, there is no row {first}.")
+            value = np.asarray(self._array[int(first) % self._length])
+            return value[rest] if rest or not value.ndim else value
+        if first is Ellipsis:
+            return np.asarray(self)[key]
+        index = np.asarray(first)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        if len(index) and not (-self._length <= index.min() and index.max() < self._length):
+            raise IndexError(f"{self.name} has {self._length} rows, not all of {first} are among them.")
+        if not len(index):
+            return np.zeros((0, *self.shape[1:]), self.dtype)
+        values = np.asarray(self._array.oindex[index % self._length])
+        return values[(slice(None), *rest)] if rest else values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def __repr__(self) -> str:
+        return f"Field({self.name!r}, per {self.level}, {self.dtype}{list(self.shape)})"
+
+
+class SystemSeries:
+    """One system through its frames. Every field of the trajectory is an attribute, read when asked for:
+    `positions` is [frames, atoms, 3], `energy` [frames], `steps_taken` [frames].
+
+    Attributes:
+        id: its system_id.
+        rows, frames: [frames] where it stands in the trajectory.
+    """
+
+    def __init__(self, stored: StoredSystems, system_id: int, rows: np.ndarray, frames: np.ndarray):
+        self._stored, self.id, self.rows, self.frames = stored, system_id, rows, frames
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames that the system is in."""
+        return len(self.rows)
+
+    @property
+    def name(self) -> str:
+        """What errors call the system."""
+        return self._stored.meta(self.rows[:1])[0].name
+
+    def __len__(self) -> int:
+        return self.n_frames
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        level, _, _ = self._stored.field(name)
+        values = self._stored.values(self._stored.fields[name][1], level, self.rows)
+        return values if level == "system" else values.reshape(self.n_frames, -1, *values.shape[1:])
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name.startswith("_") or name not in self._stored.fields:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.")
+        return self[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._stored.fields]
+
+    def to_batch(self, frames: slice = slice(None)) -> Batch:
+        """A Batch whose systems are this one's frames."""
+        return self._stored.batch(self.rows[frames])
+
+    def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:
+        """One ase.Atoms a frame."""
+        return self.to_batch(frames).to_ase()
+
+    def __repr__(self) -> str:
+        atoms = self._stored.sizes[self.rows[0]]
+        return f"SystemSeries({self.name!r}, id {self.id}: {self.n_frames} frames, {atoms} atoms)"
