@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="alchemi-jax", description="Batched atomistic dynamics in JAX.")
     top.add_argument("--version", action="version", version=f"alchemi-jax {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_relax, _show, _convert, _info):
+    for add in (_relax, _md, _run, _show, _convert, _info):
         add(commands)
     return top
 
@@ -33,8 +33,7 @@ def _relax(commands: Any) -> None:
     relax.add_argument(
         "--model",
         default="lj",
-        help="lj (noble gases, the default), lj:epsilon=EV,sigma=A[,cutoff=A] for any atoms, or "
-        "morse:depth=EV,width=1/A,r0=A[,cutoff=A]",
+        help=_MODELS,
     )
     relax.add_argument(
         "--fmax", type=float, default=0.01, help="eV/Å at which a structure has converged [0.01]"
@@ -45,6 +44,63 @@ def _relax(commands: Any) -> None:
     relax.add_argument(
         "--dtype", choices=("float64", "float32"), default="float64", help="precision [float64]"
     )
+
+
+_MODELS = (
+    "lj (noble gases, the default), lj:epsilon=EV,sigma=A[,cutoff=A] for any atoms, or "
+    "morse:depth=EV,width=1/A,r0=A[,cutoff=A]"
+)
+
+
+def _md(commands: Any) -> None:
+    md = commands.add_parser(
+        "md",
+        help="molecular dynamics of structures, as many at once as there is room for",
+        description="Molecular dynamics of all structures in the files; those at rest get velocities of the "
+        "temperature. The same command again goes on with the structures that are left. "
+        "Without files: the sample set.",
+        epilog="Exit code: 0 all done, 2 bad usage or unreadable input, 3 some failed or did not converge.",
+    )
+    md.set_defaults(run="alchemi_jax.cli.run:md")
+    md.add_argument("files", nargs="*", help="anything that ASE reads")
+    md.add_argument("--model", default="lj", help=_MODELS)
+    md.add_argument("--steps", type=int, default=1000, help="of each structure [1000]")
+    md.add_argument(
+        "--ensemble",
+        default="nvt",
+        help="nve, nvt (Langevin), nvt-nose-hoover, nvt-bussi, nph or npt [nvt]",
+    )
+    md.add_argument("--temperature", type=float, help="K")
+    md.add_argument("--pressure", type=float, help="GPa, for nph and npt")
+    md.add_argument("--friction", type=float, help="1/fs, for nvt [0.01]")
+    md.add_argument("--dt", type=float, help="fs [1]")
+    md.add_argument("--relax", type=float, metavar="FMAX", help="relax to this fmax first, eV/Å")
+    md.add_argument("--seed", type=int, default=0, help="of velocities and noise [0]")
+    md.add_argument("--max-systems", type=int, default=64, help="structures in flight [64]")
+    md.add_argument("--max-atoms", type=int, help="atoms in flight [what 64 structures of mean size need]")
+    md.add_argument("--log-every", type=int, default=10, help="steps between rows of log.csv [10]")
+    md.add_argument(
+        "--save-every", type=int, default=100, help="steps between frames of trajectory.zarr, 0: none [100]"
+    )
+    md.add_argument("--out", default="alchemi-md", help="folder for the results [alchemi-md]")
+    md.add_argument("--overwrite", action="store_true", help="begin anew in that folder")
+    md.add_argument("--dtype", default="float64", help="float64 or float32 [float64]")
+
+
+def _run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="a pipeline from a file: relax, then dynamics, of many structures",
+        description="Runs the stages of a TOML file over all structures of its files. The same command again "
+        "goes on with the structures that are left.",
+        epilog="Exit code: 0 all done, 2 bad usage or unreadable input, 3 some failed or did not converge.",
+    )
+    run.set_defaults(run="alchemi_jax.cli.run:run")
+    run.add_argument("pipeline", help="a TOML file; docs/commands.md has its fields")
+    run.add_argument(
+        "overrides", nargs="*", metavar="FIELD=VALUE", help="in place of the file's, stages.0.fmax=0.02"
+    )
+    run.add_argument("--overwrite", action="store_true", help="begin anew in the folder of results")
 
 
 def _show(commands: Any) -> None:

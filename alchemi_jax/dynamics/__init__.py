@@ -3,6 +3,8 @@
 from alchemi_jax.dynamics.base import AbstractDynamics as AbstractDynamics
 from alchemi_jax.dynamics.base import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.base import DynamicsState as DynamicsState
+from alchemi_jax.dynamics.doors import integrate_all as integrate_all
+from alchemi_jax.dynamics.doors import relax_all as relax_all
 from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
 from alchemi_jax.dynamics.integrators import NPH as NPH

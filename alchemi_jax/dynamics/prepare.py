@@ -37,13 +37,9 @@ def init(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
             "be traced: call it outside of jit, vmap and grad, and transform loop or step."
         )
-    engine.model.check(batch)
-    for group in engine.groups:
-        for hook in group.hooks.traced:
-            hook.check(batch)
+    check(engine, batch)
     for part in engine.parts:
         check_per_system(part, batch)
-        part.check(batch)
     meta, batch = batch.meta, batch.replace(meta=None)
     engine = engine.on_device()
     batch = jax.device_put(batch)
@@ -62,6 +58,20 @@ def init(
     state = state.replace(batch=state.batch.replace(meta=meta))
     warn_failed(state, before=None)
     return state
+
+
+def check(engine: "AbstractDynamics", batch: Batch) -> None:
+    """Asks model, hooks and algorithms whether they can treat these systems.
+
+    Raises:
+        ValueError: naming the first that one cannot.
+    """
+    engine.model.check(batch)
+    for group in engine.groups:
+        for hook in group.hooks.traced:
+            hook.check(batch)
+    for part in engine.parts:
+        part.check(batch)
 
 
 @eqx.filter_jit

@@ -80,7 +80,7 @@ def run(
     _check(engine)
     own = HostMemory()
     out = own if sink is None else sink
-    stream = Stream(sampler, engine.model)
+    stream = Stream(sampler, engine.model, lambda batch: prepare.check(engine, batch))
     try:
         with engine:
             _opened(out)

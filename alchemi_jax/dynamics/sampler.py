@@ -7,12 +7,13 @@ host; which of them goes next says the policy. Nothing here knows an engine; `re
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ase.io
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -20,6 +21,8 @@ from alchemi_jax.atoms import AtomicData
 from alchemi_jax.batch import Batch
 from alchemi_jax.capacity import round_up
 from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.dynamics.sinks.stored import StoredSystems
+from alchemi_jax.dynamics.sinks.zarr import ZarrData
 from alchemi_jax.levels import swapped
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, list_needs
@@ -51,6 +54,9 @@ class Sampler:
         dtype: of the floats, as for `Batch.from_ase`.
         refill_share: so much of the systems in flight is finished before others enter; by default what costs
             least, from the times that steps and refills take. What is computed does not depend on it.
+        skip: system_ids that are passed over, of systems that an earlier run has finished.
+        prepare: what is made of each window of systems when it was read, a Batch, such as
+            `lambda batch: initialize_velocities(batch, 300.0)`.
 
     Each system keeps as its `system_id` its place in the source, from 0; of a Batch its own. Per-atom and
     per-system extras that all structures of the first window have go along as arrays, others as `info`.
@@ -76,6 +82,8 @@ class Sampler:
         window: int = 1024,
         dtype: Any = None,
         refill_share: float | None = None,
+        skip: Collection[int] = (),
+        prepare: Callable[[Batch], Batch] | None = None,
     ):
         self.max_systems = natural("max_systems")(max_systems)
         self.max_atoms = None if max_atoms is None else natural("max_atoms")(max_atoms)
@@ -96,6 +104,7 @@ class Sampler:
         if refill_share is not None and not 0 < refill_share <= 1:
             raise ValueError(f"refill_share must be in (0, 1], not {refill_share}.")
         self.refill_share = refill_share
+        self.skip, self.prepare = frozenset(skip), prepare
         self.source, self.policy, self.unfit, self.dtype = source, policy, unfit, dtype
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None
@@ -115,25 +124,46 @@ class Sampler:
 
     def chunks(self) -> Iterator[Batch]:
         """The source as batches on the host, of `window` systems each; a Batch as it is."""
+        for batch in self._batches():
+            left = np.isin(np.asarray(batch.system_id), list(self.skip), invert=True)
+            left &= np.asarray(batch.system_mask)
+            if left.any():
+                yield (batch if self.prepare is None else self.prepare(batch)).take(left[: batch.num_systems])
+
+    def _batches(self) -> Iterator[Batch]:
         source = self.source
-        if isinstance(source, Batch | Sink):
-            batch = source if isinstance(source, Batch) else source.read() if len(source) else None
-            if batch is None or batch.num_systems == 0:
-                return
-            host = batch.take()
-            if isinstance(source, Sink):
-                host = swapped(host, system_id=np.arange(host.num_systems, dtype=np.int32))
-            elif len(np.unique(host.system_id)) < host.num_systems:
+        if isinstance(source, Batch):
+            ids = np.asarray(source.system_id)[: source.num_systems]
+            if len(np.unique(ids)) < len(ids):
                 raise ValueError("the system_id of the systems of a Batch must differ, to tell them apart.")
-            yield host
+            yield source
+            return
+        if isinstance(source, ZarrData):
+            # Read as the run goes on; rows that come meanwhile are not seen.
+            stored = StoredSystems(source.path) if len(source) else None
+            for first in range(0, stored.n_systems if stored else 0, self.window):
+                assert stored is not None
+                rows = np.arange(first, min(first + self.window, stored.n_systems))
+                yield _numbered(stored.batch(rows), rows)
+            return
+        if isinstance(source, Sink):
+            if len(source):
+                batch = source.read()
+                yield _numbered(batch, np.arange(batch.num_systems))
             return
         entries = enumerate(_structures(source))
         extras = None
         while entry := list(itertools.islice(entries, self.window)):
             data = [_data(number, structure) for number, structure in entry]
-            host = Batch.from_data_list(data, self.dtype, extras=extras).take()
-            extras = {*host.atom_extras, *host.system_extras}
-            yield swapped(host, system_id=np.array([number for number, _ in entry], np.int32))
+            batch = Batch.from_data_list(data, self.dtype, extras=extras)
+            extras = {*batch.atom_extras, *batch.system_extras}
+            yield _numbered(batch, np.array([number for number, _ in entry]))
+
+
+def _numbered(batch: Batch, ids: np.ndarray) -> Batch:
+    padded = np.full(batch.system_capacity, -1, np.int32)
+    padded[: len(ids)] = ids
+    return swapped(batch, system_id=jnp.asarray(padded))
 
 
 def _structures(source: Any) -> Iterator[Any]:
@@ -160,10 +190,13 @@ def _data(number: int, structure: Any) -> AtomicData:
 
 
 class Stream:
-    """One pass through a sampler's source, for one model: what waits, and who is next."""
+    """One pass through a sampler's source, for one model: what waits, and who is next.
 
-    def __init__(self, sampler: Sampler, model: AbstractModel):
-        self.sampler, self.model = sampler, model
+    `check` raises a ValueError for a batch with a system that cannot be treated.
+    """
+
+    def __init__(self, sampler: Sampler, model: AbstractModel, check: Callable[[Batch], None]):
+        self.sampler, self.model, self.check = sampler, model, check
         sampler.skipped = []
         self._chunks = sampler.chunks()
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
@@ -246,13 +279,13 @@ class Stream:
         if not len(rows):
             return
         try:
-            self.model.check(self.waiting.take(rows))
+            self.check(self.waiting.take(rows))
         except ValueError:
             if self.sampler.unfit == "raise":
                 raise
             for row in rows.tolist():
                 try:
-                    self.model.check(self.waiting.take([row]))
+                    self.check(self.waiting.take([row]))
                 except ValueError as e:
                     self._unfit(row, str(e).rstrip("."))
 

@@ -8,22 +8,25 @@ from alchemi_jax.hooks import HookContext
 
 
 class SnapshotHook:
-    """Writes all systems of the batch, finished ones included. Host, at AFTER_STEP.
+    """Writes all systems of the batch. Host, at AFTER_STEP.
 
     As a hook of one stage of a pipeline: the systems that are in that stage.
 
     Args:
         sink: where to.
         frequency: every so many steps.
+        finished: whether systems that are finished go on being written, so that frames are of all systems.
     """
 
-    def __init__(self, sink: Sink, frequency: int = 1):
+    def __init__(self, sink: Sink, frequency: int = 1, finished: bool = True):
         self.sink = sink
         self.frequency = frequency
+        self.finished = finished
         self.stage = DynamicsStage.AFTER_STEP
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
-        self.sink.write(ctx.batch, None if ctx.stages is None else ctx.active_mask)
+        everyone = self.finished and ctx.stages is None
+        self.sink.write(ctx.batch, None if everyone else ctx.active_mask)
 
     def __enter__(self) -> "SnapshotHook":
         self.sink.open()

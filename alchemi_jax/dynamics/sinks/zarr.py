@@ -237,6 +237,11 @@ class ZarrData(Sink):
             self._columns[name].append(rows)
         attributes["meta_bytes"] = int(ends[-1])
 
+    def commit(self) -> None:
+        """Puts what was written on disk now: from here on a process that is killed does not lose it."""
+        with self._lock:
+            self._commit()
+
     def _commit_later(self) -> None:
         """In the timer's thread: what goes wrong is raised by the next write, or by close."""
         with self._lock:

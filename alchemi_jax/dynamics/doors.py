@@ -1,0 +1,168 @@
+"""relax_all and integrate_all: any number of structures through an engine, in one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.hooks import ConvergenceHook
+from alchemi_jax.dynamics.integrators import NPH, NPT, NVE, NVTBussi, NVTLangevin, NVTNoseHoover
+from alchemi_jax.dynamics.optimizers import FIRE, FIREVariableCell
+from alchemi_jax.dynamics.sampler import Sampler
+from alchemi_jax.dynamics.sinks.base import Sink
+from alchemi_jax.dynamics.velocities import initialize_velocities
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import positive
+
+
+#: ensemble -> engine, and which of temperature and pressure it keeps.
+ENSEMBLES: dict[str, tuple[type[AbstractDynamics], tuple[str, ...]]] = {
+    "nve": (NVE, ()),
+    "nvt": (NVTLangevin, ("temperature",)),
+    "nvt-langevin": (NVTLangevin, ("temperature",)),
+    "nvt-nose-hoover": (NVTNoseHoover, ("temperature",)),
+    "nvt-bussi": (NVTBussi, ("temperature",)),
+    "nph": (NPH, ("pressure",)),
+    "npt": (NPT, ("temperature", "pressure")),
+}
+#: 0.1 GPa, in eV/Å³.
+STRESS = 6e-4
+
+
+def relaxation(
+    model: AbstractModel,
+    *,
+    fmax: Any = 0.05,
+    n_steps: int = 1000,
+    relax_cell: bool = False,
+    pressure: Any = 0.0,
+    smax: Any = STRESS,
+    hooks: Any = (),
+) -> AbstractDynamics:
+    """The engine of `relax_all`: FIRE, or FIREVariableCell, with its ConvergenceHook."""
+    criteria: list[dict[str, Any]] = [{"key": "fmax", "threshold": positive("fmax")(fmax)}]
+    if not relax_cell:
+        return FIRE(model=model, n_steps=n_steps, hooks=[ConvergenceHook(criteria), *hooks])
+    criteria.append({"key": "smax", "threshold": positive("smax")(smax)})
+    hooks = [ConvergenceHook(criteria), *hooks]
+    return FIREVariableCell(model=model, n_steps=n_steps, scalar_pressure=pressure, hooks=hooks)
+
+
+def integrator(model: AbstractModel, *, ensemble: str, n_steps: int, **parameters: Any) -> AbstractDynamics:
+    """The engine of `integrate_all`. Parameters that are None are left to the engine's own defaults.
+
+    Raises:
+        ValueError: for an unknown ensemble, or one without its temperature or pressure.
+        TypeError: for a parameter that the ensemble does not have.
+    """
+    if ensemble not in ENSEMBLES:
+        raise ValueError(f"ensemble is {', '.join(ENSEMBLES)}, not {ensemble!r}.")
+    kind, keeps = ENSEMBLES[ensemble]
+    given = {name: value for name, value in parameters.items() if value is not None}
+    for name in keeps:
+        if name not in given:
+            raise ValueError(f"ensemble {ensemble!r} needs a {name}.")
+    if ensemble == "nph":
+        # Of its barostat's mass alone; the motion keeps no temperature.
+        given.setdefault("temperature", 300.0)
+    unknown = sorted(set(given) - {f for f in kind.__dataclass_fields__})
+    if unknown:
+        raise TypeError(f"ensemble {ensemble!r} has no {unknown[0]}.")
+    make: Any = kind
+    return make(model=model, n_steps=n_steps, **given)
+
+
+def drawn(temperature: Any, key: Array | None) -> Callable[[Batch], Batch]:
+    """Gives velocities of a temperature, K, to the systems that are at rest."""
+
+    def prepare(batch: Batch) -> Batch:
+        still = ~np.asarray(batch.velocities != 0).any(axis=-1)
+        moving = np.unique(np.asarray(batch.batch_idx)[~still])
+        at_rest = jnp.asarray(~np.isin(np.arange(batch.system_capacity), moving))
+        return initialize_velocities(batch, temperature, key).select(at_rest, batch)
+
+    return prepare
+
+
+def relax_all(
+    model: AbstractModel,
+    structures: Any,
+    *,
+    fmax: Any = 0.05,
+    n_steps: int = 1000,
+    relax_cell: bool = False,
+    pressure: Any = 0.0,
+    smax: Any = STRESS,
+    hooks: Any = (),
+    sink: Sink | None = None,
+    policy: str = "largest first",
+    **stream: Any,
+) -> Any:
+    """Relaxes any number of structures, as many at once as there is room for.
+
+    Args:
+        structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
+        fmax: eV/Å, the largest force at which a structure has converged.
+        n_steps: budget of each.
+        relax_cell: also the cells, under `pressure` (GPa), until no component of the stress that is left
+            exceeds `smax` (eV/Å³).
+        hooks: more of them.
+        sink: where relaxed structures go as they are ready; by default they are returned.
+        policy, **stream: of the Sampler: max_systems, max_atoms, unfit, dtype, ...
+
+    Returns:
+        A Batch in the order of the structures, with `converged`, `steps_taken` and `failed`; or the sink.
+    """
+    more = {"smax": smax, "pressure": pressure} if relax_cell else {}
+    engine = relaxation(model, fmax=fmax, n_steps=n_steps, relax_cell=relax_cell, hooks=hooks, **more)
+    return engine.run(sampler=Sampler(structures, policy=policy, **stream), sink=sink)
+
+
+def integrate_all(
+    model: AbstractModel,
+    structures: Any,
+    *,
+    n_steps: int,
+    ensemble: str = "nvt",
+    dt: Any = 1.0,
+    temperature: Any = None,
+    pressure: Any = None,
+    hooks: Any = (),
+    sink: Sink | None = None,
+    key: Array | None = None,
+    parameters: dict[str, Any] | None = None,
+    **stream: Any,
+) -> Any:
+    """Molecular dynamics of any number of structures, as many at once as there is room for.
+
+    Structures at rest get velocities of the temperature, if there is one.
+
+    Args:
+        structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
+        n_steps: of each.
+        ensemble: nve, nvt (Langevin), nvt-nose-hoover, nvt-bussi, nph or npt.
+        dt: fs.  temperature: K.  pressure: GPa.
+        hooks: what looks at the run: LoggingHook, SnapshotHook, ...
+        sink: where structures go when their steps are done; by default they are returned.
+        key: PRNG key of velocities and noise.
+        parameters: more of the engine: friction, thermostat_time, barostat_time, cell, ...
+        **stream: of the Sampler: max_systems, max_atoms, unfit, dtype, ...
+
+    Returns:
+        A Batch in the order of the structures; or the sink.
+    """
+    parameters = dict(parameters or {})
+    if ensemble != "nve":
+        parameters["temperature"] = temperature
+    engine = integrator(
+        model, ensemble=ensemble, n_steps=n_steps, dt=dt, pressure=pressure, hooks=hooks, **parameters
+    )
+    key = jax.random.key(0) if key is None else key
+    if temperature is not None:
+        stream["prepare"] = drawn(temperature, key)
+    return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key)

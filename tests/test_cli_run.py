@@ -1,0 +1,188 @@
+"""`alchemi-jax run` and `md`: what comes out, what a second call does, and what wrong input says."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from conftest import cluster
+
+from alchemi_jax.cli.main import main
+from alchemi_jax.cli.table import Table
+from alchemi_jax.trajectory import Trajectory
+
+
+SIZES = (3, 5, 2, 4, 6, 3, 5)
+FILE = """
+model = "lj"
+max_systems = 3
+log_every = 2
+save_every = 5
+[[stages]]
+kind = "relax"
+fmax = 0.05
+[[stages]]
+kind = "md"
+n_steps = 20
+dt = 2.0
+temperature = 20.0
+friction = 0.02
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """With structures and a pipeline, and in it."""
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("in.extxyz", [cluster(i, n) for i, n in enumerate(SIZES)])
+    Path("p.toml").write_text(FILE)
+    return tmp_path
+
+
+def results(out):
+    structures = ase.io.read(f"{out}/final.extxyz", ":")
+    frames = Trajectory(f"{out}/trajectory.zarr")
+    series = {i: frames.system(i).positions for i in frames.system_ids.tolist()}
+    return structures, series, Table.read(Path(out) / "log.csv")
+
+
+def same(a, b):
+    """Structures, frames and rows of the log, system by system."""
+    for x, y in zip(a[0], b[0], strict=True):
+        np.testing.assert_array_equal(x.positions, y.positions)
+        assert (x.info["source_index"], x.info["steps"]) == (y.info["source_index"], y.info["steps"])
+    assert a[2].system_id.size > 0
+    assert set(a[2].system_id) == set(b[2].system_id)
+
+
+def test_a_pipeline_from_a_file(folder, capsys):
+    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=o", "stages.1.n_steps=24"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "Relax to 0.05 eV/Å, then 24 steps of 2 fs nvt at 20 K: 7 structures, 28 atoms, from 1 file(s)."
+        in text
+    )
+    assert "finished      7 of 7" in text
+    assert re.search(r"temperature   \d+\.\d+ ± \d", text)
+    assert re.search(r"energy        -\d\.\d+ ± \S+ eV/atom", text)
+    structures, series, table = results("o")
+    assert [len(a) for a in structures] == list(SIZES)
+    assert [a.info["source_index"] for a in structures] == list(range(7))
+    assert set(series) == set(range(7))
+    assert Path("o/summary.png").stat().st_size > 10_000
+    for i, atoms in enumerate(structures):
+        rows = (table.system_id == i) & (table.status == 1)
+        assert 11 <= rows.sum() <= 13
+        assert atoms.info["steps"] >= 24
+    # Once more: nothing is left to do, and nothing changes.
+    before = (folder / "o" / "final.extxyz").read_bytes()
+    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=o", "stages.1.n_steps=24"]) == 0
+    assert "7 of them done before" in capsys.readouterr().out
+    assert (folder / "o" / "final.extxyz").read_bytes() == before
+
+
+def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
+    """Killed between two finished systems, twice: no frame and no row is twice there or missing."""
+    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=whole"]) == 0
+    from alchemi_jax.cli.run import _Finished
+
+    write = _Finished.write
+    for _ in range(2):
+        calls = []
+
+        def once(self, batch, mask=None, calls=calls):
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(1)
+            write(self, batch, mask)
+
+        monkeypatch.setattr(_Finished, "write", once)
+        assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=parts"]) == 130
+        assert "the same command goes on" in capsys.readouterr().err
+        monkeypatch.undo()
+        monkeypatch.chdir(folder)
+    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=parts", "max_systems=4"]) == 0
+    whole, parts = results("whole"), results("parts")
+    same(whole, parts)
+    assert {i: len(x) for i, x in parts[1].items()}.keys() == whole[1].keys()
+    steps = Trajectory("parts/trajectory.zarr")
+    for i in range(len(SIZES)):
+        taken = steps.system(i)["steps_taken"]
+        assert (np.diff(taken) > 0).all(), "no frame of a try that was given up"
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_it_goes_on(folder):
+    """kill -9, again and again; at the end the results are those of one call."""
+    command = [sys.executable, "-m", "alchemi_jax.cli.main", "run", "p.toml", 'files=["in.extxyz"]']
+    command += ["stages.1.n_steps=4000", "max_systems=1", "log_every=100"]
+    assert subprocess.run([*command, "out=whole"], check=False, capture_output=True).returncode == 0
+    for k in range(8):
+        process = subprocess.Popen(
+            [*command, "out=parts"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(4 + 0.7 * k)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run([*command, "out=parts"], check=False, capture_output=True).returncode == 0
+    same(results("whole"), results("parts"))
+
+
+def test_md_of_structures(folder, capsys):
+    arguments = ["in.extxyz", "--steps", "30", "--ensemble", "nve", "--temperature", "15", "--out", "o"]
+    assert main(["md", *arguments, "--log-every", "3", "--save-every", "0", "--max-systems", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "30 steps of 1 fs nve at 15 K: 7 structures" in text
+    assert not Path("o/trajectory.zarr").exists()
+    table = Table.read(Path("o/log.csv"))
+    first = table.temperature[np.unique(table.system_id, return_index=True)[1]]
+    assert (first > 0).all(), "they got velocities"
+
+
+def test_wrong_input_is_one_sentence(folder, capsys):
+    cases = {
+        ("run", "nowhere.toml"): r"nowhere\.toml does not exist",
+        ("run", "in.extxyz"): r"in\.extxyz is no TOML: ",
+        (
+            "run",
+            "p.toml",
+            "stages.0.fmax=-1",
+        ): r"p\.toml: stages\.0\.fmax: .*greater than 0, not -1",
+        ("run", "p.toml", "stages.1.ensemble=npt"): r"p\.toml: stages\.1: ensemble npt needs a pressure",
+        ("run", "p.toml", "stages.1.thermostat_time=3"): r"stages\.1: ensemble nvt has no thermostat_time",
+        ("run", "p.toml", "colour=3"): r"p\.toml: colour: Extra inputs are not permitted",
+        ("run", "p.toml", "stages.7.fmax=1"): r"the file has no stages\.7\.fmax",
+        ("run", "p.toml", "fmax"): r"'fmax' is no override: write FIELD=VALUE",
+        (
+            "run",
+            "p.toml",
+            "max_atoms=2",
+            'files=["in.extxyz"]',
+        ): r"in\.extxyz:0 does not fit .*it has 3",
+        ("run", "p.toml", "model=magic"): r"--model 'magic' is unknown",
+        ("md", "in.extxyz", "--ensemble", "nvt"): r"arguments: stages\.0: ensemble nvt needs a temperature",
+        ("md", "in.extxyz", "--ensemble", "npt", "--temperature", "9", "--pressure", "0"): "not periodic",
+        ("md", "in.extxyz", "--steps", "0"): r"stages\.0\.n_steps: Input should be greater than 0",
+    }
+    for arguments, sentence in cases.items():
+        assert main([*arguments]) == 2, arguments
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(f"alchemi-jax {arguments[0]}: error: "), error
+        assert re.search(sentence, error), (arguments, error)
+
+
+def test_results_of_other_settings_are_not_touched(folder, capsys):
+    quick = ["in.extxyz", "--temperature", "9", "--steps", "4", "--out", "o"]
+    assert main(["md", *quick]) == 0
+    assert main(["md", *quick, "--seed", "5"]) == 2
+    assert "holds results of other settings, seed differs" in capsys.readouterr().err
+    assert main(["md", *quick, "--seed", "5", "--overwrite"]) == 0
+    (folder / "file").touch()
+    assert main(["md", *quick[:-1], "file/o"]) == 2
+    assert "file/o cannot be written" in capsys.readouterr().err
