@@ -17,12 +17,10 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import (
     FIRE,
     NVE,
-    ConvergenceHook,
     DynamicsStage,
     FIREVariableCell,
     NVTLangevin,
 )
-from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import AbstractPair, LennardJones
 
@@ -126,12 +124,27 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
 
 def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "LoggingHook": LoggingHook}
-    names |= {"FIRE": FIRE, "NVTLangevin": NVTLangevin, "ConvergenceHook": ConvergenceHook}
+    structures = [cluster(i, 4 + i % 5) for i in range(9)]
+    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "structures": structures}
+    names |= vars(alchemi_jax.dynamics) | vars(alchemi_jax.dynamics.sinks) | vars(alchemi_jax.dynamics.hooks)
     for block in code("docs/pipelines.md"):
         exec(block, names)
     assert names["out"].take().converged.all()
     assert (tmp_path / "pipeline.csv").exists()
+    assert len(names["stored"]) == names["relaxed"].num_systems == names["moved"].num_systems == 9
+
+
+def test_the_pipeline_of_the_page_on_commands(tmp_path):
+    """It is the file that the command reads, and names every field that there is."""
+    from alchemi_jax.cli.config import MD, Pipeline, Relax, load
+
+    text = (ROOT / "docs/commands.md").read_text()
+    (tmp_path / "p.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
+    settings = load(str(tmp_path / "p.toml"), ["stages.0.fmax=0.05", "max_systems=16", "out=other"])
+    assert (settings.stages[0].fmax, settings.max_systems, settings.out) == (0.05, 16, "other")
+    for model in (Pipeline, Relax, MD):
+        for name in model.model_fields:
+            assert re.search(rf"\b{name}\b", text), name
 
 
 def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):

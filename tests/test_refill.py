@@ -12,7 +12,18 @@ from ase.io import write
 from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import AtomicData, Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, NVTLangevin, Sampler
+from alchemi_jax.dynamics import (
+    FIRE,
+    NVE,
+    ConvergenceHook,
+    DynamicsStage,
+    NVTLangevin,
+    Sampler,
+    initialize_velocities,
+    integrate_all,
+    relax_all,
+)
+from alchemi_jax.dynamics.doors import drawn
 from alchemi_jax.dynamics.hooks import (
     ConvergedSnapshotHook,
     LoggingHook,
@@ -309,3 +320,43 @@ def test_ten_thousand_systems_through_64_places():
     source = (cluster(next(alive), 2 + i % 3, 0.1) for i in range(n))
     engine.run(sampler=Sampler(source, max_systems=64), sink=Ids())
     assert sorted(ids) == list(range(n))
+
+
+def test_the_doors():
+    """relax_all and integrate_all are the engine, the sampler and the hook that one would write."""
+    atoms = structures(9)
+    relaxed = relax_all(MODEL, atoms, fmax=0.01, n_steps=300, max_systems=4)
+    same(relaxed, relax().run(Batch.from_ase(atoms)))
+    moved = integrate_all(MODEL, atoms, n_steps=10, ensemble="nve", temperature=20.0, dt=2.0, max_systems=4)
+    batch = initialize_velocities(Batch.from_ase(atoms), 20.0)
+    same(moved, NVE(model=MODEL, dt=2.0, n_steps=10).run(batch))
+    # Who moves already keeps its velocities.
+    for a in atoms[::2]:
+        a.set_velocities(np.ones((len(a), 3)))
+    kept = drawn(20.0, None)(Batch.from_ase(atoms)).to_ase()
+    np.testing.assert_allclose(kept[2].get_velocities(), 1.0)
+    assert (kept[1].get_velocities() != 0).all()
+    with pytest.raises(ValueError, match=r"ensemble is nve, .*, not 'npx'"):
+        integrate_all(MODEL, atoms, n_steps=1, ensemble="npx")
+    with pytest.raises(ValueError, match="ensemble 'npt' needs a pressure"):
+        integrate_all(MODEL, atoms, n_steps=1, ensemble="npt", temperature=1.0)
+    with pytest.raises(TypeError, match="ensemble 'nvt' has no barostat_time"):
+        integrate_all(MODEL, atoms, n_steps=1, temperature=1.0, parameters={"barostat_time": 1.0})
+    with pytest.raises(ValueError, match="fmax must be positive"):
+        relax_all(MODEL, atoms, fmax=-1.0)
+
+
+def test_crystals_with_their_cells():
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=7.0)
+    atoms = [crystal(i, 1, 0.05) for i in range(3)]
+    out = relax_all(model, atoms, relax_cell=True, fmax=0.01, smax=1e-4, max_systems=2).take()
+    assert out.converged.all()
+    assert np.abs(out.stress).max() <= 1e-4
+    odd = [*atoms, cluster(0, 4)]
+    with pytest.raises(ValueError, match=r"system 3 \(Ar4\) is not periodic in all directions"):
+        relax_all(model, odd, relax_cell=True, max_systems=2)
+
+
+def test_what_is_skipped_does_not_come_out():
+    out = relax().run(sampler=Sampler(structures(8), max_systems=3, skip={0, 3, 7})).take()
+    assert out.system_id.tolist() == [1, 2, 4, 5, 6]
