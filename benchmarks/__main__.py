@@ -137,6 +137,7 @@ def main() -> int:
             for row in rows:
                 unit = row["of"].removesuffix("_per_s").replace("_", "-") + "/s"
                 over = f"   {row['over_w2']:.3f} of W2's time" if "over_w2" in row else ""
+                over += f"   {row['over_fixed']:.2f} x fixed batches" if "over_fixed" in row else ""
                 print(
                     f"{workload:10}{dtype:10}{row['peer']:22}{row['rate']:14,.0f} {unit:14}"
                     f"{row['first_s']:8.1f}{row['ratio']:15.2f}{over}",

@@ -22,7 +22,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import prepare
 from alchemi_jax.dynamics.admission import evaluated, fresh_rows
-from alchemi_jax.dynamics.driver import _ALWAYS, _report, _Run, with_budget
+from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, with_budget
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
@@ -313,7 +313,7 @@ def _laid_out(old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, larg
     return swapped(old, **fields, meta=None, largest=max(old.largest, largest))
 
 
-@eqx.filter_jit
+@_compiled
 def _refilled(
     engine: AbstractDynamics,
     state: DynamicsState,
