@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from alchemi_jax.atoms import AtomicData
 from alchemi_jax.capacity import capacity, float_dtype, round_up
+from alchemi_jax.html import of_batch
 from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select, swapped
 from alchemi_jax.meta import Metadata as Metadata
 from alchemi_jax.meta import SystemMeta as SystemMeta
@@ -402,6 +404,10 @@ class Batch(eqx.Module):
 
     def __len__(self) -> int:
         return self.num_systems
+
+    def _repr_html_(self) -> str:
+        plain = isinstance(self.status, jax.Array | np.ndarray) and not is_traced(self.status)
+        return of_batch(self) if plain and self.status.ndim == 1 else f"<code>{escape(repr(self))}</code>"
 
     def __repr__(self) -> str:
         size = f"atoms[{self.atom_capacity}], systems[{self.system_capacity}], {self.dtype}"

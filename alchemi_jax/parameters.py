@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
+from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
 
 
@@ -107,6 +108,10 @@ class Described(eqx.Module):
     def __repr__(self) -> str:
         parts = (f"{f.name}={_show(getattr(self, f.name, None))}" for f in dataclasses.fields(self) if f.repr)
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(f.name, _show(getattr(self, f.name, None))) for f in dataclasses.fields(self) if f.repr]
+        return table((), rows, type(self).__name__)
 
 
 def _show(value: Any) -> str:

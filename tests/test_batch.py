@@ -11,7 +11,8 @@ from test_sinks import check, rich
 
 from alchemi_jax import AtomicData, Batch
 from alchemi_jax.capacity import round_up
-from alchemi_jax.dynamics import NVE
+from alchemi_jax.dynamics import FIRE, NVE
+from alchemi_jax.models import LennardJones
 from alchemi_jax.segments import any_by_system, max_by_system, sum_by_system
 
 
@@ -173,3 +174,17 @@ def test_an_array_that_is_called_like_a_field_hides_no_field(lj):
         np.testing.assert_array_equal(out.take()[name], wanted[name])
         assert out.keys().count(name) == 1
         assert out.to_ase()[0].arrays[name].tolist() == [7.0] * 5
+
+
+def test_in_a_notebook_batches_and_engines_are_tables():
+    """Names are escaped, many systems cut off, mapped batches told in a line."""
+    batch = Batch.from_ase([cluster(i, 3) for i in range(12)], names=["<b>", *"abcdefghijk"])
+    text = batch._repr_html_()
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert text.count("<tr>") == 12, "a head, ten systems, and how many more"
+    assert "and 2 more" in text
+    mapped = jax.vmap(lambda x: batch.replace(energy=batch.energy + x))(jnp.arange(2.0))
+    assert "mapped over" in mapped._repr_html_()
+    engine = FIRE(model=LennardJones(epsilon=0.01, sigma=3.4), n_steps=7)
+    assert "<td>n_steps</td><td>7</td>" in engine._repr_html_()

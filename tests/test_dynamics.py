@@ -16,6 +16,7 @@ from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, prepare
+from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import HarmonicModel, LennardJones
@@ -518,3 +519,29 @@ def test_warning_for_a_hook_that_never_fires(lj):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FIRE(model=lj, hooks=[ConvergenceHook(), ConvergedSnapshotHook(HostMemory())])
+
+
+def test_an_interrupted_run_gives_the_state_so_far(lj, clusters, monkeypatch):
+    """Going on from it is the run that was not interrupted; in a notebook it is returned."""
+    batch = Batch.from_ase(clusters)
+
+    class Stop:
+        stage, frequency = DynamicsStage.AFTER_STEP, 1
+
+        def __call__(self, ctx, stage):
+            if ctx.step_count == 6:
+                raise KeyboardInterrupt
+
+    plain = NVE(model=lj, dt=1.0, n_steps=10)
+    stopping = plain.with_hooks(Stop())
+    with pytest.raises(Interrupted, match=r"NVE was interrupted after step 7; the state so far") as e:
+        stopping.run(batch)
+    state = e.value.state
+    assert int(state.step_count) == 7
+    assert state.batch.meta is batch.meta
+    rest = plain.advance(state, 3)
+    np.testing.assert_array_equal(rest.batch.positions, plain.advance(plain.init(batch), 10).batch.positions)
+    monkeypatch.setattr("builtins.__IPYTHON__", True, raising=False)
+    with pytest.warns(RuntimeWarning, match="NVE was interrupted after step 7; this is the state so far"):
+        out = stopping.run(batch)
+    assert out.take().steps_taken.tolist() == [7] * len(clusters)

@@ -187,7 +187,11 @@ class AbstractDynamics(Described):
         return driver.run(self, batch, n_steps, key)
 
     def advance(self, state: DynamicsState, n_steps: int) -> DynamicsState:
-        """At most `n_steps` steps more of a state of your own; hooks of all kinds are called."""
+        """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
+
+        Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
+        the exception, `driver.Interrupted`, a KeyboardInterrupt.
+        """
         return driver.advance(self, state, n_steps)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:

@@ -10,9 +10,11 @@ Host hooks at the boundaries of a step are called between segments, on the state
 compiled code made with or without them. For hooks in the middle of a step, that step is run in parts.
 """
 
+import builtins
 import dataclasses
 import functools
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -326,6 +328,16 @@ class _Run:
         return self.state.replace(batch=self.state.batch.replace(meta=self.meta))
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by hand (Ctrl-C). `state` is what it had reached, to look at or to go on from."""
+
+    state: DynamicsState
+
+
+def _in_notebook() -> bool:
+    return hasattr(builtins, "__IPYTHON__")
+
+
 def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     run = _Run(engine, state)
@@ -337,7 +349,17 @@ def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> D
                 run.drain()
             except Exception as second:
                 e.add_note(f"while the rows recorded so far were written: {second}")
-            raise
+            if not isinstance(e, KeyboardInterrupt):
+                raise
+            text = f"{name_of(engine)} was interrupted after step {run.report.step}"
+            if _in_notebook():
+                warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=3)
+                return run._with_meta()
+            stopped = Interrupted(f"{text}; the state so far is the `state` of this exception.")
+            stopped.state = run._with_meta()
+            for note in getattr(e, "__notes__", ()):
+                stopped.add_note(note)
+            raise stopped from e
         run.drain()
     return run._with_meta()
 

@@ -1,0 +1,23 @@
+"""Every notebook runs from a clean kernel and ends in a picture."""
+
+from pathlib import Path
+
+import pytest
+
+import alchemi_jax
+
+
+BOOKS = sorted((Path(alchemi_jax.__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=[p.stem for p in BOOKS])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_notebook_runs(path, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    book = nbformat.read(path, as_version=4)
+    lines = sum(len(cell.source.splitlines()) for cell in book.cells)
+    assert lines <= 150, "three screens"
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    last = [output for output in book.cells[-1].outputs if "image/png" in output.get("data", {})]
+    assert last, "no picture at the end"
