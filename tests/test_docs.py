@@ -122,6 +122,17 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
     assert "AFTER_COMPUTE" in hooks["StageTimingHook"][0].summary()
 
 
+def test_the_page_for_assistants(lj, capsys):
+    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "jnp": jnp, "NVE": NVE}
+    names |= {"TracedHook": TracedHook, "RecordingHook": RecordingHook, "DynamicsStage": DynamicsStage}
+    for block in code("docs/assistants/hooks.md"):
+        exec(block, names)
+    assert capsys.readouterr().out.splitlines()[1].startswith("10 ")
+    assert sum(len(part["step"]) for part in names["rows"].parts) == 20
+    for link in re.findall(r"\((\S+\.md)\)", (ROOT / "llms.txt").read_text()):
+        assert (ROOT / link).exists(), link
+
+
 def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     structures = [cluster(i, 4 + i % 5) for i in range(9)]
