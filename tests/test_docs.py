@@ -181,3 +181,18 @@ def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     text = (ROOT / "docs/sinks.md").read_text()
     for name in vars(alchemi_jax.dynamics.sinks):
         assert not name[0].isupper() or name == "Sink" or f"`{name}" in text, name
+
+
+def test_the_pages_build(tmp_path):
+    """Every link and every name of the API page is there."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    if not (ROOT / "mkdocs.yml").exists():
+        pytest.skip("installed without its repository")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site" / "api" / "index.html").read_text()
+    assert "alchemi_jax.dynamics.sampler.Sampler" in page
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in (ROOT / "mkdocs.yml").read_text(), page
