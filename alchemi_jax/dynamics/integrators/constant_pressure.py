@@ -146,7 +146,7 @@ class NPT(AbstractDynamics):
 
     def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
         barostat = cells.new_barostat(batch)
-        of_cell = jnp.full_like(barostat.count, cells.SHAPES[self.cell])
+        of_cell = jnp.ones((batch.system_capacity, cells.parts(self.cell)), batch.dtype)
         return barostat, new_chain(batch, 3, barostat.count), new_chain(batch, 3, of_cell)
 
     def pre_update(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
@@ -180,9 +180,10 @@ class NPT(AbstractDynamics):
         mass, atoms, cell = self._masses(batch, state)
         kt = KB * target(batch, batch.target_temperature, self.temperature)
         dt = by_system(batch, self.dt / 2)
-        slower, of_cell = advanced(of_cell, cell, cells.twice_kinetic(barostat, mass), kt, dt)
+        double = cells.twice_kinetic_of_parts(barostat, mass, self.cell)
+        slower, of_cell = advanced(of_cell, cell, double, kt, dt)
         scale, of_atoms = advanced(of_atoms, atoms, 2 * kinetic_energy(batch), kt, dt)
-        barostat = Barostat(barostat.rate * slower[:, None, None], barostat.count)
+        barostat = cells.scaled(barostat, slower, self.cell)
         batch = batch.replace(velocities=batch.velocities * at_atoms(batch, scale))
         return batch, (barostat, of_atoms, of_cell)
 
