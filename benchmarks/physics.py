@@ -11,13 +11,14 @@ import argparse
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NPT, NVE, ConvergenceHook, NVTLangevin, initialize_velocities
 from alchemi_jax.dynamics.hooks import ObservableHook
-from alchemi_jax.models import LennardJones
+from alchemi_jax.models import AbstractPair, LennardJones
 from alchemi_jax.observables import kinetic_energy, pressure, volume
 from alchemi_jax.units import GPA, KB
 from benchmarks import structures
@@ -106,21 +107,35 @@ def constant_pressure(batch: Batch, kelvin: np.ndarray, steps: int, replicas: in
         row(f"NPT T*={t} p*={p:.4f}", "rho*", found, density, slope * p_error)
 
 
-def drift(steps: int = 10_000) -> None:
+class Switched(AbstractPair):
+    """Lennard-Jones that falls to zero from 7.5 Å to the cutoff, as in `drift_jaxmd.py`: how far
+    an energy drifts depends more on the cutoff than on anything else."""
+
+    cutoff: float = structures.CUTOFF
+    skin: float = 1.0
+
+    def pair_energy(self, squared, a, b):
+        end, onset = self.cutoff**2, 7.5**2
+        switch = (end - squared) ** 2 * (end + 2 * squared - 3 * onset) / (end - onset) ** 3
+        s6 = (SIGMA**2 / squared) ** 3
+        return 4 * EPSILON * (s6 * s6 - s6) * jnp.where(squared < onset, 1.0, switch)
+
+
+def drift(systems: int = 32, steps: int = 10_000) -> None:
     """The total energy of W2 in NVE, eV an atom: slope over the run, and how it fluctuates."""
     for dtype in ("float32", "float64"):
         jax.config.update("jax_enable_x64", dtype == "float64")
-        batch = moving(structures.crystals(), dtype)
+        batch = moving(structures.crystals(systems), dtype)
         total = ObservableHook({"e": lambda ctx: ctx.batch.energy, "k": kinetic_energy}, frequency=50)
-        model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=structures.CUTOFF, shift=True)
-        NVE(model=model, dt=4.0, n_steps=steps, hooks=[total]).run(batch)
+        NVE(model=Switched(), dt=4.0, n_steps=steps, hooks=[total]).run(batch)
         energy = (total.table["e"].astype(float) + total.table["k"]) / 256
         time = total.table["step"] * 4e-6
         slopes = np.polyfit(time, energy, 1)[0]
         rest = (energy - energy.mean(0)).std()
+        error = slopes.std(ddof=1) / np.sqrt(systems)
         print(
-            f"{dtype}: drift {slopes.mean():+.2e} +- {slopes.std(ddof=1) / np.sqrt(32):.1e} eV/atom/ns over "
-            f"{steps} steps of 4 fs; fluctuation {rest:.1e} eV/atom, kinetic energy "
+            f"{dtype}: drift {slopes.mean():+.2e} +- {error:.1e} eV/atom/ns over "
+            f"{steps} steps of 4 fs, {systems} systems; fluctuation {rest:.1e} eV/atom, kinetic energy "
             f"{total.table['k'].mean() / 256:.1e}",
             flush=True,
         )
@@ -132,9 +147,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--drift", action="store_true")
+    parser.add_argument("--systems", type=int, default=32, help="of --drift, two or more")
     args = parser.parse_args()
     if args.drift:
-        drift()
+        drift(args.systems)
         return
     states = [state for state in NIST for _ in range(args.replicas)]
     print(f"{ATOMS} atoms, {args.steps} steps of {DT} fs, {args.replicas} replicas")
