@@ -19,9 +19,9 @@ from alchemi_jax.units import ACCELERATION, GPA, KB
 #: How a cell may change: which of its degrees of freedom each component of the strain belongs to. Those that
 #: a shape does not have are zero, so that it does not matter where they count.
 SHAPES = {
-    "isotropic": ((0, 0, 0), (0, 0, 0), (0, 0, 0)),
-    "anisotropic": ((0, 0, 0), (0, 1, 0), (0, 0, 2)),
-    "flexible": ((0, 5, 4), (5, 1, 3), (4, 3, 2)),
+    "isotropic": np.zeros((3, 3), int),
+    "anisotropic": np.diag([0, 1, 2]),
+    "flexible": np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]]),
 }
 
 
@@ -70,19 +70,19 @@ def twice_kinetic(barostat: Barostat, mass: Array) -> Array:
 
 def parts(shape: str) -> int:
     """The number of degrees of freedom of a cell."""
-    return int(np.max(SHAPES[shape])) + 1
+    return int(SHAPES[shape].max()) + 1
 
 
 def twice_kinetic_of_parts(barostat: Barostat, mass: Array, shape: str) -> Array:
     """W g² of each degree of freedom of the cell, [systems, parts], eV."""
     squares = (mass[:, None, None] * barostat.rate**2).reshape(-1, 9)
-    members = np.eye(parts(shape))[np.reshape(SHAPES[shape], -1)]
+    members = np.eye(parts(shape))[SHAPES[shape].reshape(-1)]
     return squares @ jnp.asarray(members, squares.dtype)
 
 
 def scaled(barostat: Barostat, factors: Array, shape: str) -> Barostat:
     """Each degree of freedom of the cell, [systems, parts], times a factor."""
-    return Barostat(barostat.rate * factors[:, np.array(SHAPES[shape])], barostat.count)
+    return Barostat(barostat.rate * factors[:, SHAPES[shape]], barostat.count)
 
 
 def pushed(batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array) -> Barostat:
