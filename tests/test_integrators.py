@@ -50,7 +50,8 @@ RECORDS = 160
 
 def follow(engine, state, every):
     """`_follow`, of which nothing is lost."""
-    rows, state = _follow(engine, state, every)
+    # An array, so that another number of steps is not another program.
+    rows, state = _follow(engine, state, jnp.asarray(every))
     assert not np.any(state.overflow)
     assert not np.any(state.batch.failed)
     return rows, state
