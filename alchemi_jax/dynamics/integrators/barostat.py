@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
@@ -15,8 +16,13 @@ from alchemi_jax.segments import to_atoms
 from alchemi_jax.units import ACCELERATION, GPA, KB
 
 
-#: How a cell may change, and how many degrees of freedom it has then.
-SHAPES = {"isotropic": 1, "anisotropic": 3, "flexible": 6}
+#: How a cell may change: which of its degrees of freedom each component of the strain belongs to. Those that
+#: a shape does not have are zero, so that it does not matter where they count.
+SHAPES = {
+    "isotropic": np.zeros((3, 3), int),
+    "anisotropic": np.diag([0, 1, 2]),
+    "flexible": np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]]),
+}
 
 
 class Barostat(eqx.Module):
@@ -60,6 +66,23 @@ def barostat_energy(batch: Batch, barostat: Barostat, mass: Array, pressure: Any
 def twice_kinetic(barostat: Barostat, mass: Array) -> Array:
     """W tr(g²), [systems], eV."""
     return mass * jnp.sum(barostat.rate**2, axis=(1, 2))
+
+
+def parts(shape: str) -> int:
+    """The number of degrees of freedom of a cell."""
+    return int(SHAPES[shape].max()) + 1
+
+
+def twice_kinetic_of_parts(barostat: Barostat, mass: Array, shape: str) -> Array:
+    """W g² of each degree of freedom of the cell, [systems, parts], eV."""
+    squares = (mass[:, None, None] * barostat.rate**2).reshape(-1, 9)
+    members = np.eye(parts(shape))[SHAPES[shape].reshape(-1)]
+    return squares @ jnp.asarray(members, squares.dtype)
+
+
+def scaled(barostat: Barostat, factors: Array, shape: str) -> Barostat:
+    """Each degree of freedom of the cell, [systems, parts], times a factor."""
+    return Barostat(barostat.rate * factors[:, SHAPES[shape]], barostat.count)
 
 
 def pushed(batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array) -> Barostat:

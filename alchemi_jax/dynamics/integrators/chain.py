@@ -19,41 +19,46 @@ _WEIGHTS = (_OUTER, 1 - 2 * _OUTER, _OUTER)
 
 class Chain(eqx.Module):
     """Rates xi_1 ... xi_M of the links (1/fs), the energy that went into the thermostat (eV), and the
-    number of degrees of freedom that it holds."""
+    number of degrees of freedom that it holds. One chain a system, or one for each of its `parts`."""
 
-    rates: Float[Array, "systems links"] = per_system()
-    heat: Float[Array, " systems"] = per_system()
-    count: Float[Array, " systems"] = per_system()
+    rates: Float[Array, "systems *parts links"] = per_system()
+    heat: Float[Array, "systems *parts"] = per_system()
+    count: Float[Array, "systems *parts"] = per_system()
 
 
 def new_chain(batch: Batch, links: int, count: Array) -> Chain:
-    """A chain at rest."""
-    systems = batch.system_capacity
-    rates = jnp.zeros((systems, links), batch.dtype)
-    return Chain(rates, jnp.zeros(systems, batch.dtype), jnp.asarray(count).astype(batch.dtype))
+    """A chain at rest for each entry of count, [systems] or [systems, parts]."""
+    count = jnp.asarray(count).astype(batch.dtype)
+    return Chain(jnp.zeros((*count.shape, links), batch.dtype), jnp.zeros_like(count), count)
 
 
 def inertia(batch: Batch, chain: Chain, temperature: Any, time: Any) -> Array:
-    """Q_1 = N k_B T tau² and Q_k = k_B T tau² for the other links, eV fs², [systems, links]."""
+    """Q_1 = N k_B T tau² and Q_k = k_B T tau² for the other links, eV fs², as the rates."""
     one = KB * by_system(batch, temperature) * by_system(batch, time) ** 2
+    one = jnp.broadcast_to(one if chain.count.ndim == 1 else one[:, None], chain.count.shape)
     first = jnp.maximum(chain.count, 1) * one
-    return jnp.stack([first] + [one] * (chain.rates.shape[1] - 1), axis=-1)
+    return jnp.stack([first] + [one] * (chain.rates.shape[-1] - 1), axis=-1)
 
 
 def chain_energy(chain: Chain, inertia: Array) -> Array:
-    """What the thermostat holds, [systems], eV: the heat that it took and sum of Q_k xi_k²/2."""
-    return chain.heat + jnp.sum(inertia * chain.rates**2, axis=-1) / 2
+    """What the thermostats hold, [systems], eV: the heat that they took and sum of Q_k xi_k²/2."""
+    held = chain.heat + jnp.sum(inertia * chain.rates**2, axis=-1) / 2
+    return held if held.ndim == 1 else jnp.sum(held, axis=-1)
 
 
 def advanced(chain: Chain, inertia: Array, double: Array, kt: Array, dt: Array) -> tuple[Array, Chain]:
     """The chain after dt, and the factor by which it scales the velocities that it holds.
 
     Args:
-        inertia: Q, eV fs².  double: twice the kinetic energy, eV.  kt: k_B T, eV.  dt: fs, [systems].
+        inertia: Q, eV fs².  double: twice the kinetic energy, eV, as the count.  kt: k_B T, eV, [systems].
+        dt: fs, [systems].
     """
-    links = chain.rates.shape[1]
-    xi = [chain.rates[:, k] for k in range(links)]
-    q = [inertia[:, k] for k in range(links)]
+    if chain.count.ndim == 2:
+        kt, dt = kt[:, None], dt[:, None]
+    kt, dt = jnp.broadcast_to(kt, double.shape), jnp.broadcast_to(dt, double.shape)
+    links = chain.rates.shape[-1]
+    xi = [chain.rates[..., k] for k in range(links)]
+    q = [inertia[..., k] for k in range(links)]
     goal = chain.count * kt
     heat, scale = chain.heat, jnp.ones_like(double)
 

@@ -95,13 +95,16 @@ class NPH(AbstractDynamics):
 class NPT(AbstractDynamics):
     """Constant pressure and temperature: the moving cell of `NPH` with Nosé-Hoover chains.
 
-    One chain of three links, as in `NVTNoseHoover`, holds the atoms; another one, of inertia k_B T tau² per
-    degree of freedom with tau = `barostat_time`, holds the cell, which has 1, 3 or 6 ("isotropic",
-    "anisotropic", "flexible"). A step is half a step of both chains, a step of `NPH`, and half a step of
-    both chains. What `NPH` conserves is conserved together with the energies of both chains.
+    One chain of three links, as in `NVTNoseHoover`, holds the atoms. The cell has 1, 3 or 6 degrees of
+    freedom ("isotropic", "anisotropic", "flexible"), and each component of g has a chain of its own, of
+    inertia k_B T tau² with tau = `barostat_time`: one for all of them would hold their sum, and modes of a
+    crystal's cell pass heat to one another so slowly that their shares stay what they were. A step is half
+    a step of all chains, a step of `NPH`, and half a step of all chains. What `NPH` conserves is conserved
+    together with the energies of the chains.
 
-    In a small crystal the modes of an anisotropic or flexible cell exchange energy slowly: a volume far from
-    its mean at the start rings for some ten ps. Start near it, or let it settle.
+    The ensemble is exp(-(E + P V)/k_B T) over positions relative to the centre of mass, where that is at
+    rest, and dV, dh_xx dh_yy dh_zz or det(h)^(-2) dh. The components of g are those along x, y and z: the
+    path of a flexible cell, though no average, depends on how it lies.
 
     Args:
         model: gives energies, forces and stress.
@@ -120,7 +123,8 @@ class NPT(AbstractDynamics):
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
     Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
-    39, 5629 (2006).
+    39, 5629 (2006); a chain for each degree of freedom: Tobias, Martyna, Klein, J. Phys. Chem. 97, 12959
+    (1993).
     """
 
     model: AbstractModel
@@ -146,7 +150,7 @@ class NPT(AbstractDynamics):
 
     def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
         barostat = cells.new_barostat(batch)
-        of_cell = jnp.full_like(barostat.count, cells.SHAPES[self.cell])
+        of_cell = jnp.ones((batch.system_capacity, cells.parts(self.cell)), batch.dtype)
         return barostat, new_chain(batch, 3, barostat.count), new_chain(batch, 3, of_cell)
 
     def pre_update(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
@@ -175,14 +179,15 @@ class NPT(AbstractDynamics):
         )
 
     def _thermostats(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
-        """Half a step of both chains."""
+        """Half a step of all chains."""
         barostat, of_atoms, of_cell = state
         mass, atoms, cell = self._masses(batch, state)
         kt = KB * target(batch, batch.target_temperature, self.temperature)
         dt = by_system(batch, self.dt / 2)
-        slower, of_cell = advanced(of_cell, cell, cells.twice_kinetic(barostat, mass), kt, dt)
+        double = cells.twice_kinetic_of_parts(barostat, mass, self.cell)
+        slower, of_cell = advanced(of_cell, cell, double, kt, dt)
         scale, of_atoms = advanced(of_atoms, atoms, 2 * kinetic_energy(batch), kt, dt)
-        barostat = Barostat(barostat.rate * slower[:, None, None], barostat.count)
+        barostat = cells.scaled(barostat, slower, self.cell)
         batch = batch.replace(velocities=batch.velocities * at_atoms(batch, scale))
         return batch, (barostat, of_atoms, of_cell)
 
