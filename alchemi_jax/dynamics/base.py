@@ -15,6 +15,7 @@ from alchemi_jax.dynamics import driver, prepare, records
 from alchemi_jax.dynamics.admission import admitted
 from alchemi_jax.dynamics.callbacks import deliver
 from alchemi_jax.dynamics.groups import Group, grouped, in_order
+from alchemi_jax.dynamics.rollout import rollout
 from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
@@ -202,6 +203,20 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         return driver.loop(self, state, n_steps)
+
+    def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
+        """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.
+
+        Args:
+            n_steps: a plain int; once all systems are finished the rest of them costs nothing.
+            checkpoint: what the backward pass finds stored, all else being computed again: with an int k
+                n/k + k states, one every k steps and those of the k steps where it is now; "sqrt": the k for
+                which these are fewest; None: all intermediate values of all steps.
+
+        Raises:
+            ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
+        """
+        return rollout(self, state, n_steps, checkpoint)
 
     def memory(self, batch: Batch | DynamicsState) -> "Memory":
         """Bytes that the compiled loop needs for a batch, or to go on from a state: told without running.
