@@ -7,7 +7,6 @@ many steps the relaxation took. Source: implicit function theorem; Blondel et al
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -203,9 +202,9 @@ def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Cal
 
         def enthalpy(move: _Move) -> Array:
             at = _moved_by(batch, move)
-            energy = jnp.where(batch.system_mask, engine.model.evaluate(at, neighbors).energy, 0)
+            energy = jnp.where(batch.system_mask, engine.model.energy(at, neighbors), 0)
             if moves_cell:
-                            periodic = engine.relaxes_cell(batch)
+                periodic = engine.relaxes_cell(batch)
                 pressure = GPA * by_system(batch, engine._outer(batch))
                 energy = energy + jnp.where(periodic, pressure * jnp.where(periodic, volume(at), 0), 0)
             return energy.sum()
