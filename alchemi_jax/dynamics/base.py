@@ -139,7 +139,14 @@ class AbstractDynamics(Described):
         """The hooks, and the stages to which they belong."""
         return grouped([(None, self.hooks)])
 
-    def init(self, batch: Batch, *, key: Array | None = None, builder: str | None = None) -> DynamicsState:
+    def init(
+        self,
+        batch: Batch,
+        *,
+        key: Array | None = None,
+        builder: str | None = None,
+        like: DynamicsState | None = None,
+    ) -> DynamicsState:
         """The state before the first step: bookkeeping afresh, neighbor list made, model evaluated.
 
         Args:
@@ -147,11 +154,16 @@ class AbstractDynamics(Described):
             builder: who makes the neighbor list, also later on: "brute force", "cell list", or "warp" (the
                 kernels of nvalchemi-toolkit-ops, extra `warp`); by default whichever of the first two
                 is faster for these systems.
+            like: a state whose neighbor list is taken over, with its capacities. Then nothing is chosen on
+                the host, and `init` is fit for all transforms: what starts from other positions, cells or
+                parameters has forces of its own. Too small a list shows in `state.overflow`.
 
         Raises:
-            ValueError: naming the system, if the model cannot treat it; also inside a transform,
-                because capacities are chosen here (`loop` and `step` are fit for all transforms).
+            ValueError: naming the system, if the model cannot treat it; also inside a transform, without
+                `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
+        if like is not None:
+            return prepare.init_like(self, batch, key, like)
         return prepare.init(self, batch, key, builder)
 
     def run(

@@ -114,7 +114,7 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     @jax.custom_jvp
     def minimum(arrays: Any, start_cell: Array, others: tuple) -> tuple[Array, Array, Batch, Any]:
         own, (batch, neighbors) = eqx.combine(arrays, static), others
-        state = prepare._prepare(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
+        state = prepare.prepared(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
         state = own.loop(state)
         held = state.neighbors
         if held is not None:

@@ -98,7 +98,7 @@ def sweep(
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break
         sizes = nl.grow(neighbors.sizes, np.asarray(lists.needs).max(axis=0))
-        neighbors = prepare._empty(batch, neighbors.cutoff, neighbors.skin, sizes)
+        neighbors = prepare.empty(batch, neighbors.cutoff, neighbors.skin, sizes)
 
     systems = int(batch.num_systems)
     table = {
@@ -132,7 +132,7 @@ def _lanes(
         for name, value in values.items():
             mine = with_leaf(mine, name, value)
         begun = batch if start is None else start(mine, batch, key)
-        state = prepare._prepare(mine, begun, neighbors, key)
+        state = prepare.prepared(mine, begun, neighbors, key)
         state = mine.loop(state, most)
         return {name: f(state.batch) for name, f in observe}, state
 
@@ -148,7 +148,7 @@ def _first_list(engine: AbstractDynamics, batch: Batch) -> nl.NeighborList | Non
     if model.cutoff is None:
         return None
     sizes = nl.guess_sizes(batch, model.cutoff, model.skin)
-    return prepare._empty(batch, model.cutoff, model.skin, sizes)
+    return prepare.empty(batch, model.cutoff, model.skin, sizes)
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
