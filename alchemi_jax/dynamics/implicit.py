@@ -164,6 +164,10 @@ def _moves_cell(engine: AbstractDynamics) -> bool:
     return type(engine).relaxes_cell is not AbstractDynamics.relaxes_cell
 
 
+def _cells_that_move(engine: Any, batch: Batch) -> Array:
+    return engine.relaxes_cell(batch) & jnp.all(batch.pbc, axis=-1) & batch.system_mask
+
+
 def _moved_by(batch: Batch, move: _Move) -> Batch:
     """Positions displaced, then positions and cell strained."""
     positions = batch.positions + move.atoms
@@ -189,7 +193,7 @@ def _slope(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> _Move
         return _Move(atoms, None)
     # As the algorithm sees it: with its pressure, its mask, its hydrostatic part.
     stress = engine.unbalanced_stress(batch.replace(stress=results.stress))
-    moving = engine.relaxes_cell(batch)[:, None, None]
+    moving = _cells_that_move(engine, batch)[:, None, None]
     size = jnp.where(moving[:, 0, 0], volume(batch), 0)[:, None, None]
     return _Move(atoms, jnp.where(moving, stress, 0) * size / _length(batch))
 
@@ -204,7 +208,7 @@ def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Cal
             at = _moved_by(batch, move)
             energy = jnp.where(batch.system_mask, engine.model.energy(at, neighbors), 0)
             if moves_cell:
-                periodic = engine.relaxes_cell(batch)
+                periodic = _cells_that_move(engine, batch)
                 pressure = GPA * by_system(batch, engine._outer(batch))
                 energy = energy + jnp.where(periodic, pressure * jnp.where(periodic, volume(at), 0), 0)
             return energy.sum()
@@ -230,7 +234,7 @@ def _allowed(engine: Any, batch: Batch, move: _Move) -> _Move:
         cell = (jnp.trace(cell, axis1=1, axis2=2) / 3)[:, None, None] * one
     else:
         cell = jnp.where(jnp.array(engine.mask)[None], cell, 0)
-    return _Move(atoms, jnp.where(engine.relaxes_cell(batch)[:, None, None], cell, 0))
+    return _Move(atoms, jnp.where(_cells_that_move(engine, batch)[:, None, None], cell, 0))
 
 
 # -- the solve -------------------------------------------------------------------------------------
@@ -240,11 +244,11 @@ def _solved(
     engine: Any, batch: Batch, neighbors: Any, moves_cell: bool, change: _Move, tolerance: float
 ) -> _Move:
     """-(d²H/dy²)^-1 times a change of the slope."""
-    change = _allowed(engine, batch, change)
     hessian = _hessian(engine, batch, neighbors, moves_cell)
     free = jax.lax.stop_gradient(_free_motions(batch, hessian, moves_cell))
 
     def project(v: _Move) -> _Move:
+        v = _allowed(engine, batch, v)
         for w in free:
             along = sum_by_system(batch, jnp.sum(v.atoms * w, axis=-1))
             v = _Move(v.atoms - to_atoms(batch, along)[:, None] * w, v.cell)
@@ -254,13 +258,14 @@ def _solved(
         return project(hessian(project(v)))
 
     def solve(product: Any, b: _Move) -> _Move:
-        return cg(product, b, tol=tolerance)[0]
+        # Backwards b is whatever asks for the solution: of it only what can be reached.
+        return cg(product, project(b), tol=tolerance)[0]
 
-    right = project(change)
-    move = jax.lax.custom_linear_solve(product, right, solve, symmetric=True)
-    lost = jnp.where(batch.converged | ~batch.system_mask, 0, jnp.nan).astype(batch.dtype)
-    atoms = jnp.where(batch.atom_mask[:, None], -move.atoms + to_atoms(batch, lost)[:, None], 0)
-    return _Move(atoms, None if move.cell is None else -move.cell + lost[:, None, None])
+    move = project(jax.lax.custom_linear_solve(product, project(change), solve, symmetric=True))
+    # A factor, so that it comes through backwards, too.
+    sign = jnp.where(batch.converged | ~batch.system_mask, -1, jnp.nan).astype(batch.dtype)
+    atoms = jnp.where(batch.atom_mask[:, None], to_atoms(batch, sign)[:, None] * move.atoms, 0)
+    return _Move(atoms, None if move.cell is None else sign[:, None, None] * move.cell)
 
 
 def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Array]:

@@ -75,6 +75,7 @@ def init_like(
 
 @eqx.filter_jit
 def empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
+    """`neighbors.empty_list`, compiled."""
     return nl.empty_list(batch, cutoff, skin, sizes)
 
 
