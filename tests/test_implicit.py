@@ -50,9 +50,9 @@ def test_positions_of_clusters(clusters):
     difference = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * 2e-3)
     backward, forward = jax.jit(jax.jacrev(spread))(at), jax.jit(jax.jacfwd(spread))(at)
     np.testing.assert_allclose(backward[:, 1], difference, rtol=1e-6)
-    np.testing.assert_allclose(forward, backward, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(forward, backward, rtol=1e-7, atol=1e-4)
     # All energies of a Lennard-Jones system are in proportion to epsilon.
-    np.testing.assert_allclose(backward[:, 0], [0, value(at)[1] / EPSILON], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(backward[:, 0], [0, value(at)[1] / EPSILON], rtol=1e-9, atol=1e-4)
 
 
 def test_a_cell_under_pressure():

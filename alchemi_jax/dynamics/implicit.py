@@ -257,15 +257,18 @@ def _solved(
     def product(v: _Move) -> _Move:
         return project(hessian(project(v)))
 
+    settled = batch.converged | ~batch.system_mask
+    good = jnp.where(settled, 1, jnp.nan).astype(batch.dtype)
+
     def solve(product: Any, b: _Move) -> _Move:
-        # Backwards b is whatever asks for the solution: of it only what can be reached.
-        return cg(product, project(b), tol=tolerance)[0]
+        # Backwards b is whatever asks for the solution: of it only what can be reached. NaN comes after the
+        # solve, in both directions, so that it stays with its system.
+        x = cg(product, project(b), tol=tolerance)[0]
+        atoms = to_atoms(batch, good)[:, None] * x.atoms
+        return _Move(atoms, None if x.cell is None else good[:, None, None] * x.cell)
 
     move = project(jax.lax.custom_linear_solve(product, project(change), solve, symmetric=True))
-    # A factor, so that it comes through backwards, too.
-    sign = jnp.where(batch.converged | ~batch.system_mask, -1, jnp.nan).astype(batch.dtype)
-    atoms = jnp.where(batch.atom_mask[:, None], to_atoms(batch, sign)[:, None] * move.atoms, 0)
-    return _Move(atoms, None if move.cell is None else sign[:, None, None] * move.cell)
+    return jax.tree.map(jnp.negative, move)
 
 
 def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Array]:
