@@ -157,3 +157,16 @@ def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     text = (ROOT / "docs/sinks.md").read_text()
     for name in vars(alchemi_jax.dynamics.sinks):
         assert not name[0].isupper() or name == "Sink" or f"`{name}" in text, name
+
+
+def test_the_page_on_transforms():
+    """All but the fit, which has a test of its own."""
+    names = {}
+    for block in code("docs/transforms.md"):
+        if "def fit(" not in block:
+            exec(block, names)
+    assert len(names["table"]["energy"]) == 6
+    assert len(names["fitted"]["energy"]) == 2
+    assert names["energies"].shape == (16, 1)
+    assert np.isfinite(names["slope"])
+    assert names["out"].batch.positions.shape[0] == len(jax.devices())

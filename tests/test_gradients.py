@@ -85,7 +85,8 @@ def test_of_final_energy_and_mean_observable(name, hot):
     if bool(final.overflow):
         larger = prepare.larger_list(hot, begun.neighbors, final.neighbors)
         begun = begun.replace(neighbors=larger)
-        final = jax.jit(run)(at)
+        # Another function, so that what it closes over is looked at again.
+        final = jax.jit(lambda p: run(p))(at)
     assert name == "FIRE" or int(final.neighbors.builds) > int(begun.neighbors.builds)
     assert not bool(final.overflow)
 
