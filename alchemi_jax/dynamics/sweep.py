@@ -91,7 +91,8 @@ def sweep(
     neighbors = _first_list(engine, batch)
     # Rows need room, hence a number that is known.
     recording = any(group.hooks.recording for group in engine.groups)
-    most = int(np.max(values.get("n_steps", engine.max_steps))) if recording else None
+    budget: Any = values.get("n_steps", engine.max_steps)
+    most = int(np.max(budget)) if recording else None
     while True:
         out, states = _lanes(engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most)
         lists = states.neighbors
