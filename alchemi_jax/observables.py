@@ -7,13 +7,14 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.segments import max_by_system, sum_by_system
+from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, DENSITY, GPA, KB
 
 
 def force_norms(batch: Batch) -> Float[Array, " atoms"]:
     """Norm of the force on each atom, eV/Å."""
     x, y, z = (batch.forces[:, k] for k in range(3))
-    return jnp.sqrt(x * x + y * y + z * z)
+    return root(x * x + y * y + z * z)
 
 
 def fmax(batch: Batch) -> Float[Array, " systems"]:

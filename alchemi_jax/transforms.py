@@ -49,3 +49,19 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
         return out, jax.tree.map(lambda _: True, out)
 
     return run(due, operands)
+
+
+@jax.custom_jvp
+def root(x: Array) -> Array:
+    """The square root, whose derivative at zero is zero, not infinite.
+
+    For norms of what may vanish (a step, a velocity at rest, all of the padding): there an infinite slope
+    times a slope of zero would make NaN of the whole gradient.
+    """
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    y = root(primals[0])
+    return y, jnp.where(y == 0, 0, tangents[0] / jnp.where(y == 0, 1, 2 * y))

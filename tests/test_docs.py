@@ -196,3 +196,16 @@ def test_the_pages_build(tmp_path):
     assert "alchemi_jax.dynamics.sampler.Sampler" in page
     for page in (ROOT / "docs").rglob("*.md"):
         assert str(page.relative_to(ROOT / "docs")) in (ROOT / "mkdocs.yml").read_text(), page
+
+
+def test_the_page_on_transforms():
+    """All but the fit, which has a test of its own."""
+    names = {}
+    for block in code("docs/transforms.md"):
+        if "def fit(" not in block:
+            exec(block, names)
+    assert len(names["table"]["energy"]) == 6
+    assert len(names["fitted"]["energy"]) == 2
+    assert names["energies"].shape == (16, 1)
+    assert np.isfinite(names["slope"])
+    assert names["out"].batch.positions.shape[0] == len(jax.devices())

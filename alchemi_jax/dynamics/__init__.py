@@ -7,6 +7,7 @@ from alchemi_jax.dynamics.doors import integrate_all as integrate_all
 from alchemi_jax.dynamics.doors import relax_all as relax_all
 from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
+from alchemi_jax.dynamics.implicit import implicit_relax as implicit_relax
 from alchemi_jax.dynamics.integrators import NPH as NPH
 from alchemi_jax.dynamics.integrators import NPT as NPT
 from alchemi_jax.dynamics.integrators import NVE as NVE
@@ -23,5 +24,6 @@ from alchemi_jax.dynamics.optimizers import FIREVariableCell as FIREVariableCell
 from alchemi_jax.dynamics.optimizers import GradientDescent as GradientDescent
 from alchemi_jax.dynamics.optimizers import OptaxOptimizer as OptaxOptimizer
 from alchemi_jax.dynamics.sampler import Sampler as Sampler
+from alchemi_jax.dynamics.sweep import sweep as sweep
 from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
 from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion

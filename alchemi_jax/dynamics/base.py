@@ -15,6 +15,7 @@ from alchemi_jax.dynamics import driver, prepare, records
 from alchemi_jax.dynamics.admission import admitted
 from alchemi_jax.dynamics.callbacks import deliver
 from alchemi_jax.dynamics.groups import Group, grouped, in_order
+from alchemi_jax.dynamics.rollout import rollout
 from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.stage import STEP
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
@@ -138,7 +139,14 @@ class AbstractDynamics(Described):
         """The hooks, and the stages to which they belong."""
         return grouped([(None, self.hooks)])
 
-    def init(self, batch: Batch, *, key: Array | None = None, builder: str | None = None) -> DynamicsState:
+    def init(
+        self,
+        batch: Batch,
+        *,
+        key: Array | None = None,
+        builder: str | None = None,
+        like: DynamicsState | None = None,
+    ) -> DynamicsState:
         """The state before the first step: bookkeeping afresh, neighbor list made, model evaluated.
 
         Args:
@@ -146,11 +154,16 @@ class AbstractDynamics(Described):
             builder: who makes the neighbor list, also later on: "brute force", "cell list", or "warp" (the
                 kernels of nvalchemi-toolkit-ops, extra `warp`); by default whichever of the first two
                 is faster for these systems.
+            like: a state whose neighbor list is taken over, with its capacities. Then nothing is chosen on
+                the host, and `init` is fit for all transforms: what starts from other positions, cells or
+                parameters has forces of its own. Too small a list shows in `state.overflow`.
 
         Raises:
-            ValueError: naming the system, if the model cannot treat it; also inside a transform,
-                because capacities are chosen here (`loop` and `step` are fit for all transforms).
+            ValueError: naming the system, if the model cannot treat it; also inside a transform, without
+                `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
+        if like is not None:
+            return prepare.init_like(self, batch, key, like)
         return prepare.init(self, batch, key, builder)
 
     def run(
@@ -206,6 +219,20 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         return driver.loop(self, state, n_steps)
+
+    def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
+        """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.
+
+        Args:
+            n_steps: a plain int; once all systems are finished the rest of them costs nothing.
+            checkpoint: what the backward pass finds stored, all else being computed again: with an int k
+                n/k + k states, one every k steps and those of the k steps where it is now; "sqrt": the k for
+                which these are fewest; None: all intermediate values of all steps.
+
+        Raises:
+            ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
+        """
+        return rollout(self, state, n_steps, checkpoint)
 
     def memory(self, batch: Batch | DynamicsState) -> "Memory":
         """Bytes that the compiled loop needs for a batch, or to go on from a state: told without running.

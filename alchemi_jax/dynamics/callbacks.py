@@ -34,7 +34,7 @@ def refuse_where_undeliverable(engine: "AbstractDynamics", state: Any) -> None:
     for leaf in jax.tree.leaves((engine, state)):
         transform = _REFUSED.get(type(leaf).__name__)
         if transform is not None:
-            raise ValueError(_refusal(engine, transform))
+            raise ValueError(refusal(engine, transform))
 
 
 def guarded(engine: "AbstractDynamics", tree: Any) -> Any:
@@ -47,7 +47,7 @@ def guarded(engine: "AbstractDynamics", tree: Any) -> Any:
 
     @same.def_vmap
     def _(axis_size: int, in_batched: Any, arrays: Any) -> Any:
-        raise ValueError(_refusal(engine, "vmap"))
+        raise ValueError(refusal(engine, "vmap"))
 
     @jax.custom_jvp
     def held(arrays: Any) -> Any:
@@ -55,13 +55,14 @@ def guarded(engine: "AbstractDynamics", tree: Any) -> Any:
 
     @held.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        raise ValueError(_refusal(engine, "grad"))
+        raise ValueError(refusal(engine, "grad"))
 
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(held(arrays), rest)
 
 
-def _refusal(engine: "AbstractDynamics", transform: str) -> str:
+def refusal(engine: "AbstractDynamics", transform: str) -> str:
+    """What an engine with host hooks is told where they cannot be called."""
     names = ", ".join(name_of(held.hook) for group in engine.groups for held in group.hooks.host)
     return (
         f"the host hooks {names} cannot be called from a loop under {transform}: write a "

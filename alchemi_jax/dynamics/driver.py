@@ -55,20 +55,29 @@ def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) 
     n = n_steps if n_steps is not None else engine.max_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
-    recording = [held for group in engine.groups for held in group.hooks.recording]
-    if recording:
-        if is_traced(n):
-            raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
-        buffers = [
-            records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
-            for b, held in zip(state.records, recording, strict=True)
-        ]
-        state = state.replace(records=tuple(buffers))
+    state = with_room(engine, state, n)
     stop = state.step_count + n
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, False, 0), lambda s: engine.step(s), state)
-    lost = state.overflow
-    nan = jnp.where(lost, jnp.nan, 0)
-    batch = state.batch
+    state = jax.lax.while_loop(lambda s: going(engine, s, stop, False, 0), lambda s: engine.step(s), state)
+    return poisoned(state)
+
+
+def with_room(engine: "AbstractDynamics", state: DynamicsState, n: Any) -> DynamicsState:
+    """The state with buffers for all rows that n steps record."""
+    recording = [held for group in engine.groups for held in group.hooks.recording]
+    if not recording:
+        return state
+    if is_traced(n):
+        raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
+    buffers = [
+        records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
+        for b, held in zip(state.records, recording, strict=True)
+    ]
+    return state.replace(records=tuple(buffers))
+
+
+def poisoned(state: DynamicsState) -> DynamicsState:
+    """The state, with NaN for energies and forces if a neighbor list overflowed."""
+    batch, nan = state.batch, jnp.where(state.overflow, jnp.nan, 0)
     return state.replace(
         batch=batch.replace(
             energy=batch.energy + nan.astype(batch.dtype),
@@ -77,7 +86,7 @@ def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) 
     )
 
 
-def _going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any) -> Array:
+def going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any) -> Array:
     """Whether to take another step; `wait`: not after a step in which a system converged; `few`: not
     with so few unfinished systems, or fewer."""
     active = engine.active(state.batch).sum(dtype=jnp.int32)
@@ -125,7 +134,7 @@ def _segment(
     engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
 ) -> tuple[DynamicsState, Array]:
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
-    state = jax.lax.while_loop(lambda s: _going(engine, s, stop, wait, few), lambda s: engine.step(s), state)
+    state = jax.lax.while_loop(lambda s: going(engine, s, stop, wait, few), lambda s: engine.step(s), state)
     return state, _report(engine, state)
 
 

@@ -115,7 +115,7 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
         sizes = dataclasses.replace(sizes, images=copies * sizes.images, groups=groups)
         lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = eqx.filter_eval_shape(prepare._prepare.__wrapped__, engine, shapes, lists, key)
+    state = eqx.filter_eval_shape(prepare.prepared.__wrapped__, engine, shapes, lists, key)
     return _of_state(engine, state)
 
 

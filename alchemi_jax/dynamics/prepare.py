@@ -48,10 +48,10 @@ def init(
         sizes = nl.guess_sizes(
             batch, engine.model.cutoff, engine.model.skin, builder=builder, waiting=waiting
         )
-        neighbors = _empty(batch, engine.model.cutoff, engine.model.skin, sizes)
+        neighbors = empty(batch, engine.model.cutoff, engine.model.skin, sizes)
     key = jax.random.key(0) if key is None else key
     while True:
-        state = _prepare(engine, batch, neighbors, key)
+        state = prepared(engine, batch, neighbors, key)
         if neighbors is None or state.neighbors is None or not bool(state.neighbors.overflow):
             break
         neighbors = larger_list(batch, neighbors, state.neighbors)
@@ -74,13 +74,23 @@ def check(engine: "AbstractDynamics", batch: Batch) -> None:
         part.check(batch)
 
 
+def init_like(
+    engine: "AbstractDynamics", batch: Batch, key: Array | None, like: DynamicsState
+) -> DynamicsState:
+    """See `AbstractDynamics.init`."""
+    key = jax.random.key(0) if key is None else key
+    state = prepared(engine.on_device(), batch.replace(meta=None), like.neighbors, key)
+    return state.replace(batch=state.batch.replace(meta=batch.meta))
+
+
 @eqx.filter_jit
-def _empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
+def empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.NeighborList:
+    """`neighbors.empty_list`, compiled."""
     return nl.empty_list(batch, cutoff, skin, sizes)
 
 
 @eqx.filter_jit
-def _prepare(
+def prepared(
     engine: "AbstractDynamics", batch: Batch, neighbors: nl.NeighborList | None, key: Array
 ) -> DynamicsState:
     """Bookkeeping afresh, memories, buffers, and the first evaluation."""

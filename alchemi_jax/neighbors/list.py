@@ -119,8 +119,9 @@ def _offset(offset: Array, shift: Array, cell: Array, owner: Array) -> Array:
 
 @_offset.defjvp
 def _offset_jvp(primals, tangents):
-    offset, shift, _, owner = primals
-    return offset, lattice_offset(shift, tangents[2], owner)
+    _, shift, _, owner = primals
+    # Not the bare `offset`: that would have no derivative, so that second ones lost half of the cell's.
+    return _offset(*primals), lattice_offset(shift, tangents[2], owner)
 
 
 def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_images"]:

@@ -16,6 +16,7 @@ from alchemi_jax.levels import per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.transforms import root
 from alchemi_jax.units import KB
 
 
@@ -82,10 +83,10 @@ class NVTBussi(AbstractDynamics):
         one, others = _noise(batch, key, state.count)
         # alpha = 0 for a system at rest.
         ratio = kt / jnp.where(before > 0, 2 * before, jnp.inf)
-        cross = jnp.sqrt(keep * new * ratio)
+        cross = root(keep * new * ratio)
         square = keep + new * ratio * (one**2 + others) + 2 * one * cross
-        sign = jnp.where(one * jnp.sqrt(new * ratio) + jnp.sqrt(keep) >= 0, 1, -1)
-        alpha = (sign * jnp.sqrt(jnp.maximum(square, 0))).astype(batch.dtype)
+        sign = jnp.where(one * root(new * ratio) + root(keep) >= 0, 1, -1)
+        alpha = (sign * root(jnp.maximum(square, 0))).astype(batch.dtype)
         batch = batch.replace(velocities=batch.velocities * at_atoms(batch, alpha))
         return batch, BussiState(state.heat + (1 - alpha**2) * before, state.count)
 

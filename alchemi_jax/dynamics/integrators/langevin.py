@@ -13,6 +13,7 @@ from alchemi_jax.dynamics.velocities import initialize_velocities, to_atoms_spee
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.transforms import root
 
 
 class NVTLangevin(AbstractDynamics):
@@ -59,7 +60,7 @@ class NVTLangevin(AbstractDynamics):
         rate = per_system_value(batch, self.friction) * per_system_value(batch, self.dt)
         temperature = target(batch, batch.target_temperature, self.temperature)
         noise = normal_noise(batch, key) * to_atoms_speed(batch, temperature)
-        width = at_atoms(batch, jnp.sqrt(-jnp.expm1(-2 * rate)))
+        width = at_atoms(batch, root(-jnp.expm1(-2 * rate)))
         after = at_atoms(batch, jnp.exp(-rate)) * before + width * noise
         after = jnp.where(batch.fixed[:, None], 0, after)
         # Both halves of the drift at once; without friction, where after is before, exactly dt v.

@@ -19,6 +19,7 @@ from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.levels import per_system
 from alchemi_jax.observables import volume
 from alchemi_jax.segments import max_by_system, sum_by_system, to_atoms
+from alchemi_jax.transforms import root
 from alchemi_jax.units import GPA
 
 
@@ -56,14 +57,14 @@ def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
 
 def shortened(batch: Batch, step: Vector, longest: Any) -> Vector:
     """The step, cut to a length (Å) over all coordinates of its system where it is longer."""
-    length = jnp.sqrt(dots(batch, (step, step))[0])
+    length = root(dots(batch, (step, step))[0])
     cut = jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
     return combined(batch, (cut, step))
 
 
 def largest_atom(batch: Batch, step: Array) -> Array:
     """The largest displacement of an atom of each system, [systems], Å."""
-    return jnp.sqrt(max_by_system(batch, jnp.sum(step * step, axis=-1)))
+    return root(max_by_system(batch, jnp.sum(step * step, axis=-1)))
 
 
 def cut_by_atom(batch: Batch, step: Array, longest: Any) -> Array:

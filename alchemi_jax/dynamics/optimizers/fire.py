@@ -14,6 +14,7 @@ from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, ASE_TIME
 
 
@@ -94,7 +95,7 @@ class FIRE(AbstractDynamics):
         onward = power > 0
 
         # v <- keep v + pull f, with both factors zero where the velocity starts anew.
-        speed_over_force = jnp.sqrt(vv / jnp.where(ff > 0, ff, 1))
+        speed_over_force = root(vv / jnp.where(ff > 0, ff, 1))
         keep = jnp.where(onward, 1 - state.alpha, 0)
         pull = jnp.where(onward, state.alpha * speed_over_force, 0)
 

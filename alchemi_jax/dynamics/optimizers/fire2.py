@@ -14,6 +14,7 @@ from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, ASE_TIME
 
 
@@ -85,7 +86,7 @@ class FIRE2(AbstractDynamics):
 
         # v + c f, then mixed with f: keep v + pull f.
         c = dt * ACCELERATION
-        speed = jnp.sqrt(jnp.maximum(vv + 2 * c * power + c * c * ff, 0))
+        speed = root(jnp.maximum(vv + 2 * c * power + c * c * ff, 0))
         keep = 1 - alpha
         pull = keep * c + alpha * speed / jnp.sqrt(jnp.where(ff > 0, ff, 1))
         onward = combined(batch, (keep, velocity), (pull, force))

@@ -14,7 +14,7 @@ from alchemi_jax.dynamics.updates import at_atoms, by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import as_count, natural, positive
 from alchemi_jax.segments import sum_by_system, to_atoms
 
 
@@ -56,9 +56,7 @@ class LBFGS(AbstractDynamics):
     model: AbstractModel
     n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    memory: int = eqx.field(
-        static=True, converter=lambda m: int(as_count("memory")(m)), default=20, kw_only=True
-    )
+    memory: int = eqx.field(static=True, converter=natural("memory"), default=20, kw_only=True)
     curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
     damping: Array = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)

@@ -1,0 +1,311 @@
+"""implicit_relax: relaxed structures with derivatives that do not go through the relaxation.
+
+At a minimum y* of the enthalpy H(y; p) the slope g(y, p) = dH/dy vanishes, whatever the parameters p are, so
+that dy*/dp = -(d²H/dy²)^-1 dg/dp: one linear solve with products of Hessian and vector, however
+many steps the relaxation took. Source: implicit function theorem; Blondel et al., NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.sparse.linalg import cg
+from jaxtyping import Array
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics import prepare
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.driver import with_budget
+from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
+from alchemi_jax.dynamics.optimizers import FIRE
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.observables import volume
+from alchemi_jax.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.transforms import is_traced, root
+from alchemi_jax.units import GPA
+
+
+class _Move(NamedTuple):
+    """Displacements, Å, [atoms, 3], and n times a strain, [systems, 3, 3], None where the cell stays."""
+
+    atoms: Array
+    cell: Any
+
+
+def implicit_relax(
+    engine: AbstractDynamics | AbstractModel,
+    start: Batch | DynamicsState,
+    *,
+    n_steps: int | None = None,
+    fmax: float | None = None,
+    tolerance: float = 1e-10,
+) -> Batch:
+    """The relaxed batch, differentiable with respect to the model's parameters without unrolling.
+
+    Derivatives of positions, cell and whatever is computed from them, in both directions and of any order,
+    with respect to every array of the model and, where the engine has it, the outer pressure; where
+    the cell stays, with respect to `start`'s cell, too. Those with respect to the starting positions
+    are zero: the minimum stays where it is. Translations, and rotations of free systems, are left out of
+    the linear system wherever a product with the Hessian shows that they cost no energy.
+
+    The result is as good as the relaxation: errors of positions and derivatives are of the order of the
+    remaining force. Systems that did not converge, and minima that are none (CG needs a Hessian that
+    is positive where it is not zero), must not be trusted: the former get derivatives of NaN.
+
+    Args:
+        engine: an optimizer with a `ConvergenceHook`, and a budget of steps; or a model, relaxed by FIRE.
+        start: a batch; or, inside `jit`, `vmap` and `grad`, where lists cannot be made, a state that
+            `init` made of it, by an engine of any parameters. What is near its minimum saves steps.
+        n_steps: in place of the engine's own; 10,000 for a model.
+        fmax: threshold for a model, eV/Å; by default 1e-8, in single precision 1e-4.
+        tolerance: of the linear solve, relative.
+
+    Returns:
+        The relaxed batch, energy, forces (and stress) evaluated at its positions and cell.
+
+    Raises:
+        TypeError: for an engine without a ConvergenceHook.
+        ValueError: inside a transform, if `start` is a batch and the model has a neighbor list.
+    """
+    batch = start.batch if isinstance(start, DynamicsState) else start
+    if isinstance(engine, AbstractModel):
+        fmax = fmax if fmax is not None else 1e-8 if batch.dtype == jnp.float64 else 1e-4
+        n_steps = 10_000 if n_steps is None else n_steps
+        engine = FIRE(model=engine, hooks=[ConvergenceHook.from_fmax(fmax)])  # pyright: ignore[reportCallIssue]
+    elif not prepare.waits_for_convergence(engine, 0):
+        raise TypeError(
+            f"implicit_relax: {name_of(engine)} needs a ConvergenceHook with a tight threshold: "
+            "derivatives are those of a minimum."
+        )
+    engine = with_budget(engine, n_steps).on_device()
+    if isinstance(start, DynamicsState):
+        meta, neighbors = batch.meta, start.neighbors
+    elif is_traced((engine, batch)) and engine.model.cutoff is not None:
+        raise ValueError(
+            "implicit_relax: a batch is relaxed with lists that grow, which cannot be traced. Inside jit, "
+            "vmap and grad give it the state that engine.init(batch) made outside."
+        )
+    else:
+        meta, neighbors = batch.meta, None
+        if engine.model.cutoff is not None:
+            # Relaxed here and now, with lists that grow; what follows starts at the minimum.
+            state = engine.advance(engine.init(batch), int(engine.max_steps))  # pyright: ignore[reportArgumentType]
+            batch, neighbors = state.batch, state.neighbors
+    batch = batch.replace(meta=None)
+    out = _relaxed(engine, batch, neighbors, tolerance)
+    return out.replace(meta=meta)
+
+
+@eqx.filter_jit
+def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: float) -> Batch:
+    arrays, static = eqx.partition(engine, eqx.is_array)
+    moves_cell = _moves_cell(engine)
+
+    # Whatever is an array comes as an argument: a rule cannot close over what is traced.
+    @jax.custom_jvp
+    def minimum(arrays: Any, start_cell: Array, others: tuple) -> tuple[Array, Array, Batch, Any]:
+        own, (batch, neighbors) = eqx.combine(arrays, static), others
+        state = prepare.prepared(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
+        state = own.loop(state)
+        held = state.neighbors
+        if held is not None:
+            held = nl.update(state.batch, held)
+        return state.batch.positions, state.batch.cell, state.batch, held
+
+    @minimum.defjvp
+    def _(primals: Any, tangents: Any) -> tuple:
+        out = minimum(*primals)
+        positions, cell, found, held = out
+        at = found.replace(positions=positions, cell=cell)
+
+        def slope(arrays: Any, start_cell: Array) -> _Move:
+            # Where the cell stays the relaxed one is that of the start.
+            here = at if moves_cell else at.replace(cell=start_cell)
+            return _slope(eqx.combine(arrays, static), here, held, moves_cell)
+
+        change = jax.jvp(slope, primals[:2], tangents[:2])[1]
+        own = eqx.combine(primals[0], static)
+        move = _solved(own, at, held, moves_cell, change, tolerance)
+        new = _moved_by(at, move)
+        strained = new.cell - cell if moves_cell else tangents[1]
+        return out, (new.positions - positions, strained, *jax.tree.map(_zero_tangent, (found, held)))
+
+    others = jax.lax.stop_gradient((batch, neighbors))
+    positions, cell, found, held = minimum(arrays, batch.cell, others)
+    found = jax.lax.stop_gradient(found).replace(positions=positions, cell=cell)
+    result = engine.model.evaluate(found, held, stress=prepare.needs_stress(engine))
+    lost = jnp.where(held.overflow, jnp.nan, 0) if held is not None else 0.0
+    forces = jnp.where(found.fixed[:, None], 0, result.forces)
+    found = found.replace(
+        energy=(result.energy + lost).astype(batch.dtype), forces=forces.astype(batch.dtype)
+    )
+    return found if result.stress is None else found.replace(stress=result.stress.astype(batch.dtype))
+
+
+def _zero_tangent(x: Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+# -- the minimum's equations -----------------------------------------------------------------------
+
+
+def _moves_cell(engine: AbstractDynamics) -> bool:
+    return type(engine).relaxes_cell is not AbstractDynamics.relaxes_cell
+
+
+def _cells_that_move(engine: Any, batch: Batch) -> Array:
+    return engine.relaxes_cell(batch) & jnp.all(batch.pbc, axis=-1) & batch.system_mask
+
+
+def _moved_by(batch: Batch, move: _Move) -> Batch:
+    """Positions displaced, then positions and cell strained."""
+    positions = batch.positions + move.atoms
+    if move.cell is None:
+        return batch.replace(positions=positions)
+    f = jnp.eye(3, dtype=batch.dtype)[None] + move.cell / _length(batch)
+    return batch.replace(
+        positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
+        cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+    )
+
+
+def _length(batch: Batch) -> Array:
+    """What makes a length of a strain, so that both parts of a move weigh alike."""
+    return jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None, None]
+
+
+def _slope(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> _Move:
+    """dH/dy in those coordinates that the engine may move, at the batch's structure."""
+    results = engine.model.evaluate(batch, neighbors, stress=moves_cell)
+    atoms = -jnp.where((batch.atom_mask & ~batch.fixed)[:, None], results.forces, 0)
+    if not moves_cell:
+        return _Move(atoms, None)
+    # As the algorithm sees it: with its pressure, its mask, its hydrostatic part.
+    stress = engine.unbalanced_stress(batch.replace(stress=results.stress))
+    moving = _cells_that_move(engine, batch)[:, None, None]
+    size = jnp.where(moving[:, 0, 0], volume(batch), 0)[:, None, None]
+    return _Move(atoms, jnp.where(moving, stress, 0) * size / _length(batch))
+
+
+def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Callable[[_Move], _Move]:
+    """Products with d²H/dy²."""
+
+    def energy_slope(move: _Move) -> _Move:
+        """The slope at a structure that is moved, in the coordinates of the one that is not."""
+
+        def enthalpy(move: _Move) -> Array:
+            at = _moved_by(batch, move)
+            energy = jnp.where(batch.system_mask, engine.model.energy(at, neighbors), 0)
+            if moves_cell:
+                periodic = _cells_that_move(engine, batch)
+                pressure = GPA * by_system(batch, engine._outer(batch))
+                energy = energy + jnp.where(periodic, pressure * jnp.where(periodic, volume(at), 0), 0)
+            return energy.sum()
+
+        return jax.grad(enthalpy)(move)
+
+    zero = _Move(jnp.zeros_like(batch.positions), jnp.zeros_like(batch.cell) if moves_cell else None)
+
+    def product(v: _Move) -> _Move:
+        return _allowed(engine, batch, jax.jvp(energy_slope, (zero,), (_allowed(engine, batch, v),))[1])
+
+    return product
+
+
+def _allowed(engine: Any, batch: Batch, move: _Move) -> _Move:
+    """The part of a move that the engine may make: a projection."""
+    atoms = jnp.where((batch.atom_mask & ~batch.fixed)[:, None], move.atoms, 0)
+    if move.cell is None:
+        return _Move(atoms, None)
+    cell = (move.cell + move.cell.swapaxes(1, 2)) / 2
+    if engine.hydrostatic:
+        one = jnp.eye(3, dtype=batch.dtype)[None]
+        cell = (jnp.trace(cell, axis1=1, axis2=2) / 3)[:, None, None] * one
+    else:
+        cell = jnp.where(jnp.array(engine.mask)[None], cell, 0)
+    return _Move(atoms, jnp.where(_cells_that_move(engine, batch)[:, None, None], cell, 0))
+
+
+# -- the solve -------------------------------------------------------------------------------------
+
+
+def _solved(
+    engine: Any, batch: Batch, neighbors: Any, moves_cell: bool, change: _Move, tolerance: float
+) -> _Move:
+    """-(d²H/dy²)^-1 times a change of the slope."""
+    hessian = _hessian(engine, batch, neighbors, moves_cell)
+    free = jax.lax.stop_gradient(_free_motions(batch, hessian, moves_cell))
+
+    def project(v: _Move) -> _Move:
+        v = _allowed(engine, batch, v)
+        for w in free:
+            along = sum_by_system(batch, jnp.sum(v.atoms * w, axis=-1))
+            v = _Move(v.atoms - to_atoms(batch, along)[:, None] * w, v.cell)
+        return v
+
+    def product(v: _Move) -> _Move:
+        return project(hessian(project(v)))
+
+    settled = batch.converged | ~batch.system_mask
+    good = jnp.where(settled, 1, jnp.nan).astype(batch.dtype)
+
+    def solve(product: Any, b: _Move) -> _Move:
+        # Backwards b is whatever asks for the solution: of it only what can be reached. NaN comes after the
+        # solve, in both directions, so that it stays with its system.
+        x = cg(product, project(b), tol=tolerance)[0]
+        atoms = to_atoms(batch, good)[:, None] * x.atoms
+        return _Move(atoms, None if x.cell is None else good[:, None, None] * x.cell)
+
+    move = project(jax.lax.custom_linear_solve(product, project(change), solve, symmetric=True))
+    return jax.tree.map(jnp.negative, move)
+
+
+def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Array]:
+    """Translations and rotations of each system that cost no energy, [atoms, 3] each, orthonormal within each
+    system; zero where they do cost energy, or atoms are fixed."""
+    mass = batch.atom_mask[:, None].astype(batch.dtype)
+    count = jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None]
+    centre = sum_by_system(batch, batch.positions * mass) / count
+    r = (batch.positions - to_atoms(batch, centre)) * mass
+    held = any_by_system(batch, batch.fixed & batch.atom_mask)
+    axes = jnp.eye(3, dtype=batch.dtype)
+    motions = [axes[k][None] * mass for k in range(3)]
+    motions += [jnp.cross(axes[k][None], r) for k in range(3)]
+
+    def norm(v: Array) -> Array:
+        return root(sum_by_system(batch, jnp.sum(v * v, axis=-1)))
+
+    def over(v: Array, size: Array, floor: Any) -> Array:
+        fit = size > floor
+        return to_atoms(batch, jnp.where(fit, 1 / jnp.where(fit, size, 1), 0))[:, None] * v
+
+    # What a direction that does cost energy costs: one that is no motion of the whole.
+    still = jnp.zeros_like(batch.cell) if moves_cell else None
+    rough = jax.random.normal(jax.random.key(1), batch.positions.shape, batch.dtype) * mass
+    scale = norm(hessian(_Move(over(rough, norm(rough), 0), still)).atoms)
+    epsilon = jnp.sqrt(jnp.finfo(batch.dtype).eps)
+    limit = epsilon * scale + 2 * norm(batch.forces)
+    out: list[Array] = []
+    for v in motions:
+        length = norm(v)
+        for w in out:
+            along = sum_by_system(batch, jnp.sum(v * w, axis=-1))
+            v = v - to_atoms(batch, along)[:, None] * w
+        v = over(v, norm(v), 1e-6 * length)
+        free = (norm(hessian(_Move(v, still)).atoms) <= limit) & ~held
+        out.append(jnp.where(to_atoms(batch, free)[:, None], v, 0))
+    return out
+
+
+__all__ = ["implicit_relax"]

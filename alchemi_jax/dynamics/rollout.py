@@ -1,0 +1,80 @@
+"""Rollout: a fixed number of steps as a scan, for derivatives backwards through them.
+
+A `while_loop` has no reverse derivative because nobody knows how much must be stored. A scan has one, and
+rematerialisation says how much: the state is stored now and then, and what lies between is computed again
+when the backward pass gets there (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Two
+levels suffice here, since a state is small beside the intermediate values of a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from alchemi_jax.dynamics.callbacks import refusal
+from alchemi_jax.dynamics.driver import going, poisoned, with_room
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.hooks.registry import name_of
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.dynamics.base import AbstractDynamics
+
+
+def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkpoint: Any) -> DynamicsState:
+    """See `AbstractDynamics.rollout`."""
+    if any(group.hooks.host for group in engine.groups):
+        raise ValueError(refusal(engine, "rollout"))
+    n = _count(engine, "n_steps", n_steps)
+    every = _segment(engine, n, checkpoint)
+    state = with_room(engine, state, n)
+    stop = state.step_count + n
+
+    def step(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
+        # Like the loop, which ends there: a pipeline whose systems are all finished takes no more steps.
+        on = going(engine, state, stop, False, 0)
+        return jax.lax.cond(on, lambda s: engine.step(s), lambda s: s, state), None
+
+    # In a scan nothing can be merged across the barrier that `prevent_cse` would put there.
+    again = functools.partial(jax.checkpoint, prevent_cse=False)
+    one = step if every is None else again(step)
+
+    def steps(state: DynamicsState, count: int) -> DynamicsState:
+        return jax.lax.scan(one, state, length=count)[0]
+
+    if every is None or every in (1, n):
+        return poisoned(steps(state, n))
+
+    @again
+    def segment(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
+        return steps(state, every), None
+
+    segments, rest = divmod(n, every)
+    state, _ = jax.lax.scan(segment, state, length=segments)
+    return poisoned(steps(state, rest) if rest else state)
+
+
+def _count(engine: AbstractDynamics, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+        raise ValueError(f"{name_of(engine)}.rollout: {name} must be a positive int, not {value!r}.")
+    return value.__index__()
+
+
+def _segment(engine: AbstractDynamics, n: int, checkpoint: Any) -> int | None:
+    """Steps of a segment, None: nothing is computed again."""
+    if checkpoint is None:
+        return None
+    if checkpoint == "sqrt":
+        return max(math.isqrt(n), 1)
+    if isinstance(checkpoint, str):
+        raise ValueError(
+            f"{name_of(engine)}.rollout: checkpoint must be 'sqrt', a positive int or None, "
+            f"not {checkpoint!r}."
+        )
+    return min(_count(engine, "checkpoint", checkpoint), n)
+
+
+__all__ = ["rollout"]

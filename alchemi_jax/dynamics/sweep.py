@@ -1,0 +1,214 @@
+"""Sweep: one batch under many values of an engine's parameters, all at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.batch import Batch
+from alchemi_jax.dynamics import prepare
+from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.driver import with_budget
+from alchemi_jax.dynamics.leaves import leaf, with_leaf
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.observables import fmax, temperature
+
+
+Observable = Callable[[Batch], Array]
+
+
+def sweep(
+    engine: AbstractDynamics,
+    batch: Batch,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    n_steps: int | None = None,
+    product: bool = True,
+    key: Array | None = None,
+    start: Callable[[Any, Batch, Array], Batch] | None = None,
+    observe: Mapping[str, Observable] | None = None,
+    with_states: bool = False,
+    **more: Any,
+) -> Any:
+    """Runs a batch once for each combination of values, all of them in one compiled loop.
+
+        table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
+        table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
+
+    It is `vmap` of `loop`, with lists that grow: where one is too small in any lane, all lanes are run again
+    with larger ones. Memory is that of one run times the number of combinations.
+
+    Args:
+        engine: its other parameters stay as they are. It must have no host hooks.
+        parameters, more: for each name a list of values, each a number or, as a row, one per system. Names go
+            through dots: "model.sigma", "stages.1.temperature" of a pipeline, "hooks.0.limit".
+        n_steps: in place of the engine's own.
+        product: all combinations, the first name varying slowest; False: the first values of all lists,
+            then the second ones, ...
+        key: of the run; each combination has noise of its own, `fold_in(key, combination)`. Or keys
+            [combinations]: the same one repeated gives all combinations the same noise.
+        start: start(engine, batch, key) -> batch, traced, with the engine of the combination:
+            what it starts from, for instance velocities of its temperature.
+        observe: name -> function of the final batch that gives [systems]; by default the energy (eV), the
+            temperature (K) and fmax (eV/Å).
+        with_states: also return the final states, each leaf with a leading axis [combinations]; rows of
+            recording hooks are in them.
+
+    Returns:
+        A dict of numpy arrays, one row for each combination and system in it: "combination", "system"
+        (its row in the batch), each parameter, each observable, "converged", "failed", "steps_taken".
+        Such a dict is what `pandas.DataFrame` takes.
+
+    Raises:
+        ValueError: for a name that is no parameter, saying which there are; for values that the engine
+            refuses; for lists of different lengths where product is False; for host hooks, and
+            for recording hooks whose rows would be lost.
+    """
+    given = {**(parameters or {}), **more}
+    _check_hooks(engine, with_states)
+    engine = with_budget(engine, n_steps)
+    values = _combinations(engine, batch, given, product)
+    count = len(next(iter(values.values())))
+    keys = _keys(key, count)
+    observe = {"energy": _energy, "temperature": temperature, "fmax": fmax} if observe is None else observe
+    # A swept temperature is a column already.
+    names = {name: name if name not in values else f"final_{name}" for name in observe}
+
+    engine.model.check(batch)
+    for part in engine.parts:
+        part.check(batch)
+    batch = jax.device_put(batch.replace(meta=None))
+    arrays = {name: jnp.asarray(v) for name, v in values.items()}
+    neighbors = _first_list(engine, batch)
+    # Rows need room, hence a number that is known.
+    recording = any(group.hooks.recording for group in engine.groups)
+    budget: Any = values.get("n_steps", engine.max_steps)
+    most = int(np.max(budget)) if recording else None
+    while True:
+        out, states = _lanes(engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most)
+        lists = states.neighbors
+        if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
+            break
+        sizes = nl.grow(neighbors.sizes, np.asarray(lists.needs).max(axis=0))
+        neighbors = prepare.empty(batch, neighbors.cutoff, neighbors.skin, sizes)
+
+    systems = int(batch.num_systems)
+    table = {
+        "combination": np.repeat(np.arange(count), systems),
+        "system": np.tile(np.arange(systems), count),
+    }
+    for name, v in values.items():
+        rows = v if v.ndim == 2 else np.repeat(v[:, None], systems, axis=1)
+        table[name] = rows[:, :systems].reshape(-1)
+    final = states.batch
+    columns = {names[name]: out[name] for name in observe}
+    columns |= {name: getattr(final, name) for name in ("converged", "failed", "steps_taken")}
+    for name, v in columns.items():
+        table[name] = np.asarray(v)[:, :systems].reshape(-1)
+    return (table, states) if with_states else table
+
+
+@eqx.filter_jit
+def _lanes(
+    engine: AbstractDynamics,
+    values: dict[str, Array],
+    batch: Batch,
+    neighbors: nl.NeighborList | None,
+    keys: Array,
+    start: Any,
+    observe: tuple[tuple[str, Observable], ...],
+    most: int | None,
+) -> tuple[dict[str, Array], DynamicsState]:
+    def one(values: dict[str, Array], key: Array) -> tuple[dict[str, Array], DynamicsState]:
+        mine = engine
+        for name, value in values.items():
+            mine = with_leaf(mine, name, value)
+        begun = batch if start is None else start(mine, batch, key)
+        state = prepare.prepared(mine, begun, neighbors, key)
+        state = mine.loop(state, most)
+        return {name: f(state.batch) for name, f in observe}, state
+
+    return jax.vmap(one)(values, keys)
+
+
+def _energy(batch: Batch) -> Array:
+    return batch.energy
+
+
+def _first_list(engine: AbstractDynamics, batch: Batch) -> nl.NeighborList | None:
+    model = engine.model
+    if model.cutoff is None:
+        return None
+    sizes = nl.guess_sizes(batch, model.cutoff, model.skin)
+    return prepare.empty(batch, model.cutoff, model.skin, sizes)
+
+
+def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
+    host = [name_of(held.hook) for group in engine.groups for held in group.hooks.host]
+    if host:
+        raise ValueError(
+            f"sweep: the host hooks {', '.join(host)} cannot be called for many combinations at once: "
+            "take them off the engine, or read the final states (with_states=True)."
+        )
+    recording = [name_of(held.hook) for group in engine.groups for held in group.hooks.recording]
+    if recording and not with_states:
+        raise ValueError(
+            f"sweep: the rows of {', '.join(recording)} come back in the states: ask for them with "
+            "with_states=True, or take the hooks off the engine."
+        )
+
+
+def _combinations(
+    engine: AbstractDynamics, batch: Batch, given: Mapping[str, Any], product: bool
+) -> dict[str, np.ndarray]:
+    """The values of each parameter in each combination, [combinations] or [combinations, systems]."""
+    if not given:
+        raise ValueError("sweep needs a parameter and its values, such as temperature=[100.0, 200.0].")
+    lists = {}
+    for name, asked in given.items():
+        values = np.asarray(asked)
+        like = leaf(engine, name)
+        if values.ndim not in (1, 2) or not len(values):
+            raise ValueError(
+                f"sweep: {name} must be a list of values, or of rows with one value per system, "
+                f"not of shape {list(values.shape)}."
+            )
+        if values.ndim == 2 and values.shape[1] not in (batch.num_systems, batch.system_capacity):
+            raise ValueError(
+                f"sweep: each row of {name} must have one value for each of {batch.num_systems} systems, "
+                f"not {values.shape[1]}."
+            )
+        for value in values:
+            # What the engine refuses it refuses here, by its own sentence.
+            with_leaf(engine, name, value if values.ndim == 2 else value.item())
+        whole = jnp.issubdtype(like.dtype, jnp.integer)
+        lists[name] = values.astype(like.dtype if whole else np.result_type(like.dtype, np.float32))
+    lengths = {name: len(v) for name, v in lists.items()}
+    if not product and len(set(lengths.values())) > 1:
+        raise ValueError(f"sweep: with product=False all lists must be of one length, not {lengths}.")
+    if not product:
+        return lists
+    rows = np.array(list(itertools.product(*(range(n) for n in lengths.values()))))
+    return {name: v[rows[:, k]] for k, (name, v) in enumerate(lists.items())}
+
+
+def _keys(key: Any, count: int) -> Array:
+    if key is None:
+        key = jax.random.key(0)
+    if key.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    if key.shape[0] != count:
+        raise ValueError(f"sweep: {key.shape[0]} keys for {count} combinations.")
+    return key
+
+
+__all__ = ["sweep"]

@@ -1,0 +1,120 @@
+"""`sweep`: many values of parameters at once, against single runs."""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import EPSILON, SIGMA, cluster, crystal
+
+from alchemi_jax import Batch
+from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, initialize_velocities, sweep
+from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook
+from alchemi_jax.models import HarmonicModel, LennardJones
+from alchemi_jax.observables import kinetic_energy
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return Batch.from_ase([cluster(0, 4), crystal(0, 1)])
+
+
+def warm(engine, batch, key):
+    return initialize_velocities(batch, engine.temperature, key)
+
+
+def test_a_table_of_all_combinations(batch):
+    """Two systems, six combinations; each row is what a run of its own gives."""
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0, skin=0.3)
+    engine = NVTLangevin(model=model, dt=5.0, temperature=1.0, n_steps=15)
+    key = jax.random.key(3)
+    table, states = sweep(
+        engine, batch, temperature=[50.0, 300.0], friction=[0.001, 0.01, 0.1], key=key,
+        start=warm, observe={"energy": lambda b: b.energy, "kinetic": kinetic_energy}, with_states=True,
+    )  # fmt: skip
+    assert table["temperature"].tolist() == [50.0] * 6 + [300.0] * 6
+    assert table["friction"].tolist() == [0.001, 0.001, 0.01, 0.01, 0.1, 0.1] * 2
+    assert table["system"].tolist() == [0, 1] * 6
+    assert table["combination"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert (table["steps_taken"] == 15).all()
+    assert int(states.neighbors.builds.max()) > int(states.neighbors.builds.min())
+    for lane in (0, 5):
+        rows = table["combination"] == lane
+        one = dataclasses.replace(
+            engine, temperature=table["temperature"][rows][0], friction=table["friction"][rows][0]
+        )
+        own = jax.random.fold_in(key, lane)
+        alone = one.run(warm(one, batch, own), key=own)
+        np.testing.assert_allclose(table["energy"][rows], alone.energy, rtol=1e-9)
+        np.testing.assert_allclose(table["kinetic"][rows], kinetic_energy(alone), rtol=1e-7)
+
+
+def test_pairs_of_values_and_lists_that_grow(batch, monkeypatch):
+    """The first list has room for nobody: everything is run again."""
+
+    module = sys.modules["alchemi_jax.dynamics.sweep"]
+    guess = module.nl.guess_sizes
+    seen = []
+
+    def small(*args):
+        seen.append(guess(*args))
+        return dataclasses.replace(seen[-1], neighbors=4, images=16)
+
+    monkeypatch.setattr(module.nl, "guess_sizes", small)
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0)
+    engine = FIRE(model=model, n_steps=3)
+    values = {"model.epsilon": [0.01, 0.011], "dt": [1.0, 2.0]}
+    table = sweep(engine, batch, values, product=False)
+    assert len(seen) == 1
+    assert table["model.epsilon"].tolist() == [0.01, 0.01, 0.011, 0.011]
+    assert table["dt"].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert np.isfinite(table["energy"]).all()
+    monkeypatch.undo()
+    alone = dataclasses.replace(engine, model=dataclasses.replace(model, epsilon=0.011), dt=2.0).run(batch)
+    np.testing.assert_allclose(table["energy"][2:], alone.energy, rtol=1e-9)
+
+
+def test_a_pipeline_a_hook_and_values_per_system(batch):
+    """One model for all stages; a threshold of a hook; a row of values is one per system."""
+    model = HarmonicModel(k=1.0)
+    stop = ConvergenceHook.from_fmax(1.0)
+    engine = FIRE(model=model, n_steps=4, hooks=[stop]) + NVTLangevin(
+        model=model, dt=1.0, temperature=10.0, n_steps=3
+    )
+    table = sweep(engine, batch, {"model.k": [1.0, 2.0]}, observe={"E": lambda b: b.energy})
+    assert table["steps_taken"].tolist() == [7] * 4
+    table = sweep(engine, batch, {"stages.1.temperature": [[10.0, 20.0], [30.0, 40.0]]})
+    assert table["stages.1.temperature"].tolist() == [10.0, 20.0, 30.0, 40.0]
+    table = sweep(engine.stages[0], batch, {"n_steps": [2, 4]})
+    assert table["steps_taken"].tolist() == [2, 2, 4, 4]
+
+
+def test_what_sweep_refuses(batch):
+    engine = NVTLangevin(model=HarmonicModel(k=1.0), dt=1.0, temperature=10.0, n_steps=3)
+    cases = [
+        (
+            {"temprature": [1.0]},
+            r"NVTLangevin has no parameter 'temprature'; NVTLangevin has these: model, dt, t",
+        ),
+        ({"model.eps": [1.0]}, r"has no parameter 'model\.eps'; HarmonicModel has these: k, center"),
+        ({"temperature": [10.0, -1.0]}, r"temperature must be zero or positive, not -1"),
+        ({"model.cutoff": [1.0]}, r"the parameter 'model\.cutoff' is None: give it a value"),
+        ({"temperature": 10.0}, r"temperature must be a list of values"),
+        ({"temperature": [[1.0, 2.0, 3.0]]}, r"one value for each of 2 systems, not 3"),
+        ({}, r"sweep needs a parameter"),
+    ]
+    for values, message in cases:
+        with pytest.raises(ValueError, match=message):
+            sweep(engine, batch, values)
+    with pytest.raises(ValueError, match=r"one length, not \{'temperature': 2, 'dt': 1\}"):
+        sweep(engine, batch, temperature=[1.0, 2.0], dt=[1.0], product=False)
+    with pytest.raises(ValueError, match=r"3 keys for 2 combinations"):
+        sweep(engine, batch, temperature=[1.0, 2.0], key=jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match=r"NVTLangevin has no n_steps"):
+        sweep(dataclasses.replace(engine, n_steps=None), batch, temperature=[1.0])
+    with pytest.raises(ValueError, match=r"sweep: the rows of LoggingHook come back in the states"):
+        sweep(engine.with_hooks(LoggingHook(log_path="never.csv")), batch, temperature=[1.0])
+    look = CallbackHook(lambda ctx: None)
+    with pytest.raises(ValueError, match=r"sweep: the host hooks CallbackHook cannot be called for many"):
+        sweep(engine.with_hooks(look), batch, temperature=[1.0])
