@@ -65,7 +65,7 @@ def engines(model, log):
     return {
         "NVE": NVE(model=model, dt=8.0, hooks=[Count(), log], n_steps=30),
         "pipeline": FIRE(model=model, hooks=[stop], n_steps=12)
-        + NVTLangevin(model=model, dt=8.0, temperature=80.0, n_steps=6, hooks=[log]),
+        + NVTLangevin(model=model, dt=4.0, temperature=20.0, n_steps=6, hooks=[log]),
     }
 
 
@@ -80,6 +80,7 @@ def test_rollout_is_loop_bit_for_bit(name, hot, tmp_path):
     assert name != "NVE" or int(loop.neighbors.builds) > 2
     assert int(loop.step_count) == (23 if name == "NVE" else 18)
     checkpoint = 5 if name == "NVE" else None
+    assert not loop.overflow, "advance would grow the list and go on"
     out = eqx.filter_jit(lambda e, s: e.rollout(s, n, checkpoint=checkpoint))(engine, start)
     same(out, loop)
     alone = engine.advance(start, n)
