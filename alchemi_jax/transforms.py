@@ -52,12 +52,13 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
 
 
 @jax.custom_jvp
-def root(x: Array) -> Array:
+def root(x: Any) -> Array:
     """The square root, whose derivative at zero is zero, not infinite.
 
     For norms of what may vanish (a step, a velocity at rest, all of the padding): there an infinite slope
     times a slope of zero would make NaN of the whole gradient.
     """
+    x = jnp.asarray(x)
     return jnp.sqrt(x)
 
 
