@@ -55,7 +55,13 @@ def hot():
     return initialize_velocities(batch, jnp.array([20.0, 200.0])).replace(meta=None)
 
 
-@pytest.mark.parametrize("name", sorted(ENGINES))
+#: The others say the same of code that these two do not have.
+SHORT = ("NVE", "NVTLangevin")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in sorted(ENGINES)]
+)
 def test_of_final_energy_and_mean_observable(name, hot):
     """By epsilon, sigma, the cell, the starting positions, and the temperature or the time step; lists
     are renewed on the way."""
