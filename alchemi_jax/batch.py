@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from alchemi_jax.atoms import AtomicData
 from alchemi_jax.capacity import capacity, float_dtype, round_up
 from alchemi_jax.html import of_batch
-from alchemi_jax.levels import Data, Level, level_fields, per_atom, per_system, select, swapped
+from alchemi_jax.levels import Data, Level, atom_rows, level_fields, per_atom, per_system, select, swapped
 from alchemi_jax.meta import Metadata as Metadata
 from alchemi_jax.meta import SystemMeta as SystemMeta
 from alchemi_jax.transforms import is_traced
@@ -340,18 +340,15 @@ class Batch(eqx.Module):
         if systems is None:
             if host is self and n == len(counts) and n_atoms == len(host.batch_idx):
                 return self
-            rows, atom_rows, index = slice(0, n), slice(0, n_atoms), range(n)
+            rows, rows_of_atoms, index = slice(0, n), slice(0, n_atoms), range(n)
         else:
             systems = np.asarray(systems)
             index = np.flatnonzero(systems) if systems.dtype == bool else systems
             if len(index) and (index.max() >= n or index.min() < 0):
                 raise IndexError(f"system {index.max()} of a batch of {n}")
             rows = index
-            # Of each atom: where its system begins, and how far it is in it.
-            few = np.asarray(counts)[index]
-            within = np.arange(few.sum()) - np.repeat(np.cumsum(few) - few, few)
-            atom_rows = np.repeat(np.asarray(host.first_atom)[index], few) + within
-        cut = {"atom": atom_rows, "system": rows}
+            rows_of_atoms = atom_rows(np.asarray(host.first_atom)[index], np.asarray(counts)[index])
+        cut = {"atom": rows_of_atoms, "system": rows}
         fields: dict[str, Any] = {}
         for name, level in level_fields(host):
             value = getattr(host, name)

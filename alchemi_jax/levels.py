@@ -46,6 +46,16 @@ def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
     return tuple((f.name, f.metadata.get("level", "shared")) for f in found)
 
 
+def atom_rows(first_atom: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[atoms] Rows of the atoms of some systems, one system after another, on the host.
+
+    Args:
+        first_atom, counts: [systems], where each begins, and how many atoms it has.
+    """
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(first_atom, counts) + within
+
+
 def swapped(module: _M, **fields: Any) -> _M:
     """`dataclasses.replace` for what is known to fit: without `__init__`, converters and checks, which
     take a tenth of a millisecond wherever a compiled loop has just used the caches."""

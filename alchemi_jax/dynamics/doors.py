@@ -11,6 +11,7 @@ from jaxtyping import Array
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.hooks import ConvergenceHook
+from alchemi_jax.dynamics.hooks.convergence import SMAX
 from alchemi_jax.dynamics.integrators import NPH, NPT, NVE, NVTBussi, NVTLangevin, NVTNoseHoover
 from alchemi_jax.dynamics.optimizers import FIRE, FIREVariableCell
 from alchemi_jax.dynamics.sampler import Sampler
@@ -30,8 +31,6 @@ ENSEMBLES: dict[str, tuple[type[AbstractDynamics], tuple[str, ...]]] = {
     "nph": (NPH, ("pressure",)),
     "npt": (NPT, ("temperature", "pressure")),
 }
-#: 0.1 GPa, in eV/Å³.
-STRESS = 6e-4
 
 
 def relaxation(
@@ -41,7 +40,7 @@ def relaxation(
     n_steps: int = 1000,
     relax_cell: bool = False,
     pressure: Any = 0.0,
-    smax: Any = STRESS,
+    smax: Any = SMAX,
     hooks: Any = (),
 ) -> AbstractDynamics:
     """The engine of `relax_all`: FIRE, or FIREVariableCell, with its ConvergenceHook."""
@@ -97,7 +96,7 @@ def relax_all(
     n_steps: int = 1000,
     relax_cell: bool = False,
     pressure: Any = 0.0,
-    smax: Any = STRESS,
+    smax: Any = SMAX,
     hooks: Any = (),
     sink: Sink | None = None,
     policy: str = "largest first",

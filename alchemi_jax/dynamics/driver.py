@@ -191,12 +191,7 @@ class _Run:
     def put(self, state: DynamicsState, report: _Report | None = None) -> None:
         """Goes on from another state."""
         self.state = state
-        self.report = self.reported(_report_of(self.compiled, state)) if report is None else report
-
-    @staticmethod
-    def reported(numbers: Array) -> _Report:
-        """What `_report` made, on the host."""
-        return _Report(numbers)
+        self.report = _Report(_report_of(self.compiled, state)) if report is None else report
 
     def advance(self, stop: int, few: int = 0) -> None:
         """Steps until `stop` completed ones, or until all systems but `few` are finished."""

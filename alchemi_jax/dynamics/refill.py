@@ -22,12 +22,12 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import prepare
 from alchemi_jax.dynamics.admission import evaluated, fresh_rows
-from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, with_budget
+from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _Report, _report, _Run, with_budget
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.hooks.registry import name_of, noted
-from alchemi_jax.levels import level_fields, select, swapped
+from alchemi_jax.levels import atom_rows, level_fields, select, swapped
 from alchemi_jax.segments import to_atoms
 
 
@@ -223,7 +223,7 @@ class _Refilled:
         held = state.neighbors
         while True:
             after, numbers = _refilled(self.compiled, swapped(state, records=()), incoming, move, held)
-            report = driver.reported(numbers)
+            report = _Report(numbers)
             if held is None or not report.overflow:
                 break
             # Only the sizes differ: the list is made anew from its references.
@@ -258,13 +258,12 @@ _REFERENCES = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
 
 def _move(old: Batch, sizes: np.ndarray, stay: np.ndarray, host: Batch | None) -> tuple[Move, np.ndarray]:
     """Rows that stay come first, in their order; also the sizes of all systems."""
-    first = np.cumsum(sizes) - sizes
-    kept = sizes[stay]
-    within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+    first, kept = np.cumsum(sizes) - sizes, sizes[stay]
+    rows = atom_rows(first[stay], kept)
     systems = np.zeros(old.system_capacity, np.int32)
     systems[: len(stay)] = stay
     atoms = np.zeros(old.atom_capacity, np.int32)
-    atoms[: len(within)] = np.repeat(first[stay], kept) + within
+    atoms[: len(rows)] = rows
     mask = np.arange(old.system_capacity) < len(stay)
     new = kept if host is None else np.concatenate([kept, np.asarray(host.atoms_per_system)])
     return Move(mask, systems, atoms), new

@@ -11,7 +11,7 @@ from ase.constraints import dict2constraint
 from ase.io import jsonio
 
 from alchemi_jax.batch import Batch, Metadata, SystemMeta
-from alchemi_jax.levels import level_fields
+from alchemi_jax.levels import atom_rows, level_fields
 
 
 FORMAT = "alchemi_jax systems"
@@ -99,7 +99,7 @@ class StoredSystems:
     def values(self, array: str, level: str, rows: np.ndarray) -> np.ndarray:
         """Values of an array for the systems in these rows, in their order; per atom one after another."""
         if level == "atom":
-            rows = atoms_of(rows, self.first_atom, self.sizes)
+            rows = atom_rows(self.first_atom[rows], self.sizes[rows])
         if not len(rows):
             return np.asarray(self._array(array)[:0])
         first, last = int(rows[0]), int(rows[-1])
@@ -138,13 +138,6 @@ class StoredSystems:
                 known[part] = _load(part)
             out.append(known[part])
         return Metadata(out)
-
-
-def atoms_of(rows: np.ndarray, first_atom: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Indices of the atoms of the systems in these rows, in their order."""
-    counts = sizes[rows]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(first_atom[rows], counts) + within
 
 
 def _load(text: bytes) -> SystemMeta:
