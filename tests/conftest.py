@@ -1,8 +1,16 @@
 """Settings of all tests, and structures that many of them use."""
 
 import gc
+import os
 import warnings
+from importlib import metadata
 from pathlib import Path
+
+
+# Nearly all the time of the tests is compiling. The plain emitters of jax 0.10 compile twice as fast, to
+# code that is three times as slow in pair loops: nothing for users. `XLA_FLAGS= pytest` tests what they run.
+if metadata.version("jax").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import numpy as np
