@@ -118,6 +118,20 @@ def test_when_it_is_refilled_changes_nothing(share):
     same(relax().run(sampler=sampler), wanted)
 
 
+def test_the_share_that_is_waited_for_follows_what_systems_take():
+    from alchemi_jax.dynamics.refill import WAVE, best_share
+
+    rng = np.random.default_rng(3)
+    alike, exponential = rng.normal(48, 4, 512), rng.exponential(48, 512) + 1
+    # Systems that began together and end together are waited for; where they come and go, the dearer a
+    # refill, the longer, by the rule x = q / (1 + q/2), q² = 2 refill / steps.
+    assert best_share(13.0, alike, 64) == WAVE
+    shares = [best_share(cost, exponential, 64) for cost in (0.01, 2.0, 13.0)]
+    q = np.sqrt(2 * np.array([2.0, 13.0]) / exponential.mean())
+    np.testing.assert_allclose(shares[1:], q / (1 + q / 2), rtol=1e-12)
+    assert shares[0] == 0.05
+
+
 def test_crystals_with_lists_that_grow_and_other_rows():
     """Periodic systems: images and slots of a list move with their system; stress of those that leave."""
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=7.0)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 #: Of the systems in flight this part is finished when a run is refilled for the first time.
 FIRST_SHARE = 0.4
-#: Bounds of that part later on.
-LEAST, MOST = 0.05, 0.7
+#: Bounds of that part later on, and what it is where systems end together.
+LEAST, MOST, WAVE = 0.05, 0.7, 0.9
 #: What a system brings; all else is begun afresh, or said by its place.
 _BROUGHT = (
     *("positions", "numbers", "masses", "velocities", "fixed"),
@@ -134,7 +134,8 @@ class _Refilled:
         self.engine, self.stream, self.sink = engine, stream, sink
         self.compiled = engine.on_device()
         self.traffic = Traffic()
-        self.steps_taken = 0.0
+        #: Steps of the systems that left, in the order of refills.
+        self.left: list[np.ndarray] = []
         self.begun = time.perf_counter()
         most = stream.sampler.max_systems
         first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
@@ -160,7 +161,7 @@ class _Refilled:
         if driver is None:
             return traffic
         share = self.stream.sampler.refill_share or FIRST_SHARE
-        stepping = 0.0
+        stepping, judged = 0.0, 0
         while True:
             resident, step, begun = len(self.sizes), driver.report.step, time.perf_counter()
             few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
@@ -173,18 +174,15 @@ class _Refilled:
             refilling = time.perf_counter() - stepped
             if not going:
                 break
-            if self.stream.sampler.refill_share is None and traffic.systems and traffic.steps:
-                share = _share(refilling, stepping / traffic.steps, self.mean_steps)
+            if self.stream.sampler.refill_share is None and traffic.systems > 2 * judged and traffic.steps:
+                judged = traffic.systems
+                refill = refilling / (stepping / traffic.steps)
+                share = best_share(refill, np.concatenate(self.left), driver.state.batch.system_capacity)
         traffic.seconds = time.perf_counter() - self.begun
         traffic.host_seconds = traffic.seconds - stepping
         places = driver.state.batch.system_capacity * max(traffic.steps, 1)
-        traffic.occupancy = self.steps_taken / places
+        traffic.occupancy = float(sum(steps.sum() for steps in self.left)) / places
         return traffic
-
-    @property
-    def mean_steps(self) -> float:
-        """Steps of a system, mean over those that left."""
-        return self.steps_taken / max(self.traffic.systems, 1)
 
     def _turn_over(self) -> bool:
         """Finished systems leave, others enter. False if none is left."""
@@ -196,7 +194,7 @@ class _Refilled:
         left = np.zeros(batch.system_capacity, bool)
         left[:n] = host.status[:n] >= self.engine.exit_status
         self.traffic.systems += int(left.sum())
-        self.steps_taken += float(host.steps_taken[left].sum())
+        self.left.append(host.steps_taken[left])
         with noted(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         stay = np.flatnonzero(~left[:n])
@@ -237,15 +235,39 @@ class _Refilled:
             prepare.warn_failed(driver._with_meta(), None)
 
 
-def _share(refill: float, step: float, steps: float) -> float:
-    """The part x of the systems that should be finished before others enter.
+def best_share(refill: float, steps: np.ndarray, places: int) -> float:
+    """The part of the systems that should be finished before others enter, so that a system costs least.
 
-    Places become idle one after another, so that 1 - x/2 of them are busy: a system costs
-    steps * step / (1 - x/2) of the places' time, and refill / x of refills, seconds. The sum is least at
-    x = q / (1 + q/2) with q² = 2 refill / (steps * step).
+    Args:
+        refill: what a refill costs, in steps of the batch.
+        steps: that systems took, [systems].
+        places: systems in flight.
+
+    Two ways compete. If systems come and go at all times, places become idle one after another; with a
+    part x idle at last, 1 - x/2 of them are busy on the average: a system costs steps / (1 - x/2) of a place's
+    time, and refill / x of refills. The sum is least at x = q / (1 + q/2) with q² = 2 refill / steps. But
+    systems that take nearly the same number of steps, and began together, end together: then nearly all are
+    worth waiting for. Which is cheaper is tried on systems drawn from those that were seen.
     """
-    q = float(np.sqrt(2 * refill / max(step * steps, 1e-12)))
-    return min(max(q / (1 + q / 2), LEAST), MOST)
+    q = float(np.sqrt(2 * refill / max(steps.mean(), 1e-12)))
+    steady = min(max(q / (1 + q / 2), LEAST), MOST)
+    drawn = np.random.default_rng(0).choice(steps, 5 * places)
+    return min((steady, WAVE), key=lambda share: _cost(share, refill, drawn, places))
+
+
+def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
+    """Steps, with refills counted as such, for a system of those that go through."""
+    left, taken = np.array(steps[:places], float), places
+    enough, spent, refills = int(np.ceil(share * places)), 0.0, 0
+    while True:
+        first = np.partition(left, enough - 1)[enough - 1]
+        spent += first
+        left -= first
+        idle = np.flatnonzero(left <= 0)
+        if taken + len(idle) > len(steps):
+            return (spent + refill * refills) / (taken - places + len(idle))
+        left[idle] = steps[taken : taken + len(idle)]
+        taken, refills = taken + len(idle), refills + 1
 
 
 def _resized(state: DynamicsState, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.NeighborList:
