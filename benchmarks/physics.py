@@ -9,6 +9,7 @@ der Hoef's equation of state.
 """
 
 import argparse
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
+from numpy.polynomial.polynomial import polyder, polyval
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NPT, NVE, ConvergenceHook, NVTLangevin, initialize_velocities
 from alchemi_jax.dynamics.hooks import ObservableHook
 from alchemi_jax.models import AbstractPair, LennardJones
 from alchemi_jax.observables import kinetic_energy, pressure, volume
+from alchemi_jax.segments import sum_by_system
 from alchemi_jax.units import GPA, KB
 from benchmarks import structures
 from benchmarks.structures import EPSILON, SIGMA
@@ -33,8 +36,9 @@ NIST = (
     (0.85, 0.776, -5.5121, 4.6e-4, 6.7714e-3, 1.8e-3),
     (0.85, 0.860, -6.0305, 2.4e-4, 1.2660, 1.4e-3),
 )
-#: fcc crystals: T*, density*.
-SOLIDS = ((0.3, 1.02), (0.5, 0.98))
+#: fcc crystals: T*, density*, and the sum over five shears of d ln(modulus)/d ln(density), from harmonic
+#: free energies of strained crystals.
+SOLIDS = ((0.3, 1.02, 27.2), (0.5, 0.98, 30.6))
 ATOMS, CUTOFF = 500, 3.0
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF * SIGMA)
 DT = 5.0
@@ -58,10 +62,11 @@ def tails(density: float, cutoff: float = CUTOFF) -> tuple[float, float]:
     return energy, 16 / 3 * np.pi * density**2 * (2 / 3 * s3**3 - s3)
 
 
-def blocks(series: np.ndarray, n: int = 20) -> tuple[float, float]:
-    """Mean over replicas [replicas, frames] and its standard error from n block means of each."""
+def blocks(series: np.ndarray, n: int = 10) -> tuple[float, float]:
+    """Mean over replicas [replicas, frames] and its standard error from n block means of each, all about one
+    mean: how replicas differ counts."""
     means = np.array([[part.mean() for part in np.array_split(replica, n)] for replica in series])
-    return float(means.mean()), float(means.std(axis=1, ddof=1).mean() / np.sqrt(means.size))
+    return float(means.mean()), float(means.std(ddof=1) / np.sqrt(means.size))
 
 
 def row(label: str, name: str, found: tuple[float, float], value: float, error: float) -> None:
@@ -111,68 +116,148 @@ def constant_pressure(batch: Batch, kelvin: np.ndarray, steps: int, replicas: in
         row(f"NPT T*={t} p*={p:.4f}", "rho*", found, density, slope * p_error)
 
 
-#: van der Hoef's fit of the free energy: of the fcc lattice at rest, of the densities and temperatures.
-REST = (-14.45392093, 6.065940096)
-HARMONIC = (69.833875, -132.86963, 97.438593, -25.848057)
-ANHARMONIC = (
-    (-8.2151768, 12.070686, -6.6594615, 1.3211582),
-    (13.404069, -20.632066, 11.564825, -2.3064801),
-    (-5.5481261, 8.8465978, -5.0258631, 1.0070066),
-)
+def at_rest(density: Any) -> tuple[Any, Any]:
+    """U*/N and p* of the fcc lattice whose atoms rest: sums over the lattice."""
+    a, b = -14.4539210, 6.0659401
+    return a * density**2 + b * density**4, 2 * a * density**3 + 4 * b * density**5
 
 
-def solid(t: float, density: float) -> tuple[float, float]:
-    """U*/N and p* of the fcc crystal of very many atoms, from
+def published() -> dict[str, np.ndarray]:
+    """Two fits c[n, m] to Monte Carlo of the crystal of very many atoms, less ideal gas and a constant:
 
-    A/NkT = U_rest/NkT - 3/2 ln T* - sum a_nm rho^n T^(m-1)/(m-1) + sum b_n rho^(n+1)/(n+1) + constant
+    A/NkT = U_rest/NkT - 3/2 ln T* + sum c[n, m] rho*^n T*^m
 
-    less the ideal gas: M. A. van der Hoef, J. Chem. Phys. 113, 8142 (2000), n = 0 ..., m = 2 ... 5.
+    M. A. van der Hoef, J. Chem. Phys. 113, 8142 (2000); H. Adidharma and S. P. Tan, 145, 014503 (2016).
     """
-    u = REST[0] * density**2 + REST[1] * density**4 + 1.5 * t
-    slope = 1 / density + (2 * REST[0] * density + 4 * REST[1] * density**3) / t
-    slope += sum(b * density**n for n, b in enumerate(HARMONIC))
-    for n, row in enumerate(ANHARMONIC):
-        for m, a in enumerate(row, start=2):
-            u += a * density**n * t**m
-            slope -= n * a * density ** max(n - 1, 0) * t ** (m - 1) / (m - 1)
-    return u, density**2 * t * slope
+    hoef, tan = np.zeros((5, 5)), np.zeros((6, 5))
+    hoef[1:, 0] = np.array([69.833875, -132.86963, 97.438593, -25.848057]) / [1, 2, 3, 4]
+    anharmonic = [
+        [-8.2151768, 12.070686, -6.6594615, 1.3211582],
+        [13.404069, -20.632066, 11.564825, -2.3064801],
+        [-5.5481261, 8.8465978, -5.0258631, 1.0070066],
+    ]
+    hoef[:3, 1:] = -np.array(anharmonic) / [1, 2, 3, 4]
+    tan[1:, 0] = [107.235706, -124.131009, 77.69834533, -24.920071, 3.2250032]
+    tan[:5, 1:] = [
+        [36.33808682, -41.137808, 25.74698103, -7.807991646],
+        [-107.1699988, 128.050431, -82.46948719, 25.42569589],
+        [119.9321063, -149.8142253, 98.98941549, -30.98224644],
+        [-60.0831842, 77.97346577, -52.73174376, 16.73649778],
+        [11.33640974, -15.21781104, 10.51355501, -3.381006354],
+    ]
+    return {"van der Hoef": hoef, "Adidharma, Tan": tan}
+
+
+def solid(fit: np.ndarray, t: float, density: Any) -> tuple[Any, Any]:
+    """U*/N and p* by a published fit, of very many atoms."""
+    u, p = at_rest(density)
+    u = u + 1.5 * t - t**2 * polyval(density, polyval(t, polyder(fit, axis=1).T))
+    return u, p + density * t + density**2 * t * polyval(density, polyval(t, polyder(fit, axis=0).T))
+
+
+def finite(fit: np.ndarray, t: float, density: Any) -> tuple[Any, Any]:
+    """The same of ATOMS atoms, without their centre of mass: one atom's share of all motion."""
+    rest = at_rest(density)
+    return tuple(x - (x - y) / ATOMS for x, y in zip(solid(fit, t, density), rest, strict=True))
+
+
+def mean_density(fit: np.ndarray, t: float, target: float, shears: float = 0.0) -> float:
+    """Mean of N/V over exp(-(A + target V)/kT) dV, of ATOMS atoms whose centre of mass rests.
+
+    Five shears of a flexible cell add kT/2 times the logarithms of their moduli to A, and so a pressure of
+    `shears` rho kT/2N: the sum of the moduli's logarithmic derivatives by density.
+    """
+    v = np.linspace(0.93, 1.1, 4001)
+    excess = finite(fit, t, 1 / v)[1] + shears * t / v / (2 * ATOMS) - target
+    a = -np.concatenate([[0], np.cumsum((excess[1:] + excess[:-1]) / 2 * np.diff(v))])
+    weight = np.exp(-ATOMS * (a - a.min()) / t)
+    return float((weight / v).sum() / weight.sum())
+
+
+def beyond(batch: Batch, near: LennardJones, density: float, far: float = 9.0) -> tuple[float, float]:
+    """What lies beyond the cutoff of `near`, of which a lattice has not quite what a fluid has: U*/N and p*.
+
+    To `far` it is what these systems have, farther what a fluid has. It hardly depends on the motion.
+    """
+    found = []
+    for model in (dataclasses.replace(near, cutoff=far * SIGMA), near):
+        # A step of next to no time: for energies and stresses of one model and the other.
+        out = NVE(model=model, dt=1e-6).run(batch, 1).take()
+        virial = -np.trace(out.stress, axis1=1, axis2=2) / 3
+        found.append((out.energy.mean() / ATOMS / EPSILON, virial.mean() * SIGMA**3 / EPSILON))
+    u, p = (a - b + c for a, b, c in zip(*found, tails(density, far), strict=True))
+    return float(u), float(p)
+
+
+def controlled(x: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """x [frames, replicas] less what it shares with `known`, of which the true mean is zero."""
+    slope = (known * (x - x.mean())).mean() / (known * known).mean()
+    return x - slope * known
+
+
+def compared(label: str, name: str, found: tuple[float, float], theirs: list[float]) -> None:
+    """Prints ours and both equations', and the difference from their mean; half of theirs is an error."""
+    middle, half = np.mean(theirs), np.ptp(theirs) / 2
+    text = "".join(f"{x:16.4f}" for x in theirs)
+    sigmas = (found[0] - middle) / np.hypot(found[1], half)
+    print(f"{label:34}{name:>6}{found[0]:10.4f} +- {found[1]:.4f}{text}{sigmas:+9.1f}", flush=True)
 
 
 def crystals(steps: int, replicas: int) -> None:
     """Mean energy and pressure of fcc crystals by NVTLangevin, and mean density by NPT."""
-    cutoff = 4.5
-    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff * SIGMA)
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=4.5 * SIGMA)
     states = [state for state in SOLIDS for _ in range(replicas)]
     batch = Batch.from_ase(
-        [bulk("Ar", "fcc", a=(4 / density) ** (1 / 3) * SIGMA, cubic=True).repeat(5) for _, density in states]
+        [bulk("Ar", "fcc", a=(4 / state[1]) ** (1 / 3) * SIGMA, cubic=True).repeat(5) for state in states]
     )
-    kelvin = np.array([t for t, _ in states]) * EPSILON / KB
+    kelvin = np.array([state[0] for state in states]) * EPSILON / KB
+    sites = batch.positions
     batch = initialize_velocities(batch, 2 * kelvin, jax.random.key(11))
     settings: dict[str, Any] = {"model": model, "dt": DT, "temperature": kelvin}
-    settled = max(steps // 50, 1)
-    seen = ObservableHook({"e": lambda ctx: ctx.batch.energy, "p": pressure}, frequency=10, stress=True)
-    engine = NVTLangevin(**settings, friction=0.005, n_steps=steps, hooks=[seen])
-    out = engine.run(batch, key=jax.random.key(12))
-    wanted = np.repeat([solid(*state)[1] - tails(state[1], cutoff)[1] for state in SOLIDS], replicas)
-    settings |= {"pressure": wanted * EPSILON / SIGMA**3 / GPA, "barostat_time": 500.0, "n_steps": steps}
-    volumes = ObservableHook({"v": volume}, frequency=10)
-    start = initialize_velocities(out, kelvin, jax.random.key(13))
-    NPT(**settings, hooks=[volumes], cell="flexible").run(start)
-    for k, (t, density) in enumerate(SOLIDS):
-        mine = slice(k * replicas, (k + 1) * replicas)
-        more_u, more_p = tails(density, cutoff)
-        # In N atoms, of which one's worth of motion is the centre of mass's, motion adds less by 1/N.
-        at_rest = REST[0] * density**2 + REST[1] * density**4
-        p_rest = 2 * REST[0] * density**3 + 4 * REST[1] * density**5
-        u, p = (x - (x - rest) / ATOMS for x, rest in zip(solid(t, density), (at_rest, p_rest), strict=True))
-        label = f"NVT fcc T*={t} rho*={density}"
-        energies = seen.table["e"][settled:, mine].T / ATOMS / EPSILON + more_u
-        # A lattice and a uniform fluid differ beyond the cutoff by about this much, less what motion smears.
-        row(label, "U*", blocks(energies, 5), u, 0.001)
-        found = blocks(seen.table["p"][settled:, mine].T * GPA * SIGMA**3 / EPSILON + more_p, 5)
-        row(label, "p*", found, p + density * t / ATOMS, 0.002)
-        found = blocks(ATOMS * SIGMA**3 / volumes.table["v"][settled:, mine].T, 5)
-        row(f"NPT fcc T*={t} p*={solid(t, density)[1]:.3f}", "rho*", found, density, 0.0001)
+    langevin = NVTLangevin(**settings, friction=0.005)
+    seen = {
+        "e": lambda ctx: ctx.batch.energy,
+        "p": lambda ctx: -jnp.trace(ctx.batch.stress, axis1=1, axis2=2) / 3,
+        "w": lambda ctx: sum_by_system(
+            ctx.batch, jnp.sum(ctx.batch.forces * (ctx.batch.positions - sites), axis=1)
+        ),
+    }
+    hook = ObservableHook(seen, frequency=10, stress=True)
+    settled = max(steps // 10, 1)
+    batch = langevin.run(batch, settled, key=jax.random.key(12))
+    batch = dataclasses.replace(langevin, hooks=[hook]).run(batch, steps, key=jax.random.key(13))
+    fits = published()
+    own = [slice(k * replicas, (k + 1) * replicas) for k in range(len(SOLIDS))]
+    tail, targets = [], []
+    for mine, (t, density, _) in zip(own, SOLIDS, strict=True):
+        more = beyond(batch.take(np.arange(len(states))[mine]), model, density)
+        tail.append(more)
+        targets.append(solid(fits["van der Hoef"], t, density)[1])
+        label = f"NVT T*={t} rho*={density}"
+        e, p, w = (hook.table[name][:, mine].astype(float) for name in "epw")
+        # The mean of sum F (r - site) is -3 (N - 1) kT whatever the potential is, and most of the noise of
+        # energy and pressure is its.
+        w = w / EPSILON + 3 * (ATOMS - 1) * t
+        virial = 1 - w / (3 * (ATOMS - 1) * t)
+        print(f"{label:34}{'T*F':>6}{blocks((virial * t).T)[0]:10.4f} +- {blocks((virial * t).T)[1]:.4f}")
+        found = blocks((controlled(e / EPSILON, w) / ATOMS + more[0]).T)
+        theirs = [finite(fit, t, density) for fit in fits.values()]
+        compared(label, "U*", found, [x[0] for x in theirs])
+        found = blocks((controlled(p * SIGMA**3 / EPSILON, w) + density * t + more[1]).T)
+        # Here the centre of mass moves.
+        compared(label, "p*", found, [x[1] + density * t / ATOMS for x in theirs])
+    inside = np.repeat([p - more[1] for p, more in zip(targets, tail, strict=True)], replicas)
+    settings |= {"pressure": inside * EPSILON / SIGMA**3 / GPA, "barostat_time": 500.0}
+    for cell in ("isotropic", "flexible"):
+        volumes = ObservableHook({"v": volume}, frequency=10)
+        engine = NPT(**settings, cell=cell)
+        start = initialize_velocities(batch, kelvin, jax.random.key(14))
+        dataclasses.replace(engine, hooks=[volumes]).run(engine.run(start, settled), steps)
+        for mine, target, (t, _, shears) in zip(own, targets, SOLIDS, strict=True):
+            found = blocks(ATOMS * SIGMA**3 / volumes.table["v"][:, mine].T.astype(float), 4)
+            more = shears if cell == "flexible" else 0.0
+            theirs = [mean_density(fit, t, target, more) for fit in fits.values()]
+            compared(f"NPT {cell} T*={t} p*={target:.4f}", "rho*", found, theirs)
 
 
 class Switched(AbstractPair):
@@ -219,7 +304,8 @@ def main() -> None:
     parser.add_argument("--solid", action="store_true", help="fcc crystals instead of fluids")
     args = parser.parse_args()
     if args.solid:
-        print(f"{'':24}{'':6}{'ours':>20}{'van der Hoef':>20}{'sigmas':>9}")
+        print(f"{ATOMS} atoms, {args.steps} steps of {DT} fs, {args.replicas} replicas")
+        print(f"{'':34}{'':6}{'ours':>20}{'van der Hoef':>16}{'Adidharma, Tan':>16}{'sigmas':>9}")
         crystals(args.steps, args.replicas)
         return
     if args.drift:
