@@ -245,9 +245,9 @@ def best_share(refill: float, steps: np.ndarray, places: int) -> float:
 
     Two ways compete. If systems come and go at all times, places become idle one after another; with a
     part x idle at last, 1 - x/2 of them are busy on the average: a system costs steps / (1 - x/2) of a
-    place's time, and refill / x of refills. The sum is least at x = q / (1 + q/2) with q² = 2 refill / steps. But
-    systems that take nearly the same number of steps, and began together, end together: then nearly all are
-    worth waiting for. Which is cheaper is tried on systems drawn from those that were seen.
+    place's time, and refill / x of refills. The sum is least at x = q / (1 + q/2), q² = 2 refill / steps.
+    But systems that take nearly the same number of steps, and began together, end together: then nearly all
+    are worth waiting for. Which is cheaper is tried on systems drawn from those that were seen.
     """
     q = float(np.sqrt(2 * refill / max(steps.mean(), 1e-12)))
     steady = min(max(q / (1 + q / 2), LEAST), MOST)
