@@ -26,6 +26,7 @@ from alchemi_jax.levels import Data, Level, atom_rows, level_fields, per_atom, p
 from alchemi_jax.meta import Metadata as Metadata
 from alchemi_jax.meta import SystemMeta as SystemMeta
 from alchemi_jax.transforms import is_traced
+from alchemi_jax.viewer import still
 
 
 class Batch(eqx.Module):
@@ -398,6 +399,15 @@ class Batch(eqx.Module):
     def to_ase(self) -> list[Atoms]:
         """One ase.Atoms a system, in order, with results in a SinglePointCalculator."""
         return [d.to_ase() for d in self.to_data_list()]
+
+    def view(self, systems: Any = None, *, width: int = 640, height: int = 480) -> Any:
+        """Some systems (a mask or indices; the first nine by default) to turn with the mouse, in a notebook.
+
+        Raises:
+            ImportError: if py3Dmol is not installed.
+        """
+        chosen = np.arange(min(self.num_systems, 9)) if systems is None else np.atleast_1d(systems)
+        return still(self.take(chosen).to_ase(), width, height)
 
     def __len__(self) -> int:
         return self.num_systems

@@ -14,6 +14,7 @@ from ase import Atoms
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.sinks.stored import StoredSystems
+from alchemi_jax.viewer import moving
 
 
 class Trajectory:
@@ -193,6 +194,12 @@ class Trajectory:
 
     # -- showing ---------------------------------------------------------------------------------
 
+    def view(self, system_id: int | None = None, frames: slice = slice(None), **options: Any) -> Any:
+        """One system (the first by default) as it moves, in a notebook: see `SystemSeries.view`."""
+        return self.system(int(self.system_ids[0]) if system_id is None else system_id).view(
+            frames, **options
+        )
+
     def summary(self) -> list[tuple[str, str]]:
         """What there is, as names and texts: systems, frames, fields."""
         ids, sizes = self.system_ids, self._stored.sizes
@@ -323,6 +330,18 @@ class SystemSeries:
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:
         """One ase.Atoms a frame."""
         return self.to_batch(frames).to_ase()
+
+    def view(
+        self, frames: slice = slice(None), *, width: int = 640, height: int = 480, interval: int = 50
+    ) -> Any:
+        """The system as it moves through some frames, in a notebook: `interval` ms each, over and over.
+
+        All positions go into the notebook: of a long run take every tenth frame, `slice(None, None, 10)`.
+
+        Raises:
+            ImportError: if py3Dmol is not installed.
+        """
+        return moving(self.to_ase(frames), width, height, interval)
 
     def __repr__(self) -> str:
         atoms = self._stored.sizes[self.rows[0]]

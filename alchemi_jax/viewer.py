@@ -1,0 +1,67 @@
+"""What `view()` of batches and trajectories draws in a notebook, by 3Dmol.js."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+
+_STYLE = {"sphere": {"scale": 0.35, "colorscheme": "Jmol"}, "stick": {"radius": 0.1, "colorscheme": "Jmol"}}
+
+
+def still(structures: Sequence[Atoms], width: int, height: int) -> Any:
+    """A py3Dmol.view with a field for each structure, near a square of them; each turns by itself."""
+    columns = int(np.ceil(np.sqrt(len(structures))))
+    rows = -(-len(structures) // columns)
+    view = _py3dmol().view(width=width, height=height, viewergrid=(rows, columns), linked=False)
+    for k, atoms in enumerate(structures):
+        field = divmod(k, columns)
+        view.addModel(_xyz(atoms), "xyz", viewer=field)
+        _finish(view, atoms, viewer=field)
+    return view
+
+
+def moving(frames: Sequence[Atoms], width: int, height: int, interval: int) -> Any:
+    """A py3Dmol.view that plays the frames of one system over and over, `interval` ms each; the cell is
+    the first frame's."""
+    view = _py3dmol().view(width=width, height=height)
+    view.addModelsAsFrames("".join(_xyz(atoms) for atoms in frames), "xyz")
+    _finish(view, frames[0])
+    view.animate({"loop": "forward", "interval": interval})
+    return view
+
+
+def _finish(view: Any, atoms: Atoms, **where: Any) -> None:
+    view.setStyle(_STYLE, **where)
+    for a, b in _edges(atoms):
+        view.addLine({"start": _point(a), "end": _point(b), "color": "gray"}, **where)
+    view.zoomTo(**where)
+
+
+def _edges(atoms: Atoms) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The edges of the cell, none if there is no cell."""
+    if atoms.cell.rank != 3:
+        return []
+    cell = atoms.cell.array
+    corners = [np.array(c) for c in itertools.product((0, 1), repeat=3)]
+    return [(a @ cell, (a + e) @ cell) for a in corners for e in np.eye(3, dtype=int) if not a @ e]
+
+
+def _point(x: np.ndarray) -> dict[str, float]:
+    return dict(zip("xyz", map(float, x), strict=True))
+
+
+def _xyz(atoms: Atoms) -> str:
+    names = atoms.get_chemical_symbols()
+    lines = (f"{s} {x:.4f} {y:.4f} {z:.4f}\n" for s, (x, y, z) in zip(names, atoms.positions, strict=True))
+    return f"{len(atoms)}\n\n{''.join(lines)}"
+
+
+def _py3dmol() -> Any:
+    try:
+        import py3Dmol  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ImportError("view needs py3Dmol: pip install py3Dmol.") from None
+    return py3Dmol
