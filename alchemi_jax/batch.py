@@ -404,9 +404,12 @@ class Batch(eqx.Module):
         """Some systems (a mask or indices; the first nine by default) to turn with the mouse, in a notebook.
 
         Raises:
+            IndexError: if none is chosen, or there is no such system.
             ImportError: if py3Dmol is not installed.
         """
         chosen = np.arange(min(self.num_systems, 9)) if systems is None else np.atleast_1d(systems)
+        if not (chosen.any() if chosen.dtype == bool else chosen.size):
+            raise IndexError(f"the batch has {self.num_systems} systems, none of them in {systems}.")
         return still(self.take(chosen).to_ase(), width, height)
 
     def __len__(self) -> int:

@@ -324,12 +324,19 @@ class SystemSeries:
         return [*super().__dir__(), *self._stored.fields]
 
     def to_batch(self, frames: slice = slice(None)) -> Batch:
-        """A Batch whose systems are this one's frames."""
-        return self._stored.batch(self.rows[frames])
+        """A Batch whose systems are this one's frames.
+
+        Raises:
+            IndexError: if there are none.
+        """
+        rows = self.rows[frames]
+        if not len(rows):
+            raise IndexError(f"{self.name} has {self.n_frames} frames, none of them in {frames}.")
+        return self._stored.batch(rows)
 
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:
         """One ase.Atoms a frame."""
-        return self.to_batch(frames).to_ase()
+        return self.to_batch(frames).to_ase() if len(self.rows[frames]) else []
 
     def view(
         self, frames: slice = slice(None), *, width: int = 640, height: int = 480, interval: int = 50
@@ -339,9 +346,10 @@ class SystemSeries:
         All positions go into the notebook: of a long run take every tenth frame, `slice(None, None, 10)`.
 
         Raises:
+            IndexError: if there are no such frames.
             ImportError: if py3Dmol is not installed.
         """
-        return moving(self.to_ase(frames), width, height, interval)
+        return moving(self.to_batch(frames).to_ase(), width, height, interval)
 
     def __repr__(self) -> str:
         atoms = self._stored.sizes[self.rows[0]]

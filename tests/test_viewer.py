@@ -49,3 +49,18 @@ def test_a_trajectory_shows_a_system_as_it_moves(lj, tmp_path):
     np.testing.assert_allclose(found, path.reshape(-1, 3), atol=1e-4)
     assert '"interval": 80' in page
     assert len(traj.view().write_html()) > 500
+
+
+@pytest.mark.parametrize("none", [[], np.zeros(2, bool)])
+def test_no_systems_are_not_shown(none):
+    batch = Batch.from_ase([cluster(0, 4), cluster(1, 5)])
+    with pytest.raises(IndexError, match=r"^the batch has 2 systems, none of them in "):
+        batch.view(none)
+
+
+def test_no_frames_are_not_shown(lj, tmp_path):
+    look = SnapshotHook(ZarrData(tmp_path / "t.zarr"))
+    NVE(model=lj, dt=4.0, n_steps=2, hooks=[look]).run(Batch.from_ase(cluster(0, 4)))
+    with pytest.raises(IndexError, match=r"has 2 frames, none of them in slice\(9, None, None\)\.$"):
+        Trajectory(tmp_path / "t.zarr").view(frames=slice(9, None))
+    assert Trajectory(tmp_path / "t.zarr").system(0).to_ase(slice(9, None)) == []
