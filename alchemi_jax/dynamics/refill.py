@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -134,8 +135,9 @@ class _Refilled:
         self.engine, self.stream, self.sink = engine, stream, sink
         self.compiled = engine.on_device()
         self.traffic = Traffic()
-        #: Steps of the systems that left, in the order of refills.
-        self.left: list[np.ndarray] = []
+        self.steps_taken = 0.0
+        #: Steps of the systems that left last: so many that more would say little more.
+        self.recent: deque[int] = deque(maxlen=10 * stream.sampler.max_systems)
         self.begun = time.perf_counter()
         most = stream.sampler.max_systems
         first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
@@ -167,21 +169,22 @@ class _Refilled:
             few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
             driver.advance(_ALWAYS, few)
             driver.drain()
-            traffic.steps += driver.report.step - step
-            stepped = time.perf_counter()
+            walked, stepped = driver.report.step - step, time.perf_counter()
+            traffic.steps += walked
             stepping += stepped - begun
             going = self._turn_over()
             refilling = time.perf_counter() - stepped
             if not going:
                 break
-            if self.stream.sampler.refill_share is None and traffic.systems > 2 * judged and traffic.steps:
+            if self.stream.sampler.refill_share is None and walked and traffic.systems > 2 * judged:
                 judged = traffic.systems
-                refill = refilling / (stepping / traffic.steps)
-                share = best_share(refill, np.concatenate(self.left), driver.state.batch.system_capacity)
+                # Both of this turn: in earlier ones something was compiled.
+                refill = refilling / ((stepped - begun) / walked)
+                share = best_share(refill, np.array(self.recent), driver.state.batch.system_capacity)
         traffic.seconds = time.perf_counter() - self.begun
         traffic.host_seconds = traffic.seconds - stepping
         places = driver.state.batch.system_capacity * max(traffic.steps, 1)
-        traffic.occupancy = float(sum(steps.sum() for steps in self.left)) / places
+        traffic.occupancy = self.steps_taken / places
         return traffic
 
     def _turn_over(self) -> bool:
@@ -194,7 +197,9 @@ class _Refilled:
         left = np.zeros(batch.system_capacity, bool)
         left[:n] = host.status[:n] >= self.engine.exit_status
         self.traffic.systems += int(left.sum())
-        self.left.append(host.steps_taken[left])
+        steps = host.steps_taken[left]
+        self.steps_taken += float(steps.sum())
+        self.recent.extend(steps.tolist())
         with noted(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         stay = np.flatnonzero(~left[:n])
