@@ -344,7 +344,8 @@ class Batch(eqx.Module):
             rows, rows_of_atoms, index = slice(0, n), slice(0, n_atoms), range(n)
         else:
             systems = np.asarray(systems)
-            index = np.flatnonzero(systems) if systems.dtype == bool else systems
+            # An empty list is an array of floats.
+            index = np.flatnonzero(systems) if systems.dtype == bool or not systems.size else systems
             if len(index) and (index.max() >= n or index.min() < 0):
                 raise IndexError(f"system {index.max()} of a batch of {n}")
             rows = index
@@ -408,9 +409,10 @@ class Batch(eqx.Module):
             ImportError: if py3Dmol is not installed.
         """
         chosen = np.arange(min(self.num_systems, 9)) if systems is None else np.atleast_1d(systems)
-        if not (chosen.any() if chosen.dtype == bool else chosen.size):
+        shown = self.take(chosen).to_ase()
+        if not shown:
             raise IndexError(f"the batch has {self.num_systems} systems, none of them in {systems}.")
-        return still(self.take(chosen).to_ase(), width, height)
+        return still(shown, width, height)
 
     def __len__(self) -> int:
         return self.num_systems

@@ -324,19 +324,12 @@ class SystemSeries:
         return [*super().__dir__(), *self._stored.fields]
 
     def to_batch(self, frames: slice = slice(None)) -> Batch:
-        """A Batch whose systems are this one's frames.
-
-        Raises:
-            IndexError: if there are none.
-        """
-        rows = self.rows[frames]
-        if not len(rows):
-            raise IndexError(f"{self.name} has {self.n_frames} frames, none of them in {frames}.")
-        return self._stored.batch(rows)
+        """A Batch whose systems are this one's frames."""
+        return self._stored.batch(self.rows[frames])
 
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:
         """One ase.Atoms a frame."""
-        return self.to_batch(frames).to_ase() if len(self.rows[frames]) else []
+        return self.to_batch(frames).to_ase()
 
     def view(
         self, frames: slice = slice(None), *, width: int = 640, height: int = 480, interval: int = 50
@@ -349,7 +342,10 @@ class SystemSeries:
             IndexError: if there are no such frames.
             ImportError: if py3Dmol is not installed.
         """
-        return moving(self.to_batch(frames).to_ase(), width, height, interval)
+        shown = self.to_ase(frames)
+        if not shown:
+            raise IndexError(f"{self.name} has {self.n_frames} frames, none of them in {frames}.")
+        return moving(shown, width, height, interval)
 
     def __repr__(self) -> str:
         atoms = self._stored.sizes[self.rows[0]]

@@ -1,11 +1,13 @@
 """What `view()` of batches and trajectories draws in a notebook, by 3Dmol.js."""
 
+import io
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.io.xyz import write_xyz
 
 
 _STYLE = {"sphere": {"scale": 0.35, "colorscheme": "Jmol"}, "stick": {"radius": 0.1, "colorscheme": "Jmol"}}
@@ -18,7 +20,7 @@ def still(structures: Sequence[Atoms], width: int, height: int) -> Any:
     view = _py3dmol().view(width=width, height=height, viewergrid=(rows, columns), linked=False)
     for k, atoms in enumerate(structures):
         field = divmod(k, columns)
-        view.addModel(_xyz(atoms), "xyz", viewer=field)
+        view.addModel(_xyz([atoms]), "xyz", viewer=field)
         _finish(view, atoms, viewer=field)
     return view
 
@@ -27,7 +29,7 @@ def moving(frames: Sequence[Atoms], width: int, height: int, interval: int) -> A
     """A py3Dmol.view that plays the frames of one system over and over, `interval` ms each; the cell is
     the first frame's."""
     view = _py3dmol().view(width=width, height=height)
-    view.addModelsAsFrames("".join(_xyz(atoms) for atoms in frames), "xyz")
+    view.addModelsAsFrames(_xyz(frames), "xyz")
     _finish(view, frames[0])
     view.animate({"loop": "forward", "interval": interval})
     return view
@@ -53,10 +55,10 @@ def _point(x: np.ndarray) -> dict[str, float]:
     return dict(zip("xyz", map(float, x), strict=True))
 
 
-def _xyz(atoms: Atoms) -> str:
-    names = atoms.get_chemical_symbols()
-    lines = (f"{s} {x:.4f} {y:.4f} {z:.4f}\n" for s, (x, y, z) in zip(names, atoms.positions, strict=True))
-    return f"{len(atoms)}\n\n{''.join(lines)}"
+def _xyz(structures: Sequence[Atoms]) -> str:
+    text = io.StringIO()
+    write_xyz(text, structures, fmt="%.4f")
+    return text.getvalue()
 
 
 def _py3dmol() -> Any:

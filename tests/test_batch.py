@@ -78,6 +78,7 @@ def test_select_follows_levels_not_shapes():
 def test_take_and_concatenate_are_inverse():
     structures = list(zoo().values())
     batch = Batch.from_ase(structures)
+    assert batch.take([]).num_systems == 0
     parts = [batch.take([0, 3]), batch.take(np.arange(8) == 5), batch.take([7])]
     joined = Batch.concatenate(parts)
     for a, i in zip(joined.to_ase(), (0, 3, 5, 7), strict=True):
