@@ -238,8 +238,8 @@ def crystals(steps: int, replicas: int) -> None:
         # The mean of sum F (r - site) is -3 (N - 1) kT whatever the potential is, and most of the noise of
         # energy and pressure is its.
         w = w / EPSILON + 3 * (ATOMS - 1) * t
-        virial = 1 - w / (3 * (ATOMS - 1) * t)
-        print(f"{label:34}{'T*F':>6}{blocks((virial * t).T)[0]:10.4f} +- {blocks((virial * t).T)[1]:.4f}")
+        mean, error = blocks((t - w / (3 * (ATOMS - 1))).T)
+        print(f"{label:34}{'T*F':>6}{mean:10.4f} +- {error:.4f}")
         found = blocks((controlled(e / EPSILON, w) / ATOMS + more[0]).T)
         theirs = [finite(fit, t, density) for fit in fits.values()]
         compared(label, "U*", found, [x[0] for x in theirs])
