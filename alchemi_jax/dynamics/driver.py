@@ -27,6 +27,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import records
 from alchemi_jax.dynamics.admission import admitted
+from alchemi_jax.dynamics.apart import Apart
 from alchemi_jax.dynamics.callbacks import guarded, on_the_host, refuse_where_undeliverable
 from alchemi_jax.dynamics.groups import in_order
 from alchemi_jax.dynamics.prepare import larger_list, verdict, warn_failed
@@ -124,25 +125,32 @@ def _report(engine: "AbstractDynamics", state: DynamicsState) -> Array:
 
 #: 7 to 30 % faster pair loops on a CPU with AVX-512; other backends do not look at it.
 _WIDE = {"xla_cpu_prefer_vector_width": 512}
+_compiled = functools.partial(jax.jit, compiler_options=_WIDE)
 #: equinox passes the options on, its types do not say so.
 _filter_jit: Any = eqx.filter_jit
-_compiled = functools.partial(_filter_jit, compiler_options=_WIDE)
 
 
 @_compiled
 def _segment(
+    engine: "Apart[AbstractDynamics]", state: DynamicsState, stop: Any, wait: Any, few: Any
+) -> tuple[DynamicsState, Array]:
+    return walked(engine.whole(), state, stop, wait, few)
+
+
+def walked(
     engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
 ) -> tuple[DynamicsState, Array]:
+    """Steps until `stop` or what else `going` looks at, and the report."""
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
     state = jax.lax.while_loop(lambda s: going(engine, s, stop, wait, few), lambda s: engine.step(s), state)
     return state, _report(engine, state)
 
 
-_report_of = eqx.filter_jit(_report)
+_report_of = jax.jit(lambda engine, state: _report(engine.whole(), state))
 _admitted = eqx.filter_jit(admitted)
 
 
-@_compiled
+@functools.partial(_filter_jit, compiler_options=_WIDE)
 def _part(engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int) -> tuple[Flow, Array]:
     """Pieces first .. last-1 of a step."""
     flow = engine._begin(admitted(engine, at)) if isinstance(at, DynamicsState) else at
@@ -165,6 +173,7 @@ class _Run:
     def __init__(self, engine: "AbstractDynamics", state: DynamicsState):
         self.engine = engine
         self.compiled = engine.on_device()
+        self.apart = Apart(self.compiled)
         self.groups = engine.groups
         self.meta: Metadata | None = state.batch.meta
         self.put(state.replace(batch=state.batch.replace(meta=None)))
@@ -191,7 +200,7 @@ class _Run:
     def put(self, state: DynamicsState, report: _Report | None = None) -> None:
         """Goes on from another state."""
         self.state = state
-        self.report = _Report(_report_of(self.compiled, state)) if report is None else report
+        self.report = _Report(_report_of(self.apart, state)) if report is None else report
 
     def advance(self, stop: int, few: int = 0) -> None:
         """Steps until `stop` completed ones, or until all systems but `few` are finished."""
@@ -219,7 +228,7 @@ class _Run:
         begun = time.perf_counter()
         wait = np.bool_(self.waiting)
         while True:
-            state, numbers = _segment(self.compiled, self.state, np.int32(stop), wait, self.few)
+            state, numbers = _segment(self.apart, self.state, np.int32(stop), wait, self.few)
             report = _Report(numbers)
             if not report.overflow:
                 break

@@ -122,7 +122,7 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
 def _of_state(engine: "AbstractDynamics", state: DynamicsState) -> Memory:
     stop, wait, few = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_, np.int32))
     arguments = (engine.on_device(), state, stop, wait, few)
-    found = _analysed(driver._segment.__wrapped__, *arguments)
+    found = _analysed(driver.walked, *arguments)
     return Memory(
         state=int(found.argument_size_in_bytes),
         result=int(found.output_size_in_bytes - found.alias_size_in_bytes),

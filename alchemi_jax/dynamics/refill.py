@@ -23,6 +23,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import prepare
 from alchemi_jax.dynamics.admission import evaluated, fresh_rows
+from alchemi_jax.dynamics.apart import Apart
 from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _Report, _report, _Run, with_budget
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
@@ -133,7 +134,6 @@ class _Refilled:
 
     def __init__(self, engine: AbstractDynamics, stream: Stream, sink: Sink, key: Array | None):
         self.engine, self.stream, self.sink = engine, stream, sink
-        self.compiled = engine.on_device()
         self.traffic = Traffic()
         self.steps_taken = 0.0
         #: Steps of the systems that left last: so many that more would say little more.
@@ -225,7 +225,7 @@ class _Refilled:
             meta += host.meta
         held = state.neighbors
         while True:
-            after, numbers = _refilled(self.compiled, swapped(state, records=()), incoming, move, held)
+            after, numbers = _refilled(driver.apart, swapped(state, records=()), incoming, move, held)
             report = _Report(numbers)
             if held is None or not report.overflow:
                 break
@@ -341,13 +341,14 @@ def _laid_out(old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, larg
 
 @_compiled
 def _refilled(
-    engine: AbstractDynamics,
+    apart: Apart[AbstractDynamics],
     state: DynamicsState,
     incoming: Batch,
     move: Move,
     lists: nl.NeighborList | None,
 ) -> tuple[DynamicsState, Array]:
     """The state with rows moved and others begun, and its report."""
+    engine = apart.whole()
     kept = move.kept
     atoms = to_atoms(incoming, kept) & incoming.atom_mask
     layout = {name: getattr(incoming, name) for name in ("batch_idx", "first_atom", "atoms_per_system")}
