@@ -1,6 +1,6 @@
 """An engine taken apart, once, into arrays and the rest, for many calls of compiled code.
 
-`eqx.filter_jit` does this at every call, and compares what is static with what was compiled: half a millisecond
+`eqx.filter_jit` does this at every call, and compares what is static with what was compiled: half a ms
 for an engine with a few hooks, as long as two steps of a small batch. Here the rest is one object,
 the same for equal engines, which is compared by being the same.
 """

@@ -174,6 +174,7 @@ class AbstractDynamics(Described):
         key: Array | None = None,
         sampler: "Sampler | None" = None,
         sink: Sink | None = None,
+        shrink: bool = False,
     ) -> Any:
         """Runs until every system is finished or its budget of steps is used up.
 
@@ -183,6 +184,7 @@ class AbstractDynamics(Described):
             sampler: in place of a batch: systems enter as others are finished, so that the batch stays full.
                 No step of a system depends on who else is there; shapes, hence compiled code, stay the same.
             sink: where finished systems of a sampler go; by default they are kept in memory.
+            shrink: as for `advance`; for a sampler say it there.
 
         Returns:
             The batch: systems in the same order, with `status`, `converged`, `steps_taken` and
@@ -191,21 +193,33 @@ class AbstractDynamics(Described):
             With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
             them in the order in which they finished (`system_id` says which is which).
         """
-        if sampler is not None and batch is None:
+        if sampler is not None and batch is None and not shrink:
             from alchemi_jax.dynamics import refill
 
             return refill.run(self, sampler, sink, n_steps, key)
         if batch is None or sampler is not None or sink is not None:
-            raise TypeError(f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink.")
-        return driver.run(self, batch, n_steps, key)
+            raise TypeError(
+                f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
+                "batch, a Sampler has its own."
+            )
+        return driver.run(self, batch, n_steps, key, shrink)
 
-    def advance(self, state: DynamicsState, n_steps: int) -> DynamicsState:
+    def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
+
+        Args:
+            shrink: when half of the systems are finished, go on with a batch half as large that holds the
+                others, and so on; all are in their rows again at the end. Each size is compiled once in
+                a process (seconds), so it pays where some systems need many more steps than most and
+                a step is dear. Paths agree to rounding. Hooks must follow systems by their `system_id`.
+
+        Raises:
+            ValueError: with `shrink`, naming a hook or parameter that relies on rows.
 
         Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
         the exception, `driver.Interrupted`, a KeyboardInterrupt.
         """
-        return driver.advance(self, state, n_steps)
+        return driver.advance(self, state, n_steps, shrink)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.

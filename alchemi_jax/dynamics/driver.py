@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -160,6 +161,31 @@ def _part(engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last
     return flow, _report(engine, flow.state)
 
 
+def lists_grown(
+    moving: Callable[..., tuple[DynamicsState, Array]],
+    apart: "Apart[AbstractDynamics]",
+    state: DynamicsState,
+    incoming: Batch,
+    move: Any,
+    sizes: nl.ListSizes | None = None,
+) -> tuple[DynamicsState, _Report]:
+    """A state with rows moved by compiled code, and its report; again, with larger lists, if one overflowed.
+
+    Args:
+        moving: a compiled function of the arguments that follow.
+        sizes: of the new neighbor list; by default those that the state's has.
+    """
+    held = state.neighbors
+    sizes = held.sizes if sizes is None and held is not None else sizes
+    while True:
+        after, numbers = moving(apart, state.replace(records=()), incoming, move, list_sizes=sizes)
+        report = _Report(numbers)
+        if sizes is None or not report.overflow:
+            return after, report
+        assert after.neighbors is not None
+        sizes = nl.grow(sizes, np.asarray(after.neighbors.needs))
+
+
 def _stage_of_last_step(engine: "AbstractDynamics", state: DynamicsState) -> Array:
     """The stage that each system which the last step moved was in when that step began."""
     batch = state.batch
@@ -303,6 +329,9 @@ class _Run:
                 with noted(held.hook, f"writing rows up to step {self.report.step}"):
                     held.hook.write(rows)
 
+    def restore(self) -> None:
+        """All systems are where they were."""
+
     # -- calling host hooks ----------------------------------------------------------------------
 
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
@@ -351,17 +380,25 @@ def _in_notebook() -> bool:
     return hasattr(builtins, "__IPYTHON__")
 
 
-def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> DynamicsState:
+def advance(
+    engine: "AbstractDynamics", state: DynamicsState, n_steps: int, shrink: bool = False
+) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     run = _Run(engine, state)
+    walk: Any = run
+    if shrink:
+        from alchemi_jax.dynamics.shrink import Shrinking
+
+        walk = Shrinking(run)
     with engine:
         try:
-            run.advance(min(run.report.step + int(n_steps), _ALWAYS))
+            walk.advance(min(run.report.step + int(n_steps), _ALWAYS))
         except BaseException as e:
             try:
                 run.drain()
             except Exception as second:
                 e.add_note(f"while the rows recorded so far were written: {second}")
+            walk.restore()
             if not isinstance(e, KeyboardInterrupt):
                 raise
             text = f"{name_of(engine)} was interrupted after step {run.report.step}"
@@ -374,6 +411,7 @@ def advance(engine: "AbstractDynamics", state: DynamicsState, n_steps: int) -> D
                 stopped.add_note(note)
             raise stopped from e
         run.drain()
+        walk.restore()
     return run._with_meta()
 
 
@@ -392,12 +430,14 @@ def with_budget(engine: "AbstractDynamics", n_steps: int | None) -> "AbstractDyn
     return engine
 
 
-def run(engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None) -> Batch:
+def run(
+    engine: "AbstractDynamics", batch: Batch, n_steps: int | None, key: Array | None, shrink: bool
+) -> Batch:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     most = engine.max_steps
     assert most is not None
     with engine:
         state = engine.init(batch, key=key)
-        state = engine.advance(state, int(most))
+        state = engine.advance(state, int(most), shrink=shrink)
         return verdict(engine, state)

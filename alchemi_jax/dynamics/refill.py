@@ -9,28 +9,35 @@ evaluation. The others are moved as they are, their neighbor lists with them: no
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
-from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.admission import evaluated, fresh_rows
+from alchemi_jax.dynamics import prepare, shrink
+from alchemi_jax.dynamics.admission import evaluated
 from alchemi_jax.dynamics.apart import Apart
-from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _Report, _report, _Run, with_budget
+from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, lists_grown, with_budget
+from alchemi_jax.dynamics.moves import (
+    Move,
+    capacities,
+    check_moving,
+    laid_out,
+    move_of,
+    moved_integrator,
+    moved_state,
+)
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of, noted
-from alchemi_jax.levels import atom_rows, level_fields, select, swapped
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.hooks.registry import noted
+from alchemi_jax.levels import level_fields
 
 
 if TYPE_CHECKING:
@@ -40,11 +47,6 @@ if TYPE_CHECKING:
 FIRST_SHARE = 0.4
 #: Bounds of that part later on, and what it is where systems end together.
 LEAST, MOST, WAVE = 0.05, 0.7, 0.9
-#: What a system brings; all else is begun afresh, or said by its place.
-_BROUGHT = (
-    *("positions", "numbers", "masses", "velocities", "fixed"),
-    *("cell", "pbc", "charge", "spin", "system_id", "atom_extras", "system_extras"),
-)
 
 
 @dataclasses.dataclass
@@ -65,21 +67,12 @@ class Traffic:
     host_seconds: float = 0.0
 
 
-class Move(eqx.Module):
-    """Where the rows of the new batch come from: `kept` [systems] ones from these rows of the old one,
-    `systems` [systems] and `atoms` [atoms]. Arrays of numpy or tracers."""
-
-    kept: Any
-    systems: Any
-    atoms: Any
-
-
 def run(
     engine: AbstractDynamics, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: Array | None
 ) -> Any:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
-    _check(engine)
+    check_moving(engine, "with a sampler systems come and go")
     own = HostMemory()
     out = own if sink is None else sink
     stream = Stream(sampler, engine.model, lambda batch: prepare.check(engine, batch))
@@ -111,24 +104,6 @@ def _opened(sink: Sink) -> None:
         raise
 
 
-def _check(engine: AbstractDynamics) -> None:
-    for part in engine.parts:
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            if isinstance(value, jax.Array) and value.ndim:
-                raise ValueError(
-                    f"{name_of(part)}.{f.name} has one value per system, but with a sampler systems come "
-                    "and go: give one number, or set what differs by a hook."
-                )
-    for group in engine.groups:
-        for hook in group.hooks:
-            if getattr(hook, "needs_fixed_systems", False):
-                raise ValueError(
-                    f"{name_of(hook)} relates systems of a batch to one another, but with a sampler they "
-                    "come and go: run it on a batch."
-                )
-
-
 class _Refilled:
     """A refilled run: the driver's, and what it needs to know of the batch to refill it."""
 
@@ -155,6 +130,8 @@ class _Refilled:
         if needs is not None and len(needs.images) < places:
             needs = None
         self.sizes = np.asarray(host.atoms_per_system)
+        if stream.sampler.shrink:
+            shrink.check(engine, batch)
         state = prepare.init(engine, batch, key, None, waiting=needs)
         self.driver = _Run(engine, state)
 
@@ -163,12 +140,21 @@ class _Refilled:
         if driver is None:
             return traffic
         share = self.stream.sampler.refill_share or FIRST_SHARE
-        stepping, judged = 0.0, 0
+        stepping, judged, places = 0.0, 0, 0
         while True:
             resident, step, begun = len(self.sizes), driver.report.step, time.perf_counter()
-            few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
-            driver.advance(_ALWAYS, few)
-            driver.drain()
+            if self.stream.sampler.shrink and not self.stream.more:
+                # Nobody is left to take the room of who is finished.
+                last = shrink.Shrinking(driver)
+                last.advance(_ALWAYS)
+                driver.drain()
+                last.restore()
+                places += last.places
+            else:
+                few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
+                driver.advance(_ALWAYS, few)
+                driver.drain()
+                places += driver.state.batch.system_capacity * (driver.report.step - step)
             walked, stepped = driver.report.step - step, time.perf_counter()
             traffic.steps += walked
             stepping += stepped - begun
@@ -183,8 +169,7 @@ class _Refilled:
                 share = best_share(refill, np.array(self.recent), driver.state.batch.system_capacity)
         traffic.seconds = time.perf_counter() - self.begun
         traffic.host_seconds = traffic.seconds - stepping
-        places = driver.state.batch.system_capacity * max(traffic.steps, 1)
-        traffic.occupancy = self.steps_taken / places
+        traffic.occupancy = self.steps_taken / max(places, 1)
         return traffic
 
     def _turn_over(self) -> bool:
@@ -218,20 +203,15 @@ class _Refilled:
         assert driver is not None
         state = driver.state
         host, pairs = entering if entering is not None else (None, np.zeros(0, int))
-        move, sizes = _move(state.batch, self.sizes, stay, host)
-        incoming = _laid_out(state.batch, sizes, len(stay), host, self.stream.largest)
+        room, sizes = capacities(state.batch), self.sizes[stay]
+        if host is not None:
+            sizes = np.concatenate([sizes, np.asarray(host.atoms_per_system)])
+        move = move_of(self.sizes, stay, room)
+        incoming = laid_out(state.batch, sizes, len(stay), host, room, self.stream.largest)
         meta = [driver.meta[i] for i in stay.tolist()] if driver.meta is not None else []
         if host is not None and host.meta is not None:
             meta += host.meta
-        held = state.neighbors
-        while True:
-            after, numbers = _refilled(driver.apart, swapped(state, records=()), incoming, move, held)
-            report = _Report(numbers)
-            if held is None or not report.overflow:
-                break
-            # Only the sizes differ: the list is made anew from its references.
-            assert after.neighbors is not None
-            held = _resized(state, held, nl.grow(held.sizes, np.asarray(after.neighbors.needs)))
+        after, report = lists_grown(_refilled, driver.apart, state, incoming, move)
         driver.meta = Metadata(meta)
         driver.put(after.replace(records=state.records), report)
         self.sizes, self.pairs = sizes, np.concatenate([self.pairs[stay], pairs])
@@ -275,145 +255,17 @@ def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
         taken, refills = taken + len(idle), refills + 1
 
 
-def _resized(state: DynamicsState, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.NeighborList:
-    larger = nl.empty_list(state.batch, held.cutoff, held.skin, sizes)
-    return dataclasses.replace(larger, **{name: getattr(held, name) for name in _REFERENCES})
-
-
-_REFERENCES = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
-
-
-def _move(old: Batch, sizes: np.ndarray, stay: np.ndarray, host: Batch | None) -> tuple[Move, np.ndarray]:
-    """Rows that stay come first, in their order; also the sizes of all systems."""
-    first, kept = np.cumsum(sizes) - sizes, sizes[stay]
-    rows = atom_rows(first[stay], kept)
-    systems = np.zeros(old.system_capacity, np.int32)
-    systems[: len(stay)] = stay
-    atoms = np.zeros(old.atom_capacity, np.int32)
-    atoms[: len(rows)] = rows
-    mask = np.arange(old.system_capacity) < len(stay)
-    new = kept if host is None else np.concatenate([kept, np.asarray(host.atoms_per_system)])
-    return Move(mask, systems, atoms), new
-
-
-def _laid_out(old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, largest: int) -> Batch:
-    """The systems that enter at their places of the new batch; elsewhere what stands in padding.
-
-    Arrays of numpy: compiled code takes them as they are.
-    """
-    n_systems, total = len(sizes), int(sizes.sum())
-    length = {"atom": old.atom_capacity, "system": old.system_capacity}
-    begin = {"atom": int(sizes[:kept].sum()), "system": kept}
-    empty: dict[tuple, np.ndarray] = {}
-
-    def placed(level: str, fill: Any, values: Any, like: Any) -> np.ndarray:
-        if values is None:
-            # One array for all that are alike.
-            key = (level, fill, like.shape, like.dtype)
-            if key not in empty:
-                empty[key] = np.full(like.shape, fill, like.dtype)
-            return empty[key]
-        out = np.full((length[level], *like.shape[1:]), fill, like.dtype)
-        out[begin[level] : begin[level] + len(values)] = values
-        return out
-
-    fields: dict[str, Any] = {}
-    for f in dataclasses.fields(old):
-        level = f.metadata.get("level")
-        if level is None:
-            continue
-        like, fill = getattr(old, f.name), f.metadata["fill"]
-        given = getattr(host, f.name) if host is not None and f.name in _BROUGHT else None
-        if isinstance(like, dict):
-            rows = {k: placed(level, fill, None if given is None else given[k], v) for k, v in like.items()}
-            fields[f.name] = rows
-        else:
-            fields[f.name] = placed(level, fill, given, like)
-    owner = np.full(old.atom_capacity, old.system_capacity, np.int32)
-    owner[:total] = np.repeat(np.arange(n_systems, dtype=np.int32), sizes)
-    starts = np.full(old.system_capacity, total, np.int32)
-    starts[:n_systems] = np.cumsum(sizes) - sizes
-    counts = np.zeros(old.system_capacity, np.int32)
-    counts[:n_systems] = sizes
-    fields |= {"batch_idx": owner, "first_atom": starts, "atoms_per_system": counts}
-    return swapped(old, **fields, meta=None, largest=max(old.largest, largest))
-
-
-@_compiled
+@functools.partial(_compiled, static_argnames="list_sizes")
 def _refilled(
     apart: Apart[AbstractDynamics],
     state: DynamicsState,
     incoming: Batch,
     move: Move,
-    lists: nl.NeighborList | None,
+    list_sizes: nl.ListSizes | None,
 ) -> tuple[DynamicsState, Array]:
     """The state with rows moved and others begun, and its report."""
     engine = apart.whole()
-    kept = move.kept
-    atoms = to_atoms(incoming, kept) & incoming.atom_mask
-    layout = {name: getattr(incoming, name) for name in ("batch_idx", "first_atom", "atoms_per_system")}
-    moved = _rows(dataclasses.replace(state.batch, largest=incoming.largest), move)
-    batch = select(atoms, kept, moved, prepare.begun(incoming))
-    batch = batch.replace(**layout)
-    arriving = ~kept & batch.system_mask
-
-    def by_system(values: Array, fresh: Any) -> Array:
-        return jnp.where(kept, values[move.systems], fresh)
-
-    memory: list[Any] = list(state.memory)
-    for group in engine.groups:
-        for i, new in enumerate(group.hooks.init(batch), group.memory):
-            memory[i] = fresh_rows(batch, ~kept, new, _moved_memory(state.batch, move, memory[i]))
-    neighbors = None
-    if lists is not None:
-        references = dataclasses.replace(
-            lists,
-            ref_positions=lists.ref_positions[move.atoms],
-            ref_cell=lists.ref_cell[move.systems],
-            ref_pbc=lists.ref_pbc[move.systems],
-            ref_id=by_system(lists.ref_id, -2),
-        )
-        neighbors = nl.resized(batch, references, lists.sizes)
-    state = state.replace(
-        batch=batch,
-        neighbors=neighbors,
-        memory=tuple(memory),
-        newly_converged=jnp.zeros_like(kept),
-        moved=by_system(state.moved, False),
-        failed_at=by_system(state.failed_at, -1),
-        came_from=by_system(state.came_from, -1),
-    )
-    state = evaluated(engine, state, arriving)
-    fresh = engine.init_state(state.batch)
-    integrator = select(atoms, kept, _rows(state.integrator, move), fresh)
-    state = state.replace(integrator=integrator)
-    return state, _report(engine, state)
-
-
-def _rows(module: Any, move: Move) -> Any:
-    """A Module whose fields declare levels, None or a tuple of these, with its rows moved."""
-    if module is None:
-        return None
-    if isinstance(module, tuple):
-        return tuple(_rows(part, move) for part in module)
-    index = {"atom": move.atoms, "system": move.systems}
-    changed = {
-        name: jax.tree.map(lambda x, level=level: x[index[level]], getattr(module, name))
-        for name, level in level_fields(module)
-        if level != "shared"
-    }
-    return dataclasses.replace(module, **changed)
-
-
-def _moved_memory(batch: Batch, move: Move, memory: Any) -> Any:
-    """A hook's memory with its rows moved: by declared levels, else by the length of leading axes."""
-    if isinstance(memory, eqx.Module) and any(level != "shared" for _, level in level_fields(memory)):
-        return _rows(memory, move)
-
-    def row(x: Array) -> Array:
-        for length, index in ((batch.system_capacity, move.systems), (batch.atom_capacity, move.atoms)):
-            if jnp.ndim(x) and jnp.shape(x)[0] == length:
-                return x[index]
-        return x
-
-    return jax.tree.map(row, memory)
+    after = moved_state(engine, state, incoming, move, list_sizes)
+    after = evaluated(engine, after, ~move.kept & after.batch.system_mask)
+    after = moved_integrator(engine, state, after, incoming, move)
+    return after, _report(engine, after)

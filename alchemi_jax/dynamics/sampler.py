@@ -54,6 +54,8 @@ class Sampler:
         dtype: of the floats, as for `Batch.from_ase`.
         refill_share: so much of the systems in flight is finished before others enter; by default what costs
             least, from the times that steps and refills take. What is computed does not depend on it.
+        shrink: when nobody waits any more and half of the systems are finished, go on with a batch half as
+            large, and so on, as `engine.run(batch, shrink=True)` does.
         skip: system_ids that are passed over, of systems that an earlier run has finished.
         prepare: what is made of each window of systems when it was read, a Batch, such as
             `lambda batch: initialize_velocities(batch, 300.0)`.
@@ -82,6 +84,7 @@ class Sampler:
         window: int = 1024,
         dtype: Any = None,
         refill_share: float | None = None,
+        shrink: bool = False,
         skip: Collection[int] = (),
         prepare: Callable[[Batch], Batch] | None = None,
     ):
@@ -103,7 +106,7 @@ class Sampler:
             )
         if refill_share is not None and not 0 < refill_share <= 1:
             raise ValueError(f"refill_share must be in (0, 1], not {refill_share}.")
-        self.refill_share = refill_share
+        self.refill_share, self.shrink = refill_share, shrink
         self.skip, self.prepare = frozenset(skip), prepare
         self.source, self.policy, self.unfit, self.dtype = source, policy, unfit, dtype
         self.skipped: list[tuple[int, str, str]] = []

@@ -81,6 +81,9 @@ class LoggingHook(RecordingHook):
         """Names of the columns, in order."""
         return [*COLUMNS, *self.custom_scalars]
 
+    #: Its lines name systems.
+    follows_systems = True
+
     def trace_key(self) -> Any:
         return tuple(self.custom_scalars.items())
 

@@ -47,6 +47,8 @@ class ConvergedSnapshotHook(SnapshotHook):
         frequency: look only in every so-many-th step; what converges in others is not written.
     """
 
+    follows_systems = True
+
     def __init__(self, sink: Sink, frequency: int = 1):
         super().__init__(sink, frequency)
         self.stage = DynamicsStage.ON_CONVERGE
