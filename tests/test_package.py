@@ -31,7 +31,7 @@ LAYERS = [
     ["parameters", "capacity"],
     ["levels"],
     ["atoms"],
-    ["batch"],
+    ["batch", "packing"],
     ["segments"],
     ["observables", "hooks", "neighbors", "dynamics.sinks", "analysis"],
     ["trajectory"],
