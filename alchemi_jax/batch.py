@@ -25,6 +25,7 @@ from alchemi_jax.html import of_batch
 from alchemi_jax.levels import Data, Level, atom_rows, level_fields, per_atom, per_system, select, swapped
 from alchemi_jax.meta import Metadata as Metadata
 from alchemi_jax.meta import SystemMeta as SystemMeta
+from alchemi_jax.packing import packed, unpacked
 from alchemi_jax.transforms import is_traced
 from alchemi_jax.viewer import still
 
@@ -126,51 +127,8 @@ class Batch(eqx.Module):
         data = list(data)
         if not data:
             raise ValueError("A batch needs at least one system, the list is empty.")
-        dtype = float_dtype(dtype)
-        counts = np.array([len(d) for d in data], np.int32)
-        n = len(data)
-
-        def joined(name: str, kind: Any = dtype) -> np.ndarray:
-            return np.concatenate([getattr(d, name) for d in data]).astype(kind)
-
-        def stacked(name: str, kind: Any = dtype) -> np.ndarray:
-            return np.array([getattr(d, name) for d in data]).astype(kind)
-
-        atom_extras = {
-            k: np.concatenate([np.asarray(d.atom_extras[k]) for d in data]).astype(t)
-            for k, t in _common_extras([d.atom_extras for d in data], 1, dtype, extras).items()
-        }
-        system_extras = {
-            k: np.array([d.system_extras[k] for d in data]).astype(t)
-            for k, t in _common_extras([d.system_extras for d in data], 0, dtype, extras).items()
-        }
-        meta = []
-        for d in data:
-            rest = {k: v for k, v in d.system_extras.items() if k not in system_extras}
-            info = {**d.info, **rest}
-            rest = {k: v for k, v in d.atom_extras.items() if k not in atom_extras}
-            if rest:
-                info["_arrays"] = {**info.get("_arrays", {}), **rest}
-            meta.append(SystemMeta(d.name, info, d.constraints))
-        fields: dict[str, Any] = {
-            **{k: joined(k) for k in ("positions", "masses", "velocities", "forces")},
-            **{k: stacked(k) for k in ("cell", "energy", "stress", "charge", "spin")},
-            "numbers": joined("numbers", np.int32),
-            "fixed": joined("fixed", bool),
-            "pbc": stacked("pbc", bool),
-            "atoms_per_system": counts,
-            "system_id": np.arange(n, dtype=np.int32),
-            "status": np.zeros(n, np.int32),
-            "converged": np.zeros(n, bool),
-            "failed": np.zeros(n, bool),
-            "steps_taken": np.zeros(n, np.int32),
-            "stage_steps": np.zeros(n, np.int32),
-            "target_temperature": np.full(n, np.nan, dtype),
-            "target_pressure": np.full(n, np.nan, dtype),
-            "atom_extras": atom_extras,
-            "system_extras": system_extras,
-        }
-        return cls.from_fields(fields, Metadata(meta), atom_capacity, system_capacity)
+        fields, meta = packed(data, float_dtype(dtype), extras)
+        return cls.from_fields(fields, meta, atom_capacity, system_capacity)
 
     @classmethod
     def from_fields(
@@ -346,8 +304,8 @@ class Batch(eqx.Module):
             systems = np.asarray(systems)
             # An empty list is an array of floats.
             index = np.flatnonzero(systems) if systems.dtype == bool or not systems.size else systems
-            if len(index) and (index.max() >= n or index.min() < 0):
-                raise IndexError(f"system {index.max()} of a batch of {n}")
+            if (odd := index[(index < 0) | (index >= n)]).size:
+                raise IndexError(f"the batch has {n} systems, there is no system {odd[0]}.")
             rows = index
             rows_of_atoms = atom_rows(np.asarray(host.first_atom)[index], np.asarray(counts)[index])
         cut = {"atom": rows_of_atoms, "system": rows}
@@ -369,33 +327,7 @@ class Batch(eqx.Module):
 
     def to_data_list(self) -> list[AtomicData]:
         """One AtomicData a system, in order."""
-        host = self.take()
-        out = []
-        for i, n in enumerate(host.atoms_per_system):
-            atoms = slice(host.first_atom[i], host.first_atom[i] + n)
-            meta = host.meta[i] if host.meta is not None else SystemMeta(f"system {i}")
-            out.append(
-                AtomicData(
-                    positions=host.positions[atoms],
-                    numbers=host.numbers[atoms],
-                    cell=host.cell[i],
-                    pbc=host.pbc[i],
-                    masses=host.masses[atoms],
-                    velocities=host.velocities[atoms],
-                    fixed=host.fixed[atoms],
-                    charge=float(host.charge[i]),
-                    spin=float(host.spin[i]),
-                    energy=float(host.energy[i]),
-                    forces=host.forces[atoms],
-                    stress=host.stress[i],
-                    atom_extras={k: v[atoms] for k, v in host.atom_extras.items()},
-                    system_extras={k: v[i] for k, v in host.system_extras.items()},
-                    info=meta.info,
-                    constraints=meta.constraints,
-                    name=meta.name,
-                )
-            )
-        return out
+        return unpacked(self.take())
 
     def to_ase(self) -> list[Atoms]:
         """One ase.Atoms a system, in order, with results in a SinglePointCalculator."""
@@ -434,19 +366,3 @@ class Batch(eqx.Module):
 
 def _count(n: Any) -> Any:
     return n if is_traced(n) else int(n)
-
-
-def _common_extras(
-    extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype, wanted: Collection[str] | None
-) -> dict[str, Any]:
-    """Extras that every system has, with one trailing shape: name -> dtype in the batch."""
-    out = {}
-    for key in extras[0]:
-        if not all(key in e for e in extras) or (wanted is not None and key not in wanted):
-            continue
-        values = [np.asarray(e[key]) for e in extras]
-        kinds = {v.dtype.kind for v in values}
-        if len({v.shape[lead:] for v in values}) == 1 and len(kinds) == 1 and kinds <= set("biuf"):
-            kind = kinds.pop()
-            out[key] = dtype if kind == "f" else bool if kind == "b" else np.int32
-    return out

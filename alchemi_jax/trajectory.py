@@ -271,8 +271,8 @@ class Field:
         index = np.asarray(first)
         if index.dtype == bool:
             index = np.flatnonzero(index)
-        if len(index) and not (-self._length <= index.min() and index.max() < self._length):
-            raise IndexError(f"{self.name} has {self._length} rows, not all of {first} are among them.")
+        if (odd := index[(index < -self._length) | (index >= self._length)]).size:
+            raise IndexError(f"{self.name} has {self._length} rows, there is no row {odd[0]}.")
         if not len(index):
             return np.zeros((0, *self.shape[1:]), self.dtype)
         values = np.asarray(self._array.oindex[index % self._length])

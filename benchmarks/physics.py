@@ -5,7 +5,8 @@ of NIST (Standard Reference Simulation Website, "LJ fluid properties", Metropoli
 cutoff 3 sigma with long-range corrections): mean energy and pressure by NVTLangevin at their densities, and
 the mean density by NPT at their pressure. Errors are of block means. `--drift` runs NVE on W2 for 10,000
 steps instead and prints how far the energy went, in both precisions. `--solid` compares fcc crystals with van
-der Hoef's equation of state.
+der Hoef's equation of state. Errors of a time step fall as dt²: `--dt` of half and twice the `--steps` show
+how large they are.
 """
 
 import argparse
@@ -41,7 +42,8 @@ NIST = (
 SOLIDS = ((0.3, 1.02, 27.2), (0.5, 0.98, 30.6))
 ATOMS, CUTOFF = 500, 3.0
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF * SIGMA)
-DT = 5.0
+#: fs, for fluids and crystals and for the drift, unless `--dt` says otherwise.
+DT, DT_DRIFT = 5.0, 4.0
 
 
 def fluid(density: float, seed: int) -> Atoms:
@@ -71,24 +73,24 @@ def blocks(series: np.ndarray, n: int = 10) -> tuple[float, float]:
 
 def row(label: str, name: str, found: tuple[float, float], value: float, error: float) -> None:
     """Prints ours, theirs, and the difference in standard errors of both."""
-    ours, theirs = f"{found[0]:.4f} +- {found[1]:.4f}", f"{value:.4f} +- {error:.4f}"
+    ours, theirs = f"{found[0]:.6f} +- {found[1]:.6f}", f"{value:.6f} +- {error:.6f}"
     sigmas = (found[0] - value) / np.hypot(found[1], error)
-    print(f"{label:24}{name:>6}{ours:>20}{theirs:>20}{sigmas:+9.1f}", flush=True)
+    print(f"{label:24}{name:>6}{ours:>24}{theirs:>24}{sigmas:+9.1f}", flush=True)
 
 
-def thermalized(states: list[tuple], steps: int) -> tuple[Batch, np.ndarray]:
+def thermalized(states: list[tuple], steps: int, dt: float) -> tuple[Batch, np.ndarray]:
     """Fluids at the temperatures and densities of `states`, and the temperatures, K."""
     batch = Batch.from_ase([fluid(state[1], i) for i, state in enumerate(states)])
     batch = FIRE(model=MODEL, n_steps=200, hooks=[ConvergenceHook.from_fmax(0.5)]).run(batch)
     kelvin = np.array([state[0] for state in states]) * EPSILON / KB
-    engine = NVTLangevin(model=MODEL, dt=DT, temperature=kelvin, friction=0.005, n_steps=steps)
+    engine = NVTLangevin(model=MODEL, dt=dt, temperature=kelvin, friction=0.005, n_steps=steps)
     return engine.run(batch, key=jax.random.key(1)), kelvin
 
 
-def constant_volume(batch: Batch, kelvin: np.ndarray, steps: int, replicas: int) -> None:
+def constant_volume(batch: Batch, kelvin: np.ndarray, steps: int, replicas: int, dt: float) -> None:
     """Mean energy and pressure by NVTLangevin."""
     seen = ObservableHook({"e": lambda ctx: ctx.batch.energy, "p": pressure}, frequency=10, stress=True)
-    engine = NVTLangevin(model=MODEL, dt=DT, temperature=kelvin, friction=0.005, n_steps=steps, hooks=[seen])
+    engine = NVTLangevin(model=MODEL, dt=dt, temperature=kelvin, friction=0.005, n_steps=steps, hooks=[seen])
     engine.run(batch, key=jax.random.key(2))
     for k, (t, density, u, u_error, p, p_error) in enumerate(NIST):
         mine = slice(k * replicas, (k + 1) * replicas)
@@ -99,10 +101,10 @@ def constant_volume(batch: Batch, kelvin: np.ndarray, steps: int, replicas: int)
         row(label, "p*", blocks(seen.table["p"][:, mine].T * GPA * SIGMA**3 / EPSILON + more_p), p, p_error)
 
 
-def constant_pressure(batch: Batch, kelvin: np.ndarray, steps: int, replicas: int) -> None:
+def constant_pressure(batch: Batch, kelvin: np.ndarray, steps: int, replicas: int, dt: float) -> None:
     """Mean density by NPT; the pressure beyond the cutoff is that of the reference's density."""
     wanted = np.array([p - tails(density)[1] for _, density, _, _, p, _ in NIST for _ in range(replicas)])
-    settings: dict[str, Any] = {"model": MODEL, "dt": DT, "temperature": kelvin}
+    settings: dict[str, Any] = {"model": MODEL, "dt": dt, "temperature": kelvin}
     settings["pressure"] = wanted * EPSILON / SIGMA**3 / GPA
     batch = initialize_velocities(batch, kelvin, jax.random.key(3))
     batch = NPT(**settings, n_steps=max(steps // 5, 1)).run(batch)
@@ -198,12 +200,12 @@ def controlled(x: np.ndarray, known: np.ndarray) -> np.ndarray:
 def compared(label: str, name: str, found: tuple[float, float], theirs: list[float]) -> None:
     """Prints ours and both equations', and the difference from their mean; half of theirs is an error."""
     middle, half = np.mean(theirs), np.ptp(theirs) / 2
-    text = "".join(f"{x:16.4f}" for x in theirs)
+    text = "".join(f"{x:16.6f}" for x in theirs)
     sigmas = (found[0] - middle) / np.hypot(found[1], half)
-    print(f"{label:34}{name:>6}{found[0]:10.4f} +- {found[1]:.4f}{text}{sigmas:+9.1f}", flush=True)
+    print(f"{label:34}{name:>6}{found[0]:12.6f} +- {found[1]:.6f}{text}{sigmas:+9.1f}", flush=True)
 
 
-def crystals(steps: int, replicas: int) -> None:
+def crystals(steps: int, replicas: int, dt: float) -> None:
     """Mean energy and pressure of fcc crystals by NVTLangevin, and mean density by NPT."""
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=4.5 * SIGMA)
     states = [state for state in SOLIDS for _ in range(replicas)]
@@ -213,7 +215,7 @@ def crystals(steps: int, replicas: int) -> None:
     kelvin = np.array([state[0] for state in states]) * EPSILON / KB
     sites = batch.positions
     batch = initialize_velocities(batch, 2 * kelvin, jax.random.key(11))
-    settings: dict[str, Any] = {"model": model, "dt": DT, "temperature": kelvin}
+    settings: dict[str, Any] = {"model": model, "dt": dt, "temperature": kelvin}
     langevin = NVTLangevin(**settings, friction=0.005)
     seen = {
         "e": lambda ctx: ctx.batch.energy,
@@ -239,7 +241,7 @@ def crystals(steps: int, replicas: int) -> None:
         # energy and pressure is its.
         w = w / EPSILON + 3 * (ATOMS - 1) * t
         mean, error = blocks((t - w / (3 * (ATOMS - 1))).T)
-        print(f"{label:34}{'T*F':>6}{mean:10.4f} +- {error:.4f}")
+        print(f"{label:34}{'T*F':>6}{mean:12.6f} +- {error:.6f}")
         found = blocks((controlled(e / EPSILON, w) / ATOMS + more[0]).T)
         theirs = [finite(fit, t, density) for fit in fits.values()]
         compared(label, "U*", found, [x[0] for x in theirs])
@@ -274,21 +276,21 @@ class Switched(AbstractPair):
         return 4 * EPSILON * (s6 * s6 - s6) * jnp.where(squared < onset, 1.0, switch)
 
 
-def drift(systems: int = 32, steps: int = 10_000) -> None:
+def drift(systems: int = 32, steps: int = 10_000, dt: float = DT_DRIFT) -> None:
     """The total energy of W2 in NVE, eV an atom: slope over the run, and how it fluctuates."""
     for dtype in ("float32", "float64"):
         jax.config.update("jax_enable_x64", dtype == "float64")
         batch = moving(structures.crystals(systems), dtype)
         total = ObservableHook({"e": lambda ctx: ctx.batch.energy, "k": kinetic_energy}, frequency=50)
-        NVE(model=Switched(), dt=4.0, n_steps=steps, hooks=[total]).run(batch)
+        NVE(model=Switched(), dt=dt, n_steps=steps, hooks=[total]).run(batch)
         energy = (total.table["e"].astype(float) + total.table["k"]) / 256
-        time = total.table["step"] * 4e-6
+        time = total.table["step"] * dt * 1e-6
         slopes = np.polyfit(time, energy, 1)[0]
         rest = (energy - energy.mean(0)).std()
         error = slopes.std(ddof=1) / np.sqrt(systems)
         print(
             f"{dtype}: drift {slopes.mean():+.2e} +- {error:.1e} eV/atom/ns over "
-            f"{steps} steps of 4 fs, {systems} systems; fluctuation {rest:.1e} eV/atom, kinetic energy "
+            f"{steps} steps of {dt:g} fs, {systems} systems; fluctuation {rest:.1e} eV/atom, kinetic energy "
             f"{total.table['k'].mean() / 256:.1e}",
             flush=True,
         )
@@ -302,21 +304,24 @@ def main() -> None:
     parser.add_argument("--drift", action="store_true")
     parser.add_argument("--systems", type=int, default=32, help="of --drift, two or more")
     parser.add_argument("--solid", action="store_true", help="fcc crystals instead of fluids")
+    parser.add_argument("--dt", type=float, help=f"fs, {DT} by default, {DT_DRIFT} of --drift")
     args = parser.parse_args()
-    if args.solid:
-        print(f"{ATOMS} atoms, {args.steps} steps of {DT} fs, {args.replicas} replicas")
-        print(f"{'':34}{'':6}{'ours':>20}{'van der Hoef':>16}{'Adidharma, Tan':>16}{'sigmas':>9}")
-        crystals(args.steps, args.replicas)
-        return
     if args.drift:
-        drift(args.systems)
+        drift(args.systems, dt=DT_DRIFT if args.dt is None else args.dt)
+        return
+    if args.steps < 100:
+        parser.error("--steps must be 100 or more: every tenth is a sample, and errors are of ten blocks.")
+    dt = DT if args.dt is None else args.dt
+    print(f"{ATOMS} atoms, {args.steps} steps of {dt:g} fs, {args.replicas} replicas")
+    if args.solid:
+        print(f"{'':34}{'':6}{'ours':>24}{'van der Hoef':>16}{'Adidharma, Tan':>16}{'sigmas':>9}")
+        crystals(args.steps, args.replicas, dt)
         return
     states = [state for state in NIST for _ in range(args.replicas)]
-    print(f"{ATOMS} atoms, {args.steps} steps of {DT} fs, {args.replicas} replicas")
-    print(f"{'':24}{'':6}{'ours':>20}{'NIST':>20}{'sigmas':>9}")
-    batch, kelvin = thermalized(states, max(args.steps // 10, 1))
-    constant_volume(batch, kelvin, args.steps, args.replicas)
-    constant_pressure(batch, kelvin, args.steps, args.replicas)
+    print(f"{'':24}{'':6}{'ours':>24}{'NIST':>24}{'sigmas':>9}")
+    batch, kelvin = thermalized(states, max(args.steps // 10, 1), dt)
+    constant_volume(batch, kelvin, args.steps, args.replicas, dt)
+    constant_pressure(batch, kelvin, args.steps, args.replicas, dt)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,16 @@ def clusters():
     return [cluster(seed, n) for seed, n in enumerate((13, 13, 7, 10, 13, 2, 13, 5))]
 
 
+@pytest.fixture(scope="session")
+def argon():
+    """Sixteen crystals of 32 atoms that move, about at equilibrium at 30 K."""
+    from alchemi_jax import Batch
+    from alchemi_jax.dynamics import initialize_velocities
+
+    batch = Batch.from_ase([crystal(seed, 2, 0.15, 5.32) for seed in range(16)])
+    return initialize_velocities(batch, 30.0, jax.random.key(4))
+
+
 @pytest.fixture
 def compilations():
     """Counts what is compiled inside `with compilations() as count`, one name a compilation."""

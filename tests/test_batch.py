@@ -79,6 +79,9 @@ def test_take_and_concatenate_are_inverse():
     structures = list(zoo().values())
     batch = Batch.from_ase(structures)
     assert batch.take([]).num_systems == 0
+    for odd in (-1, 8):
+        with pytest.raises(IndexError, match=rf"^the batch has 8 systems, there is no system {odd}\.$"):
+            batch.take([2, odd, 3])
     parts = [batch.take([0, 3]), batch.take(np.arange(8) == 5), batch.take([7])]
     joined = Batch.concatenate(parts)
     for a, i in zip(joined.to_ase(), (0, 3, 5, 7), strict=True):

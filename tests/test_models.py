@@ -176,7 +176,7 @@ def test_newton_rotation_translation_permutation():
 
 
 def test_primitive_cell_equals_supercell():
-    """Several images of one atom count as so many neighbors."""
+    """Several images of one atom count as so many neighbors: the energy is half a sum over the lattice."""
     from ase.build import bulk
 
     model = CASES["LennardJones"][0]
@@ -185,6 +185,11 @@ def test_primitive_cell_equals_supercell():
     batch = Batch.from_ase(cells)
     energy = np.asarray(evaluate(model, batch, neighbors_of(model, batch)).energy)
     np.testing.assert_allclose(energy / [1, 8, 6], energy[0], rtol=1e-12)
+    steps = np.stack(np.meshgrid(*[np.arange(-9, 10)] * 3), axis=-1).reshape(-1, 3)
+    r = np.linalg.norm(steps @ primitive.cell.array, axis=1)
+    s6, end = (SIGMA / r[(r > 0) & (r < model.cutoff)]) ** 6, (SIGMA / model.cutoff) ** 6
+    lattice = 2 * EPSILON * np.sum(s6 * s6 - s6 - (end * end - end))
+    np.testing.assert_allclose(energy[0], lattice, rtol=1e-12)
 
 
 def test_harmonic_model():

@@ -163,7 +163,7 @@ def cell_engine(short):
     return make
 
 
-STRICT = [{"key": "fmax", "threshold": 1e-4}, {"key": "smax", "threshold": 1e-6}]
+STRICT = [{"key": "fmax", "threshold": 4e-6}, {"key": "smax", "threshold": 1e-8}]
 PRESSURES = np.array([0.0, 0.1, 0.3, 0.5, -0.02, 0.2])
 
 
@@ -174,17 +174,17 @@ def squeezed(cell_engine, crystals):
 
 
 def test_cells_relax_to_those_of_ase(squeezed, crystals):
-    """Enthalpy to 1e-6 eV, cells to 1e-4 Å; a step count within 10 %; stress balanced."""
+    """Enthalpies, eV, and cells, Å, to 1e-6; a step count within 10 %; stress balanced."""
     assert squeezed.converged.all()
-    np.testing.assert_allclose(pressure(squeezed), PRESSURES, atol=2e-4)
+    np.testing.assert_allclose(pressure(squeezed), PRESSURES, atol=2e-6)
     for system in (0, 3):
         atoms = with_calculator(crystals[system], 5.8)
         p = PRESSURES[system] * GPA
         theirs = ASEFIRE(FrechetCellFilter(atoms, scalar_pressure=p), logfile=None)
         # Forces on n U are stresses times V/n, about 40 Å³.
-        theirs.run(fmax=4e-5, steps=1000)
+        theirs.run(fmax=4e-7, steps=1000)
         ours = Batch.to_ase(squeezed)[system]
-        np.testing.assert_allclose(ours.cell.array, atoms.cell.array, atol=1e-4)
+        np.testing.assert_allclose(ours.cell.array, atoms.cell.array, rtol=0, atol=1e-6)
         shift = _shift_per_system(ours)
         h = [a.get_potential_energy() + p * a.get_volume() for a in (ours, atoms)]
         np.testing.assert_allclose(h[0], h[1] - shift, atol=1e-6)

@@ -17,7 +17,7 @@ from conftest import cluster, crystal
 import alchemi_jax
 from alchemi_jax import Batch
 from alchemi_jax.cli import canaries
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, checkpoint
+from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, checkpoint
 from alchemi_jax.models import FlaxModel
 from alchemi_jax.neighbors import pair_vectors
 from alchemi_jax.segments import sum_by_system
@@ -31,7 +31,7 @@ LAYERS = [
     ["parameters", "capacity"],
     ["levels"],
     ["atoms"],
-    ["batch"],
+    ["batch", "packing"],
     ["segments"],
     ["observables", "hooks", "neighbors", "dynamics.sinks", "analysis"],
     ["trajectory"],
@@ -99,12 +99,12 @@ def test_importing_switches_nothing_on():
 
 
 def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
-    """Save after k steps, load into a fresh state, and run the rest."""
+    """Save after k steps, load into a fresh state, and run the rest: noise goes on, too."""
     atoms = crystal(0)
     atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (32, 3)))
     batch = Batch.from_ase([atoms, cluster(0)])
-    engine = NVE(model=lj, dt=4.0)
-    begun = engine.advance(engine.init(batch), 30)
+    engine = NVTLangevin(model=lj, dt=4.0, temperature=30.0)
+    begun = engine.advance(engine.init(batch, key=jax.random.key(3)), 30)
     checkpoint.save(tmp_path / "at30", begun)
     again = checkpoint.load(tmp_path / "at30", engine.init(batch))
     assert [m.name for m in again.batch.meta] == [m.name for m in batch.meta]

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import driver, prepare, records
+from alchemi_jax.dynamics import driver, prepare
 from alchemi_jax.dynamics.admission import admitted
-from alchemi_jax.dynamics.callbacks import deliver
-from alchemi_jax.dynamics.groups import Group, grouped, in_order
+from alchemi_jax.dynamics.dispatch import dispatch
+from alchemi_jax.dynamics.groups import Group, grouped
+from alchemi_jax.dynamics.progress import counted, put_back
 from alchemi_jax.dynamics.rollout import rollout
 from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.stage import STEP
@@ -24,7 +25,6 @@ from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.dynamics.updates import updated
 from alchemi_jax.hooks import Hook as Hook
 from alchemi_jax.hooks import HookContext, HookSet
-from alchemi_jax.hooks.registry import runs_on
 from alchemi_jax.levels import select
 from alchemi_jax.models.base import AbstractModel, evaluate_checked
 from alchemi_jax.neighbors import update
@@ -304,7 +304,7 @@ class AbstractDynamics(Described):
         """Some pieces of a step, in order: stages call hooks, names are methods below."""
         for piece in pieces:
             if isinstance(piece, DynamicsStage):
-                flow = self._dispatch(flow, piece)
+                flow = dispatch(self, flow, piece)
             else:
                 with jax.named_scope(piece):
                     flow = getattr(self, "_" + piece)(flow)
@@ -347,23 +347,7 @@ class AbstractDynamics(Described):
             neighbors = update(batch, neighbors)
         batch, finite = self._evaluate(batch, neighbors)
         flow = flow.put(batch=batch, neighbors=neighbors)
-        return self._put_back(flow, flow.active & ~finite)
-
-    def _put_back(self, flow: Flow, bad: Bool[Array, " systems"]) -> Flow:
-        """Failed systems, and those that the step does not move, are what they were when it began."""
-        state = flow.state
-        good = flow.active & ~bad
-        atoms = to_atoms(state.batch, good)
-        batch = select(atoms, good, state.batch, flow.start)
-        flow = flow.put(
-            batch=batch.replace(
-                failed=batch.failed | bad, status=jnp.where(bad, self.exit_status, batch.status)
-            ),
-            integrator=select(atoms, good, state.integrator, flow.start_integrator),
-            failed_at=jnp.where(bad, state.step_count, state.failed_at),
-            moved=good,
-        )
-        return dataclasses.replace(flow, active=good)
+        return put_back(self, flow, flow.active & ~finite)
 
     def _evaluate(self, batch: Batch, neighbors: Any) -> tuple[Batch, Bool[Array, " systems"]]:
         """The batch with the model's results, and for which systems they are finite."""
@@ -382,35 +366,7 @@ class AbstractDynamics(Described):
         return flow.put(batch=jax.lax.optimization_barrier(flow.state.batch))
 
     def _budgets(self, flow: Flow) -> Flow:
-        """Steps are counted; whose budget is used up moves on, like one that converged."""
-        if any(hook.may_fail for group in self.groups for hook in group.hooks.traced):
-            flow = self._put_back(flow, flow.active & flow.state.batch.failed)
-        batch, stage = flow.state.batch, flow.start.status
-        newly = flow.active & (batch.status > stage)
-        steps_taken = batch.steps_taken + flow.active
-        stage_steps = batch.stage_steps + flow.active
-        status, converged = batch.status, batch.converged | newly
-        for code, part in enumerate(self.parts):
-            if part.n_steps is None:
-                continue
-            here = flow.active & ~newly if self.n_stages == 1 else flow.active & ~newly & (stage == code)
-            expired = here & (stage_steps >= part.n_steps)
-            status = status + expired
-            if part is not self and prepare.waits_for_convergence(self, code):
-                # What counts is the last relaxation that a system went through.
-                converged = converged & ~expired
-        if self.n_stages > 1 and self.n_steps is not None:
-            status = jnp.where(flow.active & (steps_taken >= self.n_steps), self.exit_status, status)
-        status = jnp.minimum(status, self.exit_status)
-        left = flow.active & (status != stage)
-        batch = batch.replace(
-            status=status,
-            steps_taken=steps_taken,
-            stage_steps=jnp.where(left & (status < self.exit_status), 0, stage_steps),
-            converged=converged,
-        )
-        came_from = jnp.where(left, stage, flow.state.came_from)
-        return flow.put(batch=batch, newly_converged=newly, came_from=came_from)
+        return counted(self, flow)
 
     def _end(self, flow: Flow) -> Flow:
         return flow.put(step_count=flow.state.step_count + 1)
@@ -434,55 +390,3 @@ class AbstractDynamics(Described):
             stages=group.codes,
             workflow=self,
         )
-
-    def _dispatch(self, flow: Flow, stage: DynamicsStage) -> Flow:
-        """Traced hooks of a stage, then rows for the recording ones."""
-        groups = in_order(self.groups, stage)
-        for group in groups:
-            if group.hooks.any_traced(stage):
-                flow = self._transform(flow, stage, group)
-        # `init` evaluates before there are buffers.
-        if flow.state.records:
-            for group in groups:
-                flow = self._record(flow, stage, group)
-        # The driver takes host hooks off what it compiles and calls them itself; they are here
-        # when a user embeds `step` or `loop` in code of their own.
-        deliver(self, flow, stage)
-        return flow
-
-    def _called(self, flow: Flow, stage: DynamicsStage, group: Group) -> Array | None:
-        """Whether a group is called: in its stages only while a system is there, at ON_CONVERGE only
-        when one of them converged. None: always."""
-        if stage is DynamicsStage.ON_CONVERGE:
-            return jnp.any(group.within(flow.state.newly_converged, flow.start.status))
-        return None if group.codes is None else jnp.any(group.mine(flow))
-
-    def _transform(self, flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
-        mine, memory = group.mine(flow), flow.state.memory
-
-        def call(operands: tuple[Batch, tuple]) -> tuple[Batch, tuple]:
-            batch, memories = operands
-            ctx = self._build_context(flow.put(batch=batch), stage, group)
-            ctx, memories = group.hooks.run_traced(ctx, stage, memories)
-            return select(to_atoms(batch, mine), mine, ctx.batch, batch), memories
-
-        operands = (flow.state.batch, group.memories(memory))
-        called = self._called(flow, stage, group)
-        if called is None:
-            batch, memories = call(operands)
-        else:
-            batch, memories = jax.lax.cond(called, call, lambda o: o, operands)
-        end = group.memory + len(memories)
-        return flow.put(batch=batch, memory=(*memory[: group.memory], *memories, *memory[end:]))
-
-    def _record(self, flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
-        buffers = list(flow.state.records)
-        for i, held in enumerate(group.hooks.recording, group.records):
-            if runs_on(held.hook, stage):
-                due: Any = self._called(flow, stage, group)
-                if held.hook.frequency > 1:
-                    at = flow.state.step_count % held.hook.frequency == 0
-                    due = at if due is None else due & at
-                ctx = self._build_context(flow, stage, group)
-                buffers[i] = records.append(held.hook, buffers[i], ctx, True if due is None else due)
-        return flow.put(records=tuple(buffers))

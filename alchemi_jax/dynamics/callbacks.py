@@ -91,7 +91,7 @@ def _deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group
 
     step = flow.state.step_count
     due = jnp.any(jnp.stack([step % hook.frequency == 0 for hook in hooks]))
-    called = engine._called(flow, stage, group)
+    called = group.called(flow, stage)
     due = due if called is None else due & called
     jax.lax.cond(due, lambda: io_callback(on_host, None, arrays, ordered=True), lambda: None)
 

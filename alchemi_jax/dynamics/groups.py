@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.hooks import HookSet
 
@@ -38,6 +39,13 @@ class Group(NamedTuple):
         if self.codes is None:
             return mask
         return mask & jnp.any(jnp.stack([status == code for code in self.codes]), axis=0)
+
+    def called(self, flow: Flow, stage: DynamicsStage) -> Array | None:
+        """Whether the group is called: in its stages only while a system is there, at ON_CONVERGE only
+        when one of them converged. None: always."""
+        if stage is DynamicsStage.ON_CONVERGE:
+            return jnp.any(self.within(flow.state.newly_converged, flow.start.status))
+        return None if self.codes is None else jnp.any(self.mine(flow))
 
 
 def grouped(sets: Iterable[tuple[tuple[int, ...] | None, HookSet]]) -> tuple[Group, ...]:

@@ -1,0 +1,115 @@
+"""The arrays of many systems from AtomicData, one a system, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alchemi_jax.atoms import AtomicData
+from alchemi_jax.meta import Metadata, SystemMeta
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.batch import Batch
+
+
+def packed(
+    data: Sequence[AtomicData], dtype: np.dtype, extras: Collection[str] | None
+) -> tuple[dict[str, Any], Metadata]:
+    """Fields of a batch, without padding, as `Batch.from_fields` takes them, and what is no array.
+
+    Args:
+        extras: see `Batch.from_data_list`.
+    """
+    counts = np.array([len(d) for d in data], np.int32)
+    n = len(data)
+
+    def joined(name: str, kind: Any = dtype) -> np.ndarray:
+        return np.concatenate([getattr(d, name) for d in data]).astype(kind)
+
+    def stacked(name: str, kind: Any = dtype) -> np.ndarray:
+        return np.array([getattr(d, name) for d in data]).astype(kind)
+
+    atom_extras = {
+        k: np.concatenate([np.asarray(d.atom_extras[k]) for d in data]).astype(t)
+        for k, t in _common_extras([d.atom_extras for d in data], 1, dtype, extras).items()
+    }
+    system_extras = {
+        k: np.array([d.system_extras[k] for d in data]).astype(t)
+        for k, t in _common_extras([d.system_extras for d in data], 0, dtype, extras).items()
+    }
+    meta = []
+    for d in data:
+        rest = {k: v for k, v in d.system_extras.items() if k not in system_extras}
+        info = {**d.info, **rest}
+        rest = {k: v for k, v in d.atom_extras.items() if k not in atom_extras}
+        if rest:
+            info["_arrays"] = {**info.get("_arrays", {}), **rest}
+        meta.append(SystemMeta(d.name, info, d.constraints))
+    fields: dict[str, Any] = {
+        **{k: joined(k) for k in ("positions", "masses", "velocities", "forces")},
+        **{k: stacked(k) for k in ("cell", "energy", "stress", "charge", "spin")},
+        "numbers": joined("numbers", np.int32),
+        "fixed": joined("fixed", bool),
+        "pbc": stacked("pbc", bool),
+        "atoms_per_system": counts,
+        "system_id": np.arange(n, dtype=np.int32),
+        "status": np.zeros(n, np.int32),
+        "converged": np.zeros(n, bool),
+        "failed": np.zeros(n, bool),
+        "steps_taken": np.zeros(n, np.int32),
+        "stage_steps": np.zeros(n, np.int32),
+        "target_temperature": np.full(n, np.nan, dtype),
+        "target_pressure": np.full(n, np.nan, dtype),
+        "atom_extras": atom_extras,
+        "system_extras": system_extras,
+    }
+    return fields, Metadata(meta)
+
+
+def _common_extras(
+    extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype, wanted: Collection[str] | None
+) -> dict[str, Any]:
+    """Extras that every system has, with one trailing shape: name -> dtype in the batch."""
+    out = {}
+    for key in extras[0]:
+        if not all(key in e for e in extras) or (wanted is not None and key not in wanted):
+            continue
+        values = [np.asarray(e[key]) for e in extras]
+        kinds = {v.dtype.kind for v in values}
+        if len({v.shape[lead:] for v in values}) == 1 and len(kinds) == 1 and kinds <= set("biuf"):
+            kind = kinds.pop()
+            out[key] = dtype if kind == "f" else bool if kind == "b" else np.int32
+    return out
+
+
+def unpacked(host: Batch) -> list[AtomicData]:
+    """One AtomicData a system, in order, of a batch on the host without padding."""
+    out = []
+    for i, n in enumerate(host.atoms_per_system):
+        atoms = slice(host.first_atom[i], host.first_atom[i] + n)
+        meta = host.meta[i] if host.meta is not None else SystemMeta(f"system {i}")
+        out.append(
+            AtomicData(
+                positions=host.positions[atoms],
+                numbers=host.numbers[atoms],
+                cell=host.cell[i],
+                pbc=host.pbc[i],
+                masses=host.masses[atoms],
+                velocities=host.velocities[atoms],
+                fixed=host.fixed[atoms],
+                charge=float(host.charge[i]),
+                spin=float(host.spin[i]),
+                energy=float(host.energy[i]),
+                forces=host.forces[atoms],
+                stress=host.stress[i],
+                atom_extras={k: v[atoms] for k, v in host.atom_extras.items()},
+                system_extras={k: v[i] for k, v in host.system_extras.items()},
+                info=meta.info,
+                constraints=meta.constraints,
+                name=meta.name,
+            )
+        )
+    return out
