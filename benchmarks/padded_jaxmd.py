@@ -1,7 +1,7 @@
 """`PEERS/bin/python -m benchmarks.padded_jaxmd`: W5 by jax-md, clusters padded to 55 atoms and mapped.
 
-Atoms of padding stand far from everything, where the cut-off potential has no force. Prints a JSON line like the
-peers' scripts; run it in an environment with jax-md, from the root of this repository.
+Atoms of padding stand far from everything, where the cut-off potential has no force. Prints a JSON line, as
+the peers' scripts do; run it in an environment with jax-md, from the root of this repository.
 """
 
 import argparse
