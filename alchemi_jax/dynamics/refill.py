@@ -27,8 +27,9 @@ from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _Report, _report, _R
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of, noted
+from alchemi_jax.hooks.registry import noted
 from alchemi_jax.levels import atom_rows, level_fields, select, swapped
+from alchemi_jax.mistakes import name_of
 from alchemi_jax.segments import to_atoms
 
 
