@@ -39,6 +39,9 @@ def _finish(view: Any, atoms: Atoms, **where: Any) -> None:
     view.setStyle(_STYLE, **where)
     for a, b in _edges(atoms):
         view.addLine({"start": _point(a), "end": _point(b), "color": "gray"}, **where)
+    # Along an axis of a crystal each atom would hide those behind it.
+    view.rotate(-20, "y", **where)
+    view.rotate(15, "x", **where)
     view.zoomTo(**where)
 
 

@@ -6,10 +6,13 @@ trajectories. Each round is a step of Gauss and Newton, and a new run.
 Source: Thaler, Zavadlav, Nat. Commun. 12, 6884 (2021).
 """
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.build import bulk
+from scipy.optimize import lsq_linear
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVTLangevin, initialize_velocities
@@ -20,22 +23,26 @@ from alchemi_jax.units import KB
 
 
 kelvin, box = 140.0, 3 * 5.9  # a liquid of 108 atoms of argon, four replicas
-start = Batch.from_ase([bulk("Ar", "fcc", a=5.9, cubic=True).repeat(3)] * 4)
+replicas = [bulk("Ar", "fcc", a=5.9, cubic=True).repeat(3) for _ in range(4)]
+for seed, atoms in enumerate(replicas):
+    atoms.rattle(0.3, seed=seed)  # a list for such neighbors is large enough for the liquid's
+start = Batch.from_ase(replicas)
 edges = np.linspace(2.8, 8.4, 57)
 shells = 4 / 3 * np.pi * np.diff(edges**3) * 108 / box**3
 
 
-def liquid(epsilon, sigma, seed, frames):
-    """Snapshots in equilibrium, as one batch."""
+def liquid(epsilon, sigma, seed, frames, like=None):
+    """Snapshots in equilibrium, as one batch; with the model, and the last state, whose neighbor list is
+    large enough for another liquid, so that nothing is compiled again."""
     model = LennardJones(epsilon=epsilon, sigma=sigma, cutoff=8.5, shift=True)
     sink = HostMemory()
     engine = NVTLangevin(model=model, dt=8.0, temperature=kelvin, friction=0.005)
     look = engine.with_hooks(SnapshotHook(sink, frequency=40))
     key = jax.random.key(seed)
-    state = engine.init(initialize_velocities(start, 2 * kelvin, key), key=key)
+    state = engine.init(initialize_velocities(start, 2 * kelvin, key), key=key, like=like)
     state = engine.advance(state, 1500)
-    look.advance(state, 40 * frames)
-    return model, sink.read()
+    state = look.advance(state, 40 * frames)
+    return model, sink.read(), state
 
 
 def distribution(snapshots):
@@ -60,12 +67,13 @@ def reweighted(p, p0, g, state):
     return w @ g, 1 / jnp.sum(w**2)
 
 
-def fit(target, p, rounds, frames):
-    """Gauss-Newton on g(r): each round samples anew where the last one ended."""
+def fit(target, p, rounds, frames, last=None):
+    """Gauss-Newton on g(r): each round samples anew where the last one ended. Returns the parameters of each
+    round, and by how much its g(r) missed the target where that was worst."""
     slope = jax.jit(jax.jacfwd(lambda *a: reweighted(*a)[0]))
-    state = None
+    state, path = None, []
     for k in range(rounds):
-        model, snapshots = liquid(*p, seed=k + 1, frames=frames)
+        model, snapshots, last = liquid(*p.tolist(), seed=k + 1, frames=frames, like=last)
         engine, plain = NVTLangevin(model=model, dt=1.0, temperature=kelvin), snapshots.replace(meta=None)
         # The list of the last round, so that nothing is compiled again, if it is large enough.
         state = engine.init(plain, like=state)
@@ -74,14 +82,18 @@ def fit(target, p, rounds, frames):
         g, p0 = jnp.asarray(distribution(snapshots)), jnp.asarray(p)
         j = np.asarray(slope(p0, p0, g, state)) * p[None]
         gap = target - np.asarray(reweighted(p0, p0, g, state)[0])
-        change = np.linalg.lstsq(j, gap, rcond=None)[0]
-        # Not further than the snapshots know the way.
-        p = p * np.exp(np.clip(change, *[[-0.1, -0.02], [0.1, 0.02]]))
-        rest = np.abs(gap).max()
-        print(f"round {k}: epsilon {p[0]:.5f} eV, sigma {p[1]:.4f} Å, rest {rest:.3f}", flush=True)
-    return p
+        # The best step that goes no further than the snapshots know the way.
+        change = lsq_linear(j, gap, bounds=([-0.1, -0.02], [0.1, 0.02])).x
+        off = np.abs(gap).max()
+        path.append((p, off))
+        print(f"epsilon {p[0]:.5f} eV, sigma {p[1]:.4f} Å: off by {off:.3f}", flush=True)
+        p = p * np.exp(change)
+    return p, path
 
 
 if __name__ == "__main__":
-    target = distribution(liquid(0.0104, 3.40, seed=0, frames=100)[1]).mean(axis=0)
-    fit(target, np.array([0.0080, 3.20]), rounds=8, frames=50)
+    begun = time.perf_counter()
+    _, snapshots, last = liquid(0.0104, 3.40, seed=0, frames=100)
+    target = distribution(snapshots).mean(axis=0)
+    p, _ = fit(target, np.array([0.0080, 3.20]), rounds=8, frames=50, last=last)
+    print(f"epsilon {p[0]:.5f} eV, sigma {p[1]:.4f} Å after {time.perf_counter() - begun:.0f} s")

@@ -81,3 +81,18 @@ def test_sizes_of_the_same_frames(tmp_path):
     least = 4 * 256 * 3 * 4
     assert all(n > least for n in found.values())
     assert {"ZarrData", "AseTrajectory (.traj)", "ExtXYZ, eight decimals"} <= set(found)
+
+
+def test_the_fit_of_a_liquid_comes_nearer():
+    """Epsilon and sigma from a radial distribution function: four rounds from far off, a few snapshots."""
+    from benchmarks import fit
+
+    _, snapshots, last = fit.liquid(0.0104, 3.40, seed=0, frames=25)
+    target = fit.distribution(snapshots).mean(axis=0)
+    assert target[:2].max() < 0.01
+    assert 2.2 < target.max() < 3.2
+    begun = np.array([0.0080, 3.20])
+    found, path = fit.fit(target, begun, rounds=4, frames=25, last=last)
+    gap = np.abs(np.log(np.stack([begun, found]) / [0.0104, 3.40]))
+    assert (gap[1] < 0.5 * gap[0]).all()
+    assert path[-1][1] < 0.3 * path[0][1]

@@ -1,5 +1,8 @@
 """The README's first code runs as it stands, and the others are what they claim."""
 
+import ast
+import html
+import json
 import re
 import subprocess
 import sys
@@ -133,6 +136,34 @@ def test_the_page_for_assistants(lj, capsys):
         assert (ROOT / link).exists(), link
 
 
+def test_the_page_on_errors(blocks, capsys):
+    """Its code says what it says; every message that it quotes is one of ours, word for word."""
+    names = {}
+    for block in code("docs/errors.md"):
+        # A file of its own: the sentence names the line.
+        exec(compile(block, "hooks.py", "exec"), names)
+    text = (ROOT / "docs/errors.md").read_text()
+    said = re.sub(r"hooks\.py:\d+", "hooks.py:14", capsys.readouterr().out.strip())
+    assert said in text.replace("\n", " ")
+    assert not jnp.isnan(names["state"].batch.forces).any()
+    ours = "\n".join(line for path in sorted((ROOT / "alchemi_jax").rglob("*.py")) for line in messages(path))
+    quoted = re.findall(r"^\| `(.*?)`[^`|]*\|", text, re.MULTILINE)
+    assert len(quoted) > 30
+    for message in quoted:
+        # What to do is filled in, too.
+        for piece in re.split("…|: ", message):
+            assert piece.strip() in ours, message
+
+
+def messages(path):
+    """String literals of a file, with … for what is filled in."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant):
+            yield str(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
+
+
 def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     structures = [cluster(i, 4 + i % 5) for i in range(9)]
@@ -187,15 +218,32 @@ def test_the_pages_build(tmp_path):
     """Every link and every name of the API page is there."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
+    pytest.importorskip("mkdocs_jupyter")
     if not (ROOT / "mkdocs.yml").exists():
         pytest.skip("installed without its repository")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(site)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "site" / "api" / "index.html").read_text()
+    page = (site / "api" / "index.html").read_text()
     assert "alchemi_jax.dynamics.sampler.Sampler" in page
+    nav = (ROOT / "mkdocs.yml").read_text()
+    books = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(books) >= 9
+    for book in books:
+        # The whole notebook, not just a link to it.
+        cells = json.loads(book.read_text())["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+        shown = html.unescape(
+            re.sub("<[^>]*>", "", (site / "notebooks" / book.stem / "index.html").read_text())
+        )
+        assert title in shown
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert "".join("".join(cell["source"]).split()) in "".join(shown.split()), book
+        assert f"notebooks/{book.name}" in nav
     for page in (ROOT / "docs").rglob("*.md"):
-        assert str(page.relative_to(ROOT / "docs")) in (ROOT / "mkdocs.yml").read_text(), page
+        assert str(page.relative_to(ROOT / "docs")) in nav, page
 
 
 def test_the_page_on_transforms():

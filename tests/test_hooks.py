@@ -524,7 +524,7 @@ def test_answers_of_the_wrong_kind_are_refused_by_name(batch):
 
     with pytest.raises(TypeError, match="Answers returned a HookContext at AFTER_STEP: a host hook"):
         run(Answers())
-    with pytest.raises(TypeError, match="Forgets returned a NoneType at AFTER_STEP: a traced hook returns"):
+    with pytest.raises(TypeError, match="Forgets returned None at AFTER_STEP: a traced hook returns"):
         run(Forgets())
     with pytest.raises((TypeError, ValueError), match=r"Reshapes|forces"):
         run(Reshapes())

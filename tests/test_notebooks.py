@@ -21,3 +21,5 @@ def test_a_notebook_runs(path, tmp_path):
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     last = [output for output in book.cells[-1].outputs if "image/png" in output.get("data", {})]
     assert last, "no picture at the end"
+    printed = [o.text for cell in book.cells for o in cell.get("outputs", ()) if o.get("name") == "stderr"]
+    assert not any("Warning" in text for text in printed), printed

@@ -27,7 +27,7 @@ ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "meta", "samples", "html", "viewer"],
+    ["units", "transforms", "_version", "meta", "samples", "html", "viewer", "mistakes"],
     ["parameters", "capacity"],
     ["levels"],
     ["atoms"],

@@ -10,9 +10,9 @@ from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, initialize_velocities, sweep
-from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook
+from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook, ObservableHook
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.observables import kinetic_energy
+from alchemi_jax.observables import fmax, kinetic_energy
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,37 @@ def test_a_table_of_all_combinations(batch):
         alone = one.run(warm(one, batch, own), key=own)
         np.testing.assert_allclose(table["energy"][rows], alone.energy, rtol=1e-9)
         np.testing.assert_allclose(table["kinetic"][rows], kinetic_energy(alone), rtol=1e-7)
+
+
+def test_rows_of_each_lane_are_those_of_a_run_of_its_own(batch):
+    """Two recording hooks of different frequency; lanes that end after different numbers of steps."""
+    every, third = ObservableHook({"fmax": fmax}), ObservableHook({"E": energy_of}, frequency=3)
+    engine = FIRE(
+        model=HarmonicModel(k=1.0), n_steps=60, hooks=[ConvergenceHook.from_fmax(0.5), every, third]
+    )
+    slow = [0.5, 2.0, 5.0]
+    table, states = sweep(engine, batch, dt=slow, with_states=True)
+    lengths = set()
+    for lane, dt in enumerate(slow):
+        every.clear()
+        third.clear()
+        out = dataclasses.replace(engine, dt=dt).run(batch)
+        mine = table["steps_taken"][table["combination"] == lane]
+        assert mine.tolist() == out.take().steps_taken.tolist()
+        for hook, buffer in zip((every, third), states.records, strict=True):
+            count = int(buffer.count[lane])
+            assert count == len(hook.table["step"]) == -(-int(mine.max()) // hook.frequency)
+            lengths.add(count)
+            rows = buffer.rows
+            assert set(rows) == set(hook.table)
+            for name, alone in hook.table.items():
+                np.testing.assert_allclose(rows[name][lane, :count], alone, rtol=1e-9, err_msg=name)
+    assert len(lengths) >= 4
+    assert states.records[0].count.max() > states.records[0].count.min()
+
+
+def energy_of(ctx):
+    return ctx.batch.energy
 
 
 def test_pairs_of_values_and_lists_that_grow(batch, monkeypatch):

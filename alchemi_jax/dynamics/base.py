@@ -26,6 +26,7 @@ from alchemi_jax.dynamics.updates import updated
 from alchemi_jax.hooks import Hook as Hook
 from alchemi_jax.hooks import HookContext, HookSet
 from alchemi_jax.levels import select
+from alchemi_jax.mistakes import Mistake, brief, described, name_of
 from alchemi_jax.models.base import AbstractModel, evaluate_checked
 from alchemi_jax.neighbors import update
 from alchemi_jax.observables import kinetic_energy
@@ -67,6 +68,11 @@ class AbstractDynamics(Described):
     _targets: ClassVar[frozenset[str]] = frozenset()
 
     def __check_init__(self):
+        if not isinstance(self.model, AbstractModel):
+            found = described(self.model)
+            if isinstance(self.model, type):
+                found = f"the class {self.model.__name__}"
+            raise Mistake(f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}.")
         self.hooks.check_stages(self._stage_type)
         prepare.check_targets(self)
         prepare.check_lengths(self)
@@ -162,9 +168,10 @@ class AbstractDynamics(Described):
             ValueError: naming the system, if the model cannot treat it; also inside a transform, without
                 `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
-        if like is not None:
-            return prepare.init_like(self, batch, key, like)
-        return prepare.init(self, batch, key, builder)
+        with brief():
+            if like is not None:
+                return prepare.init_like(self, batch, key, like)
+            return prepare.init(self, batch, key, builder)
 
     def run(
         self,
@@ -196,16 +203,21 @@ class AbstractDynamics(Described):
         if sampler is not None and batch is None and not shrink:
             from alchemi_jax.dynamics import refill
 
-            return refill.run(self, sampler, sink, n_steps, key)
+            with brief():
+                return refill.run(self, sampler, sink, n_steps, key)
         if batch is None or sampler is not None or sink is not None:
             raise TypeError(
                 f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
                 "batch, a Sampler has its own."
             )
-        return driver.run(self, batch, n_steps, key, shrink)
+        with brief():
+            return driver.run(self, batch, n_steps, key, shrink)
 
     def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
+
+        Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
+        the exception, `driver.Interrupted`, a KeyboardInterrupt.
 
         Args:
             shrink: when half of the systems are finished, go on with a batch half as large that holds the
@@ -215,11 +227,9 @@ class AbstractDynamics(Described):
 
         Raises:
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.
-
-        Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
-        the exception, `driver.Interrupted`, a KeyboardInterrupt.
         """
-        return driver.advance(self, state, n_steps, shrink)
+        with brief():
+            return driver.advance(self, state, n_steps, shrink)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.
@@ -232,7 +242,8 @@ class AbstractDynamics(Described):
         Raises:
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
-        return driver.loop(self, state, n_steps)
+        with brief():
+            return driver.loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
         """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.
@@ -246,7 +257,8 @@ class AbstractDynamics(Described):
         Raises:
             ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
         """
-        return rollout(self, state, n_steps, checkpoint)
+        with brief():
+            return rollout(self, state, n_steps, checkpoint)
 
     def memory(self, batch: Batch | DynamicsState) -> "Memory":
         """Bytes that the compiled loop needs for a batch, or to go on from a state: told without running.

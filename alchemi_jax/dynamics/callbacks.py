@@ -13,9 +13,10 @@ from alchemi_jax.dynamics.groups import Group, in_order
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.hooks import HookContext
-from alchemi_jax.hooks.registry import name_of, runs_on
+from alchemi_jax.hooks.registry import runs_on
 from alchemi_jax.levels import swapped
 from alchemi_jax.meta import Metadata
+from alchemi_jax.mistakes import name_of
 
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from alchemi_jax.dynamics.groups import in_order
 from alchemi_jax.dynamics.prepare import larger_list, verdict, warn_failed
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
-from alchemi_jax.hooks.registry import name_of, noted, runs_on
+from alchemi_jax.hooks.registry import noted, runs_on
+from alchemi_jax.mistakes import name_of, user_code
 from alchemi_jax.transforms import is_traced
 
 
@@ -326,7 +327,8 @@ class _Run:
             n = int(buffer.count)
             if n:
                 rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
-                with noted(held.hook, f"writing rows up to step {self.report.step}"):
+                when = f"writing rows up to step {self.report.step}"
+                with user_code(f"{name_of(held.hook)}.write", "hook"), noted(held.hook, when):
                     held.hook.write(rows)
 
     def restore(self) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.groups import Group, grouped
-from alchemi_jax.dynamics.updates import stage_key, updated
+from alchemi_jax.dynamics.updates import own_state, stage_key, updated
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import select
 from alchemi_jax.models.base import AbstractModel
@@ -122,7 +122,7 @@ class FusedStage(AbstractDynamics):
         return grouped([*own, *(((code,), stage.hooks) for code, stage in enumerate(self.stages))])
 
     def init_state(self, batch: Batch) -> tuple[Any, ...]:
-        return tuple(stage.init_state(batch) for stage in self.stages)
+        return tuple(own_state(stage, batch) for stage in self.stages)
 
     def pre_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
         return self._each("pre_update", batch, state, key)

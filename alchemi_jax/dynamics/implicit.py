@@ -26,7 +26,7 @@ from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
 from alchemi_jax.dynamics.optimizers import FIRE
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import by_system
-from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.mistakes import name_of
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.observables import volume
 from alchemi_jax.segments import any_by_system, sum_by_system, to_atoms

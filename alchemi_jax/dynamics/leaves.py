@@ -12,7 +12,7 @@ import jax
 from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.fused import FusedStage
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.mistakes import name_of
 
 
 def leaf(engine: AbstractDynamics, name: str) -> jax.Array:

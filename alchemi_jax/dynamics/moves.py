@@ -20,8 +20,9 @@ from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import prepare
 from alchemi_jax.dynamics.admission import fresh_rows
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.levels import atom_rows, level_fields, select, swapped
+from alchemi_jax.mistakes import name_of
 from alchemi_jax.segments import to_atoms
 
 
@@ -207,7 +208,7 @@ def moved_integrator(
 ) -> DynamicsState:
     """`new` with the algorithms' own rows: moved from `old`, begun for those that entered. Traced."""
     atoms = to_atoms(incoming, move.kept) & incoming.atom_mask
-    fresh = engine.init_state(new.batch)
+    fresh = own_state(engine, new.batch)
     return new.replace(integrator=select(atoms, move.kept, rows(old.integrator, move), fresh))
 
 

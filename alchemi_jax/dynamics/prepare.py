@@ -15,8 +15,11 @@ from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import records
 from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
-from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of, runs_on
+from alchemi_jax.dynamics.state import DynamicsState, Flow
+from alchemi_jax.dynamics.updates import own_state
+from alchemi_jax.hooks.registry import runs_on
+from alchemi_jax.mistakes import name_of
+from alchemi_jax.models.base import results_of
 from alchemi_jax.transforms import is_traced
 
 
@@ -114,12 +117,22 @@ def prepared(
     compute = STEP.index("compute")
     flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
     state = flow.state
-    buffers = (
-        records.allocate(held.hook, engine._build_context(flow, DynamicsStage.AFTER_STEP, group))
+    own = own_state(engine, state.batch)
+    return state.replace(integrator=own, memory=memory, records=empty_buffers(engine, flow))
+
+
+def empty_buffers(engine: "AbstractDynamics", flow: Flow) -> tuple[records.RecordBuffer, ...]:
+    """Those of the recording hooks, for rows of such a batch."""
+    return tuple(
+        records.allocate(held.hook, engine._build_context(flow, _first_stage(held.hook), group))
         for group in engine.groups
         for held in group.hooks.recording
     )
-    return state.replace(integrator=engine.init_state(state.batch), memory=memory, records=tuple(buffers))
+
+
+def _first_stage(hook: Any) -> DynamicsStage:
+    """Where a hook runs, so that its first row is made from what it will see there."""
+    return next((s for s in DynamicsStage if runs_on(hook, s)), DynamicsStage.AFTER_STEP)
 
 
 def begun(batch: Batch) -> Batch:
@@ -185,7 +198,7 @@ def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
 
 @eqx.filter_jit
 def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Array:
-    stress = model.evaluate(batch, neighbors, stress=True).stress
+    stress: Any = results_of(model, batch, neighbors, stress=True).stress
     return jnp.where(batch.failed[:, None, None], jnp.nan, stress).astype(batch.dtype)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 from alchemi_jax.hooks import HookContext, RecordingHook
 from alchemi_jax.levels import Data
+from alchemi_jax.mistakes import Mistake, alike, defined, described, is_array, name_of, user_code
 
 
 _BYTES = 4 << 20
@@ -74,6 +75,10 @@ class Layout:
             first += n
         return jax.tree.unflatten(self.tree, out)
 
+    def like(self) -> Any:
+        """A row of this layout, without values."""
+        return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
+
     @property
     def words(self) -> int:
         """Number of words of a row."""
@@ -119,7 +124,7 @@ def _from_words(words: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 def allocate(hook: RecordingHook, ctx: HookContext, capacity: int | None = None) -> RecordBuffer:
     """An empty buffer for the rows that `hook.record(ctx)` makes: a few MiB of them."""
-    layout = Layout.of(jax.eval_shape(lambda: hook.record(ctx)))
+    layout = Layout.of(jax.eval_shape(lambda: _row(hook, ctx)))
     if capacity is None:
         capacity = min(max(_BYTES // max(4 * layout.words, 1), _LEAST), _MOST)
     words = jnp.zeros((capacity, layout.words), jnp.uint32)
@@ -136,7 +141,8 @@ def append(
     """
 
     def made() -> Array:
-        return buffer.layout.packed(hook.record(ctx))
+        who, layout = f"{name_of(hook)}.record", buffer.layout
+        return layout.packed(alike(who, "row", _row(hook, ctx), layout.like(), type(hook).record))
 
     def skip() -> Array:
         return jnp.zeros(buffer.layout.words, jnp.uint32)
@@ -145,6 +151,20 @@ def append(
     words = jax.lax.dynamic_update_index_in_dim(buffer.words, row, buffer.count, 0)
     count = buffer.count + jnp.asarray(due, jnp.int32)
     return dataclasses.replace(buffer, words=words, count=count)
+
+
+def _row(hook: RecordingHook, ctx: HookContext) -> Any:
+    """What the hook records now, a pytree of arrays."""
+    with user_code(f"{name_of(hook)}.record", "hook"):
+        row = hook.record(ctx)
+    leaves = jax.tree_util.tree_leaves_with_path(row, is_leaf=lambda x: x is None)
+    for path, leaf in leaves:
+        if not is_array(leaf):
+            raise Mistake(
+                f"{name_of(hook)}.record returned row{jax.tree_util.keystr(path)} as {described(leaf)}: "
+                f"a row is a pytree of arrays{defined(type(hook).record)}."
+            )
+    return row
 
 
 def grown(buffer: RecordBuffer, capacity: int) -> RecordBuffer:

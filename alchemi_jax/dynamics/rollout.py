@@ -17,7 +17,7 @@ import jax
 from alchemi_jax.dynamics.callbacks import refusal
 from alchemi_jax.dynamics.driver import going, poisoned, with_room
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.mistakes import name_of
 
 
 if TYPE_CHECKING:

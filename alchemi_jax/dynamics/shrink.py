@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
-from alchemi_jax.dynamics import records
+from alchemi_jax.dynamics import prepare
 from alchemi_jax.dynamics.apart import Apart
 from alchemi_jax.dynamics.driver import _compiled, _Report, _report, _Run, lists_grown
 from alchemi_jax.dynamics.moves import (
@@ -34,10 +34,9 @@ from alchemi_jax.dynamics.moves import (
     moved_integrator,
     moved_state,
 )
-from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of
 from alchemi_jax.levels import level_fields, swapped
+from alchemi_jax.mistakes import name_of
 
 
 if TYPE_CHECKING:
@@ -185,13 +184,7 @@ def _shrunk(
     engine = apart.whole()
     after = moved_state(engine, state, incoming, move, list_sizes)
     after = moved_integrator(engine, state, after, incoming, move)
-    flow = engine._begin(after)
-    buffers = [
-        records.allocate(held.hook, engine._build_context(flow, DynamicsStage.AFTER_STEP, group))
-        for group in engine.groups
-        for held in group.hooks.recording
-    ]
-    after = after.replace(records=tuple(buffers))
+    after = after.replace(records=prepare.empty_buffers(engine, engine._begin(after)))
     return after, _report(engine, after)
 
 

@@ -19,7 +19,7 @@ from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.driver import with_budget
 from alchemi_jax.dynamics.leaves import leaf, with_leaf
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import name_of
+from alchemi_jax.mistakes import brief, name_of
 from alchemi_jax.observables import fmax, temperature
 
 
@@ -94,7 +94,8 @@ def sweep(
     budget: Any = values.get("n_steps", engine.max_steps)
     most = int(np.max(budget)) if recording else None
     while True:
-        out, states = _lanes(engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most)
+        with brief():
+            out, states = _lanes(engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most)
         lists = states.neighbors
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break

@@ -15,6 +15,7 @@ import plum
 from alchemi_jax.batch import Batch
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook
+from alchemi_jax.mistakes import Mistake, alike, defined, described, is_array, name_of, user_code
 
 
 _C = TypeVar("_C", bound=HookContext)
@@ -72,11 +73,6 @@ def runs_on(hook: Any, stage: Enum) -> bool:
     """Whether a hook is called at a stage."""
     asked = getattr(hook, "_runs_on_stage", None)
     return bool(asked(stage)) if asked is not None else hook.stage == stage
-
-
-def name_of(hook: Any) -> str:
-    """What errors call a hook."""
-    return type(hook).__name__
 
 
 class HookSet(eqx.Module):
@@ -181,7 +177,7 @@ class HookSet(eqx.Module):
 
     def init(self, batch: Batch) -> tuple[Any, ...]:
         """The memory of each traced hook."""
-        return tuple(jax.tree.map(jnp.asarray, hook.init(batch)) for hook in self.traced)
+        return tuple(_memory(hook, batch) for hook in self.traced)
 
     def any_traced(self, stage: Enum) -> bool:
         """Whether a traced hook runs on a stage."""
@@ -256,6 +252,8 @@ def noted(hook: Any, when: str) -> Iterator[None]:
     """Adds the hook's name and the place to whatever exception passes."""
     try:
         yield
+    except Mistake:
+        raise
     except Exception as e:
         e.add_note(f"raised in hook {name_of(hook)} {when}")
         raise
@@ -295,48 +293,36 @@ def _floats_as_leaves(hook: TracedHook) -> TracedHook:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, hook)
 
 
+def _memory(hook: TracedHook, batch: Batch) -> Any:
+    with user_code(f"{name_of(hook)}.init", "hook"):
+        memory = hook.init(batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(memory):
+        if not is_array(leaf):
+            raise Mistake(
+                f"{name_of(hook)}.init made memory{jax.tree_util.keystr(path)} {described(leaf)}: "
+                f"a memory is a pytree of arrays{defined(type(hook).init)}."
+            )
+    return jax.tree.map(jnp.asarray, memory)
+
+
 def _call_traced(hook: TracedHook, ctx: HookContext, stage: Enum, fields: tuple[str, ...]) -> dict[str, Any]:
     """What the hook, if it is due, makes of some fields of the context and of its memory; checked, so
     that a mistake names the hook and not a while_loop."""
     held = {name: getattr(ctx, name) for name in (*fields, "memory")}
 
     def call(held: dict[str, Any]) -> dict[str, Any]:
-        with noted(hook, f"at {stage.name}"):
+        with user_code(f"{name_of(hook)} at {stage.name}", "hook"):
             new = hook(dataclasses.replace(ctx, **held), stage)
+        function = type(hook).__call__
         if not isinstance(new, HookContext):
-            raise TypeError(
-                f"{name_of(hook)} returned a {name_of(new)} at {stage.name}: a traced hook "
-                "returns the context, for example ctx.with_batch(forces=...)."
+            raise Mistake(
+                f"{name_of(hook)} returned {described(new)} at {stage.name}: a traced hook returns the "
+                f"context, for example ctx.with_batch(forces=...){defined(function)}."
             )
-        return {name: _like(hook, name, getattr(new, name), old) for name, old in held.items()}
+        who = name_of(hook)
+        return {name: alike(who, name, getattr(new, name), old, function) for name, old in held.items()}
 
     if hook.frequency == 1:
         return call(held)
     due = ctx.step_count % hook.frequency == 0
     return jax.lax.cond(due, call, lambda held: held, held)
-
-
-def _like(hook: Any, what: str, new: Any, old: Any) -> Any:
-    """`new`, whose leaves must have the shapes and kinds of `old`'s."""
-    if new is old:
-        return old
-    new_leaves, new_tree = jax.tree_util.tree_flatten_with_path(new)
-    old_leaves, old_tree = jax.tree_util.tree_flatten_with_path(old)
-    if new_tree != old_tree:
-        raise TypeError(
-            f"{name_of(hook)} changed the structure of its {what}: it must stay\n{old_tree}\n"
-            f"but is now\n{new_tree}"
-        )
-    out = []
-    for (path, a), (_, b) in zip(new_leaves, old_leaves, strict=True):
-        if a is not b:
-            a, b = jnp.asarray(a), jnp.asarray(b)
-            same_kind = jnp.issubdtype(a.dtype, jnp.inexact) == jnp.issubdtype(b.dtype, jnp.inexact)
-            if a.shape != b.shape or not same_kind:
-                raise TypeError(
-                    f"{name_of(hook)} returned {what}{jax.tree_util.keystr(path)} as "
-                    f"{a.dtype}{list(a.shape)}; it must stay {b.dtype}{list(b.shape)}."
-                )
-            a = a.astype(b.dtype)
-        out.append(a)
-    return jax.tree.unflatten(old_tree, out)

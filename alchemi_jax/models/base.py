@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alchemi_jax.batch import Batch
+from alchemi_jax.mistakes import Mistake, defined, described, is_array, name_of, user_code
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.observables import volume
 from alchemi_jax.parameters import Described
@@ -44,11 +45,11 @@ class AbstractModel(Described):
         if not stress:
 
             def total(positions: Array) -> tuple[Array, Array]:
-                return _total(batch, self.energy(batch.replace(positions=positions), neighbors))
+                return _total(batch, _energy(self, batch.replace(positions=positions), neighbors))
 
             slope, energy = jax.grad(total, has_aux=True)(batch.positions)
             return Results(energy, _mask_atoms(batch, -slope), None)
-        energy, slope, virial = strained_gradient(batch, lambda b: self.energy(b, neighbors))
+        energy, slope, virial = strained_gradient(batch, lambda b: _energy(self, b, neighbors))
         return Results(energy, _mask_atoms(batch, -slope), per_volume(batch, virial))
 
     def check(self, batch: Batch) -> None:
@@ -65,6 +66,32 @@ class AbstractModel(Described):
         if not isinstance(other, AbstractModel):
             return NotImplemented
         return SumModel(parts=(self, other))  # pyright: ignore[reportCallIssue]
+
+
+def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Array:
+    """`model.energy`, which must be one number a system."""
+    with user_code(f"{name_of(model)}.energy", "model"):
+        energy = model.energy(batch, neighbors)
+    _check(model, "energy", energy, batch, type(model).energy)
+    return jnp.asarray(energy)
+
+
+#: What each result is, and where it mostly goes wrong.
+_MEANING = {
+    "energy": "one number a system, for instance by segments.sum_by_system",
+    "forces": "a row an atom",
+    "stress": "a matrix a system",
+}
+
+
+def _check(model: Any, name: str, found: Any, batch: Batch, function: Any) -> None:
+    like = batch[name]
+    real = is_array(found) and jnp.issubdtype(jnp.asarray(found).dtype, jnp.floating)
+    if not real or jnp.shape(found) != like.shape:
+        raise Mistake(
+            f"{name_of(model)} returned {name} as {described(found)}; it must be {described(like)}, "
+            f"{_MEANING[name]}{defined(function)}."
+        )
 
 
 def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
@@ -105,6 +132,23 @@ def per_volume(batch: Batch, virial: Float[Array, "systems 3 3"]) -> Float[Array
     return jnp.where(periodic[:, None, None], stress, missing[:, None, None])
 
 
+def results_of(
+    model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
+) -> Results:
+    """`model.evaluate`, whose results must have the shapes of the batch's."""
+    function = type(model).evaluate
+    with user_code(f"{name_of(model)}.evaluate", "model"):
+        results = model.evaluate(batch, neighbors, stress=stress)
+    if not isinstance(results, Results):
+        raise Mistake(
+            f"{name_of(model)}.evaluate returned {described(results)}; it must return "
+            f"Results(energy, forces, stress){defined(function)}."
+        )
+    for name in ("energy", "forces", "stress") if stress else ("energy", "forces"):
+        _check(model, name, getattr(results, name), batch, function)
+    return results
+
+
 def evaluate_checked(
     model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
 ) -> Results:
@@ -113,18 +157,9 @@ def evaluate_checked(
     Positions that are not finite drop out of every cutoff: their system's energy says so.
 
     Raises:
-        TypeError: naming the model, for results of other shapes than the batch's.
+        Mistake: naming the model, for results that are no floats of the shapes of the batch's.
     """
-    results = model.evaluate(batch, neighbors, stress=stress)
-    fields = {"energy": batch.energy, "forces": batch.forces}
-    if stress:
-        fields["stress"] = batch.stress
-    for name, like in fields.items():
-        shape = jnp.shape(getattr(results, name))
-        if shape != like.shape:
-            raise TypeError(
-                f"{type(model).__name__} returned {name} of shape {shape}, expected {like.shape}."
-            )
+    results = results_of(model, batch, neighbors, stress=stress)
     lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))
     return Results(
         energy=jnp.where(lost & batch.system_mask, jnp.nan, results.energy).astype(batch.dtype),

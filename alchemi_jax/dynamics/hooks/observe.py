@@ -1,16 +1,23 @@
 """Hooks that hand things to people: ObservableHook, ProgressHook, CallbackHook."""
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
 from alchemi_jax.observables import fmax
+
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets the bar is one of text, which is no matter for whoever wants none.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 
 class ObservableHook(RecordingHook):

@@ -1,0 +1,254 @@
+"""What is said when code of a user's (a hook, a model, an algorithm) makes a mistake inside compiled code.
+
+One sentence: who, which field, what was expected and found, what to do, and where in the user's file. All
+of it is found while JAX traces, from shapes and dtypes: a run without mistakes takes no operation more.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+Kind = Literal["hook", "model", "algorithm"]
+
+
+class Mistake(TypeError):
+    """A mistake in code of a user's, in one sentence."""
+
+
+def name_of(thing: Any) -> str:
+    """What errors call a hook, a model or an engine."""
+    return type(thing).__name__
+
+
+# -- what was done ---------------------------------------------------------------------------------
+
+#: The first that fits is said: some are subclasses of others.
+_DONE: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        jax.errors.TracerBoolConversionError,
+        "asks whether a traced array is true (if, while, and, bool)",
+        "choose with jnp.where",
+    ),
+    (jax.errors.TracerArrayConversionError, "gives a traced array to numpy", "use jax.numpy"),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "counts or indexes with a traced array (range, a list)",
+        "use jnp.take or jax.lax.fori_loop",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        "picks entries by a traced mask, x[mask]",
+        "keep the shape with jnp.where(mask, x, 0)",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "asks for the number in a traced array (float, int, .item)",
+        "stay with arrays",
+    ),
+    (
+        jax.errors.UnexpectedTracerError,
+        "uses a traced array that was kept from an earlier call (self.x, a global)",
+        "return what is to be kept",
+    ),
+)
+_ELSE: dict[Kind, str] = {
+    "hook": ", or look from a host hook",
+    "model": "",
+    "algorithm": ", or look from a host hook",
+}
+_FROZEN: dict[Kind, str] = {
+    "hook": "return ctx.with_batch({field}=...), and ctx.with_memory(...) for what a hook remembers",
+    "model": "return what changes, from batch.replace({field}=...) if need be",
+    "algorithm": "return batch.replace({field}=...), and a new state",
+}
+
+
+@contextlib.contextmanager
+def user_code(who: str, kind: Kind) -> Iterator[None]:
+    """Around a call of a user's traced code: what JAX cannot trace is said in one sentence, and any other
+    exception gets a note with the name.
+
+    Raises:
+        Mistake: in place of JAX's own errors of values that are not there while tracing.
+    """
+    try:
+        yield
+    except Mistake:
+        raise
+    except dataclasses.FrozenInstanceError as e:
+        field = (re.findall(r"'(\w+)'", str(e)) or ["..."])[0]
+        advice = _FROZEN[kind].format(field=field)
+        raise Mistake(f"{who} assigns to the frozen field {field!r}{_line(e)}: {advice}.") from None
+    except Exception as e:
+        for error, did, advice in _DONE:
+            if isinstance(e, error):
+                raise Mistake(
+                    f"{who} {did}{_line(e)}, but compiled code has no values yet: {advice}{_ELSE[kind]}."
+                ) from None
+        e.add_note(f"raised in {kind} {who}")
+        raise
+
+
+#: Frames of these are not the user's.
+_LIBRARIES = {"alchemi_jax", "jax", "jaxlib", "equinox", "numpy", "flax", "optax", "plum", "jaxtyping"}
+_LIBRARIES |= {"beartype", "contextlib", "functools"}
+
+
+def _line(error: BaseException) -> str:
+    """ " at file:line", the innermost of the user's own; of ours if the hook is one of ours."""
+    own, ours = "", ""
+    tb = error.__traceback__
+    while tb is not None:
+        root = str(tb.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        at = f" at {_short(tb.tb_frame.f_code.co_filename)}:{tb.tb_lineno}"
+        if root not in _LIBRARIES:
+            own = at
+        elif root == "alchemi_jax":
+            ours = at
+        tb = tb.tb_next
+    return own or ours
+
+
+def _short(path: str) -> str:
+    inside = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if inside.startswith("..") else inside
+
+
+def defined(function: Any) -> str:
+    """ " (file:line)" where a function of a user's begins, nothing where that is not known."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return "" if code is None else f" ({_short(code.co_filename)}:{code.co_firstlineno})"
+
+
+# -- what came back --------------------------------------------------------------------------------
+
+
+def described(x: Any) -> str:
+    """What a sentence calls a value: "float32[16, 3]", "None", "a dict"."""
+    if x is None:
+        return "None"
+    if _has_dtype(x):
+        return f"{x.dtype}{list(x.shape)}"
+    if isinstance(x, bool | int | float | complex):
+        return f"the number {x}"
+    return f"{'an' if name_of(x)[0] in 'aeiouAEIOU' else 'a'} {name_of(x)}"
+
+
+def _has_dtype(x: Any) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
+def is_array(x: Any) -> bool:
+    """Whether JAX takes it for an array of numbers."""
+    if isinstance(x, bool | int | float | complex | jax.Array | np.generic):
+        return True
+    return isinstance(x, np.ndarray) and x.dtype.kind in "biufcV"
+
+
+def alike(who: str, what: str, new: Any, old: Any, function: Callable | None = None) -> Any:
+    """`new`, whose leaves must have the shapes and dtypes of those of `old`.
+
+    Integers may be of any width, Python's numbers and whatever JAX calls weakly typed of any; both are cast.
+
+    Args:
+        who: the class at fault. what: what it calls the tree, "batch", "memory".
+        function: what gave it back; the sentence says where that is.
+
+    Raises:
+        Mistake: for another structure, shape or dtype, naming the first leaf.
+    """
+    if new is old:
+        return old
+    if type(new) is not type(old) and not (_has_dtype(old) and is_array(new)):
+        raise Mistake(
+            f"{who} returned {what} as {described(new)}; it must stay {described(old)}{_at(function)}."
+        )
+    news, olds = _leaves(new), _leaves(old)
+    out = []
+    for path, b in olds.items():
+        if path not in news:
+            raise Mistake(
+                f"{who} returned {what} without {what}{path}, which it had: "
+                f"its structure must stay{_at(function)}."
+            )
+        a = news[path]
+        if a is not b:
+            wrong = _unlike(a, b)
+            if wrong:
+                raise Mistake(
+                    f"{who} returned {what}{path} as {described(a)}; it must stay {described(b)}: "
+                    f"{wrong}{_at(function)}."
+                )
+            if b is not None:
+                a = jnp.asarray(a).astype(_known(b).dtype)
+        out.append(a)
+    more = next((path for path in news if path not in olds), None)
+    if more is not None:
+        raise Mistake(
+            f"{who} returned {what} with {what}{more}, which it did not have: "
+            f"its structure must stay{_at(function)}."
+        )
+    old_tree, new_tree = jax.tree.structure(old), jax.tree.structure(new)
+    if old_tree != new_tree:
+        raise Mistake(
+            f"{who} changed the structure of its {what}, a {name_of(old)}: "
+            f"the same classes and static fields must come back{_at(function)}."
+        )
+    return jax.tree.unflatten(old_tree, [a for a in out if a is not None])
+
+
+def _at(function: Callable | None) -> str:
+    return "" if function is None else defined(function)
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found}
+
+
+def _known(x: Any) -> Any:
+    return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+
+def _unlike(a: Any, b: Any) -> str:
+    """What to do about `a` in place of `b`; nothing if it will do."""
+    if (a is None) != (b is None) or (a is not None and not is_array(a)):
+        return "give an array"
+    if a is None:
+        return ""
+    a, b = jnp.asarray(a), _known(b)
+    if a.shape != b.shape:
+        return "a shape never changes, padding and all"
+    if a.dtype == b.dtype:
+        return ""
+    real = [jnp.issubdtype(x.dtype, jnp.inexact) for x in (a, b)]
+    whole = [jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool for x in (a, b)]
+    if all(whole) or (a.weak_type and (real[1] if whole[0] else all(real))):
+        return ""
+    return f'end with .astype("{b.dtype}")'
+
+
+# -- at the doors ----------------------------------------------------------------------------------
+
+
+class brief:
+    """At a door of the package: a `Mistake` leaves it without the frames of loops and transforms in between,
+    unless `JAX_TRACEBACK_FILTERING=off`. No frame of its own, so that warnings point where they did."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
+        if isinstance(error, Mistake) and jax.config.jax_traceback_filtering != "off":  # pyright: ignore
+            # JAX notes that it left frames out.
+            notes = [n for n in getattr(error, "__notes__", ()) if "internal frames" not in n]
+            error.__notes__ = notes
+            raise error.with_traceback(None) from None
