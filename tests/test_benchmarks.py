@@ -96,3 +96,13 @@ def test_the_fit_of_a_liquid_comes_nearer():
     gap = np.abs(np.log(np.stack([begun, found]) / [0.0104, 3.40]))
     assert (gap[1] < 0.5 * gap[0]).all()
     assert path[-1][1] < 0.3 * path[0][1]
+
+
+@pytest.mark.long
+def test_spread_measures_four_ways():
+    """And where the batch shrinks at the end fewer places are idle."""
+    from benchmarks import spread
+
+    found = spread.measured(systems=8, places=4, dtype="float32", repeats=1)
+    assert list(found) == ["fixed", "fixed, shrink", "refilled", "refilled, shrink"]
+    assert found["refilled, shrink"]["occupancy"] > found["refilled"]["occupancy"]
