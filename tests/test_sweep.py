@@ -121,6 +121,23 @@ def test_a_pipeline_a_hook_and_values_per_system(batch):
     assert table["steps_taken"].tolist() == [2, 2, 4, 4]
 
 
+def test_groups_of_lanes_give_the_same_table(batch):
+    """However many run together, also where lanes end at different steps and have lists that are renewed."""
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0, skin=0.3)
+    engine = FIRE(model=model, dt=1.0, n_steps=40, hooks=[ConvergenceHook.from_fmax(0.03)])
+    values = {"dt": [0.5, 1.0, 1.5], "model.sigma": [3.35, 3.45]}
+    whole = sweep(engine, batch, values, together=6)
+    assert len(set(whole["steps_taken"].tolist())) > 2
+    # Five is no divisor of six: three are taken together.
+    for together in (1, 5, None):
+        found = sweep(engine, batch, values, together=together)
+        for name, column in whole.items():
+            if column.dtype.kind == "f":
+                np.testing.assert_allclose(found[name], column, rtol=1e-7, atol=1e-9, err_msg=name)
+            else:
+                np.testing.assert_array_equal(found[name], column, err_msg=name)
+
+
 def test_what_sweep_refuses(batch):
     engine = NVTLangevin(model=HarmonicModel(k=1.0), dt=1.0, temperature=10.0, n_steps=3)
     cases = [
@@ -142,6 +159,8 @@ def test_what_sweep_refuses(batch):
         sweep(engine, batch, temperature=[1.0, 2.0], dt=[1.0], product=False)
     with pytest.raises(ValueError, match=r"3 keys for 2 combinations"):
         sweep(engine, batch, temperature=[1.0, 2.0], key=jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match=r"together must be a positive int, not 0"):
+        sweep(engine, batch, temperature=[1.0, 2.0], together=0)
     with pytest.raises(ValueError, match=r"NVTLangevin has no n_steps"):
         sweep(dataclasses.replace(engine, n_steps=None), batch, temperature=[1.0])
     with pytest.raises(ValueError, match=r"sweep: the rows of LoggingHook come back in the states"):

@@ -21,9 +21,12 @@ from alchemi_jax.dynamics.leaves import leaf, with_leaf
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.mistakes import brief, name_of
 from alchemi_jax.observables import fmax, temperature
+from alchemi_jax.parameters import natural
 
 
 Observable = Callable[[Batch], Array]
+_ATOMS = 1024
+"""On a CPU, of all combinations that run together."""
 
 
 def sweep(
@@ -37,15 +40,16 @@ def sweep(
     start: Callable[[Any, Batch, Array], Batch] | None = None,
     observe: Mapping[str, Observable] | None = None,
     with_states: bool = False,
+    together: int | None = None,
     **more: Any,
 ) -> Any:
-    """Runs a batch once for each combination of values, all of them in one compiled loop.
+    """Runs a batch once for each combination of values, all of them in one compiled program.
 
         table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
         table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
 
     It is `vmap` of `loop`, with lists that grow: where one is too small in any lane, all lanes are run again
-    with larger ones. Memory is that of one run times the number of combinations.
+    with larger ones. Memory is that of one run times the number of combinations that run together.
 
     Args:
         engine: its other parameters stay as they are. It must have no host hooks.
@@ -62,6 +66,9 @@ def sweep(
             temperature (K) and fmax (eV/Å).
         with_states: also return the final states, each leaf with a leading axis [combinations]; rows of
             recording hooks are in them.
+        together: so many combinations are mapped at once, one such group after another. By default all of
+            them; on a CPU no more than have about a thousand atoms together, since what a larger
+            group saves in overhead it loses by falling out of the cache.
 
     Returns:
         A dict of numpy arrays, one row for each combination and system in it: "combination", "system"
@@ -93,9 +100,12 @@ def sweep(
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     most = int(np.max(budget)) if recording else None
+    lanes = _together(together, count, batch.atom_capacity)
     while True:
         with brief():
-            out, states = _lanes(engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most)
+            out, states = _lanes(
+                engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most, lanes
+            )
         lists = states.neighbors
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break
@@ -128,6 +138,7 @@ def _lanes(
     start: Any,
     observe: tuple[tuple[str, Observable], ...],
     most: int | None,
+    lanes: int,
 ) -> tuple[dict[str, Array], DynamicsState]:
     def one(values: dict[str, Array], key: Array) -> tuple[dict[str, Array], DynamicsState]:
         mine = engine
@@ -138,7 +149,18 @@ def _lanes(
         state = mine.loop(state, most)
         return {name: f(state.batch) for name, f in observe}, state
 
-    return jax.vmap(one)(values, keys)
+    if lanes == len(keys):
+        return jax.vmap(one)(values, keys)
+    many = None if lanes == 1 else lanes
+    return jax.lax.map(lambda lane: one(*lane), (values, keys), batch_size=many)
+
+
+def _together(asked: int | None, count: int, atoms: int) -> int:
+    """How many combinations are mapped at once: a divisor of their number, so that one program will do."""
+    if asked is None:
+        asked = count if jax.default_backend() != "cpu" else max(_ATOMS // max(atoms, 1), 1)
+    most = min(natural("together")(asked), count)
+    return next(n for n in range(most, 0, -1) if count % n == 0)
 
 
 def _energy(batch: Batch) -> Array:
