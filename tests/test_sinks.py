@@ -206,7 +206,7 @@ def test_modes_and_refusals(tmp_path):
         ZarrData(path).write(Batch.from_ase(cluster(0, 3), dtype=np.float32))
     odd = cluster(0, 3)
     odd.set_array("site", np.arange(3))
-    with pytest.raises(ValueError, match=r"other extras than the new ones.*: site"):
+    with pytest.raises(ValueError, match=r"other extras than the new ones.*: atom extra 'site'"):
         ZarrData(path).write(Batch.from_ase(odd))
     assert len(ZarrData(path)) == 2
     (tmp_path / "text").write_text("not a store")

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,10 +13,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.dynamics.doors import ENSEMBLES
 
 
 class _Strict(BaseModel):
@@ -39,7 +41,7 @@ class MD(_Strict):
 
     kind: Literal["md"]
     n_steps: PositiveInt
-    ensemble: Literal["nve", "nvt", "nvt-langevin", "nvt-nose-hoover", "nvt-bussi", "nph", "npt"] = "nvt"
+    ensemble: str = "nvt"
     dt: PositiveFloat = 1.0
     temperature: PositiveFloat | None = None
     pressure: float | None = None
@@ -47,20 +49,22 @@ class MD(_Strict):
     thermostat_time: PositiveFloat | None = None
     barostat_time: PositiveFloat | None = None
 
+    _physical: ClassVar = ("temperature", "pressure", "friction", "thermostat_time", "barostat_time")
+
+    @field_validator("ensemble")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENSEMBLES:
+            raise ValueError(f"must be one of {', '.join(ENSEMBLES)}")
+        return name
+
     @model_validator(mode="after")
     def _complete(self) -> "MD":
-        needs = {"npt": ("temperature", "pressure"), "nph": ("pressure",), "nve": ()}
-        for name in needs.get(self.ensemble, ("temperature",)):
-            if getattr(self, name) is None:
+        engine, needs = ENSEMBLES[self.ensemble]
+        for name in self._physical:
+            if name in needs and getattr(self, name) is None:
                 raise ValueError(f"ensemble {self.ensemble} needs a {name}")
-        has = {
-            "friction": ("nvt", "nvt-langevin"),
-            "thermostat_time": ("nvt-nose-hoover", "nvt-bussi", "npt"),
-            "barostat_time": ("nph", "npt"),
-            "pressure": ("nph", "npt"),
-        }
-        for name, ensembles in has.items():
-            if getattr(self, name) is not None and self.ensemble not in ensembles:
+            if name not in engine.__dataclass_fields__ and getattr(self, name) is not None:
                 raise ValueError(f"ensemble {self.ensemble} has no {name}")
         return self
 

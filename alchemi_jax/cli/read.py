@@ -1,5 +1,6 @@
 """Structures, models and trajectories from the command line."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from alchemi_jax.trajectory import Trajectory
 
 
 def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:
-    """Every structure of every file, with file and index.
+    """Every structure of every file, with file and index, which its `info` keeps.
 
     Raises:
         UsageError: naming the file, and the structure in it, if one cannot be read or used.
@@ -27,9 +28,11 @@ def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:
         structures = _structures(path)
         for index, atoms in enumerate(structures):
             try:
-                out.append((path, index, AtomicData.from_ase(atoms, f"{path}:{index}")))
+                data = AtomicData.from_ase(atoms, f"{path}:{index}")
             except ValueError as e:
                 raise UsageError(str(e)) from None
+            info = {**data.info, "source_file": str(path), "source_index": index}
+            out.append((path, index, dataclasses.replace(data, info=info)))
     return out
 
 

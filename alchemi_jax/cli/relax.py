@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from ase.io import write
 from tqdm import tqdm
 
 from alchemi_jax.atoms import AtomicData
 from alchemi_jax.batch import Batch
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError
+from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
@@ -68,7 +67,8 @@ def relax(args: argparse.Namespace) -> int:
             state, interrupted = _advance(engine, engine.init(batch), args.steps)
     took = time.perf_counter() - begun
     final = verdict(engine, state)
-    _write(final, sources, out)
+    ZarrData(out / "relaxed.zarr", mode="w").write(final)
+    write_structures(out / "relaxed.extxyz", final)
     convergence(
         out / "log.csv", out / "convergence.png", args.fmax, np.asarray(final.take().atoms_per_system)
     )
@@ -120,21 +120,6 @@ def _advance(engine: FIRE, state: DynamicsState, steps: int) -> tuple[DynamicsSt
                 speed = done.sum() / seconds
                 bar.set_postfix_str(f"fmax {worst:.4f} eV/Å, {speed:,.0f} atom-steps/s")
             first = False
-
-
-def _write(final: Batch, sources: list[tuple[Path, int, AtomicData]], out: Path) -> None:
-    ZarrData(out / "relaxed.zarr", mode="w").write(final)
-    structures = final.to_ase()
-    host = final.take()
-    for i, ((path, index, _), atoms) in enumerate(zip(sources, structures, strict=True)):
-        atoms.info.update(
-            source_file=str(path),
-            source_index=index,
-            converged=bool(host.converged[i]),
-            failed=bool(host.failed[i]),
-            steps=int(host.steps_taken[i]),
-        )
-    write(out / "relaxed.extxyz", structures, format="extxyz")
 
 
 def _report(

@@ -6,7 +6,6 @@ rows and frames are on disk; a second call goes on with those that are not.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
@@ -18,12 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ase.io import write
 from tqdm import tqdm
 
-from alchemi_jax.atoms import AtomicData
 from alchemi_jax.cli.config import MD, Pipeline, Relax, checked, load
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError
+from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.dynamics import Sampler
@@ -74,7 +71,7 @@ def execute(settings: Pipeline, overwrite: bool) -> int:
         jax.config.update("jax_enable_x64", True)
     model = model_from(settings.model)
     sources = read(settings.files)
-    data = [_labelled(d, path, index) for path, index, d in sources]
+    data = [d for _, _, d in sources]
     out = Path(settings.out)
     done = _begin(out, settings, overwrite)
     frames = ZarrData(out / FRAMES)
@@ -127,11 +124,6 @@ class _Finished(ZarrData):
         super().write(batch, mask)
         self.commit()
         self.bar.update(len(self) - before)
-
-
-def _labelled(data: AtomicData, path: Path, index: int) -> AtomicData:
-    info = {**data.info, "source_file": str(path), "source_index": index}
-    return dataclasses.replace(data, info=info)
 
 
 def _engine(settings: Pipeline, model: AbstractModel, out: Path, frames: ZarrData) -> AbstractDynamics:
@@ -232,7 +224,7 @@ def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupt
         batch = ZarrData(out / FINISHED).read().take()
         order = np.argsort(batch.system_id)
         batch = batch.take(order)
-        write(out / "final.extxyz", _written(batch), format="extxyz")
+        write_structures(out / "final.extxyz", batch)
         left -= batch.num_systems
         converged, failed = int(batch.converged.sum()), int(batch.failed.sum())
         for i in np.flatnonzero(batch.failed).tolist()[:_DETAILS]:
@@ -262,12 +254,3 @@ def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupt
         print("interrupted: the same command goes on with the systems that are left.", file=sys.stderr)
         return INTERRUPTED
     return OK if not left and not failed and (not relaxes or converged == finished) else INCOMPLETE
-
-
-def _written(batch: Any) -> list:
-    structures = batch.to_ase()
-    for i, atoms in enumerate(structures):
-        atoms.info.update(
-            converged=bool(batch.converged[i]), failed=bool(batch.failed[i]), steps=int(batch.steps_taken[i])
-        )
-    return structures

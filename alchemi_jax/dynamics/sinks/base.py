@@ -104,21 +104,33 @@ def sizes_of(batch: Batch, mask: Any = None) -> np.ndarray:
     return np.asarray(batch.atoms_per_system)[chosen(batch, mask)]
 
 
-def form(batch: Batch) -> tuple[np.dtype, dict[str, tuple]]:
-    """What must agree for batches to be joined: dtype, and dtype and row shape of each extra."""
-    extras = {
-        f"{level} extra {key!r}": (np.dtype(value.dtype).name, value.shape[1:])
-        for level, values in (("atom", batch.atom_extras), ("system", batch.system_extras))
+#: What must agree for systems to stand in one sink: dtype, and dtype and row shape of each extra.
+Form = tuple[np.dtype, dict[str, tuple]]
+
+
+def extra_form(level: str, key: str, dtype: Any, row: tuple[int, ...]) -> tuple[str, tuple]:
+    """An entry of a form."""
+    return f"{level} extra {key!r}", (np.dtype(dtype).name, tuple(row))
+
+
+def form(batch: Batch) -> Form:
+    """The form of the systems of a batch."""
+    both = (("atom", batch.atom_extras), ("system", batch.system_extras))
+    return batch.dtype, dict(
+        extra_form(level, key, value.dtype, value.shape[1:])
+        for level, values in both
         for key, value in values.items()
-    }
-    return batch.dtype, extras
+    )
 
 
-def check_form(sink: Sink, held: Batch, new: Batch) -> None:
-    """Raises ValueError, naming what differs, if systems of two batches cannot stand in one sink."""
-    (dtype, extras), (new_dtype, new_extras) = form(held), form(new)
+def check_form(sink: Sink, held: Form, new: Form) -> None:
+    """Raises ValueError, naming what differs, if systems of two forms cannot stand in one sink."""
+    (dtype, extras), (new_dtype, new_extras) = held, new
     if dtype != new_dtype:
         raise ValueError(f"{sink!r} holds {dtype} systems, the new ones are {new_dtype}: use another sink.")
     odd = [key for key in {**extras, **new_extras} if extras.get(key) != new_extras.get(key)]
     if odd:
-        raise ValueError(f"{sink!r} holds systems with other fields than the new ones: {', '.join(odd)}.")
+        raise ValueError(
+            f"{sink!r} holds systems with other extras than the new ones, in name, dtype or shape: "
+            f"{', '.join(odd)}."
+        )

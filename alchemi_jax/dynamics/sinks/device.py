@@ -160,7 +160,7 @@ class DeviceBuffer(Sink):
             return
         if self._buffer is None:
             self._buffer = SystemBuffer.like(batch, self.systems, self.atoms)
-        check_form(self, self._buffer.batch, batch)
+        check_form(self, form(self._buffer.batch), form(batch))
         self._refuse_overflow(sizes, f"{self.systems} systems and {self.atoms} atoms")
         # Neither is looked at, and both would compile anew.
         arrays = batch.replace(meta=None, largest=batch.atom_capacity)

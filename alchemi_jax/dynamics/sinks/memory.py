@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.sinks.base import Sink, check_form, chosen
+from alchemi_jax.dynamics.sinks.base import Sink, check_form, chosen, form
 
 
 class HostMemory(Sink):
@@ -28,7 +28,7 @@ class HostMemory(Sink):
         if not len(sizes):
             return
         if self._batches:
-            check_form(self, self._batches[0], batch)
+            check_form(self, form(self._batches[0]), form(batch))
         self._refuse_overflow(sizes, f"{self.capacity} systems")
         self._batches.append(batch.take(None if mask is None else which))
         self._systems += len(sizes)

@@ -20,7 +20,7 @@ import numpy as np
 from ase.io import jsonio
 
 from alchemi_jax.batch import Batch, SystemMeta
-from alchemi_jax.dynamics.sinks.base import Sink, chosen
+from alchemi_jax.dynamics.sinks.base import Form, Sink, check_form, chosen, extra_form, form
 from alchemi_jax.dynamics.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.dynamics.sinks.stored import (
     DERIVED,
@@ -85,8 +85,8 @@ class ZarrData(Sink):
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
-        #: Extras and dtype of the systems in the store; and what waits for the disk.
-        self._kind: tuple | None = None
+        #: Of the systems in the store; and what waits for the disk.
+        self._form: Form | None = None
         self._waiting: list[Batch] = []
         self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
@@ -132,7 +132,7 @@ class ZarrData(Sink):
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # Whatever opens the sink again goes on with what was written.
         self.mode = "a"
-        self._columns, self._kind = {}, None
+        self._columns, self._form = {}, None
         self._attributes = attributes
 
     def _exists(self) -> bool:
@@ -161,7 +161,7 @@ class ZarrData(Sink):
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
-        self._waiting, self._waiting_bytes, self._kind = [], 0, None
+        self._waiting, self._waiting_bytes, self._form = [], 0, None
         self._held_open = False
 
     # -- writing ---------------------------------------------------------------------------------
@@ -193,13 +193,10 @@ class ZarrData(Sink):
         """Takes systems over if the store can hold them."""
         attributes = self._attributes
         assert attributes is not None
-        kind = _kind(host)
-        if self._kind is None and self._columns:
-            self._kind = self._stored_kind()
-        if self._kind is None:
-            self._kind = kind
-        elif self._kind != kind:
-            self._refuse(kind)
+        new = form(host)
+        if self._form is None:
+            self._form = self._stored_form() if self._columns else new
+        check_form(self, self._form, new)
         self._waiting.append(host)
         self._waiting_bytes += sum(
             x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
@@ -289,27 +286,15 @@ class ZarrData(Sink):
         attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
-    def _stored_kind(self) -> tuple:
+    def _stored_form(self) -> Form:
         assert self._attributes is not None
-        extras = [
-            (level, key, column.dtype, column.row)
+        extras = (
+            extra_form(level, key, column.dtype, column.row)
             for level, keys in self._attributes["extras"].items()
             for key in keys
             for column in [self._columns[array_name(level, key)]]
-        ]
-        return (self._columns["positions"].dtype, *sorted(extras, key=str))
-
-    def _refuse(self, kind: tuple) -> None:
-        assert self._kind is not None
-        if self._kind[0] != kind[0]:
-            raise ValueError(
-                f"{self.path} holds {self._kind[0]} systems, the new ones are {kind[0]}: use another path."
-            )
-        odd = sorted({key for _, key, *_ in set(self._kind[1:]) ^ set(kind[1:])})
-        raise ValueError(
-            f"{self.path} holds systems with other extras than the new ones, in name, dtype or shape: "
-            f"{', '.join(odd)}."
         )
+        return self._columns["positions"].dtype, dict(extras)
 
     def _text(self, host: Batch, system: int) -> bytes:
         """What JSON holds of a system; frames of one batch have the same, made once."""
@@ -360,15 +345,6 @@ class ZarrData(Sink):
         if self._attributes is not None:
             return int(self._attributes["systems"])
         return int(attributes_of(self.path)["systems"]) if self._exists() else 0
-
-
-def _kind(host: Batch) -> tuple:
-    """What all systems of a store have in common: dtype, and the extras' names, dtypes and shapes."""
-    if not host.atom_extras and not host.system_extras:
-        return (host.dtype,)
-    both = [("atom", k, v) for k, v in host.atom_extras.items()]
-    both += [("system", k, v) for k, v in host.system_extras.items()]
-    return (host.dtype, *sorted(((a, k, v.dtype, v.shape[1:]) for a, k, v in both), key=str))
 
 
 def _flat(host: Batch) -> dict[str, tuple[str, np.ndarray]]:
