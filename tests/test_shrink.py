@@ -99,6 +99,7 @@ def test_the_state_goes_on(batch, wanted):
     assert int(state.step_count) == k
     assert state.memory[1].shape == (20,)
     np.testing.assert_array_equal(state.memory[1], state.batch.steps_taken)
+    np.testing.assert_array_equal(state.moved, np.asarray(state.batch.steps_taken) == k)
     same(engine.advance(state, 300).batch, wanted.replace(stress=state.batch.stress))
     again = engine.advance(state, 300, shrink=True)
     same(again.batch, wanted.replace(stress=state.batch.stress))

@@ -15,6 +15,7 @@ from alchemi_jax.dynamics import driver, prepare
 from alchemi_jax.dynamics.admission import admitted
 from alchemi_jax.dynamics.dispatch import dispatch
 from alchemi_jax.dynamics.groups import Group, grouped
+from alchemi_jax.dynamics.loop import loop
 from alchemi_jax.dynamics.progress import counted, put_back
 from alchemi_jax.dynamics.rollout import rollout
 from alchemi_jax.dynamics.sinks.base import Sink
@@ -243,7 +244,7 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         with brief():
-            return driver.loop(self, state, n_steps)
+            return loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
         """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.

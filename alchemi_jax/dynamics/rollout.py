@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from alchemi_jax.dynamics.callbacks import refusal
-from alchemi_jax.dynamics.driver import going, poisoned, with_room
+from alchemi_jax.dynamics.loop import going, poisoned, with_room
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.mistakes import name_of
 

@@ -230,7 +230,9 @@ def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.
     batch = swapped(
         by_level(before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
     )
-    of_systems = ("newly_converged", "moved", "failed_at", "came_from")
+    # Who was left behind did not move in the last step.
+    still = {name: np.zeros(places.systems, bool) for name in ("newly_converged", "moved")}
+    still |= {name: getattr(before, name) for name in ("failed_at", "came_from")}
     return swapped(
         before,
         batch=batch,
@@ -238,5 +240,5 @@ def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.
         memory=by_level(before.memory, after.memory),
         step_count=after.step_count,
         key=after.key,
-        **{name: put("system", getattr(before, name), getattr(after, name)) for name in of_systems},
+        **{name: put("system", old, getattr(after, name)) for name, old in still.items()},
     )
