@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
@@ -20,11 +21,13 @@ from alchemi_jax.dynamics.shrink import smaller
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.levels import level_fields
-from alchemi_jax.models import LennardJones
+from alchemi_jax.models import HarmonicModel, LennardJones
 
 
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=50.0)
-SIZES = (5, 13, 2, 9, 13, 7, 3, 12, 4, 13, 6, 8, 11, 2, 10, 13, 5, 3, 4)
+#: Three kinds of clusters, seed and atoms, that take 21, 46 and 64 steps: each batch shrinks twice.
+KINDS = ((17, 3), (0, 5), (14, 10))
+ORDER = (0, 1, 0, 2, 0, 0, 1, 0, 1, 2, 0, 0, 1, 0, 2, 1, 0, 1, 0)
 
 
 class Pull(TracedHook):
@@ -55,7 +58,7 @@ class PullAtoms(TracedHook):
 
 @pytest.fixture(scope="module")
 def batch():
-    return Batch.from_ase([cluster(i, n) for i, n in enumerate(SIZES)], atom_capacity=160, system_capacity=20)
+    return Batch.from_ase([cluster(*KINDS[k]) for k in ORDER], atom_capacity=160, system_capacity=20)
 
 
 def relax(*hooks, **more):
@@ -83,9 +86,8 @@ def same(found, wanted):
 
 def test_a_run_that_shrinks_is_the_same_run(batch, wanted):
     """Memory of hooks and state of the algorithm move along: forces depend on the one, FIRE on the other."""
-    steps = np.asarray(wanted.steps_taken)[: len(SIZES)]
-    # It is worth something here: half are long done when the last are.
-    assert np.median(steps) < 0.8 * steps.max()
+    steps = np.asarray(wanted.steps_taken)[: len(ORDER)]
+    assert len(set(steps.tolist())) == 3
     found = relax().run(batch, shrink=True)
     same(found, wanted)
     assert [m.name for m in found.meta] == [m.name for m in batch.meta]
@@ -94,7 +96,7 @@ def test_a_run_that_shrinks_is_the_same_run(batch, wanted):
 def test_the_state_goes_on(batch, wanted):
     """All systems stand in their rows, with memories and the algorithm's state: the run goes on."""
     engine = relax()
-    k = int(np.sort(np.asarray(wanted.steps_taken)[: len(SIZES)])[-3])
+    k = int(np.sort(np.asarray(wanted.steps_taken)[: len(ORDER)])[-4])
     state = engine.advance(engine.init(batch), k, shrink=True)
     assert int(state.step_count) == k
     assert state.memory[1].shape == (20,)
@@ -119,29 +121,32 @@ def test_crystals_with_lists_and_stress_through_a_pipeline():
 
 
 def test_at_the_end_of_a_stream(batch, wanted):
-    whole = Sampler(batch, max_systems=12)
+    whole = Sampler(batch, max_systems=12, refill_share=0.5)
     found = relax().run(sampler=whole)
-    smaller = Sampler(batch, max_systems=12, shrink=True)
+    smaller = Sampler(batch, max_systems=12, refill_share=0.5, shrink=True)
     same(relax().run(sampler=smaller), found)
     assert smaller.traffic.steps == whole.traffic.steps
     assert smaller.traffic.occupancy > 1.1 * whole.traffic.occupancy
-    np.testing.assert_array_equal(found.take().steps_taken, np.asarray(wanted.steps_taken)[: len(SIZES)])
+    np.testing.assert_array_equal(found.take().steps_taken, np.asarray(wanted.steps_taken)[: len(ORDER)])
 
 
-def test_hooks_that_follow_systems_say_the_same(batch, wanted, tmp_path):
+def test_hooks_that_follow_systems_say_the_same(tmp_path):
     """A log names systems, so that its lines are the same; each system is caught when it converges."""
-    lines = []
+    # Atoms in wells of their own: the farther away, the more steps.
+    atoms = [Atoms("Ar2", [[0, 0, 0], [0.02 * 4.0 ** (k % 3), 0, 0]]) for k in range(9)]
+    batch = Batch.from_ase(atoms)
+    lines, steps = [], []
     for shrink in (False, True):
         sink = HostMemory()
         log = LoggingHook(log_path=tmp_path / f"{shrink}.csv", frequency=3)
-        relax(log, ConvergedSnapshotHook(sink)).run(batch, shrink=shrink)
+        hooks = [ConvergenceHook.from_fmax(0.003), log, ConvergedSnapshotHook(sink)]
+        FIRE(model=HarmonicModel(k=1.0), n_steps=300, hooks=hooks).run(batch, shrink=shrink)
         lines.append((tmp_path / f"{shrink}.csv").read_text().splitlines())
         caught = sink.read().take()
-        assert sorted(np.asarray(caught.system_id).tolist()) == list(range(len(SIZES)))
-        at = np.argsort(np.asarray(caught.system_id))
-        np.testing.assert_array_equal(
-            np.asarray(caught.steps_taken)[at], np.asarray(wanted.steps_taken)[: len(SIZES)]
-        )
+        assert sorted(np.asarray(caught.system_id).tolist()) == list(range(9))
+        steps.append(np.asarray(caught.steps_taken)[np.argsort(np.asarray(caught.system_id))])
+    np.testing.assert_array_equal(*steps)
+    assert len(set(steps[0].tolist())) == 3
     a, b = lines
     assert a[0] == b[0]
     assert [x.split(",")[:3] for x in a] == [x.split(",")[:3] for x in b]
@@ -156,7 +161,7 @@ def test_nothing_compiles_the_second_time(batch, compilations):
 
 
 def test_interrupted_everybody_is_in_their_rows(batch, wanted):
-    late = int(np.sort(np.asarray(wanted.steps_taken)[: len(SIZES)])[-2]) - 1
+    late = 50
 
     class Stop(CallbackHook):
         follows_systems = True

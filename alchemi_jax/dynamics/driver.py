@@ -384,6 +384,11 @@ def run(
     engine = with_budget(engine, n_steps)
     most = engine.max_steps
     assert most is not None
+    if shrink:
+        from alchemi_jax.dynamics.shrink import check
+
+        # Before anything is compiled.
+        check(engine, batch)
     with engine:
         state = engine.init(batch, key=key)
         state = engine.advance(state, int(most), shrink=shrink)
