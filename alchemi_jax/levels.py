@@ -46,6 +46,11 @@ def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
     return tuple((f.name, f.metadata.get("level", "shared")) for f in found)
 
 
+def declares_levels(thing: Any) -> bool:
+    """Whether it is a Module that says of any of its fields whose rows it has."""
+    return isinstance(thing, eqx.Module) and any(level != "shared" for _, level in level_fields(thing))
+
+
 def atom_rows(first_atom: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """[atoms] Rows of the atoms of some systems, one system after another, on the host.
 

@@ -3,20 +3,19 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
 from ase import Atoms
 from ase.io import write
 from conftest import EPSILON, SIGMA, cluster, crystal
+from counting import Counting
 
 from alchemi_jax import AtomicData, Batch
 from alchemi_jax.dynamics import (
     FIRE,
     NVE,
     ConvergenceHook,
-    DynamicsStage,
     NVTLangevin,
     Sampler,
     initialize_velocities,
@@ -32,7 +31,6 @@ from alchemi_jax.dynamics.hooks import (
     SnapshotHook,
 )
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
-from alchemi_jax.hooks import TracedHook
 from alchemi_jax.levels import level_fields
 from alchemi_jax.models import LennardJones
 from alchemi_jax.observables import fmax
@@ -44,21 +42,6 @@ SIZES = (5, 13, 2, 9, 13, 7, 3, 12, 4, 13, 6, 8, 11, 2, 10, 13, 5)
 
 def structures(n=17):
     return [cluster(i, SIZES[i % len(SIZES)]) for i in range(n)]
-
-
-class Counting(TracedHook):
-    """Counts the steps of each system in its memory, and pulls the forces by as much."""
-
-    stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
-    frequency: int = 1
-
-    def init(self, batch):
-        return jnp.zeros(batch.system_capacity, batch.dtype)
-
-    def __call__(self, ctx, stage):
-        seen = ctx.memory + ctx.active_mask
-        scale = jnp.take(1 + 1e-3 * seen, ctx.batch.batch_idx, mode="clip")
-        return ctx.with_batch(forces=ctx.batch.forces * scale[:, None]).with_memory(seen)
 
 
 def relax(**more):

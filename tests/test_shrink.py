@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from conftest import EPSILON, SIGMA, cluster, crystal
+from counting import Counting
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsStage, NVTLangevin, Sampler
@@ -30,21 +31,6 @@ KINDS = ((17, 3), (0, 5), (14, 10))
 ORDER = (0, 1, 0, 2, 0, 0, 1, 0, 1, 2, 0, 0, 1, 0, 2, 1, 0, 1, 0)
 
 
-class Pull(TracedHook):
-    """Counts the steps of each system in its memory, and pulls the forces by as much."""
-
-    stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
-    frequency: int = 1
-
-    def init(self, batch):
-        return jnp.zeros(batch.system_capacity, batch.dtype)
-
-    def __call__(self, ctx, stage):
-        seen = ctx.memory + ctx.active_mask
-        scale = jnp.take(1 + 1e-3 * seen, ctx.batch.batch_idx, mode="clip")
-        return ctx.with_batch(forces=ctx.batch.forces * scale[:, None]).with_memory(seen)
-
-
 class PullAtoms(TracedHook):
     """Forces on some rows of atoms."""
 
@@ -62,7 +48,9 @@ def batch():
 
 
 def relax(*hooks, **more):
-    return FIRE(model=MODEL, n_steps=300, hooks=[ConvergenceHook.from_fmax(0.003), Pull(), *hooks], **more)
+    return FIRE(
+        model=MODEL, n_steps=300, hooks=[ConvergenceHook.from_fmax(0.003), Counting(), *hooks], **more
+    )
 
 
 @pytest.fixture(scope="module")

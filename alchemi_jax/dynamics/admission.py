@@ -20,7 +20,7 @@ from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import stage_key
-from alchemi_jax.levels import level_fields, select
+from alchemi_jax.levels import declares_levels, level_fields, select
 from alchemi_jax.segments import to_atoms
 from alchemi_jax.transforms import cond_any
 
@@ -119,16 +119,26 @@ def fresh_rows(batch: Batch, systems: Array, new: Any, old: Any) -> Any:
     `systems`, or `atoms`.
     """
     atoms = to_atoms(batch, systems) & batch.atom_mask
-    if isinstance(new, eqx.Module) and any(level != "shared" for _, level in level_fields(new)):
+    if declares_levels(new):
         # What is shared goes on.
         fresh = select(atoms, systems, new, old)
         shared = {name: getattr(old, name) for name, level in level_fields(new) if level == "shared"}
         return dataclasses.replace(fresh, **shared)
 
+    masks = {"system": systems, "atom": atoms}
+
     def row(a: Array, b: Array) -> Array:
-        for length, mask in ((batch.system_capacity, systems), (batch.atom_capacity, atoms)):
-            if jnp.ndim(a) and jnp.shape(a)[0] == length:
-                return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(a) - 1)), a, b)
-        return b
+        level = level_by_length(batch, a)
+        if level is None:
+            return b
+        mask = masks[level]
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(a) - 1)), a, b)
 
     return jax.tree.map(row, new, old)
+
+
+def level_by_length(batch: Batch, x: Any) -> str | None:
+    """Whose rows an array of a memory has that declares no levels: "system", "atom", or None, nobody's."""
+    length = jnp.shape(x)[0] if jnp.ndim(x) else None
+    levels = {batch.atom_capacity: "atom", batch.system_capacity: "system"}
+    return levels.get(length) if length is not None else None

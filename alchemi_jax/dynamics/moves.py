@@ -18,10 +18,10 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.admission import fresh_rows
+from alchemi_jax.dynamics.admission import fresh_rows, level_by_length
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import own_state
-from alchemi_jax.levels import atom_rows, level_fields, select, swapped
+from alchemi_jax.levels import atom_rows, declares_levels, level_fields, select, swapped
 from alchemi_jax.mistakes import name_of
 from alchemi_jax.segments import to_atoms
 
@@ -229,13 +229,12 @@ def rows(module: Any, move: Move) -> Any:
 
 def _moved_memory(batch: Batch, move: Move, memory: Any) -> Any:
     """A hook's memory with its rows moved: by declared levels, else by the length of leading axes."""
-    if isinstance(memory, eqx.Module) and any(level != "shared" for _, level in level_fields(memory)):
+    if declares_levels(memory):
         return rows(memory, move)
+    index = {"system": move.systems, "atom": move.atoms}
 
     def row(x: Array) -> Array:
-        for length, index in ((batch.system_capacity, move.systems), (batch.atom_capacity, move.atoms)):
-            if jnp.ndim(x) and jnp.shape(x)[0] == length:
-                return x[index]
-        return x
+        level = level_by_length(batch, x)
+        return x if level is None else x[index[level]]
 
     return jax.tree.map(row, memory)

@@ -22,6 +22,7 @@ from jaxtyping import Array
 from alchemi_jax import neighbors as nl
 from alchemi_jax.batch import Batch, Metadata
 from alchemi_jax.dynamics import prepare
+from alchemi_jax.dynamics.admission import level_by_length
 from alchemi_jax.dynamics.apart import Apart
 from alchemi_jax.dynamics.driver import _compiled, _Report, _report, _Run, lists_grown
 from alchemi_jax.dynamics.moves import (
@@ -35,7 +36,7 @@ from alchemi_jax.dynamics.moves import (
     moved_state,
 )
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.levels import level_fields, swapped
+from alchemi_jax.levels import declares_levels, level_fields, swapped
 from alchemi_jax.mistakes import name_of
 
 
@@ -102,15 +103,15 @@ class Shrinking:
     def _shrink(self) -> bool:
         run = self.run
         run.drain()
-        state, engine = run.state, run.engine
+        state = run.state
         status = np.asarray(state.batch.status)[: len(self.sizes)]
-        stay = np.flatnonzero((status < engine.exit_status) & (self.sizes > 0))
+        stay = np.flatnonzero((status < run.engine.exit_status) & (self.sizes > 0))
         room = smaller(capacities(state.batch), len(stay), int(self.sizes[stay].sum()), self.least)
         if room is None:
             return False
         meta = run.meta
         self.left.append((state, meta, move_of(self.sizes, stay, room), self.sizes))
-        after, report = shrunk(engine, run.apart, state, self.sizes, stay, room)
+        after, report = shrunk(run.apart, state, self.sizes, stay, room)
         run.meta = None if meta is None else Metadata([meta[i] for i in stay.tolist()])
         run.put(after, report)
         self.sizes = self.sizes[stay]
@@ -123,7 +124,7 @@ class Shrinking:
             return
         while self.left:
             before, run.meta, move, sizes = self.left.pop()
-            state = put_back(before, state, move, sizes)
+            state = merged(before, state, move, sizes)
         run.put(jax.device_put(state))
 
 
@@ -146,7 +147,6 @@ def smaller(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capac
 
 
 def shrunk(
-    engine: AbstractDynamics,
     apart: Apart[AbstractDynamics],
     state: DynamicsState,
     sizes: np.ndarray,
@@ -188,7 +188,7 @@ def _shrunk(
     return after, _report(engine, after)
 
 
-def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.ndarray) -> DynamicsState:
+def merged(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.ndarray) -> DynamicsState:
     """`before` with the rows that moved as they are in `after`, and all else that is not of systems.
 
     Arrays of numpy. The neighbor list stays that of before: a function of its references, it is renewed
@@ -198,7 +198,6 @@ def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.
     systems = np.asarray(move.systems)[:n]
     n_atoms = int(sizes[systems].sum())
     index = {"system": systems, "atom": np.asarray(move.atoms)[:n_atoms]}
-    places = capacities(before.batch)
 
     def put(level: str, old: Any, new: Any) -> Any:
         rows, count = index[level], len(index[level])
@@ -209,15 +208,13 @@ def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.
         return out
 
     def by_length(old: Any, new: Any) -> Any:
-        for level, length in (("system", places.systems), ("atom", places.atoms)):
-            if np.ndim(old) and np.shape(old)[0] == length:
-                return put(level, old, new)
-        return new
+        level = level_by_length(before.batch, old)
+        return new if level is None else put(level, old, new)
 
     def by_level(old: Any, new: Any) -> Any:
         if isinstance(old, tuple):
             return tuple(by_level(a, b) for a, b in zip(old, new, strict=True))
-        if not isinstance(old, eqx.Module) or all(level == "shared" for _, level in level_fields(old)):
+        if not declares_levels(old):
             return jax.tree.map(by_length, old, new)
         moved = {
             name: jax.tree.map(functools.partial(put, level), getattr(old, name), getattr(new, name))
@@ -231,7 +228,7 @@ def put_back(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.
         by_level(before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
     )
     # Who was left behind did not move in the last step.
-    still = {name: np.zeros(places.systems, bool) for name in ("newly_converged", "moved")}
+    still = {name: np.zeros(before.batch.system_capacity, bool) for name in ("newly_converged", "moved")}
     still |= {name: getattr(before, name) for name in ("failed_at", "came_from")}
     return swapped(
         before,
