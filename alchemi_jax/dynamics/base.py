@@ -357,7 +357,7 @@ class AbstractDynamics(Described):
         state, batch = flow.state, flow.state.batch
         neighbors = state.neighbors
         if neighbors is not None:
-            neighbors = update(batch, neighbors)
+            neighbors = update(batch, neighbors, flow.unbuilt)
         batch, finite = self._evaluate(batch, neighbors)
         flow = flow.put(batch=batch, neighbors=neighbors)
         return put_back(self, flow, flow.active & ~finite)

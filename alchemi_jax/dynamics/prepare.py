@@ -54,7 +54,7 @@ def init(
         neighbors = empty(batch, engine.model.cutoff, engine.model.skin, sizes)
     key = jax.random.key(0) if key is None else key
     while True:
-        state = prepared(engine, batch, neighbors, key)
+        state = prepared(engine, batch, neighbors, key, unbuilt=True)
         if neighbors is None or state.neighbors is None or not bool(state.neighbors.overflow):
             break
         neighbors = larger_list(batch, neighbors, state.neighbors)
@@ -94,7 +94,11 @@ def empty(batch: Batch, cutoff: float, skin: float, sizes: nl.ListSizes) -> nl.N
 
 @eqx.filter_jit
 def prepared(
-    engine: "AbstractDynamics", batch: Batch, neighbors: nl.NeighborList | None, key: Array
+    engine: "AbstractDynamics",
+    batch: Batch,
+    neighbors: nl.NeighborList | None,
+    key: Array,
+    unbuilt: bool = False,
 ) -> DynamicsState:
     """Bookkeeping afresh, memories, buffers, and the first evaluation."""
     systems = batch.status.shape
@@ -115,7 +119,8 @@ def prepared(
         came_from=jnp.full(systems, -1, jnp.int32),
     )
     compute = STEP.index("compute")
-    flow = engine._through(engine._begin(state), STEP[compute - 1 : compute + 2])
+    flow = dataclasses.replace(engine._begin(state), unbuilt=unbuilt)
+    flow = engine._through(flow, STEP[compute - 1 : compute + 2])
     state = flow.state
     own = own_state(engine, state.batch)
     return state.replace(integrator=own, memory=memory, records=empty_buffers(engine, flow))
@@ -188,7 +193,7 @@ def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
 
 @eqx.filter_jit
 def _any_due(batch: Batch, neighbors: nl.NeighborList) -> Array:
-    return jnp.any(nl.due(batch, neighbors)) | jnp.any(batch.cell != neighbors.offset_cell)
+    return jnp.any(nl.due(batch, neighbors)) | nl.offsets_outdated(batch, neighbors)
 
 
 @eqx.filter_jit

@@ -56,6 +56,8 @@ class Flow(eqx.Module):
     start: Batch
     start_integrator: Any
     active: Bool[Array, " systems"]
+    unbuilt: bool = eqx.field(static=True, default=False)
+    """The neighbor list was never built."""
 
     def put(self, **fields: Any) -> "Flow":
         """The flow with some fields of its state changed."""

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.groups import brute_force, cell_list
-from alchemi_jax.neighbors.images import find_images
+from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
 from alchemi_jax.neighbors.warp import find_pairs
@@ -51,12 +51,17 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
     far = batch.atom_capacity + sizes.images
 
-    images = find_images(batch, safe, cell, reach, sizes.images)
-    source = images.source
-    shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
-    owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
-    offset = lattice_offset(shift, cell, owner)
-    extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
+    if sizes.images:
+        images = find_images(batch, safe, cell, reach, sizes.images)
+        source = images.source
+        shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
+        owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
+        offset = lattice_offset(shift, cell, owner)
+        extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
+    else:
+        images = no_images(batch, safe, reach)
+        source, owner, extended = images.source, batch.batch_idx, safe
+        shift = offset = jnp.zeros((3, batch.atom_capacity), batch.dtype)
 
     free = ~jnp.any(batch.pbc, axis=-1)
     if sizes.builder == "warp":

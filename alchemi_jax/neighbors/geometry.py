@@ -1,7 +1,7 @@
 """Lattice geometry of one system: a working cell, wrapping, face distances."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def _unit(v: Array) -> Array:
@@ -34,6 +34,12 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     a, b, c = cell
     columns = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], axis=-1)
     return columns / jnp.dot(a, columns[:, 0])
+
+
+def entries_of(matrices: Float[Array, "systems 3 3"], system: Int[Array, " n"]) -> list[list[Array]]:
+    """Entries [a][k] of some systems' matrices, each [n]: one gather for all nine."""
+    nine = matrices.reshape(-1, 9).T[:, system]
+    return [[nine[3 * a + k] for k in range(3)] for a in range(3)]
 
 
 def face_distances(cell_inverse: Float[Array, "3 3"]) -> Float[Array, " 3"]:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.neighbors.geometry import face_distances, inverse, working_cell
-from alchemi_jax.segments import max_by_system, to_atoms
+from alchemi_jax.neighbors.geometry import entries_of, face_distances, inverse, working_cell
+from alchemi_jax.segments import max_by_system
 
 
 _MOST = 1 << 24
@@ -44,9 +44,49 @@ class Images(NamedTuple):
 
 def along_lattice(batch: Batch, owner: Array, inv: Array, positions: list[Array]) -> list[Array]:
     """Coordinates along the lattice vectors of each place's owner."""
-    system = jnp.minimum(owner, batch.system_capacity - 1)
-    rows = [[inv[:, a, k][system] for a in range(3)] for k in range(3)]
-    return [sum(p * r for p, r in zip(positions, row, strict=True)) for row in rows]  # pyright: ignore
+    rows = entries_of(inv, jnp.minimum(owner, batch.system_capacity - 1))
+    return [sum(p * rows[a][k] for a, p in enumerate(positions)) for k in range(3)]  # pyright: ignore
+
+
+def no_images(batch: Batch, positions: list[Array], reach: float) -> Images:
+    """Those of systems of which none is periodic; `total` says whether one is.
+
+    Args:
+        positions: x, y and z of all atoms, finite.
+    """
+    n, s = batch.atom_capacity, batch.system_capacity
+    none, atoms = jnp.zeros(s, jnp.int32), jnp.zeros((3, n), jnp.int32)
+    periodic = jnp.any(batch.pbc & batch.system_mask[:, None])
+    low, high = _bounds(batch, jnp.stack(positions))
+    return Images(
+        wrapped=atoms,
+        source=jnp.zeros(0, jnp.int32),
+        shift=jnp.zeros((3, 0), jnp.int32),
+        first=none,
+        count=none,
+        total=periodic.astype(jnp.int32),
+        low=low,
+        high=high,
+        reach=jnp.full((3, s), _with_margin(reach), batch.dtype),
+        inverse=jnp.broadcast_to(jnp.eye(3, dtype=batch.dtype), (s, 3, 3)),
+        number=(jnp.zeros(n, jnp.int32), atoms, jnp.ones((3, n), jnp.int32)),
+    )
+
+
+def _to_atoms(batch: Batch, values: Shaped[Array, "3 systems"]) -> Shaped[Array, "3 atoms"]:
+    """`segments.to_atoms` of coordinates apart."""
+    return jnp.take(values, batch.batch_idx, axis=1, mode="clip")
+
+
+def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> tuple[Array, Array]:
+    """Least and largest coordinates of each system's atoms, [3, systems]."""
+    most = jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf))
+    return -most(-along), most(along)
+
+
+def _with_margin(reach: Any) -> Any:
+    """A little more than reach: what rounding puts on the wrong side only costs an image."""
+    return reach * (1 + 1e-4) + 1e-4
 
 
 def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float, capacity: int) -> Images:
@@ -57,20 +97,18 @@ def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float,
     """
     n = batch.atom_capacity
     inv = jax.vmap(inverse)(jax.vmap(working_cell)(cell, batch.pbc))
-    # A little more than reach: what rounding puts on the wrong side only costs an image.
-    margin = (reach / jax.vmap(face_distances)(inv) * (1 + 1e-4) + 1e-4).T
-    wrapped, low, high, least, width = [], [], [], [], []
-    for k, along in enumerate(along_lattice(batch, batch.batch_idx, inv, positions)):
-        periodic = to_atoms(batch, batch.pbc[:, k]) & batch.atom_mask
-        whole = jnp.where(periodic, jnp.floor(along), 0)
-        inside = along - whole
-        low.append(-max_by_system(batch, -inside, -jnp.inf))
-        high.append(max_by_system(batch, inside, -jnp.inf))
-        first = jnp.ceil(to_atoms(batch, low[k] - margin[k]) - inside)
-        last = jnp.floor(to_atoms(batch, high[k] + margin[k]) - inside)
-        least.append(jnp.where(periodic, first, 0))
-        width.append(jnp.where(periodic, last - first + 1, 1))
-        wrapped.append(whole.astype(jnp.int32))
+    margin = _with_margin(reach / jax.vmap(face_distances)(inv)).T
+    # The three axes at once: what there is to compile counts here more than what there is to run.
+    along = jnp.stack(along_lattice(batch, batch.batch_idx, inv, positions))
+    periodic = _to_atoms(batch, batch.pbc.T) & batch.atom_mask[None]
+    whole = jnp.where(periodic, jnp.floor(along), 0)
+    inside = along - whole
+    low, high = _bounds(batch, inside)
+    first = jnp.ceil(_to_atoms(batch, low - margin) - inside)
+    last = jnp.floor(_to_atoms(batch, high + margin) - inside)
+    least = jnp.where(periodic, first, 0).astype(jnp.int32)
+    width = jnp.where(periodic, last - first + 1, 1)
+    wrapped = whole.astype(jnp.int32)
     product = width[0] * width[1] * width[2] - 1
     count = jnp.minimum(product, _MOST).astype(jnp.int32)
     total = jnp.where(product.sum() < _MOST, count.sum(dtype=jnp.int32), _MOST)
@@ -81,11 +119,10 @@ def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float,
     def of(values: Array) -> Array:
         return values.at[source].get(mode="promise_in_bounds")
 
-    least, width = ([v.astype(jnp.int32) for v in axes] for axes in (least, width))
+    width = width.astype(jnp.int32)
     zero = (-least[0] * width[1] - least[1]) * width[2] - least[2]
     start = end - count
-    stride = [width[1] * width[2], width[2], jnp.ones(n, jnp.int32)]
-    begin = [first - whole for first, whole in zip(least, wrapped, strict=True)]
+    stride = jnp.stack([width[1] * width[2], width[2], jnp.ones(n, jnp.int32)])
     real = jnp.arange(capacity) < total
 
     def axis(_, at: Any) -> tuple[None, Array]:
@@ -96,14 +133,12 @@ def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float,
         return None, jnp.where(real, _divided(quotient, of(width))[1] + of(begin), 0)
 
     # One axis after another: in one piece XLA computes all of the above again for each image.
-    stride, width, begin = (jnp.stack(v) for v in (stride, width, begin))
-    _, shift = jax.lax.scan(axis, None, (stride, width, begin))
+    _, shift = jax.lax.scan(axis, None, (stride, width, least - wrapped))
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end])
     first = starts[jnp.clip(batch.first_atom, 0, n)]
     stop = starts[jnp.clip(batch.first_atom + batch.atoms_per_system, 0, n)]
-    whole, low, high = (jnp.stack(v) for v in (wrapped, low, high))
-    number = (start, jnp.stack(least), width)
-    return Images(whole, source, shift, first, stop - first, total, low, high, margin, inv, number)
+    number = (start, least, width)
+    return Images(wrapped, source, shift, first, stop - first, total, low, high, margin, inv, number)
 
 
 def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[Array, "*n"]:

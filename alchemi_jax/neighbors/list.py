@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.batch import Batch
+from alchemi_jax.neighbors.geometry import entries_of
 
 
 FAR = 1.0e6
@@ -36,7 +37,7 @@ class ListSizes:
     neighbors: int
     """Neighbors of one atom."""
     images: int
-    """Images of all systems together."""
+    """Images of all systems together; 0: no system is periodic, and nothing is done about cells."""
     candidates: int
     """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
     groups: int
@@ -104,8 +105,8 @@ class NeighborList(eqx.Module):
 
 def lattice_offset(shift: Array, cell: Array, owner: Array) -> Array:
     """Shifts times cells, [3, places], Å."""
-    system = jnp.minimum(owner, cell.shape[0] - 1)
-    return jnp.stack([sum(shift[a] * cell[:, a, k][system] for a in range(3)) for k in range(3)])  # pyright: ignore
+    rows = entries_of(cell, jnp.minimum(owner, cell.shape[0] - 1))
+    return jnp.stack([sum(shift[a] * rows[a][k] for a in range(3)) for k in range(3)])  # pyright: ignore
 
 
 @jax.custom_jvp
@@ -134,9 +135,11 @@ def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Ar
 
     Differentiable in positions and cell.
     """
-    offset = _offset(neighbors.offset, neighbors.shift, batch.cell, owners(batch, neighbors))
     n = batch.atom_capacity
     far = jnp.full(1, FAR, batch.dtype)
+    if not neighbors.sizes.images:
+        return [jnp.concatenate([batch.positions[:, k], far]) for k in range(3)]
+    offset = _offset(neighbors.offset, neighbors.shift, batch.cell, owners(batch, neighbors))
     out = []
     for k in range(3):
         p = batch.positions[:, k]

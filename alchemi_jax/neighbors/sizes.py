@@ -27,6 +27,7 @@ class Needs:
     everyone: np.ndarray
     """Atoms and images."""
     images: np.ndarray
+    """At least one of a periodic system."""
     groups: np.ndarray
     """Rows of atoms in cells."""
     in_cells: np.ndarray
@@ -83,7 +84,8 @@ def guess_sizes(
     cells = groups * ROWS * needs.in_cells.max() + _SORTED_PLACE * most(needs.everyone)
     by_cells = cells < brute if builder is None else builder == "cell list"
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), 4, 1)
-    room = round_up(int(most(needs.images) * 1.05) + 8 * int(needs.images.any()), 16, 1)
+    # None only where no system is periodic: then all that is about cells is left out.
+    room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 0
     if builder == "warp":
         load()
         return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1)
@@ -138,7 +140,7 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 
     tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
-    return Needs(near, everyone, images, groups, in_cells, tried)
+    return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried)
 
 
 def _working_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -22,18 +22,9 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     pair that was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are
     raw: a wrapped atom asks for a new list because its shifts changed.
     """
-    change = batch.cell - neighbors.ref_cell
-    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
-    change = jnp.where(batch.pbc[:, :, None], change, 0)
-    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
-    size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
-    moved = batch.positions - neighbors.ref_positions
-    # The displacement that follows the strain is not the atom's own; without strain nothing is gathered.
-    moved = jax.lax.cond(
-        jnp.any(size > 0),
-        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
-        lambda: moved,
-    )
+    moved, size = batch.positions - neighbors.ref_positions, jnp.zeros((), batch.dtype)
+    if neighbors.sizes.images:
+        moved, size = _strained(batch, neighbors, moved)
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     furthest = jnp.sqrt(max_by_system(batch, x * x + y * y + z * z))
     reach = neighbors.cutoff + neighbors.skin
@@ -44,6 +35,29 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
 
 
+def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Array, Array]:
+    """Displacements beyond those that follow the strain of the cell since the last building, and |E|."""
+    change = batch.cell - neighbors.ref_cell
+    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
+    change = jnp.where(batch.pbc[:, :, None], change, 0)
+    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
+    size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
+    # Without strain nothing is gathered.
+    moved = jax.lax.cond(
+        jnp.any(size > 0),
+        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
+        lambda: moved,
+    )
+    return moved, size
+
+
+def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
+    """Whether the offsets of images are those of another cell."""
+    if not neighbors.sizes.images:
+        return jnp.zeros((), bool)
+    return jnp.any(batch.cell != neighbors.offset_cell)
+
+
 def _may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     """Whether `due` needs to be asked: one pass over the atoms, without sorting them by system."""
     moved = batch.positions - neighbors.ref_positions
@@ -52,17 +66,23 @@ def _may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     far = jnp.any(x * x + y * y + z * z > (0.49999 * neighbors.skin) ** 2)
     fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
     incomplete = jnp.any(~neighbors.complete & batch.system_mask)
-    strained = jnp.any(batch.cell != neighbors.ref_cell)
-    return jnp.any(fresh & batch.system_mask) | (incomplete & (far | strained))
+    if neighbors.sizes.images:
+        far |= jnp.any(batch.cell != neighbors.ref_cell)
+    return jnp.any(fresh & batch.system_mask) | (incomplete & far)
 
 
-def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
+def update(batch: Batch, neighbors: NeighborList, unbuilt: bool = False) -> NeighborList:
     """The list brought up to date: built anew where due, offsets renewed where a cell changed.
 
     Nothing of it is differentiated: gradients go through the positions and the cell that
     `extended_positions` puts together.
+
+    Args:
+        unbuilt: the list is one of `empty_list`: nothing needs to be asked.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
+    if unbuilt:
+        return build(batch, neighbors, batch.system_mask)
 
     def rebuild(operands: Any) -> NeighborList:
         return build(*operands)
@@ -73,6 +93,8 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
         return cond_any(jnp.any(stale), rebuild, lambda o: o[1], (batch, neighbors, stale))
 
     neighbors = cond_any(_may_be_due(batch, neighbors), ask, lambda o: o[1], (batch, neighbors))
+    if not neighbors.sizes.images:
+        return neighbors
 
     def renew(operands: Any) -> NeighborList:
         batch, neighbors = operands
@@ -80,7 +102,7 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
         return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
 
     return cond_any(
-        jnp.any(batch.cell != neighbors.offset_cell),
+        offsets_outdated(batch, neighbors),
         renew,
         lambda operands: operands[1],
         (batch, neighbors),
