@@ -302,6 +302,8 @@ class Batch(eqx.Module):
             rows, rows_of_atoms, index = slice(0, n), slice(0, n_atoms), range(n)
         else:
             systems = np.asarray(systems)
+            if systems.dtype == bool and len(systems) not in (n, len(counts)):
+                raise IndexError(f"the mask has {len(systems)} entries, but the batch has {n} systems.")
             # An empty list is an array of floats.
             index = np.flatnonzero(systems) if systems.dtype == bool or not systems.size else systems
             if (odd := index[(index < 0) | (index >= n)]).size:

@@ -18,9 +18,9 @@ from alchemi_jax.transforms import is_traced
 def as_parameter(value: Any) -> Array:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
-    Python numbers stay weakly typed, so that they take the dtype of the batch that they meet.
+    Numbers, also those of numpy, are weakly typed, so that they take the dtype of the batch that they meet.
     """
-    if isinstance(value, bool | int | np.integer):
+    if isinstance(value, bool | int | np.integer | np.floating):
         value = float(value)
     array = jnp.asarray(value)
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0

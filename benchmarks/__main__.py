@@ -1,9 +1,10 @@
 """Runs workloads and the peers' scripts in turn on one core, and prints figures and ratios.
 
 `python -m benchmarks --workloads W1,W2 --peers PATH/run_jaxmd.py PATH/run_lammps.py`: a peer is a script that
-takes --workload, --dtype and --repeats and prints a line of JSON; a peer that fails or does not know a
-workload is left out there and named. `--against FILE` compares the ratios with those of a checked-in run
-and exits with 1 where one fell by more than a quarter.
+takes --workload, --dtype and --repeats and prints a line of JSON; one that needs an interpreter of its own
+is given as PYTHON=PATH. A peer that fails or does not know a workload is left out there and named.
+`--against FILE` compares the ratios with those of a checked-in run and exits with 1 where one fell by more
+than a quarter.
 """
 
 import argparse
@@ -55,11 +56,13 @@ def measured(workload: str, dtype: str, args: argparse.Namespace) -> list[dict[s
     for _ in range(args.rounds):
         rows = [ours(workload, dtype, args.repeats)]
         for peer in args.peers:
-            if workload not in KNOWN.get(Path(peer).stem, PEERS_KNOW):
+            interpreter, _, script = peer.rpartition("=")
+            name = Path(script).stem
+            if workload not in KNOWN.get(name, PEERS_KNOW):
                 continue
             options = ["--workload", workload, "--dtype", dtype, "--repeats", str(args.repeats)]
-            rows.append(last_json([args.python, str(Path(peer)), *options]))
-            rows[-1].setdefault("peer", Path(peer).stem)
+            rows.append(last_json([interpreter or args.python, script, *options]))
+            rows[-1].setdefault("peer", name)
         rounds.append(rows)
     key = RATE.get(workload, DEFAULT_RATE)
     out = []
@@ -117,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--workloads", default="W1,W2,W3,W4,W5", help="names, separated by commas")
     parser.add_argument("--dtypes", default="float32,float64")
-    parser.add_argument("--peers", nargs="*", default=[], help="scripts of the peers")
+    parser.add_argument("--peers", nargs="*", default=[], help="scripts of the peers, or PYTHON=SCRIPT")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has the peers")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1, help="ours and the peers so often in turn")
@@ -144,10 +147,11 @@ def main() -> int:
                     flush=True,
                 )
             results += rows
-    if args.out:
-        text = json.dumps({"machine": machine, "versions": versions, "results": results}, indent=1)
-        Path(args.out).write_text(text + "\n")
-        picture(results, Path(args.out).with_suffix(".png"))
+            if args.out:
+                # Each time anew, so that a run that is cut off leaves what it measured.
+                text = json.dumps({"machine": machine, "versions": versions, "results": results}, indent=1)
+                Path(args.out).write_text(text + "\n")
+                picture(results, Path(args.out).with_suffix(".png"))
     if args.against:
         fallen = regressions(results, json.loads(Path(args.against).read_text())["results"])
         print("\n".join(fallen) if fallen else f"nothing fell against {args.against}.")

@@ -59,7 +59,7 @@ def neighbors_of(model, batch):
         return None
     sizes = guess_sizes(batch, model.cutoff, model.skin)
     # Room enough not to compile twice.
-    sizes = dataclasses.replace(sizes, neighbors=2 * sizes.neighbors, images=2 * sizes.images)
+    sizes = dataclasses.replace(sizes.times(2), neighbors=2 * sizes.neighbors)
     while (found := listed(model, batch, sizes)).overflow:
         sizes = grow(sizes, np.asarray(found.needs))
     return found

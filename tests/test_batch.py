@@ -82,6 +82,8 @@ def test_take_and_concatenate_are_inverse():
     for odd in (-1, 8):
         with pytest.raises(IndexError, match=rf"^the batch has 8 systems, there is no system {odd}\.$"):
             batch.take([2, odd, 3])
+    with pytest.raises(IndexError, match=r"^the mask has 5 entries, but the batch has 8 systems\.$"):
+        batch.take(np.ones(5, bool))
     parts = [batch.take([0, 3]), batch.take(np.arange(8) == 5), batch.take([7])]
     joined = Batch.concatenate(parts)
     for a, i in zip(joined.to_ase(), (0, 3, 5, 7), strict=True):

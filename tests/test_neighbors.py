@@ -218,6 +218,24 @@ def test_overflow_says_what_is_needed():
     assert grow(small, np.asarray(found.needs)).neighbors >= int(enough.used)
 
 
+def test_free_systems_have_no_images_and_a_periodic_one_among_them_is_noticed():
+    """Where no system is periodic all that is about cells is left out: a list made for such asks for room
+    when one is, though its images are all out of reach."""
+    lonely = cluster(0)
+    lonely.set_cell(np.eye(3) * 60)
+    free = Batch.from_ase([lonely, cluster(1)])
+    lonely.pbc = True
+    boxed = Batch.from_ase([lonely, cluster(1)])
+    found = listed(free, 5.0)
+    assert not found.sizes.periodic
+    close(pairs_of(free, found), pairs_by_ase(free.to_ase(), 5.0))
+    assert guess_sizes(boxed, 5.0, 0.5).periodic
+    renewed = update(boxed, found)
+    assert renewed.overflow
+    assert int(renewed.needs[1]) > found.sizes.images
+    close(pairs_of(boxed, listed(boxed, 5.0)), pairs_by_ase(boxed.to_ase(), 5.0))
+
+
 def test_update_under_vmap_equals_a_loop():
     batch = Batch.from_ase([crystal(0, 1), cluster(0)])
     neighbors = listed(batch, 5.0)

@@ -54,6 +54,14 @@ CASES = [
 ]
 
 
+def test_numbers_of_numpy_take_the_dtype_of_the_batch_like_those_of_python():
+    """So that neither a run in single precision is widened nor a sweep by np.linspace compiles anew."""
+    for number in (300, 300.0, np.float64(300), np.float32(300), np.int64(300)):
+        temperature = made("NVTLangevin", temperature=number).temperature
+        assert temperature.weak_type
+        assert (temperature + jnp.float32(0)).dtype == jnp.float32
+
+
 def test_every_engine_is_here():
     assert len(ENGINES) >= 14
     assert {name for name, _ in CASES} == set(ENGINES)

@@ -26,7 +26,7 @@ from alchemi_jax.dynamics.state import Flow
 from alchemi_jax.dynamics.updates import updated
 from alchemi_jax.hooks import Hook as Hook
 from alchemi_jax.hooks import HookContext, HookSet
-from alchemi_jax.levels import select
+from alchemi_jax.levels import select, swapped
 from alchemi_jax.mistakes import Mistake, brief, described, name_of
 from alchemi_jax.models.base import AbstractModel, evaluate_checked
 from alchemi_jax.neighbors import update
@@ -285,7 +285,7 @@ class AbstractDynamics(Described):
     def on_device(self: _E) -> _E:
         """The engine as compiled code sees it: without host hooks."""
         hooks = self.hooks.on_device()
-        return self if hooks is self.hooks else dataclasses.replace(self, hooks=hooks)
+        return self if hooks is self.hooks else swapped(self, hooks=hooks)
 
     def __add__(self, other: "AbstractDynamics") -> "FusedStage":
         """A pipeline: each system goes through this engine and then through the other."""

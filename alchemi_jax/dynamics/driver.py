@@ -35,6 +35,7 @@ from alchemi_jax.dynamics.prepare import larger_list, verdict, warn_failed
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
 from alchemi_jax.hooks.registry import noted, runs_on
+from alchemi_jax.levels import swapped
 from alchemi_jax.mistakes import name_of, user_code
 
 
@@ -148,7 +149,7 @@ class _Run:
         self.apart = Apart(self.compiled)
         self.groups = engine.groups
         self.meta: Metadata | None = state.batch.meta
-        self.put(state.replace(batch=state.batch.replace(meta=None)))
+        self.put(swapped(state, batch=swapped(state.batch, meta=None)))
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
@@ -265,8 +266,8 @@ class _Run:
             return
         held_hooks = [held for group in self.groups for held in group.hooks.recording]
         buffers = jax.device_get(self.state.records)
-        empty = [dataclasses.replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
-        self.state = self.state.replace(records=tuple(empty))
+        empty = [swapped(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
+        self.state = swapped(self.state, records=tuple(empty))
         self.report.counts = np.zeros_like(self.report.counts)
         for held, buffer in zip(held_hooks, buffers, strict=True):
             n = int(buffer.count)
@@ -308,13 +309,13 @@ class _Run:
             mine = ctx.converged_mask if stage is DynamicsStage.ON_CONVERGE else ctx.active_mask
             if group.codes is not None and not np.any(mine):
                 continue
-            ctx = dataclasses.replace(ctx, step_count=step)
+            ctx = swapped(ctx, step_count=step)
             if group.hooks.reads_batch(stage, step):
                 ctx = on_the_host(ctx, self.meta, step)
             group.hooks.run_host(ctx, stage, step)
 
     def _with_meta(self) -> DynamicsState:
-        return self.state.replace(batch=self.state.batch.replace(meta=self.meta))
+        return swapped(self.state, batch=swapped(self.state.batch, meta=self.meta))
 
 
 class Interrupted(KeyboardInterrupt):

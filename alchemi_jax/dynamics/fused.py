@@ -1,6 +1,5 @@
 """FusedStage: several algorithms one after another, system by system, in one compiled loop."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.groups import Group, grouped
 from alchemi_jax.dynamics.updates import own_state, stage_key, updated
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import select
+from alchemi_jax.levels import select, swapped
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count
 from alchemi_jax.segments import to_atoms
@@ -167,7 +166,7 @@ class FusedStage(AbstractDynamics):
     def on_device(self) -> "FusedStage":
         if not any(group.hooks.host for group in self.groups):
             return self
-        return dataclasses.replace(
+        return swapped(
             self,
             stages=tuple(stage.on_device() for stage in self.stages),
             hooks=self.hooks.on_device(),

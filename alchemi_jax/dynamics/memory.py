@@ -111,9 +111,7 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
     lists = None
     if cutoff is not None:
         sizes = nl.guess_sizes(batch, cutoff, skin)
-        groups = copies * sizes.groups if sizes.groups > 0 else sizes.groups
-        sizes = dataclasses.replace(sizes, images=copies * sizes.images, groups=groups)
-        lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes)
+        lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes.times(copies))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = eqx.filter_eval_shape(prepare.prepared.__wrapped__, engine, shapes, lists, key)
     return _of_state(engine, state)

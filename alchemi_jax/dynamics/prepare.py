@@ -184,15 +184,24 @@ def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
 def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
     """Stress of a state, eV/Å³; NaN where a system failed or is not periodic in all directions."""
     batch, neighbors = state.batch.replace(meta=None), state.neighbors
-    # Mostly the list is that of the last forces, and nothing needs to be compiled to renew it.
-    while neighbors is not None and bool(_any_due(batch, neighbors)):
+    # Mostly the list is that of the last forces, and nothing dear needs to be compiled to see it.
+    while neighbors is not None and _outdated(batch, neighbors):
         after = _updated(batch, neighbors)
         neighbors = larger_list(batch, neighbors, after) if bool(after.overflow) else after
     return _stress(engine.model, batch, neighbors)
 
 
+def _outdated(batch: Batch, neighbors: nl.NeighborList) -> bool:
+    return bool(_may_be_outdated(batch, neighbors)) and bool(_is_outdated(batch, neighbors))
+
+
 @eqx.filter_jit
-def _any_due(batch: Batch, neighbors: nl.NeighborList) -> Array:
+def _may_be_outdated(batch: Batch, neighbors: nl.NeighborList) -> Array:
+    return nl.may_be_due(batch, neighbors) | nl.offsets_outdated(batch, neighbors)
+
+
+@eqx.filter_jit
+def _is_outdated(batch: Batch, neighbors: nl.NeighborList) -> Array:
     return jnp.any(nl.due(batch, neighbors)) | nl.offsets_outdated(batch, neighbors)
 
 

@@ -163,14 +163,8 @@ def shrunk(
     incoming = laid_out(state.batch, sizes[stay], len(stay), None, room)
     sizes_of = None
     if state.neighbors is not None:
-        sizes_of = _part_of(state.neighbors.sizes, room.systems / state.batch.system_capacity)
+        sizes_of = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
     return lists_grown(_shrunk, apart, state, incoming, move, sizes_of)
-
-
-def _part_of(sizes: nl.ListSizes, part: float) -> nl.ListSizes:
-    """Sizes for a part of the systems; what is counted over all of them becomes less."""
-    groups = max(int(np.ceil(sizes.groups * part)), 1) if sizes.groups > 0 else sizes.groups
-    return nl.ListSizes(sizes.neighbors, int(np.ceil(sizes.images * part)), sizes.candidates, groups)
 
 
 @functools.partial(_compiled, static_argnames="list_sizes")

@@ -15,6 +15,7 @@ import plum
 from alchemi_jax.batch import Batch
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook
+from alchemi_jax.levels import swapped
 from alchemi_jax.mistakes import Mistake, alike, defined, described, is_array, name_of, user_code
 
 
@@ -113,7 +114,7 @@ class HookSet(eqx.Module):
         """The set without host hooks: what compiled code may depend on."""
         if not self.host:
             return self
-        return HookSet([*self.traced, *(held.hook for held in self.recording)])
+        return swapped(self, host=())
 
     def check_stages(self, accepted: Any) -> None:
         """Whether every hook fits a workflow whose stages are of the enum(s) `accepted` (None: any).

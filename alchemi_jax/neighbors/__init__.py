@@ -15,5 +15,6 @@ from alchemi_jax.neighbors.sizes import grow as grow
 from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes
 from alchemi_jax.neighbors.sizes import list_needs as list_needs
 from alchemi_jax.neighbors.upkeep import due as due
+from alchemi_jax.neighbors.upkeep import may_be_due as may_be_due
 from alchemi_jax.neighbors.upkeep import offsets_outdated as offsets_outdated
 from alchemi_jax.neighbors.upkeep import update as update

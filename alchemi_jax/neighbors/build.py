@@ -51,7 +51,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
     far = batch.atom_capacity + sizes.images
 
-    if sizes.images:
+    if sizes.periodic:
         images = find_images(batch, safe, cell, reach, sizes.images)
         source = images.source
         shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
@@ -60,8 +60,8 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
     else:
         images = no_images(batch, safe, reach)
-        source, owner, extended = images.source, batch.batch_idx, safe
-        shift = offset = jnp.zeros((3, batch.atom_capacity), batch.dtype)
+        source, owner, extended = neighbors.source, batch.batch_idx, safe
+        shift, offset = neighbors.shift, neighbors.offset
 
     free = ~jnp.any(batch.pbc, axis=-1)
     if sizes.builder == "warp":

@@ -49,7 +49,7 @@ def along_lattice(batch: Batch, owner: Array, inv: Array, positions: list[Array]
 
 
 def no_images(batch: Batch, positions: list[Array], reach: float) -> Images:
-    """Those of systems of which none is periodic; `total` says whether one is.
+    """Those of systems none of which is periodic: a place for one, and `total` says if one is needed.
 
     Args:
         positions: x, y and z of all atoms, finite.
@@ -60,11 +60,12 @@ def no_images(batch: Batch, positions: list[Array], reach: float) -> Images:
     low, high = _bounds(batch, jnp.stack(positions))
     return Images(
         wrapped=atoms,
-        source=jnp.zeros(0, jnp.int32),
-        shift=jnp.zeros((3, 0), jnp.int32),
+        source=jnp.zeros(1, jnp.int32),
+        shift=jnp.zeros((3, 1), jnp.int32),
         first=none,
         count=none,
-        total=periodic.astype(jnp.int32),
+        # More than there is room for.
+        total=jnp.where(periodic, 2, 0),
         low=low,
         high=high,
         reach=jnp.full((3, s), _with_margin(reach), batch.dtype),

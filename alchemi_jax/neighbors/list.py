@@ -12,6 +12,7 @@ references, so that nobody's sum is ordered anew by what batch mates do.
 """
 
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -37,16 +38,28 @@ class ListSizes:
     neighbors: int
     """Neighbors of one atom."""
     images: int
-    """Images of all systems together; 0: no system is periodic, and nothing is done about cells."""
+    """Images of all systems together."""
     candidates: int
     """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
     groups: int
     """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
 
     @property
+    def periodic(self) -> bool:
+        """Whether there is room for images; else all that is about cells is left out. One place is always
+        there: XLA copies a list in every step of a loop that carries an array without elements."""
+        return self.images > 1
+
+    @property
     def builder(self) -> str:
         """Who makes the list: "brute force", "cell list" or "warp"."""
         return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
+
+    def times(self, factor: float) -> "ListSizes":
+        """For so many times the systems: what is counted over all of them changes."""
+        images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
+        groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
+        return dataclasses.replace(self, images=images, groups=groups)
 
 
 class NeighborList(eqx.Module):
@@ -136,8 +149,8 @@ def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Ar
     Differentiable in positions and cell.
     """
     n = batch.atom_capacity
-    far = jnp.full(1, FAR, batch.dtype)
-    if not neighbors.sizes.images:
+    far = jnp.full(1 if neighbors.sizes.periodic else 2, FAR, batch.dtype)
+    if not neighbors.sizes.periodic:
         return [jnp.concatenate([batch.positions[:, k], far]) for k in range(3)]
     offset = _offset(neighbors.offset, neighbors.shift, batch.cell, owners(batch, neighbors))
     out = []

@@ -84,8 +84,8 @@ def guess_sizes(
     cells = groups * ROWS * needs.in_cells.max() + _SORTED_PLACE * most(needs.everyone)
     by_cells = cells < brute if builder is None else builder == "cell list"
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), 4, 1)
-    # None only where no system is periodic: then all that is about cells is left out.
-    room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 0
+    # One where no system is periodic: see `ListSizes.periodic`.
+    room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1
     if builder == "warp":
         load()
         return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1)

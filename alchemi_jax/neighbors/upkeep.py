@@ -23,7 +23,7 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     raw: a wrapped atom asks for a new list because its shifts changed.
     """
     moved, size = batch.positions - neighbors.ref_positions, jnp.zeros((), batch.dtype)
-    if neighbors.sizes.images:
+    if neighbors.sizes.periodic:
         moved, size = _strained(batch, neighbors, moved)
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     furthest = jnp.sqrt(max_by_system(batch, x * x + y * y + z * z))
@@ -53,12 +53,12 @@ def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Arra
 
 def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     """Whether the offsets of images are those of another cell."""
-    if not neighbors.sizes.images:
+    if not neighbors.sizes.periodic:
         return jnp.zeros((), bool)
     return jnp.any(batch.cell != neighbors.offset_cell)
 
 
-def _may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
+def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     """Whether `due` needs to be asked: one pass over the atoms, without sorting them by system."""
     moved = batch.positions - neighbors.ref_positions
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
@@ -66,7 +66,7 @@ def _may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     far = jnp.any(x * x + y * y + z * z > (0.49999 * neighbors.skin) ** 2)
     fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
     incomplete = jnp.any(~neighbors.complete & batch.system_mask)
-    if neighbors.sizes.images:
+    if neighbors.sizes.periodic:
         far |= jnp.any(batch.cell != neighbors.ref_cell)
     return jnp.any(fresh & batch.system_mask) | (incomplete & far)
 
@@ -92,8 +92,8 @@ def update(batch: Batch, neighbors: NeighborList, unbuilt: bool = False) -> Neig
         stale = due(batch, neighbors)
         return cond_any(jnp.any(stale), rebuild, lambda o: o[1], (batch, neighbors, stale))
 
-    neighbors = cond_any(_may_be_due(batch, neighbors), ask, lambda o: o[1], (batch, neighbors))
-    if not neighbors.sizes.images:
+    neighbors = cond_any(may_be_due(batch, neighbors), ask, lambda o: o[1], (batch, neighbors))
+    if not neighbors.sizes.periodic:
         return neighbors
 
     def renew(operands: Any) -> NeighborList:
