@@ -49,11 +49,12 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("derived", [False, True], ids=["closed form", "gradient"])
-@pytest.mark.parametrize("which", ["all at once", "even"])
+@pytest.mark.parametrize("which", ["all at once", "even", "even and free"])
 def test_equals_ase(name, derived, which):
-    """On every kind of geometry, in a batch of unequal systems and in one of equal ones."""
+    """On every kind of geometry, in a batch of unequal systems and in those of equal ones."""
     model, calculator = CASES[name]
-    structures = list(zoo().values()) if which == "all at once" else [crystal(3), crystal(4)]
+    even = [crystal(3), crystal(4)] if which == "even" else [cluster(3), cluster(4)]
+    structures = list(zoo().values()) if which == "all at once" else even
     batch = Batch.from_ase(structures)
     results = evaluate(model, batch, neighbors_of(model, batch), derived)
     for i, atoms in enumerate(structures):
@@ -269,3 +270,29 @@ def test_element_without_parameters_is_named():
     batch = Batch.from_ase([cluster(0, 2), Atoms("ArHe", positions=[[0, 0, 0], [0, 0, 4]])])
     with pytest.raises(ValueError, match=r"system 1 \(ArHe\).*no epsilon for He \(atom 1\)"):
         LennardJones.noble_gases().check(batch)
+
+
+@pytest.mark.parametrize("cutoff", [5.0, 50.0])
+@pytest.mark.parametrize("virial", [False, True])
+def test_systems_side_by_side_equal_the_list_bit_for_bit(cutoff, virial):
+    """Free systems of like sizes need no gather; their sums are those of the list, in the same order."""
+    from alchemi_jax.models import pair
+    from alchemi_jax.neighbors import extended_coordinates
+
+    structures = [cluster(seed, n) for seed, n in enumerate((13, 12, 13, 11))]
+    for atoms in structures:
+        atoms.symbols[::3] = "Kr"
+    batch = Batch.from_ase(structures, atom_capacity=53)
+    model = LennardJones(epsilon={"Ar": 0.0104, "Kr": 0.0140}, sigma={"Ar": 3.4, "Kr": 3.65}, cutoff=cutoff)
+    neighbors = neighbors_of(model, batch)
+    rows = pair._rows_of(batch, neighbors)
+    assert rows is not None
+    own = jax.tree.map(lambda v: jnp.concatenate([v, v[:2]]), model.atom_parameters(batch))
+    extended = extended_coordinates(batch, neighbors)
+    there = pair._side_by_side(model, extended, own, rows, virial)
+    for a, b in zip(there, pair._slots(model, extended, own, neighbors, virial), strict=True):
+        np.testing.assert_array_equal(a[: batch.num_atoms], b[: batch.num_atoms])
+    unlike = Batch.from_ase([*structures, cluster(5, 2), cluster(6, 3)])
+    periodic = Batch.from_ase([crystal(0), crystal(1)])
+    for other in (unlike, periodic):
+        assert pair._rows_of(other, neighbors_of(model, other)) is None

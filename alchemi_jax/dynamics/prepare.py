@@ -18,6 +18,7 @@ from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, Flow
 from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.hooks.registry import runs_on
+from alchemi_jax.levels import swapped
 from alchemi_jax.mistakes import name_of
 from alchemi_jax.models.base import results_of
 from alchemi_jax.transforms import is_traced
@@ -43,9 +44,8 @@ def init(
     check(engine, batch)
     for part in engine.parts:
         check_per_system(part, batch)
-    meta, batch = batch.meta, batch.replace(meta=None)
-    engine = engine.on_device()
-    batch = jax.device_put(batch)
+    engine, meta = engine.on_device(), batch.meta
+    batch = jax.device_put(swapped(batch, meta=None))
     neighbors = None
     if engine.model.cutoff is not None:
         sizes = nl.guess_sizes(
@@ -58,7 +58,7 @@ def init(
         if neighbors is None or state.neighbors is None or not bool(state.neighbors.overflow):
             break
         neighbors = larger_list(batch, neighbors, state.neighbors)
-    state = state.replace(batch=state.batch.replace(meta=meta))
+    state = swapped(state, batch=swapped(state.batch, meta=meta))
     warn_failed(state, before=None)
     return state
 

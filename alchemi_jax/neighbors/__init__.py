@@ -5,6 +5,7 @@ from alchemi_jax.neighbors.build import resized as resized
 from alchemi_jax.neighbors.edges import EdgeList as EdgeList
 from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity
 from alchemi_jax.neighbors.edges import edge_list as edge_list
+from alchemi_jax.neighbors.list import FAR as FAR
 from alchemi_jax.neighbors.list import ListSizes as ListSizes
 from alchemi_jax.neighbors.list import NeighborList as NeighborList
 from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates

@@ -55,11 +55,15 @@ def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
     return Vector(atoms, sum(cells, jnp.zeros((), batch.dtype)))
 
 
-def shortened(batch: Batch, step: Vector, longest: Any) -> Vector:
-    """The step, cut to a length (Å) over all coordinates of its system where it is longer."""
-    length = root(dots(batch, (step, step))[0])
-    cut = jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
-    return combined(batch, (cut, step))
+def shortening(batch: Batch, squared: Array, longest: Any) -> Array:
+    """The factor that cuts a step to a length (Å) over all coordinates of its system where it is longer.
+
+    Args:
+        squared: [systems], Å², of the length. Better from products that are known than from the step: XLA
+            makes a sum over atoms again for each atom that a gather then takes it to.
+    """
+    length = root(jnp.maximum(squared, 0))
+    return jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
 
 
 def largest_atom(batch: Batch, step: Array) -> Array:

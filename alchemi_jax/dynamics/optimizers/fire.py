@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortened
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import per_atom, per_system
@@ -108,6 +108,8 @@ class FIRE(AbstractDynamics):
         alpha = jnp.where(sure, less, alpha)
         downhill = jnp.where(onward, state.downhill + 1, 0)
 
-        velocity = combined(batch, (keep, velocity), (pull + dt * ACCELERATION, force))
-        move = shortened(batch, combined(batch, (dt, velocity)), self.max_step)
+        pull = pull + dt * ACCELERATION
+        speed = keep * keep * vv + 2 * keep * pull * power + pull * pull * ff
+        velocity = combined(batch, (keep, velocity), (pull, force))
+        move = combined(batch, (dt * shortening(batch, dt * dt * speed, self.max_step), velocity))
         return FIREState(velocity.atoms, dt, alpha, downhill), velocity, move

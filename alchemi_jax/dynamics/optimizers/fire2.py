@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortened
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening
 from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
@@ -89,9 +89,9 @@ class FIRE2(AbstractDynamics):
         speed = root(jnp.maximum(vv + 2 * c * power + c * c * ff, 0))
         keep = 1 - alpha
         pull = keep * c + alpha * speed / jnp.sqrt(jnp.where(ff > 0, ff, 1))
+        mixed = keep * keep * vv + 2 * keep * pull * power + pull * pull * ff
+        step = dt * shortening(batch, dt * dt * mixed, self.max_step)
         onward = combined(batch, (keep, velocity), (pull, force))
-        step = shortened(batch, combined(batch, (dt, onward)), self.max_step)
-        one = jnp.where(back, 0, 1).astype(batch.dtype)
-        move = combined(batch, (one, step), (jnp.where(back, -dt / 2, 0), velocity))
-        onward = combined(batch, (one, onward))
+        move = combined(batch, (jnp.where(back, 0, step), onward), (jnp.where(back, -dt / 2, 0), velocity))
+        onward = combined(batch, (jnp.where(back, 0, 1).astype(batch.dtype), onward))
         return FIREState(onward.atoms, dt, alpha, downhill), onward, move
