@@ -24,7 +24,7 @@ from benchmarks.workloads import DEFAULT_RATE, RATE
 #: A ratio that fell below this part of the checked-in one is a regression.
 TOLERANCE = 0.75
 #: A script that is asked for a workload it does not know runs another one.
-KNOWN = {"run_lammps": ("W2", "W3")}
+KNOWN = {"run_lammps": ("W2", "W3"), "run_lammps_opt": ("W2", "W3")}
 PEERS_KNOW = ("W1", "W2", "W3")
 
 

@@ -59,8 +59,7 @@ def shortening(batch: Batch, squared: Array, longest: Any) -> Array:
     """The factor that cuts a step to a length (Å) over all coordinates of its system where it is longer.
 
     Args:
-        squared: [systems], Å², of the length. Better from products that are known than from the step: XLA
-            makes a sum over atoms again for each atom that a gather then takes it to.
+        squared: [systems], Å², of the length, from products that are known already.
     """
     length = root(jnp.maximum(squared, 0))
     return jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
