@@ -94,6 +94,8 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     for i, ratio in enumerate(ratios):
         axes.annotate(f" {ratio:.2f}", (ratio, i), va="center", fontsize=8)
     axes.axvline(1, color="0.3", lw=0.8)
+    # Room for the longest bar's figure.
+    axes.set_xlim(right=2.5 * max(*ratios, 1))
     axes.set(xscale="log", xlabel="rate of alchemi_jax over the peer's, one core")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
