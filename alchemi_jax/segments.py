@@ -40,7 +40,7 @@ def row_index(batch: Batch) -> tuple[Array, Array]:
 
 def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
     """Each atom's value of its system (padding atoms get that of the last system)."""
-    if use_rows(batch) and jnp.issubdtype(values.dtype, jnp.inexact):
+    if use_rows(batch) and values.ndim <= 2 and jnp.issubdtype(values.dtype, jnp.inexact):
         # On a CPU XLA would put a sum over atoms into the gather, and make it again for each atom: 60 % of
         # LBFGS. It does not where there is a broadcast in between; of the two only one is read.
         twice = jnp.broadcast_to(values[..., None], (*values.shape, 2))

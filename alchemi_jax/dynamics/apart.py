@@ -54,7 +54,7 @@ class Apart(Generic[_T]):
         leaves = [next(arrays) if x is None else x for x in self._rest.leaves]
         return jax.tree.unflatten(self._rest.treedef, leaves)
 
-    def tree_flatten(self) -> tuple[list, _Rest]:
+    def tree_flatten(self) -> tuple[Any, _Rest]:
         """For JAX."""
         return self._arrays, self._rest
 

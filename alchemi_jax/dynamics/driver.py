@@ -125,7 +125,7 @@ def lists_grown(
     held = state.neighbors
     sizes = held.sizes if sizes is None and held is not None else sizes
     while True:
-        after, numbers = moving(apart, state.replace(records=()), incoming, move, list_sizes=sizes)
+        after, numbers = moving(apart, swapped(state, records=()), incoming, move, list_sizes=sizes)
         report = _Report(numbers)
         if sizes is None or not report.overflow:
             return after, report
@@ -161,6 +161,7 @@ class _Run:
             edge.add(DynamicsStage.AFTER_STEP)
         self.edge = edge
         hooks = [held.hook for group in self.groups for held in group.hooks.host]
+        self.looked_at = bool(hooks)
         self.before = [h for h in hooks if self._runs(h, {DynamicsStage.BEFORE_STEP} & edge)]
         self.after = [h for h in hooks if self._runs(h, {DynamicsStage.AFTER_STEP} & edge)]
         self.inside = [h for h in hooks if self._runs(h, set(DynamicsStage) - edge)]
@@ -285,7 +286,9 @@ class _Run:
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
         """The host hooks of a stage at the edge of a step."""
         step = self.report.step if step is None else step
-        if stage not in self.edge or not any(g.hooks.host_due(stage, step) for g in self.groups):
+        if not self.looked_at or stage not in self.edge:
+            return
+        if not any(g.hooks.host_due(stage, step) for g in self.groups):
             return
         if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
             return

@@ -37,7 +37,7 @@ from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.hooks.registry import noted
-from alchemi_jax.levels import level_fields
+from alchemi_jax.levels import level_fields, swapped
 
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class _Refilled:
         driver, stream = self.driver, self.stream
         assert driver is not None
         n = len(self.sizes)
-        batch = prepare.verdict(self.engine, driver.state).replace(meta=driver.meta)
+        batch = swapped(prepare.verdict(self.engine, driver.state), meta=driver.meta)
         host = jax.device_get(batch)
         left = np.zeros(batch.system_capacity, bool)
         left[:n] = host.status[:n] >= self.engine.exit_status
@@ -213,7 +213,7 @@ class _Refilled:
             meta += host.meta
         after, report = lists_grown(_refilled, driver.apart, state, incoming, move)
         driver.meta = Metadata(meta)
-        driver.put(after.replace(records=state.records), report)
+        driver.put(swapped(after, records=state.records), report)
         self.sizes, self.pairs = sizes, np.concatenate([self.pairs[stay], pairs])
         self.traffic.refills += 1
         if report.failed:
