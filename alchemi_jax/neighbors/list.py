@@ -55,7 +55,7 @@ class ListSizes:
         """Who makes the list: "brute force", "cell list" or "warp"."""
         return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
 
-    def times(self, factor: float) -> "ListSizes":
+    def times(self, factor: float | int) -> "ListSizes":
         """For so many times the systems: what is counted over all of them changes."""
         images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
         groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
