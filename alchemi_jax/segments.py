@@ -48,6 +48,11 @@ def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Arra
     return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
 
 
+def number_in_system(batch: Batch) -> Array:
+    """The number of each atom in its system, [atoms]; that of padding means nothing."""
+    return jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+
+
 def _rows(batch: Batch, values: Data, fill) -> Array:
     index, valid = row_index(batch)
     rows = jnp.take(values, index, axis=0, mode="clip")
@@ -75,7 +80,7 @@ def sum_by_system(batch: Batch, values: Shaped[Data, "atoms *dims"]) -> Shaped[A
     blocks = batch.atom_capacity // _BLOCK + systems
     per_system = -(-batch.atoms_per_system // _BLOCK)
     first = jnp.cumsum(per_system, dtype=jnp.int32) - per_system
-    local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    local = number_in_system(batch)
     block = jnp.where(batch.atom_mask, to_atoms(batch, first) + local // _BLOCK, blocks)
     partial = jax.ops.segment_sum(values, block, blocks, indices_are_sorted=True)
     system = jnp.repeat(jnp.arange(systems, dtype=jnp.int32), per_system, total_repeat_length=blocks)

@@ -46,18 +46,18 @@ def init(
         check_per_system(part, batch)
     engine, meta = engine.on_device(), batch.meta
     batch = jax.device_put(swapped(batch, meta=None))
-    neighbors = None
-    if engine.model.cutoff is not None:
-        sizes = nl.guess_sizes(
-            batch, engine.model.cutoff, engine.model.skin, builder=builder, waiting=waiting
-        )
-        neighbors = empty(batch, engine.model.cutoff, engine.model.skin, sizes)
+    neighbors = sizes = None
+    cutoff, skin = engine.model.cutoff, engine.model.skin
+    if cutoff is not None:
+        sizes = nl.guess_sizes(batch, cutoff, skin, builder=builder, waiting=waiting)
     key = jax.random.key(0) if key is None else key
     while True:
+        if cutoff is not None and sizes is not None:
+            neighbors = empty(batch, cutoff, skin, sizes)
         state = prepared(engine, batch, neighbors, key, unbuilt=True)
-        if neighbors is None or state.neighbors is None or not bool(state.neighbors.overflow):
+        if sizes is None or state.neighbors is None or not bool(state.overflow):
             break
-        neighbors = larger_list(batch, neighbors, state.neighbors)
+        sizes = nl.grow(sizes, np.asarray(state.neighbors.needs))
     state = swapped(state, batch=swapped(state.batch, meta=meta))
     warn_failed(state, before=None)
     return state

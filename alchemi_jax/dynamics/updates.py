@@ -12,7 +12,7 @@ from jaxtyping import Array
 from alchemi_jax.batch import Batch
 from alchemi_jax.levels import level_fields
 from alchemi_jax.mistakes import Mistake, alike, defined, described, name_of, user_code
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.segments import number_in_system, to_atoms
 from alchemi_jax.units import ACCELERATION
 
 
@@ -73,7 +73,7 @@ def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
     the atom's number in its system: not on row, batch mates or padding.
     """
     systems = _system_keys(batch, key, salt)
-    local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    local = number_in_system(batch)
     atoms = jax.vmap(jax.random.fold_in)(to_atoms(batch, systems), local.astype(jnp.uint32))
     return jax.vmap(lambda k: jax.random.normal(k, (3,), batch.dtype))(atoms)
 

@@ -22,7 +22,7 @@ from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.neighbors import FAR, NeighborList, extended_coordinates
 from alchemi_jax.parameters import as_parameter, positive_length
-from alchemi_jax.segments import row_index, sum_by_system, to_atoms
+from alchemi_jax.segments import number_in_system, row_index, sum_by_system
 
 
 def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
@@ -92,7 +92,7 @@ def _rows_of(batch: Batch, neighbors: NeighborList) -> _Rows | None:
     if neighbors.sizes.periodic or not few:
         return None
     atom, real = row_index(batch)
-    own = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    own = number_in_system(batch)
     system = jnp.minimum(batch.batch_idx, batch.system_capacity - 1)
     place = jnp.clip(own, 0, batch.largest - 1) * batch.system_capacity + system
     return _Rows(atom.T, real.T, place, batch.atoms_per_system.max())

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.images import Images, along_lattice
-from alchemi_jax.segments import to_atoms, use_rows
+from alchemi_jax.segments import number_in_system, to_atoms, use_rows
 
 
 ROWS = 32
@@ -65,7 +65,7 @@ def _whole_systems(batch: Batch, images: Images, candidates: int) -> Groups:
     atoms = jnp.where(
         local[None] < batch.atoms_per_system[:, None], batch.first_atom[:, None] + local[None], -1
     )
-    own = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    own = number_in_system(batch)
     system = jnp.minimum(batch.batch_idx, batch.system_capacity - 1)
     place = system * batch.largest + jnp.clip(own, 0, batch.largest - 1)
     split = _Split(atoms, place, jnp.zeros((), jnp.int32))

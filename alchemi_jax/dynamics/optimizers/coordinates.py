@@ -55,6 +55,11 @@ def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
     return Vector(atoms, sum(cells, jnp.zeros((), batch.dtype)))
 
 
+def squared_sum(a: Any, b: Any, vv: Array, vf: Array, ff: Array) -> Array:
+    """|a v + b f|² of each system from the products of v and f, [systems]."""
+    return a * a * vv + 2 * a * b * vf + b * b * ff
+
+
 def shortening(batch: Batch, squared: Array, longest: Any) -> Array:
     """The factor that cuts a step to a length (Å) over all coordinates of its system where it is longer.
 

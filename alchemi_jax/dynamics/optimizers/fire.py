@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening, squared_sum
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.levels import per_atom, per_system
@@ -109,7 +109,7 @@ class FIRE(AbstractDynamics):
         downhill = jnp.where(onward, state.downhill + 1, 0)
 
         pull = pull + dt * ACCELERATION
-        speed = keep * keep * vv + 2 * keep * pull * power + pull * pull * ff
+        moved = dt * dt * squared_sum(keep, pull, vv, power, ff)
         velocity = combined(batch, (keep, velocity), (pull, force))
-        move = combined(batch, (dt * shortening(batch, dt * dt * speed, self.max_step), velocity))
+        move = combined(batch, (dt * shortening(batch, moved, self.max_step), velocity))
         return FIREState(velocity.atoms, dt, alpha, downhill), velocity, move

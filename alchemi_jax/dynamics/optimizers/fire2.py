@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening
+from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening, squared_sum
 from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
@@ -86,11 +86,11 @@ class FIRE2(AbstractDynamics):
 
         # v + c f, then mixed with f: keep v + pull f.
         c = dt * ACCELERATION
-        speed = root(jnp.maximum(vv + 2 * c * power + c * c * ff, 0))
+        speed = root(jnp.maximum(squared_sum(1, c, vv, power, ff), 0))
         keep = 1 - alpha
         pull = keep * c + alpha * speed / jnp.sqrt(jnp.where(ff > 0, ff, 1))
-        mixed = keep * keep * vv + 2 * keep * pull * power + pull * pull * ff
-        step = dt * shortening(batch, dt * dt * mixed, self.max_step)
+        moved = dt * dt * squared_sum(keep, pull, vv, power, ff)
+        step = dt * shortening(batch, moved, self.max_step)
         onward = combined(batch, (keep, velocity), (pull, force))
         move = combined(batch, (jnp.where(back, 0, step), onward), (jnp.where(back, -dt / 2, 0), velocity))
         onward = combined(batch, (jnp.where(back, 0, 1).astype(batch.dtype), onward))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alchemi_jax.batch import Batch
-from alchemi_jax.segments import row_index, to_atoms
+from alchemi_jax.segments import number_in_system, row_index
 
 
 def to_rows(batch: Batch, values: Array) -> Array:
@@ -15,7 +15,7 @@ def to_rows(batch: Batch, values: Array) -> Array:
 
 def from_rows(batch: Batch, rows: Array) -> Array:
     """The way back, zero for padding atoms."""
-    local = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+    local = number_in_system(batch)
     flat = jnp.minimum(batch.batch_idx, batch.system_capacity - 1) * batch.largest + local
     values = jnp.take(rows.reshape(-1, 3), flat, axis=0, mode="clip")
     return jnp.where(batch.atom_mask[:, None], values, 0)
