@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.meta import Metadata, SystemMeta
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.metadata import Metadata, SystemMeta
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.batch import Batch
+    from alchemi_jax.systems.batch import Batch
 
 
 def packed(

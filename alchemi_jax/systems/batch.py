@@ -2,7 +2,7 @@
 
 The atoms of all systems stand one after another, `batch_idx` says whose they are. Arrays are as long
 as the capacity; padding atoms stand at the end and have `batch_idx == system_capacity`, so that
-segment sums drop them. Every field declares its level (`alchemi_jax.levels`).
+segment sums drop them. Every field declares its level (`alchemi_jax.systems.levels`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float, Int, Shaped
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.capacity import capacity, float_dtype, round_up
 from alchemi_jax.html import of_batch
-from alchemi_jax.levels import Data, Level, atom_rows, level_fields, per_atom, per_system, select, swapped
-from alchemi_jax.meta import Metadata as Metadata
-from alchemi_jax.meta import SystemMeta as SystemMeta
-from alchemi_jax.packing import packed, unpacked
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.capacity import capacity, float_dtype, round_up
+from alchemi_jax.systems.levels import (
+    Data,
+    Level,
+    atom_rows,
+    level_fields,
+    per_atom,
+    per_system,
+    select,
+    unsafe_replace,
+)
+from alchemi_jax.systems.metadata import Metadata as Metadata
+from alchemi_jax.systems.metadata import SystemMeta as SystemMeta
+from alchemi_jax.systems.packing import packed, unpacked
+from alchemi_jax.systems.viewer import still
 from alchemi_jax.transforms import is_traced
-from alchemi_jax.viewer import still
 
 
 class Batch(eqx.Module):
@@ -326,7 +335,7 @@ class Batch(eqx.Module):
             meta = known
         elif known is not None and np.max(index, initial=-1) < len(known):
             meta = Metadata(known[i] for i in index)
-        return swapped(self, **fields, meta=meta)
+        return unsafe_replace(self, **fields, meta=meta)
 
     def to_data_list(self) -> list[AtomicData]:
         """One AtomicData a system, in order."""
