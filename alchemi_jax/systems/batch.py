@@ -46,7 +46,10 @@ class Batch(eqx.Module):
     hooks and `take` see it) are numpy arrays without padding.
 
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
-    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage.
+    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
+    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (see `Outcome`),
+    `reason` why it failed or was stopped, as a number (`reason_text` of an engine has the words); `failed` is
+    true where the outcome is FAILED.
     `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
     barostat; NaN: what the engine says.
     """
@@ -71,8 +74,11 @@ class Batch(eqx.Module):
     status: Int[Data, " systems"] = per_system()
     converged: Bool[Data, " systems"] = per_system()
     failed: Bool[Data, " systems"] = per_system()
+    outcome: Int[Data, " systems"] = per_system()
+    reason: Int[Data, " systems"] = per_system()
     steps_taken: Int[Data, " systems"] = per_system()
     stage_steps: Int[Data, " systems"] = per_system()
+    time: Float[Data, " systems"] = per_system()
     target_temperature: Float[Data, " systems"] = per_system(fill=np.nan)
     target_pressure: Float[Data, " systems"] = per_system(fill=np.nan)
 
