@@ -8,7 +8,7 @@ import numpy as np
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.batch import Batch
+    from alchemi_jax.systems.batch import Batch
 
 #: So many systems of a batch are shown.
 ROWS = 10

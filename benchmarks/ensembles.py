@@ -18,7 +18,7 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import NPT, NVTBussi, NVTLangevin, NVTNoseHoover, initialize_velocities
 from alchemi_jax.dynamics.hooks import ObservableHook
 from alchemi_jax.models import Morse
-from alchemi_jax.observables import degrees_of_freedom, kinetic_energy, volume
+from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_energy, volume
 from alchemi_jax.units import KB
 
 

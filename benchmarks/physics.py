@@ -24,8 +24,8 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NPT, NVE, ConvergenceHook, NVTLangevin, initialize_velocities
 from alchemi_jax.dynamics.hooks import ObservableHook
 from alchemi_jax.models import AbstractPair, LennardJones
-from alchemi_jax.observables import kinetic_energy, pressure, volume
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.observables import kinetic_energy, pressure, volume
+from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import GPA, KB
 from benchmarks import structures
 from benchmarks.structures import EPSILON, SIGMA

@@ -10,10 +10,10 @@ from conftest import cluster, crystal, zoo
 from test_sinks import check, rich
 
 from alchemi_jax import AtomicData, Batch
-from alchemi_jax.capacity import round_up
 from alchemi_jax.dynamics import FIRE, NVE
 from alchemi_jax.models import LennardJones
-from alchemi_jax.segments import any_by_system, max_by_system, sum_by_system
+from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.segments import any_by_system, max_by_system, sum_by_system
 
 
 def test_round_trip_keeps_everything():

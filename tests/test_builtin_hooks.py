@@ -34,8 +34,8 @@ from alchemi_jax.dynamics.hooks import (
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.observables import degrees_of_freedom, fmax, kinetic_energy, pressure, temperature
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.observables import degrees_of_freedom, fmax, kinetic_energy, pressure, temperature
+from alchemi_jax.systems.segments import sum_by_system
 
 
 MODEL = HarmonicModel()

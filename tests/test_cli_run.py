@@ -15,7 +15,7 @@ from conftest import cluster
 
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.table import Table
-from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.io.trajectory import Trajectory
 
 
 SIZES = (3, 5, 2, 4, 6, 3, 5)

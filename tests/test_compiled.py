@@ -11,7 +11,7 @@ from conftest import cluster, crystal
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE
 from alchemi_jax.dynamics.driver import _Run, _segment
-from alchemi_jax.segments import max_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.segments import max_by_system, sum_by_system, to_atoms
 
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU's compiler")

@@ -197,7 +197,7 @@ def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     names |= {
         "zarr": zarr,
         "Trajectory": alchemi_jax.Trajectory,
-        "temperature": alchemi_jax.observables.temperature,
+        "temperature": alchemi_jax.systems.observables.temperature,
     }
     page = code("docs/sinks.md")
     for block in page:

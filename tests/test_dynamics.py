@@ -15,13 +15,13 @@ from ase.optimize import FIRE as ASEFIRE
 from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, prepare
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, start
 from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.neighbors import ListSizes
-from alchemi_jax.observables import kinetic_energy, momentum
+from alchemi_jax.systems.observables import kinetic_energy, momentum
 from alchemi_jax.units import ASE_TIME
 
 
@@ -315,7 +315,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         memory = HostMemory()
         engine = FIRE(model=lj, dt=2.0, n_steps=60, hooks=[SnapshotHook(memory, 20)])
         if sizes is not None:
-            monkeypatch.setattr(prepare.nl, "guess_sizes", lambda *args, **kwargs: sizes)
+            monkeypatch.setattr(start.nl, "guess_sizes", lambda *args, **kwargs: sizes)
         state = engine.init(batch)
         first = state.neighbors.sizes
         out = engine.advance(state, 60)
@@ -342,9 +342,7 @@ def test_overflow_in_a_segment_is_replayed(lj):
     plain = engine.advance(state, 300)
     needs = np.asarray(state.neighbors.needs)
     tight = ListSizes(int(needs[0]), 1, 64, 0)
-    squeezed = state.replace(
-        neighbors=prepare.rebuilt(state.batch.replace(meta=None), state.neighbors, tight)
-    )
+    squeezed = state.replace(neighbors=start.rebuilt(state.batch.replace(meta=None), state.neighbors, tight))
     assert not squeezed.overflow
     out = engine.advance(squeezed, 300)
     assert out.neighbors.sizes.neighbors > tight.neighbors

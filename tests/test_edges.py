@@ -13,7 +13,7 @@ from test_neighbors import close, listed, pairs_by_ase
 from alchemi_jax import Batch
 from alchemi_jax.models import AbstractModel, LennardJones
 from alchemi_jax.neighbors import edge_capacity, edge_list
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.segments import sum_by_system
 
 
 CUTOFF = 6.0

@@ -32,8 +32,8 @@ from alchemi_jax.dynamics.hooks import (
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.observables import kinetic_energy
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.observables import kinetic_energy
+from alchemi_jax.systems.segments import sum_by_system
 
 
 S = DynamicsStage

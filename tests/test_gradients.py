@@ -16,11 +16,10 @@ from alchemi_jax.dynamics import (
     NVTLangevin,
     NVTNoseHoover,
     initialize_velocities,
-    prepare,
 )
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import LennardJones
-from alchemi_jax.observables import kinetic_energy
+from alchemi_jax.systems.observables import kinetic_energy
 
 
 STEPS = 12
@@ -89,7 +88,7 @@ def test_of_final_energy_and_mean_observable(name, hot):
     at = jnp.array([EPSILON, SIGMA, 1.0, 0.0, rest[last]])
     final = jax.jit(run)(at)
     if bool(final.overflow):
-        larger = prepare.larger_list(hot, begun.neighbors, final.neighbors)
+        larger = start.enlarge_list(hot, begun.neighbors, final.neighbors)
         begun = begun.replace(neighbors=larger)
         # Another function, so that what it closes over is looked at again.
         final = jax.jit(lambda p: run(p))(at)

@@ -11,7 +11,7 @@ from plum import dispatch
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE
-from alchemi_jax.dynamics.base import DynamicsStage
+from alchemi_jax.dynamics.engine import DynamicsStage
 from alchemi_jax.hooks import Hook, HookContext, HookSet, TracedHook
 from alchemi_jax.models import HarmonicModel
 

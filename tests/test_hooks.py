@@ -18,10 +18,10 @@ from conftest import cluster
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage
 from alchemi_jax.dynamics.hooks import LoggingHook
-from alchemi_jax.dynamics.records import Layout
 from alchemi_jax.hooks import Hook, HookContext, HookSet, RecordingHook, TracedHook
+from alchemi_jax.hooks.records import Layout
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.observables import fmax, kinetic_energy
+from alchemi_jax.systems.observables import fmax, kinetic_energy
 
 
 MODEL = HarmonicModel()

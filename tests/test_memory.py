@@ -8,7 +8,7 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, max_batch
 from alchemi_jax.dynamics.hooks import CallbackHook, ObservableHook
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.observables import fmax
+from alchemi_jax.systems.observables import fmax
 
 
 def held(state):

@@ -31,7 +31,7 @@ from alchemi_jax.dynamics import (
 )
 from alchemi_jax.dynamics.hooks import PressureScheduleHook
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.observables import fmax, pressure, volume
+from alchemi_jax.systems.observables import fmax, pressure, volume
 from alchemi_jax.units import ASE_TIME, GPA
 
 

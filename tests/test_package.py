@@ -20,29 +20,26 @@ from alchemi_jax.cli import canaries
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, checkpoint
 from alchemi_jax.models import FlaxModel
 from alchemi_jax.neighbors import pair_vectors
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.segments import sum_by_system
 
 
 ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "meta", "samples", "html", "viewer", "mistakes"],
-    ["parameters", "capacity"],
-    ["levels"],
-    ["atoms"],
-    ["batch", "packing"],
-    ["segments"],
-    ["observables", "hooks", "neighbors", "dynamics.sinks", "analysis"],
-    ["trajectory"],
+    ["units", "transforms", "_version", "samples", "html", "errors"],
+    ["parameters"],
+    ["systems"],
+    ["atoms", "levels", "segments", "observables", "analysis"],
+    ["hooks", "neighbors", "io"],
     ["models"],
-    ["dynamics.stage", "dynamics.records", "dynamics.updates"],
+    ["dynamics.stage", "dynamics.updates"],
     ["dynamics.hooks"],
     ["dynamics"],
     ["cli"],
 ]
 #: Named by the design: these do not know one another.
-STRANGERS = [("models", "hooks"), ("hooks", "models"), ("hooks", "dynamics"), ("dynamics.sinks", "hooks")]
+STRANGERS = [("models", "hooks"), ("hooks", "models"), ("hooks", "dynamics"), ("io", "hooks")]
 
 
 def layer(module):

@@ -15,7 +15,7 @@ import alchemi_jax.dynamics
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, AbstractDynamics, initialize_velocities
 from alchemi_jax.models import AbstractModel, HarmonicModel
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.segments import sum_by_system
 
 
 MODEL = HarmonicModel(k=1.0)

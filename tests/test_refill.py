@@ -22,7 +22,7 @@ from alchemi_jax.dynamics import (
     integrate_all,
     relax_all,
 )
-from alchemi_jax.dynamics.doors import drawn
+from alchemi_jax.dynamics.api import drawn
 from alchemi_jax.dynamics.hooks import (
     ConvergedSnapshotHook,
     LoggingHook,
@@ -31,9 +31,9 @@ from alchemi_jax.dynamics.hooks import (
     SnapshotHook,
 )
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
-from alchemi_jax.levels import level_fields
 from alchemi_jax.models import LennardJones
-from alchemi_jax.observables import fmax
+from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.observables import fmax
 
 
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=50.0)

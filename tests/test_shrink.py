@@ -17,12 +17,12 @@ from alchemi_jax.dynamics.hooks import (
     LoggingHook,
     ObservableHook,
 )
-from alchemi_jax.dynamics.moves import Capacities
+from alchemi_jax.dynamics.rows import Capacities
 from alchemi_jax.dynamics.shrink import smaller
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import TracedHook
-from alchemi_jax.levels import level_fields
 from alchemi_jax.models import HarmonicModel, LennardJones
+from alchemi_jax.systems.levels import level_fields
 
 
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=50.0)

@@ -20,8 +20,8 @@ from alchemi_jax.dynamics.sinks import (
     SystemBuffer,
     ZarrData,
 )
-from alchemi_jax.levels import level_fields
 from alchemi_jax.models import HarmonicModel
+from alchemi_jax.systems.levels import level_fields
 
 
 def batches(n, seed=0, extras=True, system_capacity=4):

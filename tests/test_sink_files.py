@@ -17,8 +17,8 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ
-from alchemi_jax.levels import level_fields
 from alchemi_jax.models import HarmonicModel
+from alchemi_jax.systems.levels import level_fields
 
 
 KINDS = {"extxyz": ExtXYZ, "traj": AseTrajectory}

@@ -22,9 +22,9 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, HostMemory, ZarrData
-from alchemi_jax.dynamics.sinks.columns import Column
+from alchemi_jax.io.sinks.columns import Column
+from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.trajectory import Trajectory
 
 
 def rich():
@@ -390,7 +390,7 @@ def test_a_sink_that_raises_stops_the_run_with_its_name_and_the_step(tmp_path, m
         append(self, rows)
 
     monkeypatch.setattr(Column, "append", broken)
-    monkeypatch.setattr("alchemi_jax.dynamics.sinks.zarr._WAITING_BYTES", 1 << 40 if later else 0)
+    monkeypatch.setattr("alchemi_jax.io.sinks.zarr._WAITING_BYTES", 1 << 40 if later else 0)
     sink = ZarrData(path)
     sink.commit_seconds = 0.01 if later else 1000.0
 

@@ -12,7 +12,7 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, initialize_velocities, sweep
 from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook, ObservableHook
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.observables import fmax, kinetic_energy
+from alchemi_jax.systems.observables import fmax, kinetic_energy
 
 
 @pytest.fixture(scope="module")

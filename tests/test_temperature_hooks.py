@@ -15,7 +15,7 @@ from alchemi_jax.dynamics import NVE, DynamicsStage, NVTLangevin
 from alchemi_jax.dynamics.hooks import ObservableHook, ReplicaExchangeHook, TemperatureScheduleHook
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.observables import kinetic_energy
+from alchemi_jax.systems.observables import kinetic_energy
 from alchemi_jax.units import ACCELERATION, KB
 
 

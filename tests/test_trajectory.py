@@ -15,9 +15,9 @@ from alchemi_jax.cli.main import main
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, NVTLangevin
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
-from alchemi_jax.levels import level_fields
+from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models import HarmonicModel
-from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.units import GPA
 
 

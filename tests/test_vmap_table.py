@@ -23,7 +23,7 @@ from transform_cases import (
 
 from alchemi_jax import Batch, dynamics, models
 from alchemi_jax.dynamics import NPT, AbstractDynamics, NVTLangevin
-from alchemi_jax.dynamics.leaves import leaf, with_leaf
+from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
 from alchemi_jax.neighbors import edge_list, empty_list, guess_sizes, update
 
 

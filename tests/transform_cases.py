@@ -32,8 +32,8 @@ from alchemi_jax.dynamics import hooks as h
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import FlaxModel, HarmonicModel, LennardJones, Morse
 from alchemi_jax.neighbors import pair_vectors
-from alchemi_jax.observables import fmax
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.observables import fmax
+from alchemi_jax.systems.segments import sum_by_system
 
 
 def public(module, kind):

@@ -50,6 +50,6 @@ def update_in_place() -> str | None:
 CANARIES = (small_products, high_rank_reduction, update_in_place)
 
 
-def verdict() -> list[str]:
+def finalize() -> list[str]:
     """What is wrong with this JAX; empty if nothing was found."""
     return [fault for canary in CANARIES if (fault := canary()) is not None]

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.dynamics.doors import ENSEMBLES
+from alchemi_jax.dynamics.api import ENSEMBLES
 
 
 class _Strict(BaseModel):

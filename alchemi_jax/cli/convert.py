@@ -12,8 +12,8 @@ from tqdm import tqdm
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.read import opened
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
-from alchemi_jax.dynamics.sinks.ase import to_atoms
-from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.io.sinks.ase import to_atoms
+from alchemi_jax.io.trajectory import Trajectory
 
 
 def convert(args: argparse.Namespace) -> int:

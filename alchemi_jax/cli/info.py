@@ -4,7 +4,7 @@ import argparse
 import platform
 from importlib import metadata
 
-from alchemi_jax.cli.canaries import verdict
+from alchemi_jax.cli.canaries import finalize
 from alchemi_jax.cli.outcome import INCOMPLETE, OK
 
 
@@ -37,7 +37,7 @@ def info(args: argparse.Namespace | None = None) -> int:
     print(f"{'devices':18}{', '.join(f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices())}")
     wide = "float64" if jax.config.read("jax_enable_x64") else "float32 (float64 with JAX_ENABLE_X64=1)"
     print(f"{'precision':18}{wide}; alchemi-jax relax computes in float64 unless told otherwise")
-    faults = verdict()
+    faults = finalize()
     for fault in faults:
         print(f"{'this JAX':18}WRONG: {fault}. Install another version of jax.")
     if not faults:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ase.io import write
 
-from alchemi_jax.batch import Batch
+from alchemi_jax.systems.batch import Batch
 
 
 #: 0: all is well. 2: bad usage or unreadable input. 3: ran, but some systems did not converge or failed.

@@ -10,11 +10,11 @@ import ase.io
 from ase import Atoms
 
 from alchemi_jax import samples
-from alchemi_jax.atoms import AtomicData
 from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models import LennardJones, Morse
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.systems.atoms import AtomicData
 
 
 def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:

@@ -12,16 +12,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.batch import Batch
 from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
 from alchemi_jax.dynamics.hooks import LoggingHook
-from alchemi_jax.dynamics.prepare import verdict
 from alchemi_jax.dynamics.sinks import ZarrData
-from alchemi_jax.observables import fmax
+from alchemi_jax.dynamics.start import finalize
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import fmax
 
 
 OUTPUTS = ("relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png")
@@ -66,7 +66,7 @@ def relax(args: argparse.Namespace) -> int:
         with engine:
             state, interrupted = _advance(engine, engine.init(batch), args.steps)
     took = time.perf_counter() - begun
-    final = verdict(engine, state)
+    final = finalize(engine, state)
     ZarrData(out / "relaxed.zarr", mode="w").write(final)
     write_structures(out / "relaxed.extxyz", final)
     convergence(

@@ -24,12 +24,12 @@ from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, wri
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.dynamics import Sampler
-from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.doors import drawn, integrator, relaxation
+from alchemi_jax.dynamics.api import drawn, integrator, relaxation
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.trajectory import Trajectory
 
 
 FINISHED, FRAMES, LOG, SETTINGS = "finished.zarr", "trajectory.zarr", "log.csv", "settings.json"

@@ -12,8 +12,8 @@ from alchemi_jax.analysis import BlockAverage, block_average
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.plot import quantities
 from alchemi_jax.cli.read import opened
-from alchemi_jax.observables import fmax, kinetic_energy, pressure, temperature
-from alchemi_jax.trajectory import Trajectory
+from alchemi_jax.io.trajectory import Trajectory
+from alchemi_jax.systems.observables import fmax, kinetic_energy, pressure, temperature
 
 
 #: So many systems have a line of their own.

@@ -1,10 +1,11 @@
 """Dynamics: engines, their hooks, and sinks for what they make."""
 
-from alchemi_jax.dynamics.base import AbstractDynamics as AbstractDynamics
-from alchemi_jax.dynamics.base import DynamicsStage as DynamicsStage
-from alchemi_jax.dynamics.base import DynamicsState as DynamicsState
-from alchemi_jax.dynamics.doors import integrate_all as integrate_all
-from alchemi_jax.dynamics.doors import relax_all as relax_all
+from alchemi_jax.dynamics.api import integrate_all as integrate_all
+from alchemi_jax.dynamics.api import relax_all as relax_all
+from alchemi_jax.dynamics.engine import AbstractDynamics as AbstractDynamics
+from alchemi_jax.dynamics.engine import DynamicsStage as DynamicsStage
+from alchemi_jax.dynamics.engine import DynamicsState as DynamicsState
+from alchemi_jax.dynamics.footprint import max_batch as max_batch
 from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
 from alchemi_jax.dynamics.implicit import implicit_relax as implicit_relax
@@ -14,7 +15,6 @@ from alchemi_jax.dynamics.integrators import NVE as NVE
 from alchemi_jax.dynamics.integrators import NVTBussi as NVTBussi
 from alchemi_jax.dynamics.integrators import NVTLangevin as NVTLangevin
 from alchemi_jax.dynamics.integrators import NVTNoseHoover as NVTNoseHoover
-from alchemi_jax.dynamics.memory import max_batch as max_batch
 from alchemi_jax.dynamics.optimizers import BFGS as BFGS
 from alchemi_jax.dynamics.optimizers import FIRE as FIRE
 from alchemi_jax.dynamics.optimizers import FIRE2 as FIRE2

@@ -16,20 +16,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import stage_key
-from alchemi_jax.levels import declares_levels, level_fields, select
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import declares_levels, level_fields, select
+from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.transforms import cond_any
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
-def admitted(engine: AbstractDynamics, state: DynamicsState) -> DynamicsState:
+def enter_stage(engine: AbstractDynamics, state: DynamicsState) -> DynamicsState:
     """The state in which the systems that enter a stage with this step have what they begin with."""
     if engine.n_stages == 1:
         return state
@@ -63,7 +63,7 @@ def _enter(engine: AbstractDynamics, state: DynamicsState, arriving: Array) -> D
             continue
         fresh = group.within(arriving, batch.status) & ~group.within(arriving, state.came_from)
         for i, new in enumerate(group.hooks.init(batch), group.memory):
-            memory[i] = fresh_rows(batch, fresh, new, memory[i])
+            memory[i] = restart_rows(batch, fresh, new, memory[i])
     state = state.replace(memory=tuple(memory))
     if _hooks_shape_forces(engine):
         state = evaluated(engine, state, arriving)
@@ -112,7 +112,7 @@ def evaluated(engine: AbstractDynamics, state: DynamicsState, arriving: Array) -
     return state.replace(batch=after.batch, failed_at=failed_at)
 
 
-def fresh_rows(batch: Batch, systems: Array, new: Any, old: Any) -> Any:
+def restart_rows(batch: Batch, systems: Array, new: Any, old: Any) -> Any:
     """A memory with the rows of some systems started afresh.
 
     A Module that declares levels is taken by them; of anything else, leaves with a leading axis

@@ -11,22 +11,22 @@ from jax.experimental import io_callback
 
 from alchemi_jax.dynamics.groups import Group, in_order
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.dynamics.state import Flow
+from alchemi_jax.dynamics.state import StepCarry
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookContext
-from alchemi_jax.hooks.registry import runs_on
-from alchemi_jax.levels import swapped
-from alchemi_jax.meta import Metadata
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.hooks.set import runs_on
+from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.systems.metadata import Metadata
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 #: By name: what they are is no part of JAX's public interface.
 _REFUSED = {"BatchTracer": "vmap", "JVPTracer": "grad", "LinearizeTracer": "grad"}
 
 
-def refuse_where_undeliverable(engine: "AbstractDynamics", state: Any) -> None:
+def check_deliverable(engine: "AbstractDynamics", state: Any) -> None:
     """Host hooks have no meaning for many lanes at once, nor for a derivative.
 
     Raises:
@@ -38,8 +38,8 @@ def refuse_where_undeliverable(engine: "AbstractDynamics", state: Any) -> None:
             raise ValueError(refusal(engine, transform))
 
 
-def guarded(engine: "AbstractDynamics", tree: Any) -> Any:
-    """The same tree, which says what `refuse_where_undeliverable` says when a transform comes from
+def refuse_transforms(engine: "AbstractDynamics", tree: Any) -> Any:
+    """The same tree, which says what `check_deliverable` says when a transform comes from
     outside of a jit, where it cannot be seen while the loop is traced."""
 
     @jax.custom_batching.custom_vmap
@@ -71,24 +71,26 @@ def refusal(engine: "AbstractDynamics", transform: str) -> str:
     )
 
 
-def deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage) -> None:
+def call_from_device(engine: "AbstractDynamics", flow: StepCarry, stage: DynamicsStage) -> None:
     """Calls the host hooks of a stage from compiled code, where they are due."""
     for group in in_order(engine.groups, stage):
         hooks = [held.hook for held in group.hooks.host if runs_on(held.hook, stage)]
         if hooks:
-            _deliver(engine, flow, stage, group, hooks)
+            _call_group_from_device(engine, flow, stage, group, hooks)
 
 
-def _deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group: Group, hooks: list) -> None:
+def _call_group_from_device(
+    engine: "AbstractDynamics", flow: StepCarry, stage: DynamicsStage, group: Group, hooks: list
+) -> None:
     meta = flow.state.batch.meta
     ctx = engine._build_context(flow, stage, group)
     ctx = dataclasses.replace(ctx, batch=ctx.batch.replace(meta=None))
-    arrays, rest = eqx.partition(guarded(engine, ctx), eqx.is_array)
+    arrays, rest = eqx.partition(refuse_transforms(engine, ctx), eqx.is_array)
 
     def on_host(arrays: Any) -> None:
         ctx = eqx.combine(jax.tree.map(np.asarray, arrays), rest)
         step = int(ctx.step_count)
-        group.hooks.run_host(on_the_host(ctx, meta, step), stage, step)
+        group.hooks.run_host(host_context(ctx, meta, step), stage, step)
 
     step = flow.state.step_count
     due = jnp.any(jnp.stack([step % hook.frequency == 0 for hook in hooks]))
@@ -97,15 +99,15 @@ def _deliver(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group
     jax.lax.cond(due, lambda: io_callback(on_host, None, arrays, ordered=True), lambda: None)
 
 
-def on_the_host(ctx: HookContext, meta: Metadata | None, step: int) -> HookContext:
+def host_context(ctx: HookContext, meta: Metadata | None, step: int) -> HookContext:
     """The context as host hooks see it: numpy arrays without padding."""
-    batch = swapped(ctx.batch, meta=meta).take()
+    batch = unsafe_replace(ctx.batch, meta=meta).take()
     n = batch.num_systems
 
     def mask(m: Any) -> Any:
         return None if m is None else np.asarray(m)[:n]
 
-    return swapped(
+    return unsafe_replace(
         ctx,
         batch=batch,
         step_count=step,

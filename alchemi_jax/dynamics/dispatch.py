@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import records
-from alchemi_jax.dynamics.callbacks import deliver
+from alchemi_jax.dynamics.callbacks import call_from_device
 from alchemi_jax.dynamics.groups import Group, in_order
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.dynamics.state import Flow
-from alchemi_jax.hooks.registry import runs_on
-from alchemi_jax.levels import select
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.dynamics.state import StepCarry
+from alchemi_jax.hooks import records
+from alchemi_jax.hooks.set import runs_on
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import select
+from alchemi_jax.systems.segments import to_atoms
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
-def dispatch(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage) -> Flow:
+def dispatch(engine: "AbstractDynamics", flow: StepCarry, stage: DynamicsStage) -> StepCarry:
     """Traced hooks of a stage, then rows for the recording ones."""
     groups = in_order(engine.groups, stage)
     for group in groups:
@@ -32,11 +32,13 @@ def dispatch(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage) -> Fl
             flow = _recorded(engine, flow, stage, group)
     # The driver takes host hooks off what it compiles and calls them itself; they are here
     # when a user embeds `step` or `loop` in code of their own.
-    deliver(engine, flow, stage)
+    call_from_device(engine, flow, stage)
     return flow
 
 
-def _transformed(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
+def _transformed(
+    engine: "AbstractDynamics", flow: StepCarry, stage: DynamicsStage, group: Group
+) -> StepCarry:
     mine, memory = group.mine(flow), flow.state.memory
 
     def call(operands: tuple[Batch, tuple]) -> tuple[Batch, tuple]:
@@ -55,7 +57,7 @@ def _transformed(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, g
     return flow.put(batch=batch, memory=(*memory[: group.memory], *memories, *memory[end:]))
 
 
-def _recorded(engine: "AbstractDynamics", flow: Flow, stage: DynamicsStage, group: Group) -> Flow:
+def _recorded(engine: "AbstractDynamics", flow: StepCarry, stage: DynamicsStage, group: Group) -> StepCarry:
     buffers = list(flow.state.records)
     for i, held in enumerate(group.hooks.recording, group.records):
         if runs_on(held.hook, stage):

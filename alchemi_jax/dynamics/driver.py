@@ -25,22 +25,22 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch, Metadata
-from alchemi_jax.dynamics.admission import admitted
-from alchemi_jax.dynamics.apart import Apart
-from alchemi_jax.dynamics.callbacks import on_the_host
+from alchemi_jax.dynamics.admission import enter_stage
+from alchemi_jax.dynamics.callbacks import host_context
 from alchemi_jax.dynamics.groups import in_order
-from alchemi_jax.dynamics.loop import going
-from alchemi_jax.dynamics.prepare import larger_list, verdict, warn_failed
+from alchemi_jax.dynamics.loop import should_continue
+from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
-from alchemi_jax.dynamics.state import DynamicsState, Flow
-from alchemi_jax.hooks.registry import noted, runs_on
-from alchemi_jax.levels import swapped
-from alchemi_jax.mistakes import name_of, user_code
+from alchemi_jax.dynamics.start import enlarge_list, finalize, warn_failed
+from alchemi_jax.dynamics.state import DynamicsState, StepCarry
+from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.hooks.set import note_errors, runs_on
+from alchemi_jax.systems.batch import Batch, Metadata
+from alchemi_jax.systems.levels import unsafe_replace
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 _FIRST_SEGMENT = 128
 _SECONDS = 0.25
@@ -80,37 +80,41 @@ _filter_jit: Any = eqx.filter_jit
 
 @_compiled
 def _segment(
-    engine: "Apart[AbstractDynamics]", state: DynamicsState, stop: Any, wait: Any, few: Any
+    engine: "Partitioned[AbstractDynamics]", state: DynamicsState, stop: Any, wait: Any, few: Any
 ) -> tuple[DynamicsState, Array]:
-    return walked(engine.whole(), state, stop, wait, few)
+    return run_segment(engine.combine(), state, stop, wait, few)
 
 
-def walked(
+def run_segment(
     engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
 ) -> tuple[DynamicsState, Array]:
     """Steps until `stop` or what else `going` looks at, and the report."""
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
-    state = jax.lax.while_loop(lambda s: going(engine, s, stop, wait, few), lambda s: engine.step(s), state)
+    state = jax.lax.while_loop(
+        lambda s: should_continue(engine, s, stop, wait, few), lambda s: engine.step(s), state
+    )
     return state, _report(engine, state)
 
 
-_report_of = jax.jit(lambda engine, state: _report(engine.whole(), state))
-_admitted = eqx.filter_jit(admitted)
+_report_of = jax.jit(lambda engine, state: _report(engine.combine(), state))
+_admitted = eqx.filter_jit(enter_stage)
 
 
 @functools.partial(_filter_jit, compiler_options=_WIDE)
-def _part(engine: "AbstractDynamics", at: DynamicsState | Flow, first: int, last: int) -> tuple[Flow, Array]:
+def _part(
+    engine: "AbstractDynamics", at: DynamicsState | StepCarry, first: int, last: int
+) -> tuple[StepCarry, Array]:
     """Pieces first .. last-1 of a step."""
-    flow = engine._begin(admitted(engine, at)) if isinstance(at, DynamicsState) else at
+    flow = engine._begin(enter_stage(engine, at)) if isinstance(at, DynamicsState) else at
     flow = engine._through(flow, STEP[first:last])
     if last == len(STEP):
         flow = engine._end(flow)
     return flow, _report(engine, flow.state)
 
 
-def lists_grown(
+def grow_lists(
     moving: Callable[..., tuple[DynamicsState, Array]],
-    apart: "Apart[AbstractDynamics]",
+    apart: "Partitioned[AbstractDynamics]",
     state: DynamicsState,
     incoming: Batch,
     move: Any,
@@ -125,7 +129,7 @@ def lists_grown(
     held = state.neighbors
     sizes = held.sizes if sizes is None and held is not None else sizes
     while True:
-        after, numbers = moving(apart, swapped(state, records=()), incoming, move, list_sizes=sizes)
+        after, numbers = moving(apart, unsafe_replace(state, records=()), incoming, move, list_sizes=sizes)
         report = _Report(numbers)
         if sizes is None or not report.overflow:
             return after, report
@@ -146,10 +150,10 @@ class _Run:
     def __init__(self, engine: "AbstractDynamics", state: DynamicsState):
         self.engine = engine
         self.compiled = engine.on_device()
-        self.apart = Apart(self.compiled)
+        self.apart = Partitioned(self.compiled)
         self.groups = engine.groups
         self.meta: Metadata | None = state.batch.meta
-        self.put(swapped(state, batch=swapped(state.batch, meta=None)))
+        self.put(unsafe_replace(state, batch=unsafe_replace(state.batch, meta=None)))
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
@@ -161,7 +165,7 @@ class _Run:
             edge.add(DynamicsStage.AFTER_STEP)
         self.edge = edge
         hooks = [held.hook for group in self.groups for held in group.hooks.host]
-        self.looked_at = bool(hooks)
+        self.has_host_hooks = bool(hooks)
         self.before = [h for h in hooks if self._runs(h, {DynamicsStage.BEFORE_STEP} & edge)]
         self.after = [h for h in hooks if self._runs(h, {DynamicsStage.AFTER_STEP} & edge)]
         self.inside = [h for h in hooks if self._runs(h, set(DynamicsStage) - edge)]
@@ -225,7 +229,7 @@ class _Run:
             and piece not in self.edge
             and any(runs_on(h, piece) for h in due)
         ]
-        at: DynamicsState | Flow = self.state
+        at: DynamicsState | StepCarry = self.state
         done = 0
         for cut in [*cuts, len(STEP)]:
             while True:
@@ -235,9 +239,9 @@ class _Run:
                     break
                 # The list is the same function of its references, in whichever part it is renewed.
                 larger = self._grow(flow.state)
-                held = at.state if isinstance(at, Flow) else at
+                held = at.state if isinstance(at, StepCarry) else at
                 held = held.replace(neighbors=larger)
-                at = dataclasses.replace(at, state=held) if isinstance(at, Flow) else held
+                at = dataclasses.replace(at, state=held) if isinstance(at, StepCarry) else held
             at, done = flow, cut
             if cut < len(STEP):
                 self._call_hooks(flow, STEP[cut - 1], step)
@@ -247,7 +251,7 @@ class _Run:
         held, wanted = self.state.neighbors, overflowed.neighbors
         assert held is not None
         assert wanted is not None
-        larger = larger_list(self.state.batch, held, wanted)
+        larger = enlarge_list(self.state.batch, held, wanted)
         self.state = self.state.replace(neighbors=larger)
         return larger
 
@@ -267,15 +271,15 @@ class _Run:
             return
         held_hooks = [held for group in self.groups for held in group.hooks.recording]
         buffers = jax.device_get(self.state.records)
-        empty = [swapped(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
-        self.state = swapped(self.state, records=tuple(empty))
+        empty = [unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
+        self.state = unsafe_replace(self.state, records=tuple(empty))
         self.report.counts = np.zeros_like(self.report.counts)
         for held, buffer in zip(held_hooks, buffers, strict=True):
             n = int(buffer.count)
             if n:
                 rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
                 when = f"writing rows up to step {self.report.step}"
-                with user_code(f"{name_of(held.hook)}.write", "hook"), noted(held.hook, when):
+                with user_errors(f"{name_of(held.hook)}.write", "hook"), note_errors(held.hook, when):
                     held.hook.write(rows)
 
     def restore(self) -> None:
@@ -286,7 +290,7 @@ class _Run:
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
         """The host hooks of a stage at the edge of a step."""
         step = self.report.step if step is None else step
-        if not self.looked_at or stage not in self.edge:
+        if not self.has_host_hooks or stage not in self.edge:
             return
         if not any(g.hooks.host_due(stage, step) for g in self.groups):
             return
@@ -296,15 +300,15 @@ class _Run:
         if stage is DynamicsStage.BEFORE_STEP:
             # The step does this itself; here it is done to be looked at.
             state = _admitted(self.compiled, state) if self.engine.n_stages > 1 else state
-            flow = Flow(state, state.batch, None, self.engine.active(state.batch))
+            flow = StepCarry(state, state.batch, None, self.engine.active(state.batch))
         else:
             begun = state.batch
             if self.engine.n_stages > 1:
                 begun = begun.replace(status=_stage_of_last_step(self.engine, state))
-            flow = Flow(state, begun, None, state.moved)
+            flow = StepCarry(state, begun, None, state.moved)
         self._call_hooks(flow, stage, step)
 
-    def _call_hooks(self, flow: Flow, stage: Any, step: int) -> None:
+    def _call_hooks(self, flow: StepCarry, stage: Any, step: int) -> None:
         for group in in_order(self.groups, stage):
             if not group.hooks.host_due(stage, step):
                 continue
@@ -312,13 +316,13 @@ class _Run:
             mine = ctx.converged_mask if stage is DynamicsStage.ON_CONVERGE else ctx.active_mask
             if group.codes is not None and not np.any(mine):
                 continue
-            ctx = swapped(ctx, step_count=step)
+            ctx = unsafe_replace(ctx, step_count=step)
             if group.hooks.reads_batch(stage, step):
-                ctx = on_the_host(ctx, self.meta, step)
+                ctx = host_context(ctx, self.meta, step)
             group.hooks.run_host(ctx, stage, step)
 
     def _with_meta(self) -> DynamicsState:
-        return swapped(self.state, batch=swapped(self.state.batch, meta=self.meta))
+        return unsafe_replace(self.state, batch=unsafe_replace(self.state.batch, meta=self.meta))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -396,4 +400,4 @@ def run(
     with engine:
         state = engine.init(batch, key=key)
         state = engine.advance(state, int(most), shrink=shrink)
-        return verdict(engine, state)
+        return finalize(engine, state)

@@ -6,15 +6,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
-from alchemi_jax.dynamics.groups import Group, grouped
+from alchemi_jax.dynamics.engine import AbstractDynamics
+from alchemi_jax.dynamics.groups import Group, make_groups
 from alchemi_jax.dynamics.updates import own_state, stage_key, updated
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import select, swapped
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import select, unsafe_replace
+from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.transforms import is_traced
 
 
@@ -118,7 +118,7 @@ class FusedStage(AbstractDynamics):
     @property
     def groups(self) -> tuple[Group, ...]:
         own = [(None, self.hooks), *zip(self.inner_codes, self.inner, strict=True)]
-        return grouped([*own, *(((code,), stage.hooks) for code, stage in enumerate(self.stages))])
+        return make_groups([*own, *(((code,), stage.hooks) for code, stage in enumerate(self.stages))])
 
     def init_state(self, batch: Batch) -> tuple[Any, ...]:
         return tuple(own_state(stage, batch) for stage in self.stages)
@@ -166,7 +166,7 @@ class FusedStage(AbstractDynamics):
     def on_device(self) -> "FusedStage":
         if not any(group.hooks.host for group in self.groups):
             return self
-        return swapped(
+        return unsafe_replace(
             self,
             stages=tuple(stage.on_device() for stage in self.stages),
             hooks=self.hooks.on_device(),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.dynamics.state import Flow
+from alchemi_jax.dynamics.state import StepCarry
 from alchemi_jax.hooks import HookSet
 
 
@@ -30,7 +30,7 @@ class Group(NamedTuple):
         """The part of `state.memory` that belongs to the group."""
         return of[self.memory : self.memory + len(self.hooks.traced)]
 
-    def mine(self, flow: Flow) -> Bool[Array, " systems"]:
+    def mine(self, flow: StepCarry) -> Bool[Array, " systems"]:
         """The systems that this step moves and that began it in one of the group's stages."""
         return self.within(flow.active, flow.start.status)
 
@@ -40,7 +40,7 @@ class Group(NamedTuple):
             return mask
         return mask & jnp.any(jnp.stack([status == code for code in self.codes]), axis=0)
 
-    def called(self, flow: Flow, stage: DynamicsStage) -> Array | None:
+    def called(self, flow: StepCarry, stage: DynamicsStage) -> Array | None:
         """Whether the group is called: in its stages only while a system is there, at ON_CONVERGE only
         when one of them converged. None: always."""
         if stage is DynamicsStage.ON_CONVERGE:
@@ -48,7 +48,7 @@ class Group(NamedTuple):
         return None if self.codes is None else jnp.any(self.mine(flow))
 
 
-def grouped(sets: Iterable[tuple[tuple[int, ...] | None, HookSet]]) -> tuple[Group, ...]:
+def make_groups(sets: Iterable[tuple[tuple[int, ...] | None, HookSet]]) -> tuple[Group, ...]:
     """Groups with their places, the outermost first."""
     groups, memory, records = [], 0, 0
     for codes, hooks in sets:

@@ -18,18 +18,18 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.driver import with_budget
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
 from alchemi_jax.dynamics.optimizers import FIRE
+from alchemi_jax.dynamics.start import needs_stress, prepared, waits_for_convergence
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import by_system
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.observables import volume
-from alchemi_jax.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import volume
+from alchemi_jax.systems.segments import any_by_system, sum_by_system, to_atoms
 from alchemi_jax.transforms import is_traced, root
 from alchemi_jax.units import GPA
 
@@ -81,7 +81,7 @@ def implicit_relax(
         fmax = fmax if fmax is not None else 1e-8 if batch.dtype == jnp.float64 else 1e-4
         n_steps = 10_000 if n_steps is None else n_steps
         engine = FIRE(model=engine, hooks=[ConvergenceHook.from_fmax(fmax)])  # pyright: ignore[reportCallIssue]
-    elif not prepare.waits_for_convergence(engine, 0):
+    elif not waits_for_convergence(engine, 0):
         raise TypeError(
             f"implicit_relax: {name_of(engine)} needs a ConvergenceHook with a tight threshold: "
             "derivatives are those of a minimum."
@@ -114,7 +114,7 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     @jax.custom_jvp
     def minimum(arrays: Any, start_cell: Array, others: tuple) -> tuple[Array, Array, Batch, Any]:
         own, (batch, neighbors) = eqx.combine(arrays, static), others
-        state = prepare.prepared(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
+        state = prepared(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
         state = own.loop(state)
         held = state.neighbors
         if held is not None:
@@ -142,7 +142,7 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     others = jax.lax.stop_gradient((batch, neighbors))
     positions, cell, found, held = minimum(arrays, batch.cell, others)
     found = jax.lax.stop_gradient(found).replace(positions=positions, cell=cell)
-    result = engine.model.evaluate(found, held, stress=prepare.needs_stress(engine))
+    result = engine.model.evaluate(found, held, stress=needs_stress(engine))
     lost = jnp.where(held.overflow, jnp.nan, 0) if held is not None else 0.0
     forces = jnp.where(found.fixed[:, None], 0, result.forces)
     found = found.replace(

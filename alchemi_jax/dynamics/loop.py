@@ -7,32 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alchemi_jax.dynamics import records
-from alchemi_jax.dynamics.callbacks import guarded, refuse_where_undeliverable
+from alchemi_jax.dynamics.callbacks import check_deliverable, refuse_transforms
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks import records
 from alchemi_jax.transforms import is_traced
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
 def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) -> DynamicsState:
     """See `AbstractDynamics.loop`."""
     if any(group.hooks.host for group in engine.groups):
-        refuse_where_undeliverable(engine, state)
-        engine, state = guarded(engine, (engine, state))
+        check_deliverable(engine, state)
+        engine, state = refuse_transforms(engine, (engine, state))
     n = n_steps if n_steps is not None else engine.max_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
-    state = with_room(engine, state, n)
+    state = make_room_for_rows(engine, state, n)
     stop = state.step_count + n
-    state = jax.lax.while_loop(lambda s: going(engine, s, stop, False, 0), lambda s: engine.step(s), state)
-    return poisoned(state)
+    state = jax.lax.while_loop(
+        lambda s: should_continue(engine, s, stop, False, 0), lambda s: engine.step(s), state
+    )
+    return nan_on_overflow(state)
 
 
-def with_room(engine: "AbstractDynamics", state: DynamicsState, n: Any) -> DynamicsState:
+def make_room_for_rows(engine: "AbstractDynamics", state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
     recording = [held for group in engine.groups for held in group.hooks.recording]
     if not recording:
@@ -46,7 +48,7 @@ def with_room(engine: "AbstractDynamics", state: DynamicsState, n: Any) -> Dynam
     return state.replace(records=tuple(buffers))
 
 
-def poisoned(state: DynamicsState) -> DynamicsState:
+def nan_on_overflow(state: DynamicsState) -> DynamicsState:
     """The state, with NaN for energies and forces if a neighbor list overflowed."""
     batch, nan = state.batch, jnp.where(state.overflow, jnp.nan, 0)
     return state.replace(
@@ -57,7 +59,9 @@ def poisoned(state: DynamicsState) -> DynamicsState:
     )
 
 
-def going(engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any) -> Array:
+def should_continue(
+    engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
+) -> Array:
     """Whether to take another step; `wait`: not after a step in which a system converged; `few`: not
     with so few unfinished systems, or fewer."""
     active = engine.active(state.batch).sum(dtype=jnp.int32)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.state import Flow
-from alchemi_jax.levels import select
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.dynamics import start
+from alchemi_jax.dynamics.state import StepCarry
+from alchemi_jax.systems.levels import select
+from alchemi_jax.systems.segments import to_atoms
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
-def put_back(engine: "AbstractDynamics", flow: Flow, bad: Bool[Array, " systems"]) -> Flow:
+def revert_failed(engine: "AbstractDynamics", flow: StepCarry, bad: Bool[Array, " systems"]) -> StepCarry:
     """Failed systems, and those that the step does not move, are what they were when it began."""
     state = flow.state
     good = flow.active & ~bad
@@ -33,10 +33,10 @@ def put_back(engine: "AbstractDynamics", flow: Flow, bad: Bool[Array, " systems"
     return dataclasses.replace(flow, active=good)
 
 
-def counted(engine: "AbstractDynamics", flow: Flow) -> Flow:
+def advance_status(engine: "AbstractDynamics", flow: StepCarry) -> StepCarry:
     """Steps are counted; whose budget is used up moves on, like one that converged."""
     if any(hook.may_fail for group in engine.groups for hook in group.hooks.traced):
-        flow = put_back(engine, flow, flow.active & flow.state.batch.failed)
+        flow = revert_failed(engine, flow, flow.active & flow.state.batch.failed)
     batch, stage = flow.state.batch, flow.start.status
     newly = flow.active & (batch.status > stage)
     steps_taken = batch.steps_taken + flow.active
@@ -48,7 +48,7 @@ def counted(engine: "AbstractDynamics", flow: Flow) -> Flow:
         here = flow.active & ~newly if engine.n_stages == 1 else flow.active & ~newly & (stage == code)
         expired = here & (stage_steps >= part.n_steps)
         status = status + expired
-        if part is not engine and prepare.waits_for_convergence(engine, code):
+        if part is not engine and start.waits_for_convergence(engine, code):
             # What counts is the last relaxation that a system went through.
             converged = converged & ~expired
     if engine.n_stages > 1 and engine.n_steps is not None:

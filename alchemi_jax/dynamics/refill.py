@@ -19,29 +19,29 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch, Metadata
-from alchemi_jax.dynamics import prepare, shrink
+from alchemi_jax.dynamics import shrink, start
 from alchemi_jax.dynamics.admission import evaluated
-from alchemi_jax.dynamics.apart import Apart
-from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, lists_grown, with_budget
-from alchemi_jax.dynamics.moves import (
-    Move,
+from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, grow_lists, with_budget
+from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.dynamics.rows import (
+    RowPlan,
     capacities,
-    check_moving,
-    laid_out,
-    move_of,
-    moved_integrator,
-    moved_state,
+    check_rows_may_move,
+    move_algorithm_rows,
+    move_rows,
+    pack_incoming,
+    plan_rows,
 )
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.registry import noted
-from alchemi_jax.levels import level_fields, swapped
+from alchemi_jax.hooks.set import note_errors
+from alchemi_jax.systems.batch import Batch, Metadata
+from alchemi_jax.systems.levels import level_fields, unsafe_replace
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 #: Of the systems in flight this part is finished when a run is refilled for the first time.
 FIRST_SHARE = 0.4
@@ -72,10 +72,10 @@ def run(
 ) -> Any:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
-    check_moving(engine, "with a sampler systems come and go")
+    check_rows_may_move(engine, "with a sampler systems come and go")
     own = HostMemory()
     out = own if sink is None else sink
-    stream = Stream(sampler, engine.model, lambda batch: prepare.check(engine, batch))
+    stream = Stream(sampler, engine.model, lambda batch: start.check(engine, batch))
     try:
         with engine:
             _opened(out)
@@ -132,7 +132,7 @@ class _Refilled:
         self.sizes = np.asarray(host.atoms_per_system)
         if stream.sampler.shrink:
             shrink.check(engine, batch)
-        state = prepare.init(engine, batch, key, None, waiting=needs)
+        state = start.init(engine, batch, key, None, waiting=needs)
         self.driver = _Run(engine, state)
 
     def run(self) -> Traffic:
@@ -177,7 +177,7 @@ class _Refilled:
         driver, stream = self.driver, self.stream
         assert driver is not None
         n = len(self.sizes)
-        batch = swapped(prepare.verdict(self.engine, driver.state), meta=driver.meta)
+        batch = unsafe_replace(start.finalize(self.engine, driver.state), meta=driver.meta)
         host = jax.device_get(batch)
         left = np.zeros(batch.system_capacity, bool)
         left[:n] = host.status[:n] >= self.engine.exit_status
@@ -185,7 +185,7 @@ class _Refilled:
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
         self.recent.extend(steps.tolist())
-        with noted(self.sink, f"taking finished systems after step {driver.report.step}"):
+        with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         stay = np.flatnonzero(~left[:n])
         entering = stream.take(
@@ -206,18 +206,18 @@ class _Refilled:
         room, sizes = capacities(state.batch), self.sizes[stay]
         if host is not None:
             sizes = np.concatenate([sizes, np.asarray(host.atoms_per_system)])
-        move = move_of(self.sizes, stay, room)
-        incoming = laid_out(state.batch, sizes, len(stay), host, room, self.stream.largest)
+        move = plan_rows(self.sizes, stay, room)
+        incoming = pack_incoming(state.batch, sizes, len(stay), host, room, self.stream.largest)
         meta = [driver.meta[i] for i in stay.tolist()] if driver.meta is not None else []
         if host is not None and host.meta is not None:
             meta += host.meta
-        after, report = lists_grown(_refilled, driver.apart, state, incoming, move)
+        after, report = grow_lists(_refilled, driver.apart, state, incoming, move)
         driver.meta = Metadata(meta)
-        driver.put(swapped(after, records=state.records), report)
+        driver.put(unsafe_replace(after, records=state.records), report)
         self.sizes, self.pairs = sizes, np.concatenate([self.pairs[stay], pairs])
         self.traffic.refills += 1
         if report.failed:
-            prepare.warn_failed(driver._with_meta(), None)
+            start.warn_failed(driver._with_meta(), None)
 
 
 def best_share(refill: float, steps: np.ndarray, places: int) -> float:
@@ -257,15 +257,15 @@ def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
 
 @functools.partial(_compiled, static_argnames="list_sizes")
 def _refilled(
-    apart: Apart[AbstractDynamics],
+    apart: Partitioned[AbstractDynamics],
     state: DynamicsState,
     incoming: Batch,
-    move: Move,
+    move: RowPlan,
     list_sizes: nl.ListSizes | None,
 ) -> tuple[DynamicsState, Array]:
     """The state with rows moved and others begun, and its report."""
-    engine = apart.whole()
-    after = moved_state(engine, state, incoming, move, list_sizes)
+    engine = apart.combine()
+    after = move_rows(engine, state, incoming, move, list_sizes)
     after = evaluated(engine, after, ~move.kept & after.batch.system_mask)
-    after = moved_integrator(engine, state, after, incoming, move)
+    after = move_algorithm_rows(engine, state, after, incoming, move)
     return after, _report(engine, after)

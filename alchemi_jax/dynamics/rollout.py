@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from alchemi_jax.dynamics.callbacks import refusal
-from alchemi_jax.dynamics.loop import going, poisoned, with_room
+from alchemi_jax.dynamics.loop import make_room_for_rows, nan_on_overflow, should_continue
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.errors import name_of
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
 def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkpoint: Any) -> DynamicsState:
@@ -30,12 +30,12 @@ def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkp
         raise ValueError(refusal(engine, "rollout"))
     n = _count(engine, "n_steps", n_steps)
     every = _segment(engine, n, checkpoint)
-    state = with_room(engine, state, n)
+    state = make_room_for_rows(engine, state, n)
     stop = state.step_count + n
 
     def step(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
         # Like the loop, which ends there: a pipeline whose systems are all finished takes no more steps.
-        on = going(engine, state, stop, False, 0)
+        on = should_continue(engine, state, stop, False, 0)
         return jax.lax.cond(on, lambda s: engine.step(s), lambda s: s, state), None
 
     # In a scan nothing can be merged across the barrier that `prevent_cse` would put there.
@@ -46,7 +46,7 @@ def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkp
         return jax.lax.scan(one, state, length=count)[0]
 
     if every is None or every in (1, n):
-        return poisoned(steps(state, n))
+        return nan_on_overflow(steps(state, n))
 
     @again
     def segment(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
@@ -54,7 +54,7 @@ def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkp
 
     segments, rest = divmod(n, every)
     state, _ = jax.lax.scan(segment, state, length=segments)
-    return poisoned(steps(state, rest) if rest else state)
+    return nan_on_overflow(steps(state, rest) if rest else state)
 
 
 def _count(engine: AbstractDynamics, name: str, value: Any) -> int:

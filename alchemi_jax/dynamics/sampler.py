@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.batch import Batch
-from alchemi_jax.capacity import round_up
-from alchemi_jax.dynamics.sinks.base import Sink
-from alchemi_jax.dynamics.sinks.stored import StoredSystems
-from alchemi_jax.dynamics.sinks.zarr import ZarrData
-from alchemi_jax.levels import swapped
+from alchemi_jax.io.sinks.base import Sink
+from alchemi_jax.io.sinks.stored import StoredSystems
+from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, list_needs
 from alchemi_jax.parameters import natural
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.levels import unsafe_replace
 
 
 POLICIES = ("first come", "best fit", "largest first")
@@ -166,7 +166,7 @@ class Sampler:
 def _numbered(batch: Batch, ids: np.ndarray) -> Batch:
     padded = np.full(batch.system_capacity, -1, np.int32)
     padded[: len(ids)] = ids
-    return swapped(batch, system_id=jnp.asarray(padded))
+    return unsafe_replace(batch, system_id=jnp.asarray(padded))
 
 
 def _structures(source: Any) -> Iterator[Any]:

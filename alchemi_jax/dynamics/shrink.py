@@ -20,28 +20,28 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch, Metadata
-from alchemi_jax.dynamics import prepare
+from alchemi_jax.dynamics import start
 from alchemi_jax.dynamics.admission import level_by_length
-from alchemi_jax.dynamics.apart import Apart
-from alchemi_jax.dynamics.driver import _compiled, _Report, _report, _Run, lists_grown
-from alchemi_jax.dynamics.moves import (
+from alchemi_jax.dynamics.driver import _compiled, _Report, _report, _Run, grow_lists
+from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.dynamics.rows import (
     Capacities,
-    Move,
+    RowPlan,
     capacities,
-    check_moving,
-    laid_out,
-    move_of,
-    moved_integrator,
-    moved_state,
+    check_rows_may_move,
+    move_algorithm_rows,
+    move_rows,
+    pack_incoming,
+    plan_rows,
 )
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.levels import declares_levels, level_fields, swapped
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.errors import name_of
+from alchemi_jax.systems.batch import Batch, Metadata
+from alchemi_jax.systems.levels import declares_levels, level_fields, unsafe_replace
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
 def check(engine: AbstractDynamics, batch: Batch) -> None:
@@ -50,7 +50,7 @@ def check(engine: AbstractDynamics, batch: Batch) -> None:
     Raises:
         ValueError: naming the hook, or the engine and its parameter.
     """
-    check_moving(engine, "with shrink=True systems change their rows")
+    check_rows_may_move(engine, "with shrink=True systems change their rows")
     lengths = capacities(batch)
     for group in engine.groups:
         for hook in (held.hook for held in [*group.hooks.host, *group.hooks.recording]):
@@ -86,7 +86,7 @@ class Shrinking:
         #: Places for systems in all steps together.
         self.places = 0
         #: What was left behind, and who went on from there; the largest batch first.
-        self.left: list[tuple[DynamicsState, Metadata | None, Move, np.ndarray]] = []
+        self.left: list[tuple[DynamicsState, Metadata | None, RowPlan, np.ndarray]] = []
 
     def advance(self, stop: int) -> None:
         """Until `stop` completed steps, or until all systems are finished."""
@@ -110,7 +110,7 @@ class Shrinking:
         if room is None:
             return False
         meta = run.meta
-        self.left.append((state, meta, move_of(self.sizes, stay, room), self.sizes))
+        self.left.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
         after, report = shrunk(run.apart, state, self.sizes, stay, room)
         run.meta = None if meta is None else Metadata([meta[i] for i in stay.tolist()])
         run.put(after, report)
@@ -147,7 +147,7 @@ def smaller(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capac
 
 
 def shrunk(
-    apart: Apart[AbstractDynamics],
+    apart: Partitioned[AbstractDynamics],
     state: DynamicsState,
     sizes: np.ndarray,
     stay: np.ndarray,
@@ -159,30 +159,30 @@ def shrunk(
         sizes: [systems], atoms of all systems.
         stay: rows of those that go on.
     """
-    move = move_of(sizes, stay, room)
-    incoming = laid_out(state.batch, sizes[stay], len(stay), None, room)
+    move = plan_rows(sizes, stay, room)
+    incoming = pack_incoming(state.batch, sizes[stay], len(stay), None, room)
     sizes_of = None
     if state.neighbors is not None:
         sizes_of = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
-    return lists_grown(_shrunk, apart, state, incoming, move, sizes_of)
+    return grow_lists(_shrunk, apart, state, incoming, move, sizes_of)
 
 
 @functools.partial(_compiled, static_argnames="list_sizes")
 def _shrunk(
-    apart: Apart[AbstractDynamics],
+    apart: Partitioned[AbstractDynamics],
     state: DynamicsState,
     incoming: Batch,
-    move: Move,
+    move: RowPlan,
     list_sizes: nl.ListSizes | None,
 ) -> tuple[DynamicsState, Array]:
-    engine = apart.whole()
-    after = moved_state(engine, state, incoming, move, list_sizes)
-    after = moved_integrator(engine, state, after, incoming, move)
-    after = after.replace(records=prepare.empty_buffers(engine, engine._begin(after)))
+    engine = apart.combine()
+    after = move_rows(engine, state, incoming, move, list_sizes)
+    after = move_algorithm_rows(engine, state, after, incoming, move)
+    after = after.replace(records=start.empty_buffers(engine, engine._begin(after)))
     return after, _report(engine, after)
 
 
-def merged(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.ndarray) -> DynamicsState:
+def merged(before: DynamicsState, after: DynamicsState, move: RowPlan, sizes: np.ndarray) -> DynamicsState:
     """`before` with the rows that moved as they are in `after`, and all else that is not of systems.
 
     Arrays of numpy. The neighbor list stays that of before: a function of its references, it is renewed
@@ -215,16 +215,16 @@ def merged(before: DynamicsState, after: DynamicsState, move: Move, sizes: np.nd
             for name, level in level_fields(old)
             if level != "shared"
         }
-        return swapped(new, **moved)
+        return unsafe_replace(new, **moved)
 
     stays = ("batch_idx", "first_atom", "atoms_per_system", "largest")
-    batch = swapped(
+    batch = unsafe_replace(
         by_level(before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
     )
     # Who was left behind did not move in the last step.
     still = {name: np.zeros(before.batch.system_capacity, bool) for name in ("newly_converged", "moved")}
     still |= {name: getattr(before, name) for name in ("failed_at", "came_from")}
-    return swapped(
+    return unsafe_replace(
         before,
         batch=batch,
         integrator=by_level(before.integrator, after.integrator),

@@ -6,9 +6,9 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.records import RecordBuffer
+from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.systems.batch import Batch
 
 
 class DynamicsState(eqx.Module):
@@ -49,7 +49,7 @@ class DynamicsState(eqx.Module):
         return dataclasses.replace(self, **fields)
 
 
-class Flow(eqx.Module):
+class StepCarry(eqx.Module):
     """A step on its way: the state so far, where the step began, and the systems that it moves."""
 
     state: DynamicsState
@@ -59,6 +59,6 @@ class Flow(eqx.Module):
     unbuilt: bool = eqx.field(static=True, default=False)
     """The neighbor list was never built."""
 
-    def put(self, **fields: Any) -> "Flow":
+    def put(self, **fields: Any) -> "StepCarry":
         """The flow with some fields of its state changed."""
         return dataclasses.replace(self, state=dataclasses.replace(self.state, **fields))

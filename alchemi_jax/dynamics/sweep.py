@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.base import AbstractDynamics
 from alchemi_jax.dynamics.driver import with_budget
-from alchemi_jax.dynamics.leaves import leaf, with_leaf
+from alchemi_jax.dynamics.engine import AbstractDynamics
+from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
+from alchemi_jax.dynamics.start import empty, prepared
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.mistakes import brief, name_of
-from alchemi_jax.observables import fmax, temperature
+from alchemi_jax.errors import name_of, short_traceback
 from alchemi_jax.parameters import natural
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import fmax, temperature
 
 
 Observable = Callable[[Batch], Array]
@@ -102,7 +102,7 @@ def sweep(
     most = int(np.max(budget)) if recording else None
     lanes = _together(together, count, batch.atom_capacity)
     while True:
-        with brief():
+        with short_traceback():
             out, states = _lanes(
                 engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most, lanes
             )
@@ -110,7 +110,7 @@ def sweep(
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break
         sizes = nl.grow(neighbors.sizes, np.asarray(lists.needs).max(axis=0))
-        neighbors = prepare.empty(batch, neighbors.cutoff, neighbors.skin, sizes)
+        neighbors = empty(batch, neighbors.cutoff, neighbors.skin, sizes)
 
     systems = int(batch.num_systems)
     table = {
@@ -145,7 +145,7 @@ def _lanes(
         for name, value in values.items():
             mine = with_leaf(mine, name, value)
         begun = batch if start is None else start(mine, batch, key)
-        state = prepare.prepared(mine, begun, neighbors, key)
+        state = prepared(mine, begun, neighbors, key)
         state = mine.loop(state, most)
         return {name: f(state.batch) for name, f in observe}, state
 
@@ -172,7 +172,7 @@ def _first_list(engine: AbstractDynamics, batch: Batch) -> nl.NeighborList | Non
     if model.cutoff is None:
         return None
     sizes = nl.guess_sizes(batch, model.cutoff, model.skin)
-    return prepare.empty(batch, model.cutoff, model.skin, sizes)
+    return empty(batch, model.cutoff, model.skin, sizes)
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:

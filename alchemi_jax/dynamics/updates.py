@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.levels import level_fields
-from alchemi_jax.mistakes import Mistake, alike, defined, described, name_of, user_code
-from alchemi_jax.segments import number_in_system, to_atoms
+from alchemi_jax.errors import UserCodeError, check_same_structure, defined, described, name_of, user_errors
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.segments import number_in_system, to_atoms
 from alchemi_jax.units import ACCELERATION
 
 
@@ -97,28 +97,30 @@ def updated(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> t
     """`engine.pre_update` or `post_update`, with the key where the algorithm asks for it.
 
     Raises:
-        Mistake: naming the algorithm, if what comes back is not a batch and a state as they were.
+        UserCodeError: naming the algorithm, if what comes back is not a batch and a state as they were.
     """
     method, who, function = getattr(engine, update), name_of(engine), getattr(type(engine), update)
-    with user_code(f"{who}.{update}", "algorithm"):
+    with user_errors(f"{who}.{update}", "algorithm"):
         out = method(batch, state, key) if _takes_key(type(engine), update) else method(batch, state)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], Batch)):
-        raise Mistake(
+        raise UserCodeError(
             f"{who}.{update} returned {described(out)}; it must return the batch and the algorithm's state, "
             f"`return batch, state`{defined(function)}."
         )
     who = f"{who}.{update}"
-    return alike(who, "batch", out[0], batch, function), alike(who, "state", out[1], state, function)
+    return check_same_structure(who, "batch", out[0], batch, function), check_same_structure(
+        who, "state", out[1], state, function
+    )
 
 
 def own_state(engine: Any, batch: Batch) -> Any:
     """`engine.init_state`, whose fields must say whose rows they are.
 
     Raises:
-        Mistake: naming the algorithm and the field.
+        UserCodeError: naming the algorithm and the field.
     """
     function = type(engine).init_state
-    with user_code(f"{name_of(engine)}.init_state", "algorithm"):
+    with user_errors(f"{name_of(engine)}.init_state", "algorithm"):
         state = engine.init_state(batch)
     _check_levels(f"{name_of(engine)}.init_state", state, batch, defined(function))
     return state
@@ -132,7 +134,7 @@ def _check_levels(who: str, state: Any, batch: Batch, at: str) -> None:
     if state is None:
         return
     if not isinstance(state, eqx.Module):
-        raise Mistake(
+        raise UserCodeError(
             f"{who} returned {described(state)}; it must return None, or an equinox.Module whose fields are "
             f"declared by levels.per_atom() and per_system(){at}."
         )
@@ -140,7 +142,7 @@ def _check_levels(who: str, state: Any, batch: Batch, at: str) -> None:
     for name, level in level_fields(state):
         for leaf in jax.tree.leaves(getattr(state, name)) if level != "shared" else ():
             if jnp.shape(leaf)[:1] != (rows[level],):
-                raise Mistake(
+                raise UserCodeError(
                     f"{who} made {name_of(state)}.{name} {described(leaf)}; declared per_{level}, it must "
                     f"begin with {rows[level]} rows, one {'an' if level == 'atom' else 'a'} {level}{at}."
                 )

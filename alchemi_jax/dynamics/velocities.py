@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.updates import normal_noise, per_system_value
-from alchemi_jax.observables import momentum
 from alchemi_jax.parameters import positive
-from alchemi_jax.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import momentum
+from alchemi_jax.systems.segments import any_by_system, sum_by_system, to_atoms
 from alchemi_jax.units import ACCELERATION, KB
 
 
-#: Apart from the noise of steps, which are counted from zero.
+#: Partitioned from the noise of steps, which are counted from zero.
 _SALT = 2**31 - 1
 
 

@@ -7,4 +7,4 @@ from alchemi_jax.hooks.context import HookContext as HookContext
 from alchemi_jax.hooks.protocol import Hook as Hook
 from alchemi_jax.hooks.protocol import RecordingHook as RecordingHook
 from alchemi_jax.hooks.protocol import TracedHook as TracedHook
-from alchemi_jax.hooks.registry import HookSet as HookSet
+from alchemi_jax.hooks.set import HookSet as HookSet

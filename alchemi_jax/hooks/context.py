@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
-from alchemi_jax.batch import Batch
+from alchemi_jax.systems.batch import Batch
 
 
 _C = TypeVar("_C", bound="HookContext")

@@ -20,8 +20,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.hooks.context import HookContext
+from alchemi_jax.systems.batch import Batch
 
 
 @runtime_checkable

@@ -9,9 +9,9 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.systems.batch import Batch
 
 
 class ASEModel(AbstractModel):

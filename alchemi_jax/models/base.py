@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.mistakes import Mistake, defined, described, is_array, name_of, user_code
+from alchemi_jax.errors import UserCodeError, defined, described, is_array, name_of, user_errors
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.observables import volume
 from alchemi_jax.parameters import Described
-from alchemi_jax.segments import any_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import volume
+from alchemi_jax.systems.segments import any_by_system, to_atoms
 
 
 class Results(eqx.Module):
@@ -70,7 +70,7 @@ class AbstractModel(Described):
 
 def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Array:
     """`model.energy`, which must be one number a system."""
-    with user_code(f"{name_of(model)}.energy", "model"):
+    with user_errors(f"{name_of(model)}.energy", "model"):
         energy = model.energy(batch, neighbors)
     _check(model, "energy", energy, batch, type(model).energy)
     return jnp.asarray(energy)
@@ -88,7 +88,7 @@ def _check(model: Any, name: str, found: Any, batch: Batch, function: Any) -> No
     like = batch[name]
     real = is_array(found) and jnp.issubdtype(jnp.asarray(found).dtype, jnp.floating)
     if not real or jnp.shape(found) != like.shape:
-        raise Mistake(
+        raise UserCodeError(
             f"{name_of(model)} returned {name} as {described(found)}; it must be {described(like)}, "
             f"{_MEANING[name]}{defined(function)}."
         )
@@ -137,10 +137,10 @@ def results_of(
 ) -> Results:
     """`model.evaluate`, whose results must have the shapes of the batch's."""
     function = type(model).evaluate
-    with user_code(f"{name_of(model)}.evaluate", "model"):
+    with user_errors(f"{name_of(model)}.evaluate", "model"):
         results = model.evaluate(batch, neighbors, stress=stress)
     if not isinstance(results, Results):
-        raise Mistake(
+        raise UserCodeError(
             f"{name_of(model)}.evaluate returned {described(results)}; it must return "
             f"Results(energy, forces, stress){defined(function)}."
         )
@@ -157,7 +157,7 @@ def evaluate_checked(
     Positions that are not finite drop out of every cutoff: their system's energy says so.
 
     Raises:
-        Mistake: naming the model, for results that are no floats of the shapes of the batch's.
+        UserCodeError: naming the model, for results that are no floats of the shapes of the batch's.
     """
     results = results_of(model, batch, neighbors, stress=stress)
     lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))

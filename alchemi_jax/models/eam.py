@@ -12,10 +12,10 @@ from ase.data import chemical_symbols
 from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
 from alchemi_jax.models.tables import EAMTables, form_of, read_funcfl, read_setfl
+from alchemi_jax.systems.batch import Batch
 
 
 class EAM(AbstractEmbedded):

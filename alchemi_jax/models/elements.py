@@ -9,8 +9,8 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Array, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.parameters import as_parameter
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 

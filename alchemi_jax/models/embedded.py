@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.models.slots import coordinates, extend, neighbor_sums
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import sum_by_system
 
 
 class AbstractEmbedded(AbstractModel):

@@ -9,9 +9,9 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.units import BOHR
 
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.parameters import as_parameter, positive_length
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
 
 

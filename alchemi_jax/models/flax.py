@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.parameters import positive_length
+from alchemi_jax.systems.batch import Batch
 
 
 class FlaxModel(AbstractModel):

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.parameters import as_parameter
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import sum_by_system
 
 
 class HarmonicModel(AbstractModel):

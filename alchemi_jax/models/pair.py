@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.neighbors import FAR, NeighborList, extended_coordinates
 from alchemi_jax.parameters import as_parameter, positive_length
-from alchemi_jax.segments import number_in_system, row_index, sum_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import number_in_system, row_index, sum_by_system
 
 
 def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:

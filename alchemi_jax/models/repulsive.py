@@ -8,10 +8,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.elements import ByPair, by_element, by_pair, check_elements, check_pairs
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 from alchemi_jax.units import COULOMB
 

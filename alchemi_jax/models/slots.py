@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors import NeighborList, extended_positions
+from alchemi_jax.systems.batch import Batch
 
 
 Terms = Callable[[Any, tuple[Array, Array, Array], Any, Any], tuple[Array, ...]]

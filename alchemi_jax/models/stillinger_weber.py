@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import atomic_number, check_elements
 from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.base import AbstractModel, Results
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.systems.batch import Batch
 
 
 class SumModel(AbstractModel):

@@ -13,10 +13,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import ByPair, atomic_number, check_elements, check_pairs, types_of
 from alchemi_jax.parameters import positive_length
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 

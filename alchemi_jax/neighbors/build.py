@@ -5,13 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
 from alchemi_jax.neighbors.warp import find_pairs
-from alchemi_jax.segments import any_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import any_by_system, to_atoms
 
 
 def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> NeighborList:

@@ -7,10 +7,10 @@ import numpy as np
 from jax.lax import population_count
 from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.capacity import round_up
 from alchemi_jax.neighbors.list import NeighborList, pair_vectors
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.segments import to_atoms
 
 
 _WORD = 32

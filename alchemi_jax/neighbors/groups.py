@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.images import Images, along_lattice
-from alchemi_jax.segments import number_in_system, to_atoms, use_rows
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import number_in_system, to_atoms, use_rows
 
 
 ROWS = 32

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.geometry import entries_of, face_distances, inverse, working_cell
-from alchemi_jax.segments import max_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import max_by_system
 
 
 _MOST = 1 << 24

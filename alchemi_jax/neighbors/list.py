@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.geometry import entries_of
+from alchemi_jax.systems.batch import Batch
 
 
 FAR = 1.0e6

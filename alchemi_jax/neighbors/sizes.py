@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.capacity import round_up
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
 from alchemi_jax.neighbors.warp import load
-from alchemi_jax.segments import use_rows
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.segments import use_rows
 
 
 _SORTED_PLACE = 1000

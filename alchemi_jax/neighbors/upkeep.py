@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.build import build
 from alchemi_jax.neighbors.geometry import inverse, working_cell
 from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
-from alchemi_jax.segments import max_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import max_by_system, to_atoms
 from alchemi_jax.transforms import cond_any
 
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.geometry import working_cell
 from alchemi_jax.neighbors.images import Images, place_of
 from alchemi_jax.neighbors.list import ListSizes
+from alchemi_jax.systems.batch import Batch
 
 
 def load() -> Callable[..., Any]:

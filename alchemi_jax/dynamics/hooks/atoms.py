@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.neighbors.geometry import inverse, working_cell
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import to_atoms
 
 
 class FreezeAtomsHook(TracedHook):

@@ -8,12 +8,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.observables import fmax
 from alchemi_jax.parameters import Described, positive
-from alchemi_jax.segments import any_by_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import fmax
+from alchemi_jax.systems.segments import any_by_system
 
 
 FMAX = 0.05

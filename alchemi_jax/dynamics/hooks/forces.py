@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models.base import per_volume, strained_gradient
-from alchemi_jax.observables import force_norms
 from alchemi_jax.parameters import positive
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import force_norms
 
 
 class MaxForceClampHook(TracedHook):

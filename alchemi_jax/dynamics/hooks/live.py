@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
-from alchemi_jax.observables import fmax
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import fmax
 
 
 class LivePlotHook:

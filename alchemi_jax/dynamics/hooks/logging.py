@@ -12,7 +12,7 @@ from jaxtyping import Array
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.observables import fmax, temperature
+from alchemi_jax.systems.observables import fmax, temperature
 
 
 COLUMNS = ("step", "system_id", "status", "energy", "fmax", "temperature")

@@ -11,7 +11,7 @@ from tqdm import TqdmWarning
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.observables import fmax
+from alchemi_jax.systems.observables import fmax
 
 
 with warnings.catch_warnings():
@@ -29,7 +29,7 @@ class ObservableHook(RecordingHook):
 
     Args:
         observables: name -> function of the context, traced; or of nothing else than the batch:
-            those of `alchemi_jax.observables` are taken as they are.
+            those of `alchemi_jax.systems.observables` are taken as they are.
         frequency: record every so many steps.
         stage: where.
         stress: whether an observable reads the stress (the pressure does): it is then evaluated in every
@@ -65,7 +65,7 @@ class ObservableHook(RecordingHook):
             "system_id": ctx.batch.system_id,
         }
         for name, observable in self.observables.items():
-            ours = getattr(observable, "__module__", None) == "alchemi_jax.observables"
+            ours = getattr(observable, "__module__", None) == "alchemi_jax.systems.observables"
             row[name] = jnp.asarray(observable(ctx.batch if ours else ctx))
         return row
 

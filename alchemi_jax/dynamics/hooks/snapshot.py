@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
+from alchemi_jax.io.sinks.base import Sink
 
 
 class SnapshotHook:

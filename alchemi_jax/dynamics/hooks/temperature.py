@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.updates import by_system, filled_up
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.levels import per_system
 from alchemi_jax.parameters import Described, as_count, as_parameter, finite, positive
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
+from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.units import KB
 
 

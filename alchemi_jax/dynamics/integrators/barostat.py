@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.matrices import exp_and_mean
 from alchemi_jax.dynamics.updates import by_system, target
-from alchemi_jax.levels import per_system
-from alchemi_jax.observables import degrees_of_freedom, kinetic_tensor, volume
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
+from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_tensor, volume
+from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.units import ACCELERATION, GPA, KB
 
 

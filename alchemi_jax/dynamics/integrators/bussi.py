@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, system_keys, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import per_system
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
+from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.transforms import root
 from alchemi_jax.units import KB
 

@@ -6,9 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.updates import by_system
-from alchemi_jax.levels import per_system
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
 from alchemi_jax.units import KB
 
 

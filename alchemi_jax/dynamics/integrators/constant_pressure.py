@@ -6,8 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
 from alchemi_jax.dynamics.integrators.chain import Chain, advanced, chain_energy, inertia, new_chain
@@ -15,8 +14,9 @@ from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.observables import kinetic_energy
 from alchemi_jax.parameters import as_count, finite, one_of, positive
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import kinetic_energy
 from alchemi_jax.units import KB
 
 

@@ -6,13 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.updates import at_atoms, drift, kick, normal_noise, per_system_value, target
 from alchemi_jax.dynamics.velocities import initialize_velocities, to_atoms_speed
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import root
 
 

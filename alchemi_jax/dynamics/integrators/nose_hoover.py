@@ -5,15 +5,15 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators.chain import Chain, advanced, chain_energy, inertia, new_chain
 from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.units import KB
 
 

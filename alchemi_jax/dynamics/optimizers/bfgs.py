@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
 from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_atom, per_system
 
 
 #: Atoms of one system: beyond, the eigenvectors of each step cost more than most models.

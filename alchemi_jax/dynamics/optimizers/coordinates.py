@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.batch import Batch
 from alchemi_jax.dynamics.matrices import exp
 from alchemi_jax.dynamics.updates import by_system
-from alchemi_jax.levels import per_system
-from alchemi_jax.observables import volume
-from alchemi_jax.segments import max_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
+from alchemi_jax.systems.observables import volume
+from alchemi_jax.systems.segments import max_by_system, sum_by_system, to_atoms
 from alchemi_jax.transforms import root
 from alchemi_jax.units import GPA
 

@@ -6,14 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening, squared_sum
 from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, ASE_TIME
 

@@ -5,13 +5,13 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
 from alchemi_jax.dynamics.updates import at_atoms
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.systems.batch import Batch
 
 
 class GradientDescent(AbstractDynamics):

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
 from alchemi_jax.dynamics.updates import at_atoms, by_system
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, natural, positive
-from alchemi_jax.segments import sum_by_system, to_atoms
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_atom, per_system
+from alchemi_jax.systems.segments import sum_by_system, to_atoms
 
 
 class LBFGSState(eqx.Module):

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.segments import number_in_system, row_index
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.segments import number_in_system, row_index
 
 
 def to_rows(batch: Batch, values: Array) -> Array:

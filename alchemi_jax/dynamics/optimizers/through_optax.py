@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.levels import per_system
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import per_system
 
 
 class OptaxState(eqx.Module):

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import (
     CellPart,
     Vector,
@@ -22,8 +21,9 @@ from alchemi_jax.dynamics.optimizers.coordinates import (
 from alchemi_jax.dynamics.optimizers.fire import FIRE, FIREState
 from alchemi_jax.dynamics.optimizers.fire2 import FIRE2
 from alchemi_jax.dynamics.updates import target
-from alchemi_jax.observables import volume
 from alchemi_jax.parameters import finite
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.observables import volume
 from alchemi_jax.units import GPA
 
 

@@ -16,18 +16,18 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import prepare
-from alchemi_jax.dynamics.admission import fresh_rows, level_by_length
+from alchemi_jax.dynamics import start
+from alchemi_jax.dynamics.admission import level_by_length, restart_rows
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import own_state
-from alchemi_jax.levels import atom_rows, declares_levels, level_fields, select, swapped
-from alchemi_jax.mistakes import name_of
-from alchemi_jax.segments import to_atoms
+from alchemi_jax.errors import name_of
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import atom_rows, declares_levels, level_fields, select, unsafe_replace
+from alchemi_jax.systems.segments import to_atoms
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 #: What a system brings; all else is begun afresh, or said by its place.
 _BROUGHT = (
@@ -48,7 +48,7 @@ def capacities(batch: Batch) -> Capacities:
     return Capacities(batch.system_capacity, batch.atom_capacity)
 
 
-class Move(eqx.Module):
+class RowPlan(eqx.Module):
     """Where the rows of the new batch come from: `kept` [systems] ones from these rows of the old one,
     `systems` [systems] and `atoms` [atoms]. Arrays of numpy or tracers."""
 
@@ -57,7 +57,7 @@ class Move(eqx.Module):
     atoms: Any
 
 
-def check_moving(engine: AbstractDynamics, where: str) -> None:
+def check_rows_may_move(engine: AbstractDynamics, where: str) -> None:
     """Refuses what would need to know which system is in which row.
 
     Args:
@@ -83,7 +83,7 @@ def check_moving(engine: AbstractDynamics, where: str) -> None:
                 )
 
 
-def move_of(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> Move:
+def plan_rows(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> RowPlan:
     """Systems that stay come first, in their order.
 
     Args:
@@ -96,10 +96,10 @@ def move_of(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> Move:
     systems[: len(stay)] = stay
     atoms = np.zeros(room.atoms, np.int32)
     atoms[: len(rows)] = rows
-    return Move(np.arange(room.systems) < len(stay), systems, atoms)
+    return RowPlan(np.arange(room.systems) < len(stay), systems, atoms)
 
 
-def laid_out(
+def pack_incoming(
     old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, room: Capacities, largest: int = 0
 ) -> Batch:
     """The systems that enter at their places of the new batch; elsewhere what stands in padding.
@@ -150,28 +150,28 @@ def laid_out(
     counts = np.zeros(room.systems, np.int32)
     counts[:n_systems] = sizes
     fields |= {"batch_idx": owner, "first_atom": starts, "atoms_per_system": counts}
-    return swapped(old, **fields, meta=None, largest=max(old.largest, largest))
+    return unsafe_replace(old, **fields, meta=None, largest=max(old.largest, largest))
 
 
-def moved_state(
+def move_rows(
     engine: AbstractDynamics,
     state: DynamicsState,
     incoming: Batch,
-    move: Move,
+    move: RowPlan,
     sizes: nl.ListSizes | None,
 ) -> DynamicsState:
     """The state with its rows moved, and those of systems that enter begun; their state of the algorithm is
     not yet: it asks for forces. Traced.
 
     Args:
-        incoming: of `laid_out`.
+        incoming: of `pack_incoming`.
         sizes: of the neighbor list that is made again; None: there is none.
     """
     kept = move.kept
     atoms = to_atoms(incoming, kept) & incoming.atom_mask
     layout = {name: getattr(incoming, name) for name in ("batch_idx", "first_atom", "atoms_per_system")}
     moved = rows(dataclasses.replace(state.batch, largest=incoming.largest), move)
-    batch = select(atoms, kept, moved, prepare.begun(incoming))
+    batch = select(atoms, kept, moved, start.begun(incoming))
     batch = batch.replace(**layout)
 
     def by_system(values: Array, fresh: Any) -> Array:
@@ -180,11 +180,11 @@ def moved_state(
     memory: list[Any] = list(state.memory)
     for group in engine.groups:
         for i, new in enumerate(group.hooks.init(batch), group.memory):
-            memory[i] = fresh_rows(batch, ~kept, new, _moved_memory(state.batch, move, memory[i]))
+            memory[i] = restart_rows(batch, ~kept, new, _moved_memory(state.batch, move, memory[i]))
     neighbors, lists = None, state.neighbors
     if lists is not None and sizes is not None:
         # A carrier of the references, of the new shapes while all else is of the old.
-        references = swapped(
+        references = unsafe_replace(
             lists,
             ref_positions=lists.ref_positions[move.atoms],
             ref_cell=lists.ref_cell[move.systems],
@@ -203,8 +203,8 @@ def moved_state(
     )
 
 
-def moved_integrator(
-    engine: AbstractDynamics, old: DynamicsState, new: DynamicsState, incoming: Batch, move: Move
+def move_algorithm_rows(
+    engine: AbstractDynamics, old: DynamicsState, new: DynamicsState, incoming: Batch, move: RowPlan
 ) -> DynamicsState:
     """`new` with the algorithms' own rows: moved from `old`, begun for those that entered. Traced."""
     atoms = to_atoms(incoming, move.kept) & incoming.atom_mask
@@ -212,7 +212,7 @@ def moved_integrator(
     return new.replace(integrator=select(atoms, move.kept, rows(old.integrator, move), fresh))
 
 
-def rows(module: Any, move: Move) -> Any:
+def rows(module: Any, move: RowPlan) -> Any:
     """A Module whose fields declare levels, None or a tuple of these, with its rows moved."""
     if module is None:
         return None
@@ -227,7 +227,7 @@ def rows(module: Any, move: Move) -> Any:
     return dataclasses.replace(module, **changed)
 
 
-def _moved_memory(batch: Batch, move: Move, memory: Any) -> Any:
+def _moved_memory(batch: Batch, move: RowPlan, memory: Any) -> Any:
     """A hook's memory with its rows moved: by declared levels, else by the length of leading axes."""
     if declares_levels(memory):
         return rows(memory, move)

@@ -13,9 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.levels import Data
-from alchemi_jax.mistakes import Mistake, alike, defined, described, is_array, name_of, user_code
+from alchemi_jax.errors import (
+    UserCodeError,
+    check_same_structure,
+    defined,
+    described,
+    is_array,
+    name_of,
+    user_errors,
+)
+from alchemi_jax.hooks.context import HookContext
+from alchemi_jax.hooks.protocol import RecordingHook
+from alchemi_jax.systems.levels import Data
 
 
 _BYTES = 4 << 20
@@ -142,7 +151,9 @@ def append(
 
     def made() -> Array:
         who, layout = f"{name_of(hook)}.record", buffer.layout
-        return layout.packed(alike(who, "row", _row(hook, ctx), layout.like(), type(hook).record))
+        return layout.packed(
+            check_same_structure(who, "row", _row(hook, ctx), layout.like(), type(hook).record)
+        )
 
     def skip() -> Array:
         return jnp.zeros(buffer.layout.words, jnp.uint32)
@@ -155,12 +166,12 @@ def append(
 
 def _row(hook: RecordingHook, ctx: HookContext) -> Any:
     """What the hook records now, a pytree of arrays."""
-    with user_code(f"{name_of(hook)}.record", "hook"):
+    with user_errors(f"{name_of(hook)}.record", "hook"):
         row = hook.record(ctx)
     leaves = jax.tree_util.tree_leaves_with_path(row, is_leaf=lambda x: x is None)
     for path, leaf in leaves:
         if not is_array(leaf):
-            raise Mistake(
+            raise UserCodeError(
                 f"{name_of(hook)}.record returned row{jax.tree_util.keystr(path)} as {described(leaf)}: "
                 f"a row is a pytree of arrays{defined(type(hook).record)}."
             )

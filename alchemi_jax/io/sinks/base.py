@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from alchemi_jax.batch import Batch
+from alchemi_jax.systems.batch import Batch
 
 
 class SinkFull(RuntimeError):

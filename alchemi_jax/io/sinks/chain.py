@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.sinks.base import Sink, SinkFull, chosen
+from alchemi_jax.io.sinks.base import Sink, SinkFull, chosen
+from alchemi_jax.systems.batch import Batch
 
 
 class SinkChain(Sink):

@@ -11,21 +11,21 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import records
 from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
 from alchemi_jax.dynamics.stage import STEP, DynamicsStage
-from alchemi_jax.dynamics.state import DynamicsState, Flow
+from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.updates import own_state
-from alchemi_jax.hooks.registry import runs_on
-from alchemi_jax.levels import swapped
-from alchemi_jax.mistakes import name_of
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks import records
+from alchemi_jax.hooks.set import runs_on
 from alchemi_jax.models.base import results_of
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.transforms import is_traced
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
 def init(
@@ -45,7 +45,7 @@ def init(
     for part in engine.parts:
         check_per_system(part, batch)
     engine, meta = engine.on_device(), batch.meta
-    batch = jax.device_put(swapped(batch, meta=None))
+    batch = jax.device_put(unsafe_replace(batch, meta=None))
     neighbors = sizes = None
     cutoff, skin = engine.model.cutoff, engine.model.skin
     if cutoff is not None:
@@ -58,7 +58,7 @@ def init(
         if sizes is None or state.neighbors is None or not bool(state.overflow):
             break
         sizes = nl.grow(sizes, np.asarray(state.neighbors.needs))
-    state = swapped(state, batch=swapped(state.batch, meta=meta))
+    state = unsafe_replace(state, batch=unsafe_replace(state.batch, meta=meta))
     warn_failed(state, before=None)
     return state
 
@@ -126,7 +126,7 @@ def prepared(
     return state.replace(integrator=own, memory=memory, records=empty_buffers(engine, flow))
 
 
-def empty_buffers(engine: "AbstractDynamics", flow: Flow) -> tuple[records.RecordBuffer, ...]:
+def empty_buffers(engine: "AbstractDynamics", flow: StepCarry) -> tuple[records.RecordBuffer, ...]:
     """Those of the recording hooks, for rows of such a batch."""
     return tuple(
         records.allocate(held.hook, engine._build_context(flow, _first_stage(held.hook), group))
@@ -156,7 +156,7 @@ def begun(batch: Batch) -> Batch:
     )
 
 
-def larger_list(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:
+def enlarge_list(batch: Batch, held: nl.NeighborList, wanted: nl.NeighborList) -> nl.NeighborList:
     """The held list with room for what building `wanted` needed. Lists are functions of their
     references, so nothing else changes."""
     sizes = nl.grow(held.sizes, np.asarray(wanted.needs))
@@ -172,7 +172,7 @@ def rebuilt(batch: Batch, held: nl.NeighborList, sizes: nl.ListSizes) -> nl.Neig
 # -- after the last step ---------------------------------------------------------------------------
 
 
-def verdict(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
+def finalize(engine: "AbstractDynamics", state: DynamicsState) -> Batch:
     """The batch of a state, with the stress of periodic systems, which a run leaves out where
     nothing reads it."""
     batch = state.batch
@@ -187,7 +187,7 @@ def stress_of(engine: "AbstractDynamics", state: DynamicsState) -> Array:
     # Mostly the list is that of the last forces, and nothing dear needs to be compiled to see it.
     while neighbors is not None and _outdated(batch, neighbors):
         after = _updated(batch, neighbors)
-        neighbors = larger_list(batch, neighbors, after) if bool(after.overflow) else after
+        neighbors = enlarge_list(batch, neighbors, after) if bool(after.overflow) else after
     return _stress(engine.model, batch, neighbors)
 
 

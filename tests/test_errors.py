@@ -5,22 +5,22 @@ import inspect
 import re
 import traceback
 
+import error_cases
 import jax
 import jax.numpy as jnp
 import jaxtyping
-import mistake_cases
 import pytest
 from conftest import cluster
-from mistake_cases import CASES, Model, Recording, Traced, engine, hook
+from error_cases import CASES, Model, Recording, Traced, engine, hook
 from transform_cases import ENGINES, TRACED, free
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NPH, ConvergenceHook, NVTLangevin
-from alchemi_jax.dynamics import records as records_module
 from alchemi_jax.dynamics import updates as updates_module
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.hooks import registry as registry_module
-from alchemi_jax.mistakes import Mistake
+from alchemi_jax.errors import UserCodeError
+from alchemi_jax.hooks import records as records_module
+from alchemi_jax.hooks import set as registry_module
 from alchemi_jax.models import base as base_module
 
 
@@ -51,10 +51,10 @@ def traced(make, batch, like):
 def line_of(make):
     """Where the function that the engine is made with has its mark."""
     for name in make.__code__.co_names + tuple(n for c in nested(make.__code__) for n in c.co_names):
-        lines, first = inspect.getsourcelines(getattr(mistake_cases, name, make))
+        lines, first = inspect.getsourcelines(getattr(error_cases, name, make))
         for n, line in enumerate(lines):
             if name.startswith("bad_") and "# here" in line:
-                return f"mistake_cases.py:{first + n}"
+                return f"error_cases.py:{first + n}"
     return "HERE"
 
 
@@ -75,12 +75,12 @@ def test_a_mistake_is_said_in_one_sentence(name, batch, like):
     assert len(said) < 300
     # What is given back has no line of its own: that of the function that gives it.
     if re.search("returned|Mine.*made", said):
-        assert re.search(r"\(\S*(mistake_cases|base|protocol)\.py:\d+\)\.$", said), said
+        assert re.search(r"\(\S*(error_cases|base|protocol)\.py:\d+\)\.$", said), said
 
 
 def test_a_mistake_leaves_a_run_without_the_frames_of_loops(batch):
     def frames():
-        with pytest.raises(Mistake, match="returned None") as error:
+        with pytest.raises(UserCodeError, match="returned None") as error:
             hook(lambda ctx: None, stage=DynamicsStage.AFTER_STEP).run(batch, n_steps=3)
         notes = getattr(error.value, "__notes__", [])
         return len(traceback.extract_tb(error.value.__traceback__)), notes, error.value.__cause__
@@ -171,13 +171,13 @@ def test_nothing_is_traced_for_the_checks(batch, like, monkeypatch, kind):
         if kind == "integrator":
             made = NVTLangevin(model=Model(), dt=1.0, temperature=10.0, hooks=hooks)
         else:
-            made = mistake_cases.Algorithm(model=Model(), dt=1.0, hooks=hooks)
+            made = error_cases.Algorithm(model=Model(), dt=1.0, hooks=hooks)
         found = jax.make_jaxpr(lambda b: made.step(made.init(b, like=like)))(batch.replace(meta=None))
         return re.sub("0x[0-9a-f]+", "", str(found))
 
     checked = text()
     for module in (registry_module, records_module, updates_module):
-        monkeypatch.setattr(module, "alike", lambda who, what, new, *rest: new)
+        monkeypatch.setattr(module, "check_same_structure", lambda who, what, new, *rest: new)
     monkeypatch.setattr(base_module, "_check", lambda *args: None)
     monkeypatch.setattr(updates_module, "_check_levels", lambda *args: None)
     monkeypatch.setattr(records_module, "is_array", lambda x: True)

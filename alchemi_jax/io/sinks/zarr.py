@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from ase.io import jsonio
 
-from alchemi_jax.batch import Batch, SystemMeta
-from alchemi_jax.dynamics.sinks.base import Form, Sink, check_form, chosen, extra_form, form
-from alchemi_jax.dynamics.sinks.columns import CODECS, Column, put_json
-from alchemi_jax.dynamics.sinks.stored import (
+from alchemi_jax.io.sinks.base import Form, Sink, check_form, chosen, extra_form, form
+from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
+from alchemi_jax.io.sinks.stored import (
     DERIVED,
     FORMAT,
     VERSION,
@@ -30,7 +29,8 @@ from alchemi_jax.dynamics.sinks.stored import (
     array_name,
     attributes_of,
 )
-from alchemi_jax.levels import level_fields
+from alchemi_jax.systems.batch import Batch, SystemMeta
+from alchemi_jax.systems.levels import level_fields
 
 
 _GROUP_BYTES = 4096

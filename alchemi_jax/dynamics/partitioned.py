@@ -40,7 +40,7 @@ def _one(rest: _Rest) -> _Rest:
 
 
 @jax.tree_util.register_pytree_node_class
-class Apart(Generic[_T]):
+class Partitioned(Generic[_T]):
     """A tree as a pytree of its arrays alone; `whole()` puts it together, inside a jit or outside."""
 
     def __init__(self, tree: _T):
@@ -48,7 +48,7 @@ class Apart(Generic[_T]):
         self._arrays = [x for x in leaves if eqx.is_array(x)]
         self._rest = _one(_Rest(tuple(None if eqx.is_array(x) else x for x in leaves), treedef))
 
-    def whole(self) -> _T:
+    def combine(self) -> _T:
         """What was taken apart."""
         arrays = iter(self._arrays)
         leaves = [next(arrays) if x is None else x for x in self._rest.leaves]
@@ -59,7 +59,7 @@ class Apart(Generic[_T]):
         return self._arrays, self._rest
 
     @classmethod
-    def tree_unflatten(cls, rest: _Rest, arrays: Any) -> "Apart":
+    def tree_unflatten(cls, rest: _Rest, arrays: Any) -> "Partitioned":
         """For JAX."""
         new = object.__new__(cls)
         new._arrays, new._rest = arrays, rest

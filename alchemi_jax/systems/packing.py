@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.meta import Metadata, SystemMeta
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.metadata import Metadata, SystemMeta
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.batch import Batch
+    from alchemi_jax.systems.batch import Batch
 
 
 def packed(
@@ -59,7 +59,10 @@ def packed(
         "status": np.zeros(n, np.int32),
         "converged": np.zeros(n, bool),
         "failed": np.zeros(n, bool),
+        "outcome": np.zeros(n, np.int32),
+        "reason": np.zeros(n, np.int32),
         "steps_taken": np.zeros(n, np.int32),
+        "time": np.zeros(n, dtype),
         "stage_steps": np.zeros(n, np.int32),
         "target_temperature": np.full(n, np.nan, dtype),
         "target_pressure": np.full(n, np.nan, dtype),

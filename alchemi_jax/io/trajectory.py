@@ -12,9 +12,9 @@ from typing import Any, overload
 import numpy as np
 from ase import Atoms
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.sinks.stored import StoredSystems
-from alchemi_jax.viewer import moving
+from alchemi_jax.io.sinks.stored import StoredSystems
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.viewer import moving
 
 
 class Trajectory:

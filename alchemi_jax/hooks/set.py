@@ -12,17 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import plum
 
-from alchemi_jax.batch import Batch
+from alchemi_jax.errors import (
+    UserCodeError,
+    check_same_structure,
+    defined,
+    described,
+    is_array,
+    name_of,
+    user_errors,
+)
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook
-from alchemi_jax.levels import swapped
-from alchemi_jax.mistakes import Mistake, alike, defined, described, is_array, name_of, user_code
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import unsafe_replace
 
 
 _C = TypeVar("_C", bound=HookContext)
 
 
-class _Held:
+class StaticHook:
     """A host hook as static data: compared by identity, whatever the hook's own equality."""
 
     __slots__ = ("hook",)
@@ -34,7 +42,7 @@ class _Held:
         return id(self.hook)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.key() == other.key()
+        return isinstance(other, StaticHook) and self.key() == other.key()
 
     def __hash__(self) -> int:
         return hash(self.key())
@@ -43,7 +51,7 @@ class _Held:
         return repr(self.hook)
 
 
-class _Recorder(_Held):
+class StaticRecorder(StaticHook):
     """A recording hook as static data: compared by what its `record` depends on."""
 
     __slots__ = ()
@@ -84,8 +92,8 @@ class HookSet(eqx.Module):
     """
 
     traced: tuple[TracedHook, ...]
-    recording: tuple[_Recorder, ...] = eqx.field(static=True)
-    host: tuple[_Held, ...] = eqx.field(static=True)
+    recording: tuple[StaticRecorder, ...] = eqx.field(static=True)
+    host: tuple[StaticHook, ...] = eqx.field(static=True)
     openings: _Openings = eqx.field(static=True, repr=False)
 
     def __init__(self, hooks: Any = ()):
@@ -96,8 +104,8 @@ class HookSet(eqx.Module):
         for i, hook in enumerate(hooks):
             _check(hook, f"hooks[{i}] ({name_of(hook)})")
         self.traced = tuple(_floats_as_leaves(h) for h in hooks if isinstance(h, TracedHook))
-        self.recording = tuple(_Recorder(h) for h in hooks if isinstance(h, RecordingHook))
-        self.host = tuple(_Held(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook))
+        self.recording = tuple(StaticRecorder(h) for h in hooks if isinstance(h, RecordingHook))
+        self.host = tuple(StaticHook(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook))
 
     def __iter__(self) -> Iterator[Any]:
         yield from self.traced
@@ -114,7 +122,7 @@ class HookSet(eqx.Module):
         """The set without host hooks: what compiled code may depend on."""
         if not self.host:
             return self
-        return swapped(self, host=())
+        return unsafe_replace(self, host=())
 
     def check_stages(self, accepted: Any) -> None:
         """Whether every hook fits a workflow whose stages are of the enum(s) `accepted` (None: any).
@@ -154,7 +162,7 @@ class HookSet(eqx.Module):
             with contextlib.ExitStack() as stack:
                 for hook in self:
                     if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
-                        with noted(hook, "when it was opened"):
+                        with note_errors(hook, "when it was opened"):
                             stack.enter_context(_named(hook))
                 self.openings.stack = stack.pop_all()
         self.openings.depth += 1
@@ -225,7 +233,7 @@ class HookSet(eqx.Module):
             hook = held.hook
             if step % hook.frequency != 0 or not runs_on(hook, stage):
                 continue
-            with noted(hook, f"at {stage.name} of step {step}"):
+            with note_errors(hook, f"at {stage.name} of step {step}"):
                 answer = hook(ctx, stage)
             if answer is not None:
                 raise TypeError(
@@ -241,19 +249,19 @@ def _named(hook: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        with noted(hook, "when it was closed"):
+        with note_errors(hook, "when it was closed"):
             hook.__exit__(type(e), e, e.__traceback__)
         raise
-    with noted(hook, "when it was closed"):
+    with note_errors(hook, "when it was closed"):
         hook.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
-def noted(hook: Any, when: str) -> Iterator[None]:
+def note_errors(hook: Any, when: str) -> Iterator[None]:
     """Adds the hook's name and the place to whatever exception passes."""
     try:
         yield
-    except Mistake:
+    except UserCodeError:
         raise
     except Exception as e:
         e.add_note(f"raised in hook {name_of(hook)} {when}")
@@ -295,11 +303,11 @@ def _floats_as_leaves(hook: TracedHook) -> TracedHook:
 
 
 def _memory(hook: TracedHook, batch: Batch) -> Any:
-    with user_code(f"{name_of(hook)}.init", "hook"):
+    with user_errors(f"{name_of(hook)}.init", "hook"):
         memory = hook.init(batch)
     for path, leaf in jax.tree_util.tree_leaves_with_path(memory):
         if not is_array(leaf):
-            raise Mistake(
+            raise UserCodeError(
                 f"{name_of(hook)}.init made memory{jax.tree_util.keystr(path)} {described(leaf)}: "
                 f"a memory is a pytree of arrays{defined(type(hook).init)}."
             )
@@ -312,16 +320,19 @@ def _call_traced(hook: TracedHook, ctx: HookContext, stage: Enum, fields: tuple[
     held = {name: getattr(ctx, name) for name in (*fields, "memory")}
 
     def call(held: dict[str, Any]) -> dict[str, Any]:
-        with user_code(f"{name_of(hook)} at {stage.name}", "hook"):
+        with user_errors(f"{name_of(hook)} at {stage.name}", "hook"):
             new = hook(dataclasses.replace(ctx, **held), stage)
         function = type(hook).__call__
         if not isinstance(new, HookContext):
-            raise Mistake(
+            raise UserCodeError(
                 f"{name_of(hook)} returned {described(new)} at {stage.name}: a traced hook returns the "
                 f"context, for example ctx.with_batch(forces=...){defined(function)}."
             )
         who = name_of(hook)
-        return {name: alike(who, name, getattr(new, name), old, function) for name, old in held.items()}
+        return {
+            name: check_same_structure(who, name, getattr(new, name), old, function)
+            for name, old in held.items()
+        }
 
     if hook.frequency == 1:
         return call(held)

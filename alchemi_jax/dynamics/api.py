@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import ConvergenceHook
 from alchemi_jax.dynamics.hooks.convergence import SMAX
 from alchemi_jax.dynamics.integrators import NPH, NPT, NVE, NVTBussi, NVTLangevin, NVTNoseHoover
 from alchemi_jax.dynamics.optimizers import FIRE, FIREVariableCell
 from alchemi_jax.dynamics.sampler import Sampler
-from alchemi_jax.dynamics.sinks.base import Sink
 from alchemi_jax.dynamics.velocities import initialize_velocities
+from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import positive
+from alchemi_jax.systems.batch import Batch
 
 
 #: ensemble -> engine, and which of temperature and pressure it keeps.

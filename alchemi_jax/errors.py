@@ -20,7 +20,7 @@ import numpy as np
 Kind = Literal["hook", "model", "algorithm"]
 
 
-class Mistake(TypeError):
+class UserCodeError(TypeError):
     """A mistake in code of a user's, in one sentence."""
 
 
@@ -32,7 +32,7 @@ def name_of(thing: Any) -> str:
 # -- what was done ---------------------------------------------------------------------------------
 
 #: The first that fits is said: some are subclasses of others.
-_DONE: tuple[tuple[type[Exception], str, str], ...] = (
+_TRACING_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         jax.errors.TracerBoolConversionError,
         "asks whether a traced array is true (if, while, and, bool)",
@@ -73,25 +73,25 @@ _FROZEN: dict[Kind, str] = {
 
 
 @contextlib.contextmanager
-def user_code(who: str, kind: Kind) -> Iterator[None]:
+def user_errors(who: str, kind: Kind) -> Iterator[None]:
     """Around a call of a user's traced code: what JAX cannot trace is said in one sentence, and any other
     exception gets a note with the name.
 
     Raises:
-        Mistake: in place of JAX's own errors of values that are not there while tracing.
+        UserCodeError: in place of JAX's own errors of values that are not there while tracing.
     """
     try:
         yield
-    except Mistake:
+    except UserCodeError:
         raise
     except dataclasses.FrozenInstanceError as e:
         field = (re.findall(r"'(\w+)'", str(e)) or ["..."])[0]
         advice = _FROZEN[kind].format(field=field)
-        raise Mistake(f"{who} assigns to the frozen field {field!r}{_line(e)}: {advice}.") from None
+        raise UserCodeError(f"{who} assigns to the frozen field {field!r}{_line(e)}: {advice}.") from None
     except Exception as e:
-        for error, did, advice in _DONE:
+        for error, did, advice in _TRACING_ERRORS:
             if isinstance(e, error):
-                raise Mistake(
+                raise UserCodeError(
                     f"{who} {did}{_line(e)}, but compiled code has no values yet: {advice}{_ELSE[kind]}."
                 ) from None
         e.add_note(f"raised in {kind} {who}")
@@ -154,7 +154,7 @@ def is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.dtype.kind in "biufcV"
 
 
-def alike(who: str, what: str, new: Any, old: Any, function: Callable | None = None) -> Any:
+def check_same_structure(who: str, what: str, new: Any, old: Any, function: Callable | None = None) -> Any:
     """`new`, whose leaves must have the shapes and dtypes of those of `old`.
 
     Integers may be of any width, Python's numbers and whatever JAX calls weakly typed of any; both are cast.
@@ -164,19 +164,19 @@ def alike(who: str, what: str, new: Any, old: Any, function: Callable | None = N
         function: what gave it back; the sentence says where that is.
 
     Raises:
-        Mistake: for another structure, shape or dtype, naming the first leaf.
+        UserCodeError: for another structure, shape or dtype, naming the first leaf.
     """
     if new is old:
         return old
     if type(new) is not type(old) and not (_has_dtype(old) and is_array(new)):
-        raise Mistake(
+        raise UserCodeError(
             f"{who} returned {what} as {described(new)}; it must stay {described(old)}{_at(function)}."
         )
     news, olds = _leaves(new), _leaves(old)
     out = []
     for path, b in olds.items():
         if path not in news:
-            raise Mistake(
+            raise UserCodeError(
                 f"{who} returned {what} without {what}{path}, which it had: "
                 f"its structure must stay{_at(function)}."
             )
@@ -184,7 +184,7 @@ def alike(who: str, what: str, new: Any, old: Any, function: Callable | None = N
         if a is not b:
             wrong = _unlike(a, b)
             if wrong:
-                raise Mistake(
+                raise UserCodeError(
                     f"{who} returned {what}{path} as {described(a)}; it must stay {described(b)}: "
                     f"{wrong}{_at(function)}."
                 )
@@ -193,13 +193,13 @@ def alike(who: str, what: str, new: Any, old: Any, function: Callable | None = N
         out.append(a)
     more = next((path for path in news if path not in olds), None)
     if more is not None:
-        raise Mistake(
+        raise UserCodeError(
             f"{who} returned {what} with {what}{more}, which it did not have: "
             f"its structure must stay{_at(function)}."
         )
     old_tree, new_tree = jax.tree.structure(old), jax.tree.structure(new)
     if old_tree != new_tree:
-        raise Mistake(
+        raise UserCodeError(
             f"{who} changed the structure of its {what}, a {name_of(old)}: "
             f"the same classes and static fields must come back{_at(function)}."
         )
@@ -240,14 +240,15 @@ def _unlike(a: Any, b: Any) -> str:
 # -- at the doors ----------------------------------------------------------------------------------
 
 
-class brief:
-    """At a door of the package: a `Mistake` leaves it without the frames of loops and transforms in between,
-    unless `JAX_TRACEBACK_FILTERING=off`. No frame of its own, so that warnings point where they did."""
+class short_traceback:
+    """Around a public method: a `UserCodeError` leaves it without the frames of loops and transforms in
+    between, unless `JAX_TRACEBACK_FILTERING=off`. A class, not a generator: it adds no frame of its own, so
+    that warnings still point at the caller."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
-        if isinstance(error, Mistake) and jax.config.jax_traceback_filtering != "off":  # pyright: ignore
+        if isinstance(error, UserCodeError) and jax.config.jax_traceback_filtering != "off":  # pyright: ignore
             # JAX notes that it left frames out.
             notes = [n for n in getattr(error, "__notes__", ()) if "internal frames" not in n]
             error.__notes__ = notes

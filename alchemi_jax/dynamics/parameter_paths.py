@@ -9,10 +9,10 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from alchemi_jax.dynamics.base import AbstractDynamics
+from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.fused import FusedStage
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookSet
-from alchemi_jax.mistakes import name_of
 
 
 def leaf(engine: AbstractDynamics, name: str) -> jax.Array:

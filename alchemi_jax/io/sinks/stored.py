@@ -10,8 +10,8 @@ import zarr
 from ase.constraints import dict2constraint
 from ase.io import jsonio
 
-from alchemi_jax.batch import Batch, Metadata, SystemMeta
-from alchemi_jax.levels import atom_rows, level_fields
+from alchemi_jax.systems.batch import Batch, Metadata, SystemMeta
+from alchemi_jax.systems.levels import atom_rows, level_fields
 
 
 FORMAT = "alchemi_jax systems"

@@ -2,7 +2,7 @@
 
 The atoms of all systems stand one after another, `batch_idx` says whose they are. Arrays are as long
 as the capacity; padding atoms stand at the end and have `batch_idx == system_capacity`, so that
-segment sums drop them. Every field declares its level (`alchemi_jax.levels`).
+segment sums drop them. Every field declares its level (`alchemi_jax.systems.levels`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float, Int, Shaped
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.capacity import capacity, float_dtype, round_up
 from alchemi_jax.html import of_batch
-from alchemi_jax.levels import Data, Level, atom_rows, level_fields, per_atom, per_system, select, swapped
-from alchemi_jax.meta import Metadata as Metadata
-from alchemi_jax.meta import SystemMeta as SystemMeta
-from alchemi_jax.packing import packed, unpacked
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.capacity import capacity, float_dtype, round_up
+from alchemi_jax.systems.levels import (
+    Data,
+    Level,
+    atom_rows,
+    level_fields,
+    per_atom,
+    per_system,
+    select,
+    unsafe_replace,
+)
+from alchemi_jax.systems.metadata import Metadata as Metadata
+from alchemi_jax.systems.metadata import SystemMeta as SystemMeta
+from alchemi_jax.systems.packing import packed, unpacked
+from alchemi_jax.systems.viewer import still
 from alchemi_jax.transforms import is_traced
-from alchemi_jax.viewer import still
 
 
 class Batch(eqx.Module):
@@ -37,7 +46,10 @@ class Batch(eqx.Module):
     hooks and `take` see it) are numpy arrays without padding.
 
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
-    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage.
+    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
+    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (see `Outcome`),
+    `reason` why it failed or was stopped, as a number (`reason_text` of an engine has the words); `failed` is
+    true where the outcome is FAILED.
     `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
     barostat; NaN: what the engine says.
     """
@@ -62,8 +74,11 @@ class Batch(eqx.Module):
     status: Int[Data, " systems"] = per_system()
     converged: Bool[Data, " systems"] = per_system()
     failed: Bool[Data, " systems"] = per_system()
+    outcome: Int[Data, " systems"] = per_system()
+    reason: Int[Data, " systems"] = per_system()
     steps_taken: Int[Data, " systems"] = per_system()
     stage_steps: Int[Data, " systems"] = per_system()
+    time: Float[Data, " systems"] = per_system()
     target_temperature: Float[Data, " systems"] = per_system(fill=np.nan)
     target_pressure: Float[Data, " systems"] = per_system(fill=np.nan)
 
@@ -326,7 +341,7 @@ class Batch(eqx.Module):
             meta = known
         elif known is not None and np.max(index, initial=-1) < len(known):
             meta = Metadata(known[i] for i in index)
-        return swapped(self, **fields, meta=meta)
+        return unsafe_replace(self, **fields, meta=meta)
 
     def to_data_list(self) -> list[AtomicData]:
         """One AtomicData a system, in order."""

@@ -7,10 +7,10 @@ import numpy as np
 
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.hooks import RecordingHook, TracedHook
-from alchemi_jax.levels import per_atom, per_system
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.models.base import AbstractModel, Results
-from alchemi_jax.segments import sum_by_system
+from alchemi_jax.systems.levels import per_atom, per_system
+from alchemi_jax.systems.segments import sum_by_system
 
 
 class Traced(TracedHook):
@@ -118,7 +118,7 @@ def bad_assignment(ctx):
     return ctx
 
 
-def swapped(**fields):
+def unsafe_replace(**fields):
     """An update that changes fields of the batch."""
     return lambda self, batch, state: (batch.replace(**{k: f(batch) for k, f in fields.items()}), state)
 
@@ -284,11 +284,11 @@ CASES = {
         "Mine.pre_update returned state.atoms as float32[2]; it must stay float32[16, 3]",
     ),
     "positions of another shape": (
-        lambda: algorithm(pre_update=swapped(positions=lambda b: b.positions[:3])),
+        lambda: algorithm(pre_update=unsafe_replace(positions=lambda b: b.positions[:3])),
         "Mine.pre_update returned batch.positions as float32[3, 3]; it must stay float32[16, 3]",
     ),
     "positions of another dtype": (
-        lambda: algorithm(pre_update=swapped(positions=lambda b: b.positions.astype("float64"))),
+        lambda: algorithm(pre_update=unsafe_replace(positions=lambda b: b.positions.astype("float64"))),
         "Mine.pre_update returned batch.positions as float64[16, 3]; it must stay float32[16, 3]",
     ),
     "if in an algorithm": (

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics import driver, prepare
+from alchemi_jax.dynamics import driver, start
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.levels import level_fields
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import level_fields
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.dynamics.base import AbstractDynamics
+    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 
 class Memory(NamedTuple):
@@ -113,14 +113,14 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
         sizes = nl.guess_sizes(batch, cutoff, skin)
         lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes.times(copies))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = eqx.filter_eval_shape(prepare.prepared.__wrapped__, engine, shapes, lists, key)
+    state = eqx.filter_eval_shape(start.prepared.__wrapped__, engine, shapes, lists, key)
     return _of_state(engine, state)
 
 
 def _of_state(engine: "AbstractDynamics", state: DynamicsState) -> Memory:
     stop, wait, few = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_, np.int32))
     arguments = (engine.on_device(), state, stop, wait, few)
-    found = _analysed(driver.walked, *arguments)
+    found = _analysed(driver.run_segment, *arguments)
     return Memory(
         state=int(found.argument_size_in_bytes),
         result=int(found.output_size_in_bytes - found.alias_size_in_bytes),

@@ -17,10 +17,10 @@ from ase.io.extxyz import read_xyz, write_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from alchemi_jax.atoms import AtomicData
-from alchemi_jax.batch import Batch
-from alchemi_jax.dynamics.sinks.base import Sink, chosen
-from alchemi_jax.levels import level_fields
+from alchemi_jax.io.sinks.base import Sink, chosen
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import level_fields
 
 
 #: Entries of `info` that hold what a Batch knows of a system and ase.Atoms does not.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.batch import Batch, Metadata, SystemMeta
-from alchemi_jax.dynamics.sinks.base import Sink, SinkFull, check_form, chosen, form
-from alchemi_jax.levels import level_fields
+from alchemi_jax.io.sinks.base import Sink, SinkFull, check_form, chosen, form
+from alchemi_jax.systems.batch import Batch, Metadata, SystemMeta
+from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
 

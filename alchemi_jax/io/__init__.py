@@ -1,0 +1,1 @@
+"""Files and streams: sinks, trajectories, sources of structures."""

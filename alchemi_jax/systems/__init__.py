@@ -1,0 +1,1 @@
+"""Systems of atoms: structures, padded batches, levels of fields, reductions by system, observables."""

@@ -1,0 +1,202 @@
+"""AtomicData: one system on the host, the unit from which batches are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.data import atomic_masses
+
+from alchemi_jax import units
+
+
+#: Entries of `Atoms.arrays` that AtomicData holds as fields of its own.
+_OWN_ARRAYS = frozenset({"numbers", "positions", "momenta", "masses"})
+#: Entries of `Atoms.info` that AtomicData holds as fields of its own.
+_OWN_INFO = frozenset({"charge", "spin"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtomicData:
+    """One system of atoms, as numpy arrays.
+
+    Attributes:
+        positions: [atoms, 3], Å.
+        numbers: [atoms], atomic numbers.
+        cell: [3, 3], rows are the lattice vectors, Å; zero for a free system.
+        pbc: [3], periodic along each lattice vector.
+        masses: [atoms], amu; the standard weights if not given.
+        velocities: [atoms, 3], Å/fs; zero if not given.
+        fixed: [atoms], atoms that must not move.
+        charge: total charge, e.  spin: multiplicity.
+        energy, forces, stress: results, NaN until a model was evaluated (eV, eV/Å, eV/Å³).
+        atom_extras, system_extras: further arrays, by name; the dictionary says their level.
+        info: anything else that belongs to the system (any Python values), kept for the way back.
+        constraints: ASE constraints other than FixAtoms; kept for the way back, not applied.
+        name: what errors and warnings call this system.
+
+    Raises:
+        ValueError: in one sentence that names the system and the field, for wrong shapes, values
+            that are not finite, no atoms at all, or a periodic cell without volume.
+    """
+
+    # Anything that numpy turns into an array of the right shape; float64 or int32 arrays afterwards.
+    positions: Any
+    numbers: Any
+    cell: Any = dataclasses.field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: Any = dataclasses.field(default_factory=lambda: np.zeros(3, bool))
+    masses: Any = None
+    velocities: Any = None
+    fixed: Any = None
+    charge: Any = 0.0
+    spin: Any = 1.0
+    energy: Any = float("nan")
+    forces: Any = None
+    stress: Any = None
+    atom_extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    system_extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    constraints: tuple = ()
+    name: str = "system"
+
+    def __post_init__(self):
+        n = len(np.atleast_1d(self.numbers))
+        if n == 0:
+            raise ValueError(f"{self.name} has no atoms.")
+
+        def put(field: str, value, default, shape: tuple, dtype) -> None:
+            try:
+                array = np.array(default if value is None else value, dtype=dtype)
+            except (TypeError, ValueError) as e:
+                raise ValueError(f"{self.name}: {field} is not numeric: {e}.") from None
+            if array.shape != shape:
+                raise ValueError(f"{self.name}: {field} has shape {array.shape}, expected {shape}.")
+            object.__setattr__(self, field, array)
+
+        put("numbers", self.numbers, None, (n,), np.int32)
+        put("positions", self.positions, None, (n, 3), np.float64)
+        put("cell", self.cell, None, (3, 3), np.float64)
+        put("pbc", np.broadcast_to(self.pbc, (3,)), None, (3,), bool)
+        if self.numbers.min() < 0 or self.numbers.max() >= len(atomic_masses):
+            raise ValueError(f"{self.name}: numbers must be atomic numbers, 0 to 118.")
+        put("masses", self.masses, atomic_masses[self.numbers], (n,), np.float64)
+        put("velocities", self.velocities, np.zeros((n, 3)), (n, 3), np.float64)
+        put("fixed", self.fixed, np.zeros(n, bool), (n,), bool)
+        put("forces", self.forces, np.full((n, 3), np.nan), (n, 3), np.float64)
+        put("stress", self.stress, np.full((3, 3), np.nan), (3, 3), np.float64)
+        for field in ("positions", "cell", "masses", "velocities"):
+            bad = ~np.isfinite(getattr(self, field))
+            if bad.any():
+                row = int(np.argwhere(bad)[0][0])
+                what = "lattice vector" if field == "cell" else "atom"
+                raise ValueError(f"{self.name}: {field} of {what} {row} is not finite.")
+        if (self.masses <= 0).any():
+            atom = int(np.argmax(self.masses <= 0))
+            raise ValueError(f"{self.name}: masses must be positive, that of atom {atom} is not.")
+        self._check_cell()
+
+    def _check_cell(self) -> None:
+        """The periodic lattice vectors must span as many dimensions as there are."""
+        rows = self.cell[self.pbc]
+        if not len(rows):
+            return
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not lengths.all() or np.linalg.svd(rows / lengths, compute_uv=False).min() < 1e-6:
+            raise ValueError(
+                f"{self.name}: cell has no volume along its periodic directions; "
+                "give independent lattice vectors or set pbc to False there."
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def from_ase(cls, atoms: Atoms, name: str = "system") -> AtomicData:
+        """From ASE; the input is left alone and no results are invented or taken over.
+
+        Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is for the way back.
+        FixAtoms becomes `fixed`; other constraints are noted, not applied.
+        """
+        atom_extras, kept_arrays = {}, {}
+        for key, value in atoms.arrays.items():
+            if key not in _OWN_ARRAYS:
+                (atom_extras if value.dtype.kind in "biuf" else kept_arrays)[key] = value.copy()
+        info = {}
+        for key, value in atoms.info.items():
+            if key in _OWN_INFO and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf":
+                continue
+            info[key] = value
+        if kept_arrays:
+            info["_arrays"] = kept_arrays
+        fixed = np.zeros(len(atoms), bool)
+        others = []
+        for constraint in atoms.constraints:
+            if isinstance(constraint, FixAtoms):
+                fixed[constraint.index] = True
+            else:
+                others.append(constraint)
+        velocities = None
+        if "momenta" in atoms.arrays:
+            velocities = units.velocities_from_ase(atoms.get_velocities())
+        own: dict[str, Any] = {
+            k: float(atoms.info[k]) for k in _OWN_INFO if k in atoms.info and k not in info
+        }
+        return cls(
+            positions=atoms.positions,
+            numbers=atoms.numbers,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            masses=atoms.get_masses(),
+            velocities=velocities,
+            fixed=fixed,
+            atom_extras=atom_extras,
+            info=info,
+            constraints=tuple(others),
+            name=name,
+            **own,
+        )
+
+    def to_ase(self) -> Atoms:
+        """To ASE, with results (where there are any) in a SinglePointCalculator."""
+        info = dict(self.info)
+        kept_arrays = info.pop("_arrays", {})
+        atoms = Atoms(
+            numbers=self.numbers,
+            positions=self.positions,
+            cell=self.cell,
+            pbc=self.pbc,
+        )
+        if not np.allclose(self.masses, atoms.get_masses(), rtol=1e-6, atol=0):
+            atoms.set_masses(self.masses)
+        if np.any(self.velocities):
+            atoms.set_velocities(units.velocities_to_ase(self.velocities))
+        for key, value in {**self.atom_extras, **kept_arrays}.items():
+            atoms.set_array(key, np.asarray(value))
+        atoms.info.update(info)
+        for key, value in self.system_extras.items():
+            atoms.info[key] = float(value) if np.ndim(value) == 0 else np.asarray(value)
+        if self.charge:
+            atoms.info["charge"] = self.charge
+        if self.spin != 1.0:
+            atoms.info["spin"] = self.spin
+        constraints = list(self.constraints)
+        if np.any(self.fixed):
+            constraints.insert(0, FixAtoms(indices=np.flatnonzero(self.fixed)))
+        if constraints:
+            atoms.set_constraint(constraints)
+        results: dict[str, Any] = {}
+        if np.isfinite(self.energy):
+            results["energy"] = float(self.energy)
+        if self.forces is not None and np.isfinite(self.forces).all():
+            results["forces"] = self.forces
+        if self.stress is not None and np.isfinite(self.stress).all():
+            s = self.stress
+            results["stress"] = np.array([s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]])
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms

@@ -1,0 +1,105 @@
+"""Reductions over the atoms of each system, and the way back from systems to atoms.
+
+The atoms of a system are contiguous, so a system is a row of [systems, atoms of the largest]. Where
+that rectangle holds little padding, a gather into rows and a sum along them costs a third of a
+`segment_sum` (performance notes of the design); a batch of very unequal systems takes the segments.
+
+Precision in float32: sums are made in blocks, rows of blocks first and then the blocks, so that the
+rounding error of a sum over N atoms grows as sqrt(N) terms in the worst case, not as N.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from alchemi_jax.systems.levels import Data
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.systems.batch import Batch
+
+_BLOCK = 64
+
+
+def use_rows(batch: Batch) -> bool:
+    """Whether the rectangle [systems, largest] is at most twice the atoms (shapes decide, not data)."""
+    return batch.system_capacity * batch.largest <= 2 * batch.atom_capacity
+
+
+def row_index(batch: Batch) -> tuple[Array, Array]:
+    """Atom index and validity of each place of the rectangle [systems, largest]."""
+    place = jnp.arange(batch.largest, dtype=jnp.int32)
+    valid = place[None] < batch.atoms_per_system[:, None]
+    index = jnp.where(valid, batch.first_atom[:, None] + place[None], 0)
+    return index, valid
+
+
+def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
+    """Each atom's value of its system (padding atoms get that of the last system)."""
+    if use_rows(batch) and values.ndim <= 2 and jnp.issubdtype(values.dtype, jnp.inexact):
+        # On a CPU XLA would put a sum over atoms into the gather, and make it again for each atom: 60 % of
+        # LBFGS. It does not where there is a broadcast in between; of the two only one is read.
+        twice = jnp.broadcast_to(values[..., None], (*values.shape, 2))
+        return jnp.take(twice, batch.batch_idx, axis=0, mode="clip")[..., 0]
+    return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
+
+
+def number_in_system(batch: Batch) -> Array:
+    """The number of each atom in its system, [atoms]; that of padding means nothing."""
+    return jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
+
+
+def _rows(batch: Batch, values: Data, fill) -> Array:
+    index, valid = row_index(batch)
+    rows = jnp.take(values, index, axis=0, mode="clip")
+    return jnp.where(valid.reshape(valid.shape + (1,) * (values.ndim - 1)), rows, fill)
+
+
+def _blocked_sum(rows: Array) -> Array:
+    """Sum over axis 1, in blocks of at most _BLOCK terms; the barrier keeps XLA from merging them."""
+    n = rows.shape[1]
+    if n <= _BLOCK:
+        return rows.sum(axis=1)
+    blocks = -(-n // _BLOCK)
+    pad = [(0, 0)] * rows.ndim
+    pad[1] = (0, blocks * _BLOCK - n)
+    rows = jnp.pad(rows, pad).reshape(rows.shape[0], blocks, _BLOCK, *rows.shape[2:])
+    return _blocked_sum(jax.lax.optimization_barrier(rows.sum(axis=2)))
+
+
+def sum_by_system(batch: Batch, values: Shaped[Data, "atoms *dims"]) -> Shaped[Array, "systems *dims"]:
+    """Sum over the atoms of each system; padding atoms are left out."""
+    if use_rows(batch):
+        return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
+    # Blocks of at most _BLOCK atoms of one system, then the blocks of each system.
+    systems = batch.system_capacity
+    blocks = batch.atom_capacity // _BLOCK + systems
+    per_system = -(-batch.atoms_per_system // _BLOCK)
+    first = jnp.cumsum(per_system, dtype=jnp.int32) - per_system
+    local = number_in_system(batch)
+    block = jnp.where(batch.atom_mask, to_atoms(batch, first) + local // _BLOCK, blocks)
+    partial = jax.ops.segment_sum(values, block, blocks, indices_are_sorted=True)
+    system = jnp.repeat(jnp.arange(systems, dtype=jnp.int32), per_system, total_repeat_length=blocks)
+    system = jnp.where(jnp.arange(blocks) < per_system.sum(), system, systems)
+    return jax.ops.segment_sum(partial, system, systems, indices_are_sorted=True)
+
+
+def max_by_system(
+    batch: Batch, values: Shaped[Data, " atoms"], empty: float | int = 0.0
+) -> Shaped[Array, " systems"]:
+    """Largest value among the atoms of each system; `empty` for a system without atoms."""
+    low = jnp.asarray(empty, values.dtype)
+    if use_rows(batch):
+        return _rows(batch, values, low).max(axis=1)
+    index = jnp.where(batch.atom_mask, batch.batch_idx, batch.system_capacity)
+    found = jax.ops.segment_max(values, index, batch.system_capacity, indices_are_sorted=True)
+    return jnp.where(batch.system_mask, found, low)
+
+
+def any_by_system(batch: Batch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
+    """Whether any atom of each system has the property."""
+    return max_by_system(batch, values.astype(jnp.int32), 0) > 0
