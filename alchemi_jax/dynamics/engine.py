@@ -196,7 +196,7 @@ class AbstractDynamics(Algorithm):
         """
         return footprint(self, batch)
 
-    def reason_text(self, code: int) -> str:
+    def reason_text(self, code: Any) -> str:
         """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
         return reason_text(self.groups, int(code))
 
