@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
+from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
@@ -28,6 +29,7 @@ def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> Ne
         offset=jnp.zeros((3, places), batch.dtype),
         ref_positions=jnp.asarray(batch.positions),
         ref_cell=jnp.asarray(batch.cell),
+        ref_inverse=jnp.zeros_like(batch.cell),
         offset_cell=jnp.asarray(batch.cell),
         ref_pbc=jnp.asarray(batch.pbc),
         ref_id=jnp.full(s, -2, jnp.int32),
@@ -46,26 +48,27 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     stale_atom = to_atoms(batch, stale)[:, None]
     positions = jnp.where(stale_atom, batch.positions, neighbors.ref_positions)
     # What is not finite is flagged by the energy; here it only must not spread.
-    safe = [jnp.where(jnp.isfinite(p), p, 0) for p in (positions[:, k] for k in range(3))]
+    safe = jnp.where(jnp.isfinite(positions), positions, 0).T
     cell = jnp.where(stale[:, None, None], batch.cell, neighbors.ref_cell)
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
     far = batch.atom_capacity + sizes.images
 
     if sizes.periodic:
-        images = find_images(batch, safe, cell, reach, sizes.images)
+        inv = inverse(working_cell(cell, batch.pbc))
+        images = find_images(batch, safe, inv, reach, sizes.images)
         source = images.source
         shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
         owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
         offset = lattice_offset(shift, cell, owner)
-        extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
+        extended = jnp.concatenate([safe, gather_columns(safe, source)], axis=1) + offset
     else:
         images = no_images(batch, safe, reach)
         source, owner, extended = neighbors.source, batch.batch_idx, safe
-        shift, offset = neighbors.shift, neighbors.offset
+        shift, offset, inv = neighbors.shift, neighbors.offset, neighbors.ref_inverse
 
     free = ~jnp.any(batch.pbc, axis=-1)
     if sizes.builder == "warp":
-        wrapped = jnp.stack([x[: batch.atom_capacity] for x in extended], axis=-1)
+        wrapped = extended[:, : batch.atom_capacity].T
         index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
         needs = [found.max(), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
@@ -77,7 +80,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
         reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
         index, found = list_hits(
-            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask
+            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
         )
         needs = [found.max(), images.total, *groups.needs]
 
@@ -86,14 +89,14 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,
-        # Beyond where an overflow left them, so that kernels need not check.
-        index=jnp.where(index < 0, far, jnp.minimum(index, far)),
+        index=index,
         used=jnp.minimum(found.max(), sizes.neighbors),
         source=source,
         shift=shift,
         offset=offset,
         ref_positions=positions,
         ref_cell=cell,
+        ref_inverse=inv,
         offset_cell=cell,
         ref_pbc=batch.pbc,
         ref_id=batch.system_id,

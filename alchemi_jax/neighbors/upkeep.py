@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.build import build
-from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
-from alchemi_jax.segments import max_by_system, to_atoms
+from alchemi_jax.segments import max_by_system
 from alchemi_jax.transforms import cond_any
 
 
@@ -37,18 +37,11 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
 
 def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Array, Array]:
     """Displacements beyond those that follow the strain of the cell since the last building, and |E|."""
-    change = batch.cell - neighbors.ref_cell
-    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
-    change = jnp.where(batch.pbc[:, :, None], change, 0)
-    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
+    change = jnp.where(batch.pbc[:, :, None], batch.cell - neighbors.ref_cell, 0)
+    inv = neighbors.ref_inverse
+    strain = inv[:, :, :1] * change[:, :1] + inv[:, :, 1:2] * change[:, 1:2] + inv[:, :, 2:] * change[:, 2:]
     size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
-    # Without strain nothing is gathered.
-    moved = jax.lax.cond(
-        jnp.any(size > 0),
-        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
-        lambda: moved,
-    )
-    return moved, size
+    return moved - times_matrices(neighbors.ref_positions.T, strain, batch.batch_idx).T, size
 
 
 def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
