@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.lax import population_count
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from alchemi_jax.neighbors.geometry import gather_columns
 from alchemi_jax.neighbors.groups import WORD, Groups
 
 
@@ -40,13 +39,15 @@ def find_hits(extended: Float[Array, "3 places"], groups: Groups, reach: Float[A
     words, rows = len(groups.candidates) // WORD, groups.atoms.shape[1]
     single = extended.astype(jnp.float32)
 
-    def coordinates(places: Array) -> Array:
+    def coordinates(places: Array) -> list[Array]:
         # A place that is none is near nothing: comparisons with NaN are false.
-        there = gather_columns(single, jnp.maximum(places, 0))
-        return jnp.where(places[None] >= 0, there, jnp.nan)
+        there = jnp.maximum(places, 0)
+        return [jnp.where(places >= 0, c.at[there].get(mode="promise_in_bounds"), jnp.nan) for c in single]
 
-    here, there = coordinates(groups.atoms), coordinates(groups.candidates)
-    own = jnp.max(jnp.max(jnp.nan_to_num(abs(here)), axis=0), axis=1)
+    # Coordinates apart: the loop below takes eight times as long with an array of all three.
+    x, y, z = coordinates(groups.atoms)
+    there = [*coordinates(groups.candidates), groups.candidates]
+    own = jnp.max(jnp.nan_to_num(jnp.maximum(jnp.maximum(abs(x), abs(y)), abs(z))), axis=1)
     reach = reach.astype(jnp.float32)
     squared = jnp.square(reach * (1 + 1e-6) + 4e-7 * (own + reach))
     bit = (jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32))[:, None, None]
@@ -55,11 +56,10 @@ def find_hits(extended: Float[Array, "3 places"], groups: Groups, reach: Float[A
     def word(turn: Array, hits: tuple) -> tuple:
         masks, following, next_word, found = hits
         w = needed - 1 - turn
-        c = jax.lax.dynamic_slice_in_dim(there, w * WORD, WORD, axis=1)
-        place = jax.lax.dynamic_slice_in_dim(groups.candidates, w * WORD, WORD)
-        d = c[:, :, :, None] - here[:, None]
-        hit = d[0] * d[0] + d[1] * d[1] + d[2] * d[2] <= squared[None, :, None]
-        hit &= place[:, :, None] != groups.atoms[None]
+        cx, cy, cz, place = (jax.lax.dynamic_slice_in_dim(v, w * WORD, WORD)[:, :, None] for v in there)
+        dx, dy, dz = cx - x[None], cy - y[None], cz - z[None]
+        hit = dx * dx + dy * dy + dz * dz <= squared[None, :, None]
+        hit &= place != groups.atoms[None]
         packed = jnp.sum(jnp.where(hit, bit, jnp.uint32(0)), axis=0, dtype=jnp.uint32)
         next_word = jnp.where(packed != 0, w, next_word)
         return (
@@ -97,9 +97,9 @@ def list_hits(
         rest = word & (word - jnp.uint32(1))
         bit = population_count((word ^ rest) - jnp.uint32(1)).astype(jnp.int32)
         candidate = jnp.minimum(w * WORD + bit, groups.candidates.shape[0] - 1)
-        place = groups.candidates[candidate, group]
-        # Kernels need not check what an overflow left: no place is beyond the far one.
-        place = jnp.where((k < found) & (place >= 0), jnp.minimum(place, far), far)
+        # As a positive number -1 is large, and what an overflow left may be: kernels need not check.
+        place = jnp.minimum(groups.candidates[candidate, group].astype(jnp.uint32), far).astype(jnp.int32)
+        place = jnp.where(k < found, place, far)
         return jax.lax.dynamic_update_index_in_dim(index, place, k, 0), w, rest
 
     n = len(groups.place)
