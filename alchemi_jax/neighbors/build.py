@@ -12,7 +12,7 @@ from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
 from alchemi_jax.neighbors.warp import find_pairs
-from alchemi_jax.segments import any_by_system, to_atoms
+from alchemi_jax.segments import any_by_system, largest_of, to_atoms
 
 
 def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> NeighborList:
@@ -56,8 +56,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     if sizes.periodic:
         inv = inverse(working_cell(cell, batch.pbc))
         images = find_images(batch, safe, inv, reach, sizes.images)
-        source = images.source
-        shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
+        source, shift = images.source, images.shift
         owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
         offset = lattice_offset(shift, cell, owner)
         extended = jnp.concatenate([safe, gather_columns(safe, source)], axis=1) + offset
@@ -66,11 +65,11 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         source, owner, extended = neighbors.source, batch.batch_idx, safe
         shift, offset, inv = neighbors.shift, neighbors.offset, neighbors.ref_inverse
 
-    free = ~jnp.any(batch.pbc, axis=-1)
+    free = ~(batch.pbc[:, 0] | batch.pbc[:, 1] | batch.pbc[:, 2])
     if sizes.builder == "warp":
         wrapped = extended[:, : batch.atom_capacity].T
         index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
-        needs = [found.max(), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
+        needs = [largest_of(found, 0), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
         everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
         if sizes.builder == "cell list":
@@ -82,7 +81,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         index, found = list_hits(
             find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
         )
-        needs = [found.max(), images.total, *groups.needs]
+        needs = [largest_of(found, 0), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     needs = jnp.stack(needs)
@@ -90,7 +89,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     return dataclasses.replace(
         neighbors,
         index=index,
-        used=jnp.minimum(found.max(), sizes.neighbors),
+        used=jnp.minimum(needs[0], sizes.neighbors),
         source=source,
         shift=shift,
         offset=offset,

@@ -65,7 +65,7 @@ def gather_columns(values: Shaped[Array, "k n"], index: Int[Array, "*m"]) -> Sha
     """`values[:, index]`, number by number: XLA would gather columns, and turn and cut them afterwards."""
     k, n = values.shape
     row = n * jnp.arange(k, dtype=jnp.int32).reshape(k, *(1,) * index.ndim)
-    return values.reshape(-1).at[row + index[None]].get(mode="promise_in_bounds")
+    return values.reshape(-1).at[row + index[None]].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def times_matrices(

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.batch import Batch
 from alchemi_jax.neighbors.geometry import gather_columns, times_matrices
 from alchemi_jax.neighbors.images import Images
 from alchemi_jax.neighbors.scans import MOST, count_upto, running_sum, scan_with
-from alchemi_jax.segments import use_rows
+from alchemi_jax.segments import largest_of, use_rows
 
 
 ROWS = 32
@@ -125,7 +126,8 @@ def cell_list(
     key = jnp.where(real, key, none)
     if narrow:
         both = jnp.sort(key.astype(jnp.uint32) * places + number.astype(jnp.uint32))
-        keys, order = (both // places).astype(jnp.int32), (both % places).astype(jnp.int32)
+        keys = jax.lax.bitcast_convert_type(both // places, jnp.int32)
+        order = (both - keys.astype(jnp.uint32) * places).astype(jnp.int32)
     else:
         keys, order = jax.lax.sort((key, number), num_keys=1, is_stable=True)
     split = _split(n, keys, order, (order < n) & (keys < none), groups)
@@ -133,8 +135,8 @@ def cell_list(
     # Three cells in a row along the last vector are one run of the order.
     one = jnp.maximum(split.atoms[:, 0], 0)
     size = gather_columns(dims, system[one])
-    across = jnp.arange(9, dtype=jnp.int32)[:, None]
-    row = key[one][None] + ((across // 3 - 1) * size[1][None] + across % 3 - 1) * size[2][None]
+    across = np.arange(9, dtype=np.int32)[:, None]
+    row = key[one][None] + ((across // 3 - 1) * size[1][None] + (across % 3 - 1)) * size[2][None]
     start, stop = count_upto(keys, jnp.stack([row - 2, row + 1]))
     runs = _Runs(start, jnp.where(split.atoms[None, :, 0] >= 0, stop - start, 0))
     return _fill(split, runs, order, candidates)
@@ -182,4 +184,4 @@ def _fill(split: _Split, runs: _Runs, order: Array | None, capacity: int) -> Gro
     if order is not None:
         place = jnp.take(order, place, mode="clip")
     place = jnp.where(number < count[None], place, -1)
-    return Groups(split.atoms, place, count, split.place, (count.max(), split.needed))
+    return Groups(split.atoms, place, count, split.place, (largest_of(count, 0), split.needed))

@@ -20,11 +20,9 @@ from alchemi_jax.segments import max_by_system
 class Images(NamedTuple):
     """Images of all systems, one system after another, atom by atom; coordinates apart."""
 
-    wrapped: Int[Array, "3 atoms"]
-    """Lattice shift to be taken off each atom, so that it lies in the cell."""
     source: Int[Array, " images"]
-    shift: Int[Array, "3 images"]
-    """Relative to the raw position of the source."""
+    shift: Float[Array, "3 places"]
+    """What brings each atom into the cell, and of images, relative to the raw position of the source."""
     first: Int[Array, " systems"]
     count: Int[Array, " systems"]
     total: Int[Array, ""]
@@ -48,33 +46,31 @@ def no_images(batch: Batch, positions: Float[Array, "3 atoms"], reach: float) ->
     n, s = batch.atom_capacity, batch.system_capacity
     none, atoms = jnp.zeros(s, jnp.int32), jnp.zeros((3, n), jnp.int32)
     periodic = jnp.any(batch.pbc & batch.system_mask[:, None])
-    low, high = _bounds(batch, positions)
+    box = _bounds(batch, positions)
     return Images(
-        wrapped=atoms,
         source=jnp.zeros(1, jnp.int32),
-        shift=jnp.zeros((3, 1), jnp.int32),
+        shift=jnp.zeros((3, n + 1), batch.dtype),
         first=none,
         count=none,
         # More than there is room for.
         total=jnp.where(periodic, 2, 0),
-        low=low,
-        high=high,
+        low=-box[0],
+        high=box[1],
         reach=jnp.full((3, s), _with_margin(reach), batch.dtype),
         inverse=jnp.broadcast_to(jnp.eye(3, dtype=batch.dtype), (s, 3, 3)),
         number=(jnp.zeros(n, jnp.int32), atoms, jnp.ones((3, n), jnp.int32)),
     )
 
 
-def _to_atoms(batch: Batch, values: Shaped[Array, "3 systems"]) -> Shaped[Array, "3 atoms"]:
+def _to_atoms(batch: Batch, values: Shaped[Array, "k systems"]) -> Shaped[Array, "k atoms"]:
     """`segments.to_atoms` of coordinates apart."""
     return gather_columns(values, jnp.minimum(batch.batch_idx, batch.system_capacity - 1))
 
 
-def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> tuple[Array, Array]:
-    """Least and largest coordinates of each system's atoms, [3, systems]."""
+def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> Float[Array, "2 3 systems"]:
+    """Least coordinates of each system's atoms, with the other sign, and largest ones."""
     both = jnp.stack([-along, along])
-    most = jax.vmap(jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf)))(both)
-    return -most[0], most[1]
+    return jax.vmap(jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf)))(both)
 
 
 def _with_margin(reach: Any) -> Any:
@@ -98,12 +94,12 @@ def find_images(
     periodic = _to_atoms(batch, batch.pbc.T) & batch.atom_mask[None]
     whole = jnp.where(periodic, jnp.floor(along), 0)
     inside = along - whole
-    low, high = _bounds(batch, inside)
-    first = jnp.ceil(_to_atoms(batch, low - margin) - inside)
-    last = jnp.floor(_to_atoms(batch, high + margin) - inside)
+    box = _bounds(batch, inside)
+    ends = _to_atoms(batch, (box + margin[None]).reshape(6, -1))
+    first = jnp.ceil(-ends[:3] - inside)
+    last = jnp.floor(ends[3:] - inside)
     least = jnp.where(periodic, first, 0).astype(jnp.int32)
     width = jnp.where(periodic, last - first + 1, 1)
-    wrapped = whole.astype(jnp.int32)
     product = width[0] * width[1] * width[2] - 1
     width = width.astype(jnp.int32)
     count = jnp.minimum(product, MOST).astype(jnp.int32)
@@ -115,7 +111,7 @@ def find_images(
     source = jnp.minimum(count_upto(end, image), n - 1)
     # Where the atom itself would be among its images.
     zero = (-least[0] * width[1] - least[1]) * width[2] - least[2]
-    begin = least - wrapped
+    begin = least - whole.astype(jnp.int32)
     # One array of all that is gathered: else XLA computes what is above again for each image.
     table = jnp.stack([start, zero, width[1] * width[2], width[2], begin[0], begin[1], begin[2]])
     of = gather_columns(table, source)
@@ -123,12 +119,13 @@ def find_images(
     number = number + (number >= of[1])
     a, rest = _divide(number, of[2])
     b, c = _divide(rest, of[3])
-    shift = jnp.where(image[None] < total, jnp.stack([a, b, c]) + of[4:], 0)
+    shift = jnp.where(image[None] < total, jnp.stack([a, b, c]) + of[4:], 0).astype(batch.dtype)
+    shift = jnp.concatenate([0 - whole, shift], axis=1)
 
     ends = jnp.stack([batch.first_atom, batch.first_atom + batch.atoms_per_system])
     ends = jnp.where(ends > 0, end[jnp.clip(ends - 1, 0, n - 1)], 0)
     number = (start, least, width)
-    return Images(wrapped, source, shift, ends[0], ends[1] - ends[0], total, low, high, margin, inv, number)
+    return Images(source, shift, ends[0], ends[1] - ends[0], total, -box[0], box[1], margin, inv, number)
 
 
 def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[Array, "*n"]:

@@ -45,7 +45,8 @@ def count_upto(ascending: Int[Array, " n"], limits: Int[Array, "*m"]) -> Int[Arr
 
     def decide(k: Array, count: Array) -> Array:
         more = count + (1 << (bits - 1 - k))
-        number = ascending.at[jnp.minimum(more, n) - 1].get(mode="promise_in_bounds")
+        last = jnp.minimum(more, n) - 1
+        number = ascending.at[last].get(mode="promise_in_bounds", wrap_negative_indices=False)
         return jnp.where((more <= n) & (number <= limits), more, count)
 
     return jax.lax.fori_loop(0, bits, decide, jnp.zeros(limits.shape, jnp.int32))
