@@ -298,7 +298,9 @@ def test_levels_are_declared_never_guessed(kind):
             out = engine.run(Batch.from_data_list(given, system_capacity=4, atom_capacity=8)).take()
             expected = [7] * 4
         elif kind == "shrunk":
-            out = engine.run(Batch.from_data_list(given, system_capacity=4, atom_capacity=8), shrink=True).take()
+            out = engine.run(
+                Batch.from_data_list(given, system_capacity=4, atom_capacity=8), shrink=True
+            ).take()
             expected = out.steps_taken.tolist()
         else:
             out = engine.run(sampler=Sampler(given, max_systems=2, max_atoms=4)).take()
