@@ -110,7 +110,7 @@ def check(out, messages, steps, reason="energy is not finite", finite=True):
     assert out.failed.tolist() == [False, True, False]
     assert out.outcome[1] == Outcome.FAILED
     assert len(messages) == 1, messages
-    assert messages[0].startswith(f"system 1 (Ar2) failed in its step {steps}: ")
+    assert messages[0].startswith(f"system 1 (Ar2) failed in step {steps}: ")
     assert reason in messages[0]
     assert out.steps_taken[1] == steps
     for name in ("positions", "velocities", "forces", "energy", "cell", "masses", "time"):
@@ -155,7 +155,7 @@ def test_failed_is_final_in_pipelines_and_refilled_and_shrunk_runs():
     )
     assert refilled.failed.tolist() == [False, True, False, False, False, False]
     assert len(messages) == 1
-    assert "system 1 (Ar2) failed in its step 6: its energy is not finite" in messages[0]
+    assert "system 1 (Ar2) failed in step 6: its energy is not finite" in messages[0]
     np.testing.assert_allclose(refilled.positions[:6], shrunk.positions, atol=1e-12)
 
 
