@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, TypeVar
@@ -10,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plum
 
 from alchemi_jax.errors import (
     UserCodeError,
@@ -285,8 +285,10 @@ def _check(hook: Any, what: str) -> None:
 
 def _check_overload(hook: Any, stage: Enum) -> None:
     """A hook for several workflows overloads `__call__` by the enum: one must fit."""
-    call = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
-    if not isinstance(call, plum.Function):
+    call: Any = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
+    # Importing plum is slow, and whoever has made an overload has imported it.
+    plum = sys.modules.get("plum")
+    if plum is None or not isinstance(call, plum.Function):
         return
     for method in call.methods:
         # The stage is the third argument, after the hook and the context.
