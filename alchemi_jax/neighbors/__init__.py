@@ -7,6 +7,7 @@ from alchemi_jax._lazy import lazy_index
 
 if TYPE_CHECKING:
     from alchemi_jax.neighbors.build import empty_list as empty_list
+    from alchemi_jax.neighbors.build import enlarge as enlarge
     from alchemi_jax.neighbors.build import resized as resized
     from alchemi_jax.neighbors.edges import EdgeList as EdgeList
     from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity

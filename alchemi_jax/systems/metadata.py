@@ -9,11 +9,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class SystemMeta:
-    """What a system carries that is no array: its name, `info` and constraints that are not applied."""
+    """What a system carries that is no array: its name, `info`, constraints that are not applied, and, after
+    a run, why it failed or was stopped."""
 
     name: str
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     constraints: tuple = ()
+    reason: str = ""
 
 
 class Metadata(tuple[SystemMeta, ...]):
