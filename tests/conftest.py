@@ -74,6 +74,11 @@ def zoo() -> dict[str, Atoms]:
     return out
 
 
+def public(module) -> dict:
+    """What a package offers, by name: `vars` lacks the names that nobody has used yet."""
+    return {name: getattr(module, name) for name in module.__all__}
+
+
 @pytest.fixture(autouse=True)
 def room_for_compiled_code():
     """A process may map 65,530 regions of memory, and each program that XLA compiles takes some: thousands

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from ase.io import write
-
 from alchemi_jax.systems.batch import Batch
 
 
@@ -17,6 +15,8 @@ class UsageError(Exception):
 
 def write_structures(path: Path, batch: Batch) -> None:
     """Extended XYZ of all systems; their `info` says how each of them did."""
+    from ase.io import write
+
     host = batch.take()
     structures = host.to_ase()
     for i, atoms in enumerate(structures):

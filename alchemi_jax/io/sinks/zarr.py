@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.io import jsonio
 
 from alchemi_jax.io.sinks.base import Form, Sink, check_form, chosen, extra_form, form
 from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
@@ -360,6 +359,8 @@ def _flat(host: Batch) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def _dump(meta: SystemMeta) -> bytes:
+    from ase.io import jsonio
+
     info = {}
     for key, value in meta.info.items():
         try:
