@@ -15,7 +15,7 @@ from tqdm import tqdm
 from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
-from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
+from alchemi_jax.dynamics import FIRE, AbstractDynamics, ConvergenceHook, DynamicsState
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.dynamics.sinks import ZarrData
@@ -52,7 +52,7 @@ def relax(args: argparse.Namespace) -> int:
     out = _prepare(Path(args.out), args.overwrite)
 
     # FIRE's dt of ASE, and the same largest one.
-    engine = FIRE(
+    engine: AbstractDynamics = FIRE(
         model=model,
         n_steps=args.steps,
         hooks=[ConvergenceHook.from_fmax(args.fmax), LoggingHook(log_path=out / "log.csv", mode="w")],
