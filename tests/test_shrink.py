@@ -87,13 +87,13 @@ def test_the_state_goes_on(batch, wanted):
     k = int(np.sort(np.asarray(wanted.steps_taken)[: len(ORDER)])[-4])
     state = engine.advance(engine.init(batch), k, shrink=True)
     assert int(state.step_count) == k
-    assert state.memory[1].shape == (20,)
-    np.testing.assert_array_equal(state.memory[1], state.batch.steps_taken)
+    assert state.memory[1].value.shape == (20,)
+    np.testing.assert_array_equal(state.memory[1].value, state.batch.steps_taken)
     np.testing.assert_array_equal(state.moved, np.asarray(state.batch.steps_taken) == k)
     same(engine.advance(state, 300).batch, wanted.replace(stress=state.batch.stress))
     again = engine.advance(state, 300, shrink=True)
     same(again.batch, wanted.replace(stress=state.batch.stress))
-    np.testing.assert_array_equal(again.memory[1], wanted.steps_taken)
+    np.testing.assert_array_equal(again.memory[1].value, wanted.steps_taken)
 
 
 def test_crystals_with_lists_and_stress_through_a_pipeline():

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def relax(args: argparse.Namespace) -> int:
     out = _prepare(Path(args.out), args.overwrite)
 
     # FIRE's dt of ASE, and the same largest one.
-    engine: AbstractDynamics = FIRE(
+    engine = FIRE(
         model=model,
         n_steps=args.steps,
         hooks=[ConvergenceHook.from_fmax(args.fmax), LoggingHook(log_path=out / "log.csv", mode="w")],
@@ -66,7 +66,7 @@ def relax(args: argparse.Namespace) -> int:
         with engine:
             state, interrupted = _advance(engine, engine.init(batch), args.steps)
     took = time.perf_counter() - begun
-    final = finalize(engine, state)
+    final = finalize(cast(AbstractDynamics, engine), state)
     ZarrData(out / "relaxed.zarr", mode="w").write(final)
     write_structures(out / "relaxed.extxyz", final)
     convergence(

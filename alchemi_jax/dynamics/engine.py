@@ -241,14 +241,11 @@ class AbstractDynamics(Algorithm):
 class FusedStage(AbstractDynamics):
     """A pipeline, `relax + md`: each system goes through its parts, which are engines, at its own pace.
 
-    `status` is the number of the part in which a system is. It moves on when a ConvergenceHook of the part says
-    so, or when the part's own `n_steps`, counted from its arrival, are used up; after the last part it is
-    finished. The model is evaluated once per step, and each system gets the update of its own part.
+    `status` is the number of the part in which a system is. It moves on when a ConvergenceHook of the part
+    says so, or when the part's own `n_steps` are used up. The model is evaluated once per step.
 
-    Hooks of a part are called in steps in which a system is in it, and see those systems as `ctx.active_mask`.
-    Hooks of the pipeline see all, first at BEFORE_*, last elsewhere. A system starts in a part as in a run of
-    its own: new state and memories, velocities drawn if it comes from a relaxation and the part has a
-    `temperature`, noise of `fold_in(key, part)`.
+    Hooks of a part are called while a system is in it, with those systems as `ctx.active_mask`. Hooks of the
+    pipeline see all, first at BEFORE_*, last elsewhere. A system starts in a part as in a run of its own.
 
     Args:
         stages: the engines, in order; pipelines among them are flattened. All have the same model.
