@@ -41,14 +41,14 @@ compiler.get_compile_options = _with_cheap_options
 def cheap_xla():
     """Compiles with cheap options inside."""
     global _cheap
-    _cheap = True
+    before, _cheap = _cheap, True
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         with _kind("cheap"):
             yield
     finally:
-        _cheap = False
-        jax.config.update("jax_disable_most_optimizations", False)
+        _cheap = before
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

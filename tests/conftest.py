@@ -23,6 +23,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 EPSILON, SIGMA = 0.0104, 3.40
+#: Names of fixtures that are compiled with the options of users.
+FULL_FIXTURES: set[str] = set()
 
 
 def pytest_addoption(parser):
@@ -100,12 +102,25 @@ def zoo() -> dict[str, Atoms]:
     return out
 
 
+def pytest_collection_modifyitems(items):
+    """Finds which fixtures of a module or of the session are compiled as users compile: what a test with
+    users' options asks for. Such fixtures are made before `options_of_xla` acts."""
+    for item in items:
+        if needs_full_xla(item):
+            FULL_FIXTURES.update(item.fixturenames)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    if fixturedef.scope == "function" or fixturedef.argname in FULL_FIXTURES:
+        return (yield)
+    with cheap_xla():
+        return (yield)
+
+
 @pytest.fixture(autouse=True)
 def options_of_xla(request):
-    """Tests that do not need the options of users are compiled with cheap ones; see `cheap_xla`.
-
-    Fixtures of a module or of the session come before this one and are compiled with the options of users.
-    """
+    """Tests that do not need the options of users are compiled with cheap ones; see `cheap_xla`."""
     if needs_full_xla(request.node):
         yield
     else:
