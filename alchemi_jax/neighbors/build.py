@@ -69,7 +69,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     if sizes.builder == "warp":
         wrapped = extended[:, : batch.atom_capacity].T
         index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
-        needs = [largest_of(found, 0), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
+        needs = [largest_of(found), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
         everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
         if sizes.builder == "cell list":
@@ -81,7 +81,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         index, found = list_hits(
             find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
         )
-        needs = [largest_of(found, 0), images.total, *groups.needs]
+        needs = [largest_of(found), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     needs = jnp.stack(needs)
