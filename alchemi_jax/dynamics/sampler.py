@@ -248,8 +248,9 @@ class Stream:
             return
         self._coming = self._reader.submit(next, self._chunks, None)
         needs = None
-        if self.model.cutoff is not None:
-            needs = list_needs(chunk, self.model.cutoff, getattr(self.model, "skin", 0.0))
+        required = self.model.requirements
+        if required.cutoff is not None:
+            needs = list_needs(chunk, required.cutoff, required.skin)
         if len(self):
             assert self.waiting is not None
             rows = np.flatnonzero(self._left)
