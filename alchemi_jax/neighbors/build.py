@@ -73,11 +73,11 @@ def _empty(sizes: ListSizes, cutoff: float, skin: float, reverse_edges: bool, **
 
 
 def _no_edges(capacity: int, n: int, dtype: Any, reverse: bool) -> EdgeList:
-    nobody = np.full(capacity, n, np.int32)
+    no_atom = np.full(capacity, n, np.int32)
     own = jnp.arange(capacity, dtype=jnp.int32) if reverse else None
     return EdgeList(
-        senders=jnp.asarray(nobody),
-        receivers=jnp.asarray(nobody),
+        senders=jnp.asarray(no_atom),
+        receivers=jnp.asarray(no_atom),
         shifts=jnp.asarray(np.zeros((capacity, 3), dtype)),
         mask=jnp.asarray(np.zeros(capacity, bool)),
         reverse=own,

@@ -47,5 +47,5 @@ class EdgeList(eqx.Module):
         there = batch.positions[j] + jnp.einsum("ea,eab->eb", self.shifts, cell)
         far = jnp.array([padding, 0, 0], batch.dtype)
         vectors = jnp.where(self.mask[:, None], there - batch.positions[i], far[None])
-        # No wrong number leaves here, whoever forgets to ask for `overflow`.
+        # No wrong number comes out if `overflow` is not checked.
         return vectors + jnp.where(self.overflow, jnp.nan, 0).astype(batch.dtype)

@@ -8,7 +8,7 @@ extended array; each pair stands in the rows of both atoms.
 
 The list is a function of the positions and cells for which it was last due, system by system
 (`ref_positions`, `ref_cell`). When one system is due all are built again, the others from their own
-references, so that nobody's sum is ordered anew by what batch mates do.
+references, so that no sum changes its order because of other systems.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ ALL_PAIRS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ListSizes:
-    """Capacities, hence shapes: changing one compiles anew."""
+    """Capacities, hence shapes: changing one compiles again."""
 
     neighbors: int
     """Neighbors of one atom."""

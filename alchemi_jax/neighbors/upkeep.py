@@ -74,7 +74,7 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """The list brought up to date: built anew where due, offsets renewed where a cell changed.
+    """The list brought up to date: built again where due, offsets renewed where a cell changed.
 
     Nothing of it is differentiated: gradients go through the positions and the cell that
     `extended_positions` puts together.
