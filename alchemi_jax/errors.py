@@ -1,4 +1,4 @@
-"""What is said when code of a user's (a hook, a model, an algorithm) makes a mistake inside compiled code.
+"""Errors for mistakes in a user's code (a hook, a model, an algorithm) inside compiled code.
 
 One sentence: who, which field, what was expected and found, what to do, and where in the user's file. All
 of it is found while JAX traces, from shapes and dtypes: a run without mistakes takes no operation more.
@@ -237,7 +237,7 @@ def _unlike(a: Any, b: Any) -> str:
     return f'end with .astype("{b.dtype}")'
 
 
-# -- at the doors ----------------------------------------------------------------------------------
+# -- around public methods -------------------------------------------------------------------------
 
 
 class short_traceback:

@@ -78,7 +78,7 @@ def positive_length(name: str) -> Callable[[Any], float]:
 
 
 def as_count(name: str) -> Callable[[Any], Any]:
-    """A converter of counts to integer leaves, so that changing one does not compile anew."""
+    """A converter of counts to integer leaves, so that changing one does not compile again."""
 
     def convert(value: Any) -> Any:
         if value is None or is_traced(value):

@@ -18,7 +18,7 @@ def is_traced(tree: Any) -> bool:
 
 
 def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
-    """`lax.cond` for dear work that is seldom due.
+    """`lax.cond` for expensive work that is seldom due.
 
     Under vmap a `lax.cond` whose predicate differs from lane to lane runs both branches at every
     step. This one asks first whether any lane is due, does the work for all lanes in one branch, and

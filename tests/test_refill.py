@@ -22,7 +22,7 @@ from alchemi_jax.dynamics import (
     integrate_all,
     relax_all,
 )
-from alchemi_jax.dynamics.api import drawn
+from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.hooks import (
     ConvergedSnapshotHook,
     LoggingHook,
@@ -333,7 +333,7 @@ def test_the_doors():
     # Who moves already keeps its velocities.
     for a in atoms[::2]:
         a.set_velocities(np.ones((len(a), 3)))
-    kept = drawn(20.0, None)(Batch.from_ase(atoms)).to_ase()
+    kept = draw_velocities(20.0, None)(Batch.from_ase(atoms)).to_ase()
     np.testing.assert_allclose(kept[2].get_velocities(), 1.0)
     assert (kept[1].get_velocities() != 0).all()
     with pytest.raises(ValueError, match=r"ensemble is nve, .*, not 'npx'"):

@@ -24,7 +24,7 @@ from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, wri
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.dynamics import Sampler
-from alchemi_jax.dynamics.api import drawn, integrator, relaxation
+from alchemi_jax.dynamics.api import draw_velocities, integrator, relaxation
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
@@ -150,7 +150,7 @@ def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
 
 def _velocities(settings: Pipeline, key: jax.Array) -> Any:
     first = settings.stages[0]
-    return drawn(first.temperature, key) if isinstance(first, MD) and first.temperature is not None else None
+    return draw_velocities(first.temperature, key) if isinstance(first, MD) and first.temperature is not None else None
 
 
 def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:

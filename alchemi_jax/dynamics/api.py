@@ -76,7 +76,7 @@ def integrator(model: AbstractModel, *, ensemble: str, n_steps: int, **parameter
     return make(model=model, n_steps=n_steps, **given)
 
 
-def drawn(temperature: Any, key: Array | None) -> Callable[[Batch], Batch]:
+def draw_velocities(temperature: Any, key: Array | None) -> Callable[[Batch], Batch]:
     """Gives velocities of a temperature, K, to the systems that are at rest."""
 
     def prepare(batch: Batch) -> Batch:
@@ -163,5 +163,5 @@ def integrate_all(
     )
     key = jax.random.key(0) if key is None else key
     if temperature is not None:
-        stream["prepare"] = drawn(temperature, key)
+        stream["prepare"] = draw_velocities(temperature, key)
     return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key)

@@ -78,10 +78,8 @@ def init(
     device, meta = Partitioned(engine.on_device()), batch.meta
     batch = jax.device_put(unsafe_replace(batch, meta=None))
     state = compiled_initial_state(device, batch, jax.random.key(0) if key is None else key)
-    cutoff, skin = engine.model.cutoff, engine.model.skin
-    if cutoff is not None:
-        sizes = nl.guess_sizes(batch, cutoff, skin, builder=builder, waiting=waiting)
-        state = unsafe_replace(state, neighbors=nl.empty_list(batch, cutoff, skin, sizes))
+    neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
+    state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=unsafe_replace(state.batch, meta=meta))
     warn_failed(engine.groups, state.batch)

@@ -83,7 +83,7 @@ class AbstractDynamics(Algorithm):
         builder: str | None = None,
         like: DynamicsState | None = None,
     ) -> DynamicsState:
-        """The state before the first step: bookkeeping afresh, neighbor list made, model evaluated.
+        """The state before the first step: bookkeeping from scratch, neighbor list built, model evaluated.
 
         Args:
             key: PRNG key for algorithms that draw noise; `jax.random.key(0)` by default.
@@ -151,7 +151,7 @@ class AbstractDynamics(Algorithm):
             shrink: when half of the systems are finished, go on with a batch half as large that holds the
                 others, and so on; all are in their rows again at the end. Each size is compiled once in
                 a process (seconds), so it pays where some systems need many more steps than most and
-                a step is dear. Paths agree to rounding. Hooks must follow systems by their `system_id`.
+                a step is expensive. Paths agree to rounding. Hooks must follow systems by their `system_id`.
 
         Raises:
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.

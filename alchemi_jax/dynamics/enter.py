@@ -30,7 +30,7 @@ def enter_parts(engine: Engine, state: DynamicsState) -> DynamicsState:
     arriving = engine.active(state.batch) & state.entering & ~state.converged_at_start
     arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
 
-    # The neighbor list, which is dear to copy, goes in and not out.
+    # The neighbor list goes in and not out: it is expensive to copy.
     def enter(operands: tuple) -> tuple:
         arrays, state, arriving = operands
         after = _enter(eqx.combine(arrays, rest), state, arriving)

@@ -105,11 +105,10 @@ def _of_copies(engine: Engine, batch: Batch, copies: int) -> Footprint:
         return dataclasses.replace(batch, **{n: jax.tree.map(tiled, getattr(batch, n)) for n in names})
 
     shapes = eqx.filter_eval_shape(repeated, batch)
-    cutoff, skin = engine.model.cutoff, getattr(engine.model, "skin", 0.0)
-    lists = None
-    if cutoff is not None:
-        sizes = nl.guess_sizes(batch, cutoff, skin)
-        lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes.times(copies))
+    r, lists = engine.model.requirements, None
+    if r.cutoff is not None:
+        sizes = nl.guess_sizes(batch, r.cutoff, r.skin, edges=r.edges).times(copies)
+        lists = eqx.filter_eval_shape(nl.empty_list, shapes, r.cutoff, r.skin, sizes, r.reverse_edges)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = eqx.filter_eval_shape(initial_state, engine, shapes, lists, key)
     return _of_state(engine, state)

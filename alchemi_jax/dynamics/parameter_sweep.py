@@ -94,7 +94,7 @@ def sweep(
         part.check(batch)
     batch = jax.device_put(batch.replace(meta=None))
     arrays = {name: jnp.asarray(v) for name, v in values.items()}
-    neighbors = _first_list(engine, batch)
+    neighbors = nl.unbuilt_list(batch, engine.model.requirements)
     # Rows need room, hence a number that is known.
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
@@ -108,8 +108,7 @@ def sweep(
         lists = states.neighbors
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break
-        sizes = nl.grow(neighbors.sizes, np.asarray(lists.needs).max(axis=0))
-        neighbors = nl.empty_list(batch, neighbors.cutoff, neighbors.skin, sizes)
+        neighbors = nl.enlarge(neighbors, np.asarray(lists.needs).max(axis=0))
 
     systems = int(batch.num_systems)
     table = {
@@ -163,14 +162,6 @@ def _together(asked: int | None, count: int, atoms: int) -> int:
 
 def _energy(batch: Batch) -> Array:
     return batch.energy
-
-
-def _first_list(engine: AbstractDynamics, batch: Batch) -> nl.NeighborList | None:
-    model = engine.model
-    if model.cutoff is None:
-        return None
-    sizes = nl.guess_sizes(batch, model.cutoff, model.skin)
-    return nl.empty_list(batch, model.cutoff, model.skin, sizes)
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:

@@ -1,4 +1,4 @@
-"""An engine taken apart, once, into arrays and the rest, for many calls of compiled code.
+"""An engine partitioned once into its arrays and the rest, for many calls of compiled code.
 
 `eqx.filter_jit` does this at every call, and compares what is static with what was compiled: half a ms
 for an engine with a few hooks, as long as two steps of a small batch. Here the rest is one object,
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 class _Rest:
-    """All of a tree but its arrays; equal where nothing would have to be compiled anew."""
+    """All of a tree but its arrays; equal where nothing would have to be compiled again."""
 
     def __init__(self, leaves: tuple, treedef: Any):
         self.leaves, self.treedef = leaves, treedef
@@ -49,7 +49,7 @@ class Partitioned(Generic[_T]):
         self._rest = _one(_Rest(tuple(None if eqx.is_array(x) else x for x in leaves), treedef))
 
     def combine(self) -> _T:
-        """What was taken apart."""
+        """The tree again."""
         arrays = iter(self._arrays)
         leaves = [next(arrays) if x is None else x for x in self._rest.leaves]
         return jax.tree.unflatten(self._rest.treedef, leaves)

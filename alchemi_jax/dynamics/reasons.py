@@ -40,17 +40,17 @@ def reason_text(groups: Iterable[Group], code: int) -> str:
     if code <= 0:
         return ""
     if code < _FIRST_HOOK:
-        return _not_finite("its", FIELDS[code - 1])
+        return _not_finite(FIELDS[code - 1])
     number, local = divmod(code - _FIRST_HOOK, _PER_HOOK)
     hooks: list[TracedHook] = [hook for group in groups for hook in group.hooks.traced]
     if number >= len(hooks):
         return f"reason {code}"
     hook = hooks[number]
     if local >= MOST_REASONS:
-        return f"{_not_finite('its', FIELDS[local - MOST_REASONS])} after {name_of(hook)}"
+        return f"{_not_finite(FIELDS[local - MOST_REASONS])} after {name_of(hook)}"
     texts = flag(hook, "reasons")
     return f"{name_of(hook)}: {texts[local]}" if local < len(texts) else name_of(hook)
 
 
-def _not_finite(whose: str, field: str) -> str:
-    return f"{whose} {field} {'are' if field.endswith('s') and field != 'stress' else 'is'} not finite"
+def _not_finite(field: str) -> str:
+    return f"its {field} {'are' if field.endswith('s') and field != 'stress' else 'is'} not finite"

@@ -108,7 +108,7 @@ class _Refilled:
         self.steps_taken = 0.0
         #: Steps of the systems that left last: so many that more would say little more.
         self.recent: deque[int] = deque(maxlen=10 * stream.sampler.max_systems)
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
         most = stream.sampler.max_systems
         first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
         self.driver: Run | None = None
@@ -135,7 +135,7 @@ class _Refilled:
         share = self.stream.sampler.refill_share or FIRST_SHARE
         stepping, judged, places = 0.0, 0, 0
         while True:
-            resident, step, begun = len(self.sizes), driver.report.step, time.perf_counter()
+            resident, step, started = len(self.sizes), driver.report.step, time.perf_counter()
             if self.stream.sampler.shrink and not self.stream.more:
                 # Nobody is left to take the room of who is finished.
                 last = shrink.ShrinkingRun(driver)
@@ -148,24 +148,24 @@ class _Refilled:
                 driver.advance(NO_LIMIT, few)
                 driver.drain()
                 places += driver.state.batch.system_capacity * (driver.report.step - step)
-            walked, stepped = driver.report.step - step, time.perf_counter()
-            traffic.steps += walked
-            stepping += stepped - begun
-            going = self._turn_over()
+            taken, stepped = driver.report.step - step, time.perf_counter()
+            traffic.steps += taken
+            stepping += stepped - started
+            going = self._exchange_systems()
             refilling = time.perf_counter() - stepped
             if not going:
                 break
-            if self.stream.sampler.refill_share is None and walked and traffic.systems > 2 * judged:
+            if self.stream.sampler.refill_share is None and taken and traffic.systems > 2 * judged:
                 judged = traffic.systems
                 # Both of this turn: in earlier ones something was compiled.
-                refill = refilling / ((stepped - begun) / walked)
+                refill = refilling / ((stepped - started) / taken)
                 share = best_share(refill, np.array(self.recent), driver.state.batch.system_capacity)
-        traffic.seconds = time.perf_counter() - self.begun
+        traffic.seconds = time.perf_counter() - self.started
         traffic.host_seconds = traffic.seconds - stepping
         traffic.occupancy = self.steps_taken / max(places, 1)
         return traffic
 
-    def _turn_over(self) -> bool:
+    def _exchange_systems(self) -> bool:
         """Finished systems leave, others enter. False if none is left."""
         driver, stream = self.driver, self.stream
         assert driver is not None
@@ -229,12 +229,12 @@ def best_share(refill: float, steps: np.ndarray, places: int) -> float:
     part x idle at last, 1 - x/2 of them are busy on the average: a system costs steps / (1 - x/2) of a
     place's time, and refill / x of refills. The sum is least at x = q / (1 + q/2), q² = 2 refill / steps.
     But systems that take nearly the same number of steps, and began together, end together: then nearly all
-    are worth waiting for. Which is cheaper is tried on systems drawn from those that were seen.
+    are worth waiting for. Which is cheaper is tried on a sample of the systems that have left.
     """
     q = float(np.sqrt(2 * refill / max(steps.mean(), 1e-12)))
     steady = min(max(q / (1 + q / 2), LEAST), MOST)
-    drawn = np.random.default_rng(0).choice(steps, 5 * places)
-    return min((steady, WAVE), key=lambda share: _cost(share, refill, drawn, places))
+    sample = np.random.default_rng(0).choice(steps, 5 * places)
+    return min((steady, WAVE), key=lambda share: _cost(share, refill, sample, places))
 
 
 def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:

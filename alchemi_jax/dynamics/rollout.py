@@ -1,6 +1,6 @@
 """Rollout: a fixed number of steps as a scan, for derivatives backwards through them.
 
-A `while_loop` has no reverse derivative because nobody knows how much must be stored. A scan has one, and
+A `while_loop` has no reverse derivative because the number of steps is not known. A scan has one, and
 rematerialisation says how much: the state is stored now and then, and what lies between is computed again
 when the backward pass gets there (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Two
 levels suffice here, since a state is small beside the intermediate values of a step.

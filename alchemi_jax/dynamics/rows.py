@@ -99,7 +99,7 @@ def plan_rows(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> RowPlan:
 def pack_incoming(
     old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, room: Capacities, largest: int = 0
 ) -> Batch:
-    """The systems that enter at their places of the new batch; elsewhere what stands in padding.
+    """The systems that enter, in their rows of the new batch; elsewhere the values of padding.
 
     Arrays of numpy: compiled code takes them as they are.
 

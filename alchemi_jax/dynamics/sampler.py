@@ -53,7 +53,7 @@ class Sampler:
         dtype: of the floats, as for `Batch.from_ase`.
         refill_share: so much of the systems in flight is finished before others enter; by default what costs
             least, from the times that steps and refills take. What is computed does not depend on it.
-        shrink: when nobody waits any more and half of the systems are finished, go on with a batch half as
+        shrink: when the source is empty and half of the systems are finished, go on with a batch half as
             large, and so on, as `engine.run(batch, shrink=True)` does.
         skip: system_ids that are passed over, of systems that an earlier run has finished.
         prepare: what is made of each window of systems when it was read, a Batch, such as
@@ -117,7 +117,7 @@ class Sampler:
         return f"Sampler({many}, {bounds}, policy={self.policy!r})"
 
     def sizes(self) -> np.ndarray | None:
-        """Atoms of each system, if that can be told without reading the source."""
+        """Atoms of each system, if that is known without reading the source."""
         if isinstance(self.source, Batch):
             return np.asarray(self.source.take().atoms_per_system)
         if isinstance(self.source, list | tuple) and self.source:
@@ -248,8 +248,9 @@ class Stream:
             return
         self._coming = self._reader.submit(next, self._chunks, None)
         needs = None
-        if self.model.cutoff is not None:
-            needs = list_needs(chunk, self.model.cutoff, getattr(self.model, "skin", 0.0))
+        required = self.model.requirements
+        if required.cutoff is not None:
+            needs = list_needs(chunk, required.cutoff, required.skin)
         if len(self):
             assert self.waiting is not None
             rows = np.flatnonzero(self._left)

@@ -3,7 +3,7 @@
 In a batch of fixed shapes a finished system costs as much as one that moves. Where half of the places
 are idle, those that still move are put together into a batch half as large, or a quarter, and so on, and
 the run goes on there. Each size is compiled once in a process. At the end, or when the run is stopped,
-all systems stand again where they were.
+all systems are back in their rows.
 
 When it happens is a matter of who is finished, never of time: the same run does the same again.
 """

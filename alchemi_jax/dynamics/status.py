@@ -62,7 +62,7 @@ def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
 
 def _advance_time(engine: Engine, carry: StepCarry) -> tuple[Array, Array]:
     """Time of each system after the step, fs, and what rounding took from it (Kahan's sum): a plain sum in
-    float32 stands still after 10^7 steps."""
+    float32 no longer grows after 10^7 steps."""
     state, batch = carry.state, carry.state.batch
     own = state.integrator if engine.n_stages > 1 else (state.integrator,)
     dt = None

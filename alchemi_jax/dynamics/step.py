@@ -80,7 +80,7 @@ def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
     entered = engine.active(state.batch) & state.fresh & (state.came_from >= 0)
     arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
 
-    # Of the neighbor list only what tells the driver that it was too small: the rest is dear to copy.
+    # Of the neighbor list only whether it was too small: the rest is expensive to copy.
     def evaluate(operands: tuple) -> tuple:
         arrays, state, entered = operands
         none = jnp.zeros_like(entered)

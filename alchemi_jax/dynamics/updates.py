@@ -122,7 +122,7 @@ def apply_update(engine: Any, update: str, batch: Batch, state: Any, key: Array)
 
 
 def own_state(engine: Any, batch: Batch) -> Any:
-    """`engine.init_state`, whose fields must say whose rows they are.
+    """`engine.init_state`, whose fields must declare their levels.
 
     Raises:
         UserCodeError: naming the algorithm and the field.

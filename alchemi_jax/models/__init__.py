@@ -25,5 +25,6 @@ if TYPE_CHECKING:
     from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
     from alchemi_jax.models.stillinger_weber import StillingerWeber as StillingerWeber
     from alchemi_jax.models.tersoff import Tersoff as Tersoff
+    from alchemi_jax.neighbors.requirements import Requirements as Requirements
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
-from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.neighbors import NeighborList, Requirements
 from alchemi_jax.parameters import Described
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import volume
@@ -30,12 +30,17 @@ class AbstractModel(Described):
     """A potential. Write `energy`; forces and stress come from its gradient.
 
     A model with a `cutoff` (Å) gets a neighbor list that reaches so far and a `skin` (Å) further, kept
-    up to date by the engine; one without (None) gets None. Override `evaluate` where forces are known
-    in closed form, and `check` to refuse batches that the model cannot treat.
+    up to date by the engine; one without (None) gets None. Override `requirements` to ask for edges,
+    `evaluate` where forces are known in closed form, and `check` to refuse batches that it cannot treat.
     """
 
     cutoff: eqx.AbstractVar[float | None]
     skin = 1.0
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the model needs of a neighbor list: its cutoff and skin, and no edges."""
+        return Requirements(self.cutoff, self.skin)
 
     @abstractmethod
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
@@ -109,6 +114,14 @@ class SumModel(AbstractModel):
         """Å, that of the part which reaches furthest."""
         part = self._furthest
         return AbstractModel.skin if part is None else part.skin
+
+    @property
+    def requirements(self) -> Requirements:
+        """Those of all parts together."""
+        asked = [part.requirements for part in self.parts]
+        return Requirements(
+            self.cutoff, self.skin, any(r.edges for r in asked), any(r.reverse_edges for r in asked)
+        )
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         first, *rest = (p.energy(batch, _seen_by(p, neighbors)) for p in self.parts)

@@ -6,10 +6,12 @@ from alchemi_jax._lazy import lazy_index
 
 
 if TYPE_CHECKING:
+    from alchemi_jax.neighbors.allocate import allocate as allocate
+    from alchemi_jax.neighbors.allocate import unbuilt_list as unbuilt_list
     from alchemi_jax.neighbors.build import empty_list as empty_list
     from alchemi_jax.neighbors.build import enlarge as enlarge
     from alchemi_jax.neighbors.build import resized as resized
-    from alchemi_jax.neighbors.edges import EdgeList as EdgeList
+    from alchemi_jax.neighbors.edge_type import EdgeList as EdgeList
     from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity
     from alchemi_jax.neighbors.edges import edge_list as edge_list
     from alchemi_jax.neighbors.list import FAR as FAR
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates
     from alchemi_jax.neighbors.list import extended_positions as extended_positions
     from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
+    from alchemi_jax.neighbors.requirements import Requirements as Requirements
     from alchemi_jax.neighbors.sizes import Needs as Needs
     from alchemi_jax.neighbors.sizes import grow as grow
     from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
@@ -18,12 +19,15 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import any_by_system, largest_of, to_atoms
 
 
-def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> NeighborList:
+def empty_list(
+    batch: Batch, cutoff: float, skin: float, sizes: ListSizes, reverse_edges: bool = False
+) -> NeighborList:
     """A list of the right shapes in which every system is due."""
     return _empty(
         sizes,
         cutoff,
         skin,
+        reverse_edges,
         ref_positions=jnp.asarray(batch.positions),
         ref_cell=jnp.asarray(batch.cell),
         ref_pbc=jnp.asarray(batch.pbc),
@@ -40,12 +44,12 @@ def enlarge(neighbors: NeighborList, needs: np.ndarray) -> NeighborList:
 def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
     """The list of the same references with other capacities, not built."""
     kept = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
-    return _empty(
-        sizes, neighbors.cutoff, neighbors.skin, **{name: getattr(neighbors, name) for name in kept}
-    )
+    reverse = neighbors.edges is not None and neighbors.edges.reverse is not None
+    arrays = {name: getattr(neighbors, name) for name in kept}
+    return _empty(sizes, neighbors.cutoff, neighbors.skin, reverse, **arrays)
 
 
-def _empty(sizes: ListSizes, cutoff: float, skin: float, **kept: Any) -> NeighborList:
+def _empty(sizes: ListSizes, cutoff: float, skin: float, reverse_edges: bool, **kept: Any) -> NeighborList:
     """Arrays of numpy, but for what is kept: nothing is compiled to make them."""
     n, s, dtype = kept["ref_positions"].shape[0], kept["ref_cell"].shape[0], kept["ref_cell"].dtype
     places = n + sizes.images
@@ -58,13 +62,28 @@ def _empty(sizes: ListSizes, cutoff: float, skin: float, **kept: Any) -> Neighbo
         "ref_inverse": np.zeros((s, 3, 3), dtype),
         "offset_cell": kept["ref_cell"],
         "complete": np.zeros(s, bool),
-        "needs": np.zeros(4, np.int32),
+        "needs": np.zeros(len(dataclasses.fields(ListSizes)), np.int32),
         "overflow": np.zeros((), bool),
         "builds": np.zeros((), np.int32),
         "built": np.zeros((), bool),
     }
     fields = {name: jnp.asarray(value) for name, value in (fields | kept).items()}
-    return NeighborList(**fields, cutoff=cutoff, skin=skin, sizes=sizes)
+    edges = _no_edges(sizes.edges, n, dtype, reverse_edges) if sizes.edges else None
+    return NeighborList(**fields, edges=edges, cutoff=cutoff, skin=skin, sizes=sizes)
+
+
+def _no_edges(capacity: int, n: int, dtype: Any, reverse: bool) -> EdgeList:
+    no_atom = np.full(capacity, n, np.int32)
+    own = jnp.arange(capacity, dtype=jnp.int32) if reverse else None
+    return EdgeList(
+        senders=jnp.asarray(no_atom),
+        receivers=jnp.asarray(no_atom),
+        shifts=jnp.asarray(np.zeros((capacity, 3), dtype)),
+        mask=jnp.asarray(np.zeros(capacity, bool)),
+        reverse=own,
+        needed=jnp.asarray(np.int32(0)),
+        overflow=jnp.asarray(np.zeros((), bool)),
+    )
 
 
 def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"]) -> NeighborList:
@@ -93,7 +112,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     if sizes.builder == "warp":
         wrapped = extended[:, : batch.atom_capacity].T
         index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
-        needs = [largest_of(found, 0), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
+        needs = [largest_of(found), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
         everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
         if sizes.builder == "cell list":
@@ -105,10 +124,11 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         index, found = list_hits(
             find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
         )
-        needs = [largest_of(found, 0), images.total, *groups.needs]
+        needs = [largest_of(found), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
-    needs = jnp.stack(needs)
+    # Edges are counted by `update`, at the present positions.
+    needs = jnp.stack([*needs, jnp.zeros((), jnp.int32)])
     used = jnp.minimum(needs[0], sizes.neighbors)
     # Of two buildings before the host looks it must hear of both.
     needs = jnp.where(neighbors.overflow, jnp.maximum(needs, neighbors.needs), needs)

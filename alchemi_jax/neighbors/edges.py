@@ -1,12 +1,12 @@
 """The same list as edges, for graph models: senders, receivers, shifts and a mask, of fixed length."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import population_count
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
+from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.list import NeighborList, pair_vectors
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import round_up
@@ -14,43 +14,6 @@ from alchemi_jax.systems.segments import to_atoms
 
 
 _WORD = 32
-
-
-class EdgeList(eqx.Module):
-    """Pairs within the cutoff, each in both directions, in the order of the receivers.
-
-    The vector of an edge, from its receiver to the image of its sender, is
-    `positions[senders] + shifts @ cell - positions[receivers]` (`vectors` does that).
-
-    Attributes:
-        senders: [edges], the neighbor; the number of atoms, which is no atom, in padding. Segment
-            sums drop it.
-        receivers: [edges], the atom whose neighbor it is; likewise.
-        shifts: [edges, 3], whole numbers of lattice vectors, relative to raw positions.
-        mask: [edges], False in padding.
-        overflow: there are more edges than room for them, and those beyond are missing. Energies
-            of such a list must not be used.
-    """
-
-    senders: Int[Array, " edges"]
-    receivers: Int[Array, " edges"]
-    shifts: Float[Array, "edges 3"]
-    mask: Bool[Array, " edges"]
-    overflow: Bool[Array, ""]
-
-    def vectors(self, batch: Batch, padding: float = 1.0e3) -> Float[Array, "edges 3"]:
-        """From receivers to senders, Å; differentiable in positions and cell.
-
-        Args:
-            padding: Å, length of the vectors of padding: finite, so that gradients are, and beyond
-                every cutoff.
-        """
-        last = batch.atom_capacity - 1
-        i, j = jnp.minimum(self.receivers, last), jnp.minimum(self.senders, last)
-        cell = to_atoms(batch, batch.cell)[i]
-        there = batch.positions[j] + jnp.einsum("ea,eab->eb", self.shifts, cell)
-        far = jnp.array([padding, 0, 0], batch.dtype)
-        return jnp.where(self.mask[:, None], there - batch.positions[i], far[None])
 
 
 def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> int:
@@ -63,19 +26,27 @@ def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> 
     return round_up(int(np.ceil(near.sum() * room)) + 1, 8, 16)
 
 
-def edge_list(batch: Batch, neighbors: NeighborList, capacity: int | None = None) -> EdgeList:
+def edge_list(
+    batch: Batch, neighbors: NeighborList, capacity: int | None = None, reverse: bool = False
+) -> EdgeList:
     """Edges of the pairs within the cutoff at the present positions.
+
+    A model that asks for edges in its `requirements` finds them in `neighbors.edges`, whose capacity grows.
 
     Args:
         neighbors: brought up to date for this batch, as a model gets it.
         capacity: number of edges to make room for (`edge_capacity` finds one); None: so many as
             the list has slots, which always suffices but is padding by half.
+        reverse: whether to find the reverse of each edge.
 
     Pure, for jit and vmap. Indices carry no derivative: `EdgeList.vectors` does.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
     n, slots = batch.atom_capacity, neighbors.slots
-    near = pair_vectors(batch, neighbors)[3] & (neighbors.index < neighbors.far) & batch.atom_mask[None]
+    used = (neighbors.index < neighbors.far) & batch.atom_mask[None]
+    within = _within_both_ways(batch, neighbors) if reverse else pair_vectors(batch, neighbors)[3]
+    near = within & used
+    needed = near.sum(dtype=jnp.int32)
     if capacity is None:
         slot, receiver = (v.T.reshape(-1) for v in jnp.indices((slots, n), jnp.int32))
         mask, overflow = near.T.reshape(-1), jnp.zeros((), bool)
@@ -84,13 +55,40 @@ def edge_list(batch: Batch, neighbors: NeighborList, capacity: int | None = None
     place = jnp.where(mask, neighbors.index[slot, receiver], 0)
     shift = neighbors.shift[:, place] - neighbors.shift[:, receiver]
     sender = neighbors.atom_of(place)
+    senders, receivers = jnp.where(mask, sender, n), jnp.where(mask, receiver, n)
+    shifts = jnp.where(mask[:, None], shift.T, 0)
     return EdgeList(
-        senders=jnp.where(mask, sender, n),
-        receivers=jnp.where(mask, receiver, n),
-        shifts=jnp.where(mask[:, None], shift.T, 0),
+        senders=senders,
+        receivers=receivers,
+        shifts=shifts,
         mask=mask,
+        reverse=_reverse_of(senders, receivers, shifts) if reverse else None,
+        needed=needed,
         overflow=overflow | neighbors.overflow,
     )
+
+
+def _within_both_ways(batch: Batch, neighbors: NeighborList) -> Bool[Array, "slots atoms"]:
+    """Which pairs are within the cutoff, by a distance that is the same number in both directions: an edge
+    at the very cutoff must not lack its reverse."""
+    n = batch.atom_capacity
+    place = jnp.minimum(neighbors.index, neighbors.far - 1)
+    atom = neighbors.atom_of(place)
+    shift = neighbors.shift[:, place] - neighbors.shift[:, None, :n]
+    cell = to_atoms(batch, batch.cell)
+    squared = jnp.zeros(place.shape, batch.dtype)
+    for k in range(3):
+        along = sum(shift[a] * cell[None, :, a, k] for a in range(3))
+        squared = squared + ((batch.positions[atom, k] - batch.positions[None, :, k]) + along) ** 2
+    return squared <= neighbors.cutoff**2
+
+
+def _reverse_of(senders: Array, receivers: Array, shifts: Array) -> Int[Array, " edges"]:
+    """Edges sorted as they are, and as they are the other way round, come in the same order."""
+    x, y, z = (shifts[:, k] for k in range(3))
+    forward = jnp.lexsort((z, y, x, senders, receivers))
+    backward = jnp.lexsort((-z, -y, -x, receivers, senders))
+    return jnp.zeros(len(senders), jnp.int32).at[backward].set(forward.astype(jnp.int32))
 
 
 def _compact(near: Bool[Array, "slots atoms"], capacity: int) -> tuple[Array, Array, Array, Array]:

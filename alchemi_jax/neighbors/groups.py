@@ -184,4 +184,4 @@ def _fill(split: _Split, runs: _Runs, order: Array | None, capacity: int) -> Gro
     if order is not None:
         place = jnp.take(order, place, mode="clip")
     place = jnp.where(number < count[None], place, -1)
-    return Groups(split.atoms, place, count, split.place, (largest_of(count, 0), split.needed))
+    return Groups(split.atoms, place, count, split.place, (largest_of(count), split.needed))

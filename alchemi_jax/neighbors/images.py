@@ -102,7 +102,8 @@ def find_images(
     width = jnp.where(periodic, last - first + 1, 1)
     product = width[0] * width[1] * width[2] - 1
     width = width.astype(jnp.int32)
-    count = jnp.minimum(product, MOST).astype(jnp.int32)
+    # One that is not a number counts as too many.
+    count = jnp.where(product < MOST, product, MOST).astype(jnp.int32)
 
     end = running_sum(count)
     start, total = end - count, end[-1]

@@ -8,7 +8,7 @@ extended array; each pair stands in the rows of both atoms.
 
 The list is a function of the positions and cells for which it was last due, system by system
 (`ref_positions`, `ref_cell`). When one system is due all are built again, the others from their own
-references, so that nobody's sum is ordered anew by what batch mates do.
+references, so that no sum changes its order because of other systems.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.systems.batch import Batch
 
@@ -33,7 +34,7 @@ ALL_PAIRS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ListSizes:
-    """Capacities, hence shapes: changing one compiles anew."""
+    """Capacities, hence shapes: changing one compiles again."""
 
     neighbors: int
     """Neighbors of one atom."""
@@ -43,6 +44,8 @@ class ListSizes:
     """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
     groups: int
     """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
+    edges: int = 0
+    """Edges of all systems together; 0: none are asked for."""
 
     @property
     def periodic(self) -> bool:
@@ -59,7 +62,8 @@ class ListSizes:
         """For so many times the systems: what is counted over all of them changes."""
         images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
         groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
-        return dataclasses.replace(self, images=images, groups=groups)
+        edges = math.ceil(self.edges * factor)
+        return dataclasses.replace(self, images=images, groups=groups, edges=edges)
 
 
 class NeighborList(eqx.Module):
@@ -74,6 +78,7 @@ class NeighborList(eqx.Module):
         complete: [systems], the list holds all pairs of a free system and is never due.
         needs: what the last building needed, in the order of ListSizes: what the driver grows to.
         overflow: a capacity was too small. No force from this list may be used.
+        edges: pairs within the cutoff at the last update, where a model asks for them.
         builds: how often it was built.
         built: False for an empty list: the next update builds it, of systems that are not due from their
             references.
@@ -91,10 +96,11 @@ class NeighborList(eqx.Module):
     ref_pbc: Bool[Array, "systems 3"]
     ref_id: Int[Array, " systems"]
     complete: Bool[Array, " systems"]
-    needs: Int[Array, " 4"]
+    needs: Int[Array, " sizes"]
     overflow: Bool[Array, ""]
     builds: Int[Array, ""]
     built: Bool[Array, ""]
+    edges: EdgeList | None
     cutoff: float = eqx.field(static=True)
     skin: float = eqx.field(static=True)
     sizes: ListSizes = eqx.field(static=True)

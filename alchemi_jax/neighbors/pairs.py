@@ -52,7 +52,7 @@ def find_hits(extended: Float[Array, "3 places"], groups: Groups, reach: Float[A
     # Coordinates apart: the loop below takes eight times as long with an array of all three.
     x, y, z = coordinates(groups.atoms)
     there = [*coordinates(groups.candidates), groups.candidates]
-    own = largest_of(jnp.nan_to_num(jnp.maximum(jnp.maximum(abs(x), abs(y)), abs(z))), 0)
+    own = largest_of(jnp.nan_to_num(jnp.maximum(jnp.maximum(abs(x), abs(y)), abs(z))))
     reach = reach.astype(jnp.float32)
     squared = jnp.square(reach * (1 + 1e-6) + 4e-7 * (own + reach))
     bit = _BITS[:, None, None]
@@ -115,5 +115,5 @@ def list_hits(
 
     n = len(groups.place)
     begin = (jnp.full((slots, n), far, jnp.int32), jnp.full(n, -1, jnp.int32), jnp.zeros(n, jnp.uint32))
-    used = jnp.minimum(largest_of(found, 0), slots)
+    used = jnp.minimum(largest_of(found), slots)
     return jax.lax.fori_loop(0, used, slot, begin)[0], found

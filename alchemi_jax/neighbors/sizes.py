@@ -34,6 +34,8 @@ class Needs:
     """Atoms and images in the cells around one."""
     tried: np.ndarray
     """Images of each atom that the kernels of `warp` try."""
+    edges: np.ndarray
+    """Pairs within the cutoff, in both directions."""
 
     def taken(self, rows: np.ndarray) -> "Needs":
         """Of some of the systems."""
@@ -53,6 +55,7 @@ def guess_sizes(
     *,
     builder: str | None = None,
     waiting: Needs | None = None,
+    edges: bool = False,
 ) -> ListSizes:
     """Capacities for the atoms as they are now, with some room; if too small, the driver grows them.
 
@@ -64,6 +67,7 @@ def guess_sizes(
         builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
             of nvalchemi-toolkit-ops, where that is installed.
         waiting: the needs of all systems of which as many as the batch has places may be in it one day.
+        edges: whether there is to be room for edges.
 
     Raises:
         ValueError: for another builder.
@@ -86,14 +90,16 @@ def guess_sizes(
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), 4, 1)
     # One where no system is periodic: see `ListSizes.periodic`.
     room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1
+    edge_room = round_up(int(np.ceil(most(needs.edges))) + 1, 8, 16) if edges else 0
     if builder == "warp":
         load()
-        return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1)
+        return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1, edges=edge_room)
     return ListSizes(
         neighbors,
         room,
         candidates=round_up(int(np.ceil((needs.in_cells if by_cells else needs.everyone).max())), 8, 32),
         groups=groups if by_cells else 0,
+        edges=edge_room,
     )
 
 
@@ -127,6 +133,8 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     sphere = np.minimum(4 / 3 * np.pi * reach**3, box)
     near = np.minimum(1.25 * counts / filled * sphere + 4, everyone - 1)
     near = np.where(free & (counts <= ALL_PAIRS), counts - 1, near)
+    part = np.minimum(4 / 3 * np.pi * cutoff**3, box) / sphere
+    edges = counts * np.minimum(1.15 * counts / filled * sphere * part + 2, near)
 
     # Cells as `groups.cell_list` makes them.
     inner = np.clip(np.floor((high - low) / margin), 1, _MOST_CELLS ** (1 / 3))
@@ -140,7 +148,7 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 
     tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
-    return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried)
+    return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried, edges)
 
 
 def _working_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.neighbors.build import build
+from alchemi_jax.neighbors.edge_type import EdgeList
+from alchemi_jax.neighbors.edges import edge_list
 from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
 from alchemi_jax.systems.batch import Batch
@@ -72,7 +74,7 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """The list brought up to date: built anew where due, offsets renewed where a cell changed.
+    """The list brought up to date: built again where due, offsets renewed where a cell changed.
 
     Nothing of it is differentiated: gradients go through the positions and the cell that
     `extended_positions` puts together.
@@ -87,20 +89,23 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
         stale = due(batch, neighbors)
         return cond_any(any_of(stale) | ~neighbors.built, rebuild, lambda o: o[1], (batch, neighbors, stale))
 
-    neighbors = cond_any(
-        may_be_due(batch, neighbors) | ~neighbors.built, ask, lambda o: o[1], (batch, neighbors)
-    )
-    if not neighbors.sizes.periodic:
-        return neighbors
+    ask_now = may_be_due(batch, neighbors) | ~neighbors.built
+    neighbors = cond_any(ask_now, ask, lambda o: o[1], (batch, neighbors))
+    if neighbors.sizes.periodic:
+        outdated = offsets_outdated(batch, neighbors)
+        neighbors = cond_any(outdated, _renew_offsets, lambda o: o[1], (batch, neighbors))
+    return neighbors if neighbors.edges is None else _renew_edges(batch, neighbors, neighbors.edges)
 
-    def renew(operands: Any) -> NeighborList:
-        batch, neighbors = operands
-        offset = lattice_offset(neighbors.shift, batch.cell, owners(batch, neighbors))
-        return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
 
-    return cond_any(
-        offsets_outdated(batch, neighbors),
-        renew,
-        lambda operands: operands[1],
-        (batch, neighbors),
-    )
+def _renew_offsets(operands: tuple[Batch, NeighborList]) -> NeighborList:
+    batch, neighbors = operands
+    offset = lattice_offset(neighbors.shift, batch.cell, owners(batch, neighbors))
+    return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
+
+
+def _renew_edges(batch: Batch, neighbors: NeighborList, old: EdgeList) -> NeighborList:
+    """The list with the edges of the present positions; what room they need is reported with it."""
+    edges = edge_list(batch, neighbors, neighbors.sizes.edges, reverse=old.reverse is not None)
+    before = jnp.where(neighbors.overflow, neighbors.needs[-1], 0)
+    needs = jnp.concatenate([neighbors.needs[:-1], jnp.maximum(edges.needed, before)[None]])
+    return dataclasses.replace(neighbors, edges=edges, needs=needs, overflow=edges.overflow)

@@ -1,0 +1,83 @@
+"""Lists for a model, made on the host: capacities are found by building, and grown until they suffice."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from alchemi_jax.neighbors.build import empty_list, enlarge
+from alchemi_jax.neighbors.list import NeighborList
+from alchemi_jax.neighbors.requirements import Requirements
+from alchemi_jax.neighbors.sizes import Needs, guess_sizes
+from alchemi_jax.neighbors.upkeep import update
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.transforms import is_traced
+
+
+#: What runs once compiles faster so; equinox passes the options on, its types do not say so.
+_filter_jit: Any = eqx.filter_jit
+_updated = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})(update)
+
+
+def allocate(
+    batch: Batch,
+    cutoff: float | Requirements,
+    skin: float = 1.0,
+    *,
+    edges: bool = False,
+    reverse_edges: bool = False,
+    builder: str | None = None,
+) -> NeighborList:
+    """A neighbor list for these systems, with room for what they need: to call a model without an engine.
+
+        neighbors = allocate(batch, model.requirements)
+        energies = model.energy(batch, neighbors)
+
+    For other positions of the same batch bring it up to date with `update(batch, neighbors)`, also inside
+    transforms; where a capacity is too small then, `neighbors.overflow` is set.
+
+    Args:
+        cutoff: Å; or the `requirements` of a model, which say the rest, too.
+        skin: Å by which the list reaches further, so that `update` need not build it each time.
+        edges: whether `neighbors.edges` is wanted. `reverse_edges`: whether `neighbors.edges.reverse` is.
+        builder: see `guess_sizes`.
+
+    Raises:
+        ValueError: inside a transform, since capacities are chosen on the host; or without a cutoff.
+    """
+    needs = cutoff if isinstance(cutoff, Requirements) else Requirements(cutoff, skin, edges, reverse_edges)
+    if is_traced(batch):
+        raise ValueError(
+            "neighbors.allocate chooses capacities on the host, so it cannot be traced: call it outside of "
+            "jit, vmap and grad, and neighbors.update inside."
+        )
+    neighbors = unbuilt_list(batch, needs, builder)
+    if neighbors is None:
+        raise ValueError("neighbors.allocate: a model without a cutoff needs no list; give it None.")
+    while True:
+        found = _updated(batch, neighbors)
+        if not bool(found.overflow):
+            return found
+        neighbors = enlarge(neighbors, np.asarray(found.needs))
+
+
+def unbuilt_list(
+    batch: Batch,
+    requirements: Requirements,
+    builder: str | None = None,
+    waiting: Needs | None = None,
+    copies: int = 1,
+) -> NeighborList | None:
+    """An empty list with room for what a model needs, as far as can be told without building it; None for a
+    model without a cutoff.
+
+    Args:
+        builder, waiting: see `guess_sizes`.
+        copies: room for so many times the systems.
+    """
+    r = requirements
+    if r.cutoff is None:
+        return None
+    sizes = guess_sizes(batch, r.cutoff, r.skin, builder=builder, waiting=waiting, edges=r.edges)
+    return empty_list(batch, r.cutoff, r.skin, sizes.times(copies), r.reverse_edges)
