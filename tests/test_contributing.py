@@ -1,12 +1,19 @@
-"""CONTRIBUTING.md: its examples run as they stand, and the rooms that it names are there."""
+"""CONTRIBUTING.md: its examples run as they stand. Pages that list what the code has list all of it."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
+from conftest import cluster
 
 import alchemi_jax
+from alchemi_jax import Batch, Outcome
+from alchemi_jax.dynamics import NVE
+from alchemi_jax.dynamics.footprint import Footprint
+from alchemi_jax.hooks import HookFlags
+from alchemi_jax.neighbors import allocate
 
 
 ROOT = Path(alchemi_jax.__file__).parent.parent
@@ -90,3 +97,51 @@ def test_the_map_names_what_is_there():
 def test_every_block_is_run():
     """A new block needs a test here."""
     assert len(BLOCKS) == 9
+
+
+# -- pages that list what the code has -------------------------------------------------------------
+
+
+def test_the_page_on_hooks_lists_every_flag_with_its_default():
+    page = (ROOT / "docs/hooks.md").read_text()
+    (section,) = re.findall(r"^## Flags\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.MULTILINE))
+    assert rows == {name: repr(getattr(HookFlags, name)) for name in HookFlags.__annotations__}
+
+
+def test_the_pages_name_every_outcome_and_every_part_of_a_footprint():
+    semantics = (ROOT / "docs/semantics.md").read_text()
+    for outcome in Outcome:
+        assert outcome.name in semantics, outcome
+    performance = (ROOT / "docs/performance.md").read_text()
+    for name in (*Footprint._fields, "total"):
+        assert f"`{name}`" in performance, name
+
+
+def test_the_guard_of_the_page_on_hooks_stops_and_says_why(lj):
+    """The page's example of `ctx.stop`, and the reason in the words that the page quotes."""
+    page = (ROOT / "docs/hooks.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Guard" in b)
+    names = {}
+    exec(block, names)
+    atoms = cluster(0, 4)
+    atoms.set_velocities(np.full((4, 3), 0.2) * [[1], [-1], [1], [-1]])
+    engine = NVE(model=lj, dt=1.0, n_steps=4, hooks=[names["Guard"]()])
+    out = engine.run(Batch.from_ase([atoms, cluster(1, 4)]))
+    assert [Outcome(int(o)) for o in out.outcome[:2]] == [Outcome.STOPPED, Outcome.OUT_OF_STEPS]
+    text = engine.reason_text(out.reason[0])
+    assert text == "Guard: it is too hot"
+    assert f"`{text}`" in page
+
+
+def test_the_graph_model_of_the_page_on_models():
+    page = (ROOT / "docs/models.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Bonds" in b)
+    names = {}
+    exec(block, names)
+    model = names["Bonds"](r0=np.array(2.0))
+    batch = Batch.from_ase(Atoms("Ar2", positions=[[0, 0, 0], [2.5, 0, 0]]))
+    results = model.evaluate(batch, allocate(batch, model.requirements))
+    # Each bond is an edge in both directions.
+    assert float(results.energy[0]) == pytest.approx(0.25)
+    assert float(results.forces[1, 0]) == pytest.approx(-1.0)
