@@ -150,7 +150,9 @@ def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
 
 def _velocities(settings: Pipeline, key: jax.Array) -> Any:
     first = settings.stages[0]
-    return draw_velocities(first.temperature, key) if isinstance(first, MD) and first.temperature is not None else None
+    if not isinstance(first, MD) or first.temperature is None:
+        return None
+    return draw_velocities(first.temperature, key)
 
 
 def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
