@@ -11,3 +11,5 @@ from alchemi_jax.io.trajectory import Trajectory as Trajectory
 from alchemi_jax.systems import observables as observables
 from alchemi_jax.systems.atoms import AtomicData as AtomicData
 from alchemi_jax.systems.batch import Batch as Batch
+from alchemi_jax.systems.host import HostBatch as HostBatch
+from alchemi_jax.systems.outcome import Outcome as Outcome

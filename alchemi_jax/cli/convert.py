@@ -12,7 +12,7 @@ from tqdm import tqdm
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.read import opened
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
-from alchemi_jax.io.sinks.ase import to_atoms
+from alchemi_jax.io.sinks.structures import to_atoms
 from alchemi_jax.io.trajectory import Trajectory
 
 
