@@ -123,7 +123,7 @@ def _short(path: str) -> str:
     return path if inside.startswith("..") else inside
 
 
-def defined(function: Any) -> str:
+def location(function: Any) -> str:
     """ " (file:line)" where a function of a user's begins, nothing where that is not known."""
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return "" if code is None else f" ({_short(code.co_filename)}:{code.co_firstlineno})"
@@ -132,7 +132,7 @@ def defined(function: Any) -> str:
 # -- what came back --------------------------------------------------------------------------------
 
 
-def described(x: Any) -> str:
+def description(x: Any) -> str:
     """What a sentence calls a value: "float32[16, 3]", "None", "a dict"."""
     if x is None:
         return "None"
@@ -170,7 +170,7 @@ def check_same_structure(who: str, what: str, new: Any, old: Any, function: Call
         return old
     if type(new) is not type(old) and not (_has_dtype(old) and is_array(new)):
         raise UserCodeError(
-            f"{who} returned {what} as {described(new)}; it must stay {described(old)}{_at(function)}."
+            f"{who} returned {what} as {description(new)}; it must stay {description(old)}{_at(function)}."
         )
     news, olds = _leaves(new), _leaves(old)
     out = []
@@ -185,7 +185,7 @@ def check_same_structure(who: str, what: str, new: Any, old: Any, function: Call
             wrong = _unlike(a, b)
             if wrong:
                 raise UserCodeError(
-                    f"{who} returned {what}{path} as {described(a)}; it must stay {described(b)}: "
+                    f"{who} returned {what}{path} as {description(a)}; it must stay {description(b)}: "
                     f"{wrong}{_at(function)}."
                 )
             if b is not None:
@@ -207,7 +207,7 @@ def check_same_structure(who: str, what: str, new: Any, old: Any, function: Call
 
 
 def _at(function: Callable | None) -> str:
-    return "" if function is None else defined(function)
+    return "" if function is None else location(function)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -51,6 +51,36 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
     return run(due, operands)
 
 
+def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) -> _T:
+    """`lax.cond(due, change, identity, operand)`, through which only those leaves pass that `change` changes.
+
+    The others come back as the same objects. XLA copies what passes through a conditional, and compiles the
+    copies; callers ask by `is` what was changed.
+    """
+    leaves, tree = jax.tree.flatten(operand)
+    changed: list[bool] = []
+
+    def find_changed(leaves: list[Array]) -> list[Array]:
+        found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
+        changed[:] = [new is not old for new, old in zip(found, leaves, strict=True)]
+        return found
+
+    jax.eval_shape(find_changed, leaves)
+    which = [i for i, new in enumerate(changed) if new]
+
+    def yes(leaves: list[Array]) -> list[Array]:
+        found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
+        return [found[i] for i in which]
+
+    def no(leaves: list[Array]) -> list[Array]:
+        return [leaves[i] for i in which]
+
+    if which:
+        for i, new in zip(which, jax.lax.cond(due, yes, no, leaves), strict=True):
+            leaves[i] = new
+    return jax.tree.unflatten(tree, leaves)
+
+
 @jax.custom_jvp
 def root(x: Any) -> Array:
     """The square root, whose derivative at zero is zero, not infinite.

@@ -16,9 +16,9 @@ from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, wri
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
+from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.dynamics.sinks import ZarrData
-from alchemi_jax.dynamics.start import finalize
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax

@@ -5,8 +5,8 @@ from alchemi_jax.dynamics.api import relax_all as relax_all
 from alchemi_jax.dynamics.engine import AbstractDynamics as AbstractDynamics
 from alchemi_jax.dynamics.engine import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.engine import DynamicsState as DynamicsState
+from alchemi_jax.dynamics.engine import FusedStage as FusedStage
 from alchemi_jax.dynamics.footprint import max_batch as max_batch
-from alchemi_jax.dynamics.fused import FusedStage as FusedStage
 from alchemi_jax.dynamics.hooks import ConvergenceHook as ConvergenceHook
 from alchemi_jax.dynamics.implicit import implicit_relax as implicit_relax
 from alchemi_jax.dynamics.integrators import NPH as NPH

@@ -1,127 +1,59 @@
-"""AbstractDynamics: parameters of an engine, and the one step function that knows the order of the stages."""
+"""AbstractDynamics, an engine with the user's methods, and FusedStage, several of them in one loop."""
 
-import contextlib
-import dataclasses
-from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
-from alchemi_jax.dynamics import driver, start
-from alchemi_jax.dynamics.admission import enter_stage
-from alchemi_jax.dynamics.dispatch import dispatch
-from alchemi_jax.dynamics.groups import Group, make_groups
-from alchemi_jax.dynamics.loop import loop
-from alchemi_jax.dynamics.progress import advance_status, revert_failed
-from alchemi_jax.dynamics.rollout import rollout
-from alchemi_jax.dynamics.stage import STEP
-from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
-from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
-from alchemi_jax.dynamics.state import StepCarry
-from alchemi_jax.dynamics.updates import updated
-from alchemi_jax.errors import UserCodeError, described, name_of, short_traceback
-from alchemi_jax.hooks import Hook as Hook
+from alchemi_jax.dynamics import driver, refill, rollout, run, start
+from alchemi_jax.dynamics import loop as loops
+from alchemi_jax.dynamics import step as steps
+from alchemi_jax.dynamics.algorithm import Algorithm
+from alchemi_jax.dynamics.check import check_lengths, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.footprint import Footprint, footprint
+from alchemi_jax.dynamics.reasons import reason_text
+from alchemi_jax.dynamics.sampler import Sampler
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.dynamics.state import DynamicsState, StepCarry
+from alchemi_jax.dynamics.status import within
+from alchemi_jax.dynamics.updates import apply_update, own_state, stage_key
+from alchemi_jax.errors import UserCodeError, description, name_of, short_traceback
 from alchemi_jax.hooks import HookContext, HookSet
-from alchemi_jax.io.sinks.base import Sink
-from alchemi_jax.models.base import AbstractModel, evaluate_checked
-from alchemi_jax.neighbors import update
-from alchemi_jax.parameters import Described
+from alchemi_jax.hooks.groups import Group, make_groups
+from alchemi_jax.io.sinks import Sink
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.parameters import as_count
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import select, unsafe_replace
-from alchemi_jax.systems.observables import kinetic_energy
-from alchemi_jax.systems.segments import any_by_system, to_atoms
+from alchemi_jax.systems.segments import to_atoms
+from alchemi_jax.transforms import is_traced
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.footprint import Memory
-    from alchemi_jax.dynamics.fused import FusedStage
-    from alchemi_jax.dynamics.sampler import Sampler
-
-_E = TypeVar("_E", bound="AbstractDynamics")
-
-
-class AbstractDynamics(Described):
+class AbstractDynamics(Algorithm):
     """An engine: a frozen set of parameters. What a step changes is in `DynamicsState`.
 
     An algorithm writes `init_state`, `pre_update` and `post_update`; everything else is here.
     `with engine:` opens its hooks for any number of runs.
 
-    Attributes:
-        model: gives energies and forces.
-        n_steps: budget of steps for each system, None: no limit. A leaf: no compiling when it changes.
-        hooks: a HookSet, made from a list of hooks.
+    Its fields are `model`, `n_steps`, `hooks` and the parameters of the algorithm.
     """
-
-    model: eqx.AbstractVar[AbstractModel]
-    n_steps: eqx.AbstractVar[Array | None]
-    hooks: eqx.AbstractVar[HookSet]
-
-    _stage_type: ClassVar[Any] = DynamicsStage
-    #: Whether this algorithm reads `batch.stress` in every step.
-    _needs_stress: ClassVar[bool] = False
-    #: Whether `batch.velocities` are what this algorithm moves by. A system that enters a stage which does
-    #: from one which does not gets velocities from `admit`.
-    _has_velocities: ClassVar[bool] = True
-    #: What hooks may ask of this algorithm through `batch.target_...`: "temperature", "pressure".
-    _targets: ClassVar[frozenset[str]] = frozenset()
 
     def __check_init__(self):
         if not isinstance(self.model, AbstractModel):
-            found = described(self.model)
+            found = description(self.model)
             if isinstance(self.model, type):
                 found = f"the class {self.model.__name__}"
             raise UserCodeError(
                 f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}."
             )
         self.hooks.check_stages(self._stage_type)
-        start.check_targets(self)
-        start.check_lengths(self)
-        start.warn_idle_hooks(self)
+        check_targets(self)
+        check_lengths(self)
+        warn_idle_hooks(self)
 
-    # -- what an algorithm writes ----------------------------------------------------------------
-
-    def init_state(self, batch: Batch) -> Any:
-        """The algorithm's own state before the first step: a Module whose fields declare levels, or None."""
-        return None
-
-    @abstractmethod
-    def pre_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
-        """Batch and own state after what precedes the new forces. Pure; every system at once.
-
-        An algorithm that draws noise takes a third argument, `key`: that of the run.
-        """
-
-    def post_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
-        """Batch and own state after what follows the new forces."""
-        return batch, state
-
-    def admit(self, batch: Batch, key: Array) -> Batch:
-        """What a system begins with that enters this stage of a pipeline from a relaxation."""
-        return batch
-
-    def total_energy(self, batch: Batch, state: Any) -> Array:
-        """What the exact motion conserves, [systems], eV, from batch and own state."""
-        return batch.energy + kinetic_energy(batch)
-
-    def unbalanced_stress(self, batch: Batch) -> Array:
-        """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""
-        return batch.stress
-
-    def relaxes_cell(self, batch: Batch) -> Array:
-        """Systems whose cell a relaxation changes: they are converged when the stress is, too."""
-        return jnp.zeros(batch.energy.shape, bool)
-
-    def check(self, batch: Batch) -> None:
-        """Called once, on the host, before the first step.
-
-        Raises:
-            ValueError: naming the system, if the algorithm cannot treat it.
-        """
-
-    # -- the user's doors ------------------------------------------------------------------------
+    # -- the user's methods ----------------------------------------------------------------------
 
     @property
     def n_stages(self) -> int:
@@ -142,11 +74,6 @@ class AbstractDynamics(Described):
     def parts(self) -> tuple["AbstractDynamics", ...]:
         """The stages of the pipeline, in order."""
         return (self,)
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The hooks, and the stages to which they belong."""
-        return make_groups([(None, self.hooks)])
 
     def init(
         self,
@@ -174,7 +101,7 @@ class AbstractDynamics(Described):
         with short_traceback():
             if like is not None:
                 return start.init_like(self, batch, key, like)
-            return start.init(self, batch, key, builder)
+            return driver.init(self, batch, key, builder)
 
     def run(
         self,
@@ -182,7 +109,7 @@ class AbstractDynamics(Described):
         n_steps: int | None = None,
         *,
         key: Array | None = None,
-        sampler: "Sampler | None" = None,
+        sampler: Sampler | None = None,
         sink: Sink | None = None,
         shrink: bool = False,
     ) -> Any:
@@ -204,8 +131,6 @@ class AbstractDynamics(Described):
             them in the order in which they finished (`system_id` says which is which).
         """
         if sampler is not None and batch is None and not shrink:
-            from alchemi_jax.dynamics import refill
-
             with short_traceback():
                 return refill.run(self, sampler, sink, n_steps, key)
         if batch is None or sampler is not None or sink is not None:
@@ -214,7 +139,7 @@ class AbstractDynamics(Described):
                 "batch, a Sampler has its own."
             )
         with short_traceback():
-            return driver.run(self, batch, n_steps, key, shrink)
+            return run.run(self, batch, n_steps, key, shrink)
 
     def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
@@ -232,7 +157,7 @@ class AbstractDynamics(Described):
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.
         """
         with short_traceback():
-            return driver.advance(self, state, n_steps, shrink)
+            return run.advance(self, state, n_steps, shrink)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.
@@ -246,7 +171,7 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
         with short_traceback():
-            return loop(self, state, n_steps)
+            return loops.loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
         """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.
@@ -261,149 +186,219 @@ class AbstractDynamics(Described):
             ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
         """
         with short_traceback():
-            return rollout(self, state, n_steps, checkpoint)
+            return rollout.rollout(self, state, n_steps, checkpoint)
 
-    def memory(self, batch: Batch | DynamicsState) -> "Memory":
-        """Bytes that the compiled loop needs for a batch, or to go on from a state: told without running.
+    def footprint(self, batch: Batch | DynamicsState) -> Footprint:
+        """Bytes that the compiled loop needs for a batch, or to go on from a state, without running it.
 
         From XLA's own analysis of the very program that `run` uses, with neighbor lists of the sizes that
         `init` starts with. Compiles the loop once. `max_batch` asks the other way round.
         """
-        from alchemi_jax.dynamics.footprint import memory
+        return footprint(self, batch)
 
-        return memory(self, batch)
+    def reason_text(self, code: int) -> str:
+        """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
+        return reason_text(self.groups, int(code))
 
-    def conserved_energy(self, state: DynamicsState) -> Array:
+    def conserved_energy(self, state: DynamicsState) -> Float[Array, " systems"]:
         """What the exact motion would conserve, [systems], eV: potential and kinetic energy and, where there
         are a thermostat or barostat, what these hold. How much it drifts says whether dt is short enough."""
         return self.total_energy(state.batch, state.integrator)
 
-    def with_hooks(self: _E, *hooks: Any) -> _E:
-        """An engine with more hooks, after those that this one has; this one stays as it is."""
-        return dataclasses.replace(self, hooks=[*self.hooks, *hooks])
-
-    register_hook = with_hooks
-
-    def on_device(self: _E) -> _E:
-        """The engine as compiled code sees it: without host hooks."""
-        hooks = self.hooks.on_device()
-        return self if hooks is self.hooks else unsafe_replace(self, hooks=hooks)
-
     def __add__(self, other: "AbstractDynamics") -> "FusedStage":
-        """A pipeline: each system goes through this engine and then through the other."""
-        from alchemi_jax.dynamics.fused import FusedStage
-
+        """A pipeline, a `FusedStage`: each system goes through this engine and then through the other."""
         return FusedStage([self, other]) if isinstance(other, AbstractDynamics) else NotImplemented
 
-    def __enter__(self: _E) -> _E:
-        with contextlib.ExitStack() as stack:
-            for group in self.groups:
-                group.hooks.open()
-                stack.push(group.hooks.close)
-            stack.pop_all()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        stack = contextlib.ExitStack()
-        for group in self.groups:
-            stack.push(group.hooks.close)
-        stack.__exit__(*exc)
-
-    # -- the step --------------------------------------------------------------------------------
+    # -- the parts of a step ---------------------------------------------------------------------
 
     def step(self, state: DynamicsState) -> DynamicsState:
         """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own."""
-        return self._end(self._through(self._begin(enter_stage(self, state)), STEP)).state
-
-    def _through(self, flow: StepCarry, pieces: tuple) -> StepCarry:
-        """Some pieces of a step, in order: stages call hooks, names are methods below."""
-        for piece in pieces:
-            if isinstance(piece, DynamicsStage):
-                flow = dispatch(self, flow, piece)
-            else:
-                with jax.named_scope(piece):
-                    flow = getattr(self, "_" + piece)(flow)
-        return flow
+        return steps.step(self, state, with_fresh=False)
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:
-        """Systems that are not finished."""
+        """[systems] Those that are not finished."""
         return jnp.asarray((batch.status < self.exit_status) & batch.system_mask)
 
-    def _begin(self, state: DynamicsState) -> StepCarry:
-        active = self.active(state.batch)
-        none = jnp.zeros_like(active)
-        state = dataclasses.replace(state, newly_converged=none, moved=active)
-        return StepCarry(state, state.batch, state.integrator, active)
-
-    def _pre_update(self, flow: StepCarry) -> StepCarry:
-        return self._move(flow, "pre_update")
-
-    def _post_update(self, flow: StepCarry) -> StepCarry:
-        return self._move(flow, "post_update")
-
-    def _move(self, flow: StepCarry, update: str) -> StepCarry:
-        """What an algorithm makes of the active systems; the others stay as they are, bit for bit.
-
-        A system stays in the stage in which it began the step, whatever a hook makes of its status.
-        """
-        old = flow.state
-        begun = old.batch.replace(status=flow.start.status)
-        batch, integrator = updated(self, update, begun, old.integrator, old.key)
-        batch = batch.replace(status=old.batch.status)
-        atoms = to_atoms(old.batch, flow.active)
-        batch = select(atoms, flow.active, batch, old.batch)
-        return flow.put(batch=batch, integrator=select(atoms, flow.active, integrator, old.integrator))
-
-    def _compute(self, flow: StepCarry) -> StepCarry:
-        """New forces; systems for which they are not finite go back to where the step began."""
-        state, batch = flow.state, flow.state.batch
-        neighbors = state.neighbors
-        if neighbors is not None:
-            neighbors = update(batch, neighbors, flow.unbuilt)
-        batch, finite = self._evaluate(batch, neighbors)
-        flow = flow.put(batch=batch, neighbors=neighbors)
-        return revert_failed(self, flow, flow.active & ~finite)
-
-    def _evaluate(self, batch: Batch, neighbors: Any) -> tuple[Batch, Bool[Array, " systems"]]:
-        """The batch with the model's results, and for which systems they are finite."""
-        stress = start.needs_stress(self)
-        results = evaluate_checked(self.model, batch, neighbors, stress=stress)
-        lost = any_by_system(batch, ~jnp.all(jnp.isfinite(results.forces), axis=-1))
-        finite = jnp.isfinite(results.energy) & ~lost
-        forces = jnp.where(batch.fixed[:, None], 0, results.forces)
-        batch = batch.replace(energy=results.energy, forces=forces)
-        if results.stress is not None:
-            batch = batch.replace(stress=results.stress)
-        return batch, finite
-
-    def _barrier(self, flow: StepCarry) -> StepCarry:
-        """What reads the result of a step must not change how it is computed, not by one bit."""
-        return flow.put(batch=jax.lax.optimization_barrier(flow.state.batch))
-
-    def _budgets(self, flow: StepCarry) -> StepCarry:
-        return advance_status(self, flow)
-
-    def _end(self, flow: StepCarry) -> StepCarry:
-        return flow.put(step_count=flow.state.step_count + 1)
-
-    # -- hooks -----------------------------------------------------------------------------------
-
     def _build_context(
-        self, flow: StepCarry, stage: DynamicsStage, group: Group | None = None
+        self, carry: StepCarry, stage: DynamicsStage, group: Group | None = None
     ) -> HookContext:
-        """What the hooks of a group see at a stage. Of what they return, batch and memory are taken over."""
-        state = flow.state
-        if group is None:
-            group = self.groups[0]
+        """What the hooks of a group see at a stage. Of what they return, batch and memory are taken back."""
+        state, group = carry.state, self.groups[0] if group is None else group
         newly = None
         if stage is DynamicsStage.ON_CONVERGE:
-            newly = group.within(state.newly_converged, flow.start.status)
+            newly = within(group, state.newly_converged, carry.code)
         return HookContext(
             batch=state.batch,
             step_count=state.step_count,
             model=self.model,
             converged_mask=newly,
-            active_mask=group.mine(flow),
+            active_mask=within(group, carry.active, carry.code),
             stages=group.codes,
             workflow=self,
         )
+
+
+class FusedStage(AbstractDynamics):
+    """A pipeline, `relax + md`: each system goes through the stages at its own pace.
+
+    A system is in the stage of its `status`. It moves on when a ConvergenceHook of the stage says so or when
+    the stage's own `n_steps`, counted from its arrival, is used up; after the last stage it is finished.
+    The model is evaluated once in a step, whatever the stages of the systems, and each system gets
+    the update of its own stage.
+
+    Hooks of a stage are called in steps in which a system is in that stage, and see those systems as
+    `ctx.active_mask`; hooks of the pipeline see all, first at BEFORE_*, last elsewhere. A system that enters
+    a stage starts there as in a run of its own: state and memories afresh, velocities drawn if it
+    comes from a relaxation and the stage has a `temperature`, noise of `fold_in(key, stage)`.
+
+    Args:
+        stages: the engines, in order; pipelines among them are flattened. All have the same model.
+        hooks: of the pipeline.
+        n_steps: budget of a system over all stages; those of the stages count in any case.
+
+    Raises:
+        ValueError: if the stages have different models, or a nested pipeline has a budget of its own.
+    """
+
+    stages: tuple[AbstractDynamics, ...]
+    hooks: HookSet
+    n_steps: Array | None
+    inner: tuple[HookSet, ...] = eqx.field(repr=False)
+    inner_codes: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        stages: Any,
+        hooks: Any = (),
+        n_steps: Any = None,
+        inner: tuple[HookSet, ...] = (),
+        inner_codes: tuple[tuple[int, ...], ...] = (),
+    ):
+        flat, inner, inner_codes = flatten(stages, tuple(inner), tuple(inner_codes))
+        self.stages = tuple(flat)
+        self.hooks = hooks if isinstance(hooks, HookSet) else HookSet(hooks)
+        self.n_steps = as_count("n_steps")(n_steps)
+        self.inner, self.inner_codes = inner, inner_codes
+
+    def __repr__(self) -> str:
+        lines = [f"stage {code}: {stage!r}" for code, stage in enumerate(self.stages)]
+        lines += [f"hooks of stages {c}: {h!r}" for c, h in zip(self.inner_codes, self.inner, strict=True)]
+        lines += [f"hooks: {self.hooks!r}"] if len(self.hooks) else []
+        lines += [f"n_steps: {self.n_steps}"] if self.n_steps is not None else []
+        return "FusedStage(\n  " + ",\n  ".join(lines) + "\n)"
+
+    @property
+    def model(self) -> AbstractModel:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The model of all stages."""
+        return self.stages[0].model
+
+    @property
+    def n_stages(self) -> int:
+        return len(self.stages)
+
+    @property
+    def parts(self) -> tuple[AbstractDynamics, ...]:
+        return self.stages
+
+    @property
+    def max_steps(self) -> Any:
+        budgets = [stage.n_steps for stage in self.stages]
+        total = None if any(n is None for n in budgets) else sum(n for n in budgets if n is not None)
+        if total is None or self.n_steps is None:
+            return self.n_steps if total is None else total
+        return jnp.minimum(total, self.n_steps)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        own = [(None, self.hooks), *zip(self.inner_codes, self.inner, strict=True)]
+        return make_groups([*own, *(((code,), stage.hooks) for code, stage in enumerate(self.stages))])
+
+    def init_state(self, batch: Batch) -> tuple[Any, ...]:
+        return tuple(own_state(stage, batch) for stage in self.stages)
+
+    def pre_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+        return self._each("pre_update", batch, state, key)
+
+    def post_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+        return self._each("post_update", batch, state, key)
+
+    def _each(self, update: str, batch: Batch, states: tuple, key: Array) -> tuple[Batch, tuple]:
+        merged, after = batch, []
+        for code, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
+            new, new_state = apply_update(stage, update, batch, state, stage_key(key, code))
+            mine = batch.status == code
+            atoms = to_atoms(batch, mine)
+            merged = select(atoms, mine, new, merged)
+            after.append(select(atoms, mine, new_state, state))
+        return merged, tuple(after)
+
+    def total_energy(self, batch: Batch, state: tuple) -> Array:
+        """Each system's by the algorithm of its stage, a finished one's by the last."""
+        energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
+        return self._by_stage(batch, energies)
+
+    def unbalanced_stress(self, batch: Batch) -> Array:
+        return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])
+
+    def relaxes_cell(self, batch: Batch) -> Array:
+        return self._by_stage(batch, [part.relaxes_cell(batch) for part in self.stages])
+
+    def _by_stage(self, batch: Batch, values: list[Array]) -> Array:
+        stage = jnp.clip(batch.status, 0, self.n_stages - 1)
+        rows = jnp.arange(batch.system_capacity)
+        return jnp.stack(values)[stage, rows]
+
+    @property
+    def needs_stress(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(stage.needs_stress for stage in self.stages)
+
+    @property
+    def follows_targets(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return frozenset().union(*(stage.follows_targets for stage in self.stages))
+
+    def on_device(self) -> "FusedStage":
+        if not any(group.hooks.host for group in self.groups):
+            return self
+        return unsafe_replace(
+            self,
+            stages=tuple(stage.on_device() for stage in self.stages),
+            hooks=self.hooks.on_device(),
+            inner=tuple(hooks.on_device() for hooks in self.inner),
+        )
+
+
+def flatten(
+    stages: Iterable[Any], inner: tuple[HookSet, ...], inner_codes: tuple[tuple[int, ...], ...]
+) -> tuple[list[AbstractDynamics], tuple[HookSet, ...], tuple[tuple[int, ...], ...]]:
+    """The engines of a pipeline, those of pipelines among them one by one, with the hooks of these and the
+    parts that the hooks see.
+
+    Raises:
+        TypeError, ValueError: see `FusedStage`.
+    """
+    flat: list[AbstractDynamics] = []
+    for stage in stages:
+        if not isinstance(stage, AbstractDynamics):
+            raise TypeError(f"a stage of FusedStage must be an engine, not a {type(stage).__name__}.")
+        if isinstance(stage, FusedStage):
+            if stage.n_steps is not None:
+                raise ValueError(
+                    "a pipeline within a pipeline cannot have n_steps of its own: "
+                    "give each of its stages one."
+                )
+            codes = tuple(range(len(flat), len(flat) + stage.n_stages))
+            inner += (stage.hooks, *stage.inner) if len(stage.hooks) else stage.inner
+            moved = tuple(tuple(c + len(flat) for c in own) for own in stage.inner_codes)
+            inner_codes += (codes, *moved) if len(stage.hooks) else moved
+        flat.extend(stage.parts)
+    if not flat:
+        raise ValueError("FusedStage needs at least one stage.")
+    first = flat[0].model
+    for stage in flat[1:]:
+        same = stage.model is first or is_traced((stage.model, first)) or eqx.tree_equal(stage.model, first)
+        if not same:
+            raise ValueError(
+                f"{type(flat[0]).__name__} and {type(stage).__name__} share one model evaluation per "
+                "step, but their models differ. Pass the same model object to both."
+            )
+    return flat, inner, inner_codes

@@ -1,8 +1,8 @@
-"""Memory of a run, told before it: from XLA's own analysis of the compiled loop."""
+"""Footprint of a run, before it: bytes on the device, from XLA's own analysis of the compiled loop."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,17 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics import driver, start
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.segments import run_segment
+from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import level_fields
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
-
-
-class Memory(NamedTuple):
+class Footprint(NamedTuple):
     """Bytes on the device while the loop runs. `total` is their sum."""
 
     state: int
@@ -37,7 +35,7 @@ class Memory(NamedTuple):
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {_readable(n)}" for name, n in self._asdict().items())
-        return f"Memory({_readable(self.total)}: {parts})"
+        return f"Footprint({_readable(self.total)}: {parts})"
 
 
 class Capacity(NamedTuple):
@@ -49,18 +47,18 @@ class Capacity(NamedTuple):
     """`system_capacity` of a batch of so many."""
     atoms: int
     """`atom_capacity` of a batch of so many."""
-    memory: Memory
+    footprint: Footprint
 
 
-def memory(engine: "AbstractDynamics", batch: Batch | DynamicsState) -> Memory:
-    """Bytes of the compiled loop of a run, without running it; see `AbstractDynamics.memory`."""
+def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:
+    """Bytes of the compiled loop of a run, without running it; see `AbstractDynamics.footprint`."""
     if isinstance(batch, DynamicsState):
         return _of_state(engine, batch.replace(batch=batch.batch.replace(meta=None)))
     engine.model.check(batch)
     return _of_copies(engine, batch.replace(meta=None), 1)
 
 
-def max_batch(engine: "AbstractDynamics", batch: Batch, budget: float | int) -> Capacity:
+def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
     """How many systems like those of `batch` an engine can treat at once within a budget.
 
     Bytes are a constant and a multiple of the number of systems: two analyses give both, a third
@@ -95,7 +93,7 @@ def max_batch(engine: "AbstractDynamics", batch: Batch, budget: float | int) -> 
     return Capacity(copies, copies * batch.system_capacity, copies * batch.atom_capacity, found)
 
 
-def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
+def _of_copies(engine: Engine, batch: Batch, copies: int) -> Footprint:
     """The loop for a batch `copies` times as large, of which only the shapes are made."""
     engine = engine.on_device()
 
@@ -113,22 +111,22 @@ def _of_copies(engine: "AbstractDynamics", batch: Batch, copies: int) -> Memory:
         sizes = nl.guess_sizes(batch, cutoff, skin)
         lists = eqx.filter_eval_shape(nl.empty_list, shapes, cutoff, skin, sizes.times(copies))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = eqx.filter_eval_shape(start.prepared.__wrapped__, engine, shapes, lists, key)
+    state = eqx.filter_eval_shape(initial_state, engine, shapes, lists, key)
     return _of_state(engine, state)
 
 
-def _of_state(engine: "AbstractDynamics", state: DynamicsState) -> Memory:
-    stop, wait, few = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_, np.int32))
-    arguments = (engine.on_device(), state, stop, wait, few)
-    found = _analysed(driver.run_segment, *arguments)
-    return Memory(
+def _of_state(engine: Engine, state: DynamicsState) -> Footprint:
+    stop, wait, least = (jax.ShapeDtypeStruct((), d) for d in (np.int32, np.bool_, np.int32))
+    arguments = (engine.on_device(), state, stop, wait, least)
+    found = _analyze(run_segment, *arguments)
+    return Footprint(
         state=int(found.argument_size_in_bytes),
         result=int(found.output_size_in_bytes - found.alias_size_in_bytes),
         temporary=int(found.temp_size_in_bytes),
     )
 
 
-def _analysed(function: Callable[..., Any], *arguments: Any) -> Any:
+def _analyze(function: Callable[..., Any], *arguments: Any) -> Any:
     def is_leaf(x: Any) -> bool:
         return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 

@@ -18,12 +18,15 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.driver import with_budget
+from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook
+from alchemi_jax.dynamics.loop import loop
 from alchemi_jax.dynamics.optimizers import FIRE
-from alchemi_jax.dynamics.start import needs_stress, prepared, waits_for_convergence
+from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.status import waits_for_convergence
+from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
@@ -114,8 +117,8 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     @jax.custom_jvp
     def minimum(arrays: Any, start_cell: Array, others: tuple) -> tuple[Array, Array, Batch, Any]:
         own, (batch, neighbors) = eqx.combine(arrays, static), others
-        state = prepared(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
-        state = own.loop(state)
+        state = initial_state(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
+        state = loop(own, state, None, with_fresh=True)
         held = state.neighbors
         if held is not None:
             held = nl.update(state.batch, held)
@@ -142,7 +145,7 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     others = jax.lax.stop_gradient((batch, neighbors))
     positions, cell, found, held = minimum(arrays, batch.cell, others)
     found = jax.lax.stop_gradient(found).replace(positions=positions, cell=cell)
-    result = engine.model.evaluate(found, held, stress=needs_stress(engine))
+    result = engine.model.evaluate(found, held, stress=reads_stress(engine))
     lost = jnp.where(held.overflow, jnp.nan, 0) if held is not None else 0.0
     forces = jnp.where(found.fixed[:, None], 0, result.forces)
     found = found.replace(

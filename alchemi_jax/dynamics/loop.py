@@ -1,40 +1,69 @@
 """The pure loop: steps of an engine as one traced function, for transforms and loops of the user's own."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
-from alchemi_jax.dynamics.callbacks import check_deliverable, refuse_transforms
+from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.step import step
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import records
+from alchemi_jax.hooks.host_calls import check_deliverable, host_hooks, refuse_transforms
 from alchemi_jax.transforms import is_traced
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
+def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = False) -> DynamicsState:
+    """See `AbstractDynamics.loop`.
 
-
-def loop(engine: "AbstractDynamics", state: DynamicsState, n_steps: int | None) -> DynamicsState:
-    """See `AbstractDynamics.loop`."""
-    if any(group.hooks.host for group in engine.groups):
-        check_deliverable(engine, state)
-        engine, state = refuse_transforms(engine, (engine, state))
+    Args:
+        with_fresh: whether systems of the state may be fresh: then they are evaluated first.
+    """
+    if host_hooks(engine.groups):
+        check_deliverable(engine.groups, (engine, state))
+        engine, state = refuse_transforms(engine.groups, (engine, state))
     n = n_steps if n_steps is not None else engine.max_steps
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
     state = make_room_for_rows(engine, state, n)
     stop = state.step_count + n
-    state = jax.lax.while_loop(
-        lambda s: should_continue(engine, s, stop, False, 0), lambda s: engine.step(s), state
+    return nan_on_overflow(
+        jax.lax.while_loop(
+            lambda s: should_continue(engine, s, stop),
+            lambda s: step(engine, s, with_fresh),
+            state,
+        )
     )
-    return nan_on_overflow(state)
 
 
-def make_room_for_rows(engine: "AbstractDynamics", state: DynamicsState, n: Any) -> DynamicsState:
+def should_continue(
+    engine: Engine, state: DynamicsState, stop: Any, stop_on_convergence: Any = False, min_active: Any = 0
+) -> Bool[Array, ""]:
+    """Whether to take another step.
+
+    Args:
+        stop: number of completed steps after which there is none.
+        stop_on_convergence: not after a step in which a system converged.
+        min_active: not with so few unfinished systems, or fewer.
+    """
+    going = (state.step_count < stop) & (unfinished(engine, state) > min_active)
+    going &= ~(stop_on_convergence & jnp.any(state.newly_converged))
+    # Whoever is fresh has no forces yet, and that is no step.
+    going |= jnp.any(state.fresh & engine.active(state.batch))
+    for buffer in state.records:
+        going &= ~buffer.full
+    return going & ~jnp.asarray(state.overflow)
+
+
+def unfinished(engine: Engine, state: DynamicsState) -> Array:
+    """Number of systems that a step has something to do for."""
+    return (engine.active(state.batch) | state.converged_at_start).sum(dtype=jnp.int32)
+
+
+def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
     recording = [held for group in engine.groups for held in group.hooks.recording]
     if not recording:
@@ -49,7 +78,7 @@ def make_room_for_rows(engine: "AbstractDynamics", state: DynamicsState, n: Any)
 
 
 def nan_on_overflow(state: DynamicsState) -> DynamicsState:
-    """The state, with NaN for energies and forces if a neighbor list overflowed."""
+    """The state, with NaN for energies and forces if a capacity was too small."""
     batch, nan = state.batch, jnp.where(state.overflow, jnp.nan, 0)
     return state.replace(
         batch=batch.replace(
@@ -57,17 +86,3 @@ def nan_on_overflow(state: DynamicsState) -> DynamicsState:
             forces=batch.forces + nan.astype(batch.dtype),
         )
     )
-
-
-def should_continue(
-    engine: "AbstractDynamics", state: DynamicsState, stop: Any, wait: Any, few: Any
-) -> Array:
-    """Whether to take another step; `wait`: not after a step in which a system converged; `few`: not
-    with so few unfinished systems, or fewer."""
-    active = engine.active(state.batch).sum(dtype=jnp.int32)
-    going = (state.step_count < stop) & (active > few)
-    if state.neighbors is not None:
-        going &= ~state.neighbors.overflow
-    for buffer in state.records:
-        going &= ~buffer.full
-    return going & ~(wait & jnp.any(state.newly_converged))

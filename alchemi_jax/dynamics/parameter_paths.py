@@ -9,8 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.fused import FusedStage
+from alchemi_jax.dynamics.engine import AbstractDynamics, FusedStage
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookSet
 

@@ -1,47 +1,44 @@
 """In-flight refilling: a batch of fixed shapes through which any number of systems goes.
 
 The driver takes steps until enough systems are finished. These leave for the sink; what is left moves
-together, the next systems of the stream take the room, and the driver goes on. A system that enters begins
-with what `init` would give it: fresh rows of the algorithm's state and of the hooks' memories, and one
-evaluation. The others are moved as they are, their neighbor lists with them: no bit of their steps changes.
+together, the next systems of the stream take the room, and the driver goes on. A system that enters is fresh:
+it begins with what `init` would give it, and the next pass of the loop evaluates it. The others are moved as
+they are, their neighbor lists with them: no bit of their steps changes.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics import shrink, start
-from alchemi_jax.dynamics.admission import evaluated
-from alchemi_jax.dynamics.driver import _ALWAYS, _compiled, _report, _Run, grow_lists, with_budget
+from alchemi_jax.dynamics import driver, shrink
+from alchemi_jax.dynamics.check import check_systems, with_budget
+from alchemi_jax.dynamics.driver import NO_LIMIT, Run
+from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
     capacities,
     check_rows_may_move,
-    move_algorithm_rows,
     move_rows,
     pack_incoming,
     plan_rows,
 )
 from alchemi_jax.dynamics.sampler import Sampler, Stream
-from alchemi_jax.dynamics.sinks import HostMemory, Sink
+from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.hooks.set import note_errors
+from alchemi_jax.hooks.lifecycle import note_errors
+from alchemi_jax.io.sinks import HostMemory, Sink
 from alchemi_jax.systems.batch import Batch, Metadata
 from alchemi_jax.systems.levels import level_fields, unsafe_replace
 
-
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
 
 #: Of the systems in flight this part is finished when a run is refilled for the first time.
 FIRST_SHARE = 0.4
@@ -67,15 +64,13 @@ class Traffic:
     host_seconds: float = 0.0
 
 
-def run(
-    engine: AbstractDynamics, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: Array | None
-) -> Any:
+def run(engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: Array | None) -> Any:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
     own = HostMemory()
     out = own if sink is None else sink
-    stream = Stream(sampler, engine.model, lambda batch: start.check(engine, batch))
+    stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))
     try:
         with engine:
             _opened(out)
@@ -107,7 +102,7 @@ def _opened(sink: Sink) -> None:
 class _Refilled:
     """A refilled run: the driver's, and what it needs to know of the batch to refill it."""
 
-    def __init__(self, engine: AbstractDynamics, stream: Stream, sink: Sink, key: Array | None):
+    def __init__(self, engine: Engine, stream: Stream, sink: Sink, key: Array | None):
         self.engine, self.stream, self.sink = engine, stream, sink
         self.traffic = Traffic()
         self.steps_taken = 0.0
@@ -116,15 +111,13 @@ class _Refilled:
         self.begun = time.perf_counter()
         most = stream.sampler.max_systems
         first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
-        self.driver: _Run | None = None
+        self.driver: Run | None = None
         if first is None:
             return
         host, self.pairs = first
         places = most if stream.more else len(host.atoms_per_system)
-        # A leading axis says whether a hook's memory is of atoms or of systems.
-        atoms = max(stream.max_atoms, places + 1)
         fields = {name: getattr(host, name) for name, _ in level_fields(host)}
-        batch = Batch.from_fields(fields, host.meta, atoms, places)
+        batch = Batch.from_fields(fields, host.meta, stream.max_atoms, places)
         batch = dataclasses.replace(batch, largest=max(batch.largest, stream.largest))
         needs = stream.needs
         if needs is not None and len(needs.images) < places:
@@ -132,8 +125,8 @@ class _Refilled:
         self.sizes = np.asarray(host.atoms_per_system)
         if stream.sampler.shrink:
             shrink.check(engine, batch)
-        state = start.init(engine, batch, key, None, waiting=needs)
-        self.driver = _Run(engine, state)
+        state = driver.init(engine, batch, key, None, waiting=needs)
+        self.driver = Run(engine, state)
 
     def run(self) -> Traffic:
         driver, traffic = self.driver, self.traffic
@@ -145,14 +138,14 @@ class _Refilled:
             resident, step, begun = len(self.sizes), driver.report.step, time.perf_counter()
             if self.stream.sampler.shrink and not self.stream.more:
                 # Nobody is left to take the room of who is finished.
-                last = shrink.Shrinking(driver)
-                last.advance(_ALWAYS)
+                last = shrink.ShrinkingRun(driver)
+                last.advance(NO_LIMIT)
                 driver.drain()
                 last.restore()
                 places += last.places
             else:
                 few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
-                driver.advance(_ALWAYS, few)
+                driver.advance(NO_LIMIT, few)
                 driver.drain()
                 places += driver.state.batch.system_capacity * (driver.report.step - step)
             walked, stepped = driver.report.step - step, time.perf_counter()
@@ -177,10 +170,12 @@ class _Refilled:
         driver, stream = self.driver, self.stream
         assert driver is not None
         n = len(self.sizes)
-        batch = unsafe_replace(start.finalize(self.engine, driver.state), meta=driver.meta)
+        batch = unsafe_replace(finalize(self.engine, driver.state), meta=driver.meta)
         host = jax.device_get(batch)
         left = np.zeros(batch.system_capacity, bool)
-        left[:n] = host.status[:n] >= self.engine.exit_status
+        # Who converged before the first step stays until ON_CONVERGE has come.
+        announced = ~np.asarray(driver.state.converged_at_start)[:n]
+        left[:n] = (host.status[:n] >= self.engine.exit_status) & announced
         self.traffic.systems += int(left.sum())
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
@@ -206,18 +201,20 @@ class _Refilled:
         room, sizes = capacities(state.batch), self.sizes[stay]
         if host is not None:
             sizes = np.concatenate([sizes, np.asarray(host.atoms_per_system)])
-        move = plan_rows(self.sizes, stay, room)
+        plan = plan_rows(self.sizes, stay, room)
         incoming = pack_incoming(state.batch, sizes, len(stay), host, room, self.stream.largest)
         meta = [driver.meta[i] for i in stay.tolist()] if driver.meta is not None else []
         if host is not None and host.meta is not None:
             meta += host.meta
-        after, report = grow_lists(_refilled, driver.apart, state, incoming, move)
+        sizes_of = None if state.neighbors is None else state.neighbors.sizes
+        after = _refilled(
+            driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=sizes_of
+        )
         driver.meta = Metadata(meta)
-        driver.put(unsafe_replace(after, records=state.records), report)
+        driver.put(unsafe_replace(after, records=state.records))
+        driver.evaluate_fresh()
         self.sizes, self.pairs = sizes, np.concatenate([self.pairs[stay], pairs])
         self.traffic.refills += 1
-        if report.failed:
-            start.warn_failed(driver._with_meta(), None)
 
 
 def best_share(refill: float, steps: np.ndarray, places: int) -> float:
@@ -255,17 +252,13 @@ def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
         taken, refills = taken + len(idle), refills + 1
 
 
-@functools.partial(_compiled, static_argnames="list_sizes")
+@functools.partial(jit_loop, static_argnames="list_sizes")
 def _refilled(
-    apart: Partitioned[AbstractDynamics],
+    engine: Partitioned[Engine],
     state: DynamicsState,
     incoming: Batch,
-    move: RowPlan,
+    plan: RowPlan,
     list_sizes: nl.ListSizes | None,
-) -> tuple[DynamicsState, Array]:
-    """The state with rows moved and others begun, and its report."""
-    engine = apart.combine()
-    after = move_rows(engine, state, incoming, move, list_sizes)
-    after = evaluated(engine, after, ~move.kept & after.batch.system_mask)
-    after = move_algorithm_rows(engine, state, after, incoming, move)
-    return after, _report(engine, after)
+) -> DynamicsState:
+    """The state with rows moved, and others fresh."""
+    return move_rows(engine.combine(), state, incoming, plan, list_sizes)

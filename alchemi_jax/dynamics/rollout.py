@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
-from alchemi_jax.dynamics.callbacks import refusal
 from alchemi_jax.dynamics.loop import make_room_for_rows, nan_on_overflow, should_continue
+from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.step import step as take_step
 from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.host_calls import host_hooks, refusal
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
-
-
-def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkpoint: Any) -> DynamicsState:
+def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any) -> DynamicsState:
     """See `AbstractDynamics.rollout`."""
-    if any(group.hooks.host for group in engine.groups):
-        raise ValueError(refusal(engine, "rollout"))
+    if host_hooks(engine.groups):
+        raise ValueError(refusal(engine.groups, "rollout"))
     n = _count(engine, "n_steps", n_steps)
     every = _segment(engine, n, checkpoint)
     state = make_room_for_rows(engine, state, n)
@@ -35,8 +33,8 @@ def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkp
 
     def step(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
         # Like the loop, which ends there: a pipeline whose systems are all finished takes no more steps.
-        on = should_continue(engine, state, stop, False, 0)
-        return jax.lax.cond(on, lambda s: engine.step(s), lambda s: s, state), None
+        on = should_continue(engine, state, stop)
+        return jax.lax.cond(on, lambda s: take_step(engine, s, False), lambda s: s, state), None
 
     # In a scan nothing can be merged across the barrier that `prevent_cse` would put there.
     again = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -57,13 +55,13 @@ def rollout(engine: AbstractDynamics, state: DynamicsState, n_steps: Any, checkp
     return nan_on_overflow(steps(state, rest) if rest else state)
 
 
-def _count(engine: AbstractDynamics, name: str, value: Any) -> int:
+def _count(engine: Engine, name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
         raise ValueError(f"{name_of(engine)}.rollout: {name} must be a positive int, not {value!r}.")
     return value.__index__()
 
 
-def _segment(engine: AbstractDynamics, n: int, checkpoint: Any) -> int | None:
+def _segment(engine: Engine, n: int, checkpoint: Any) -> int | None:
     """Steps of a segment, None: nothing is computed again."""
     if checkpoint is None:
         return None

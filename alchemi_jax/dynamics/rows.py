@@ -7,29 +7,26 @@ neighbor list the references from which it is made again.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics import start
-from alchemi_jax.dynamics.admission import level_by_length, restart_rows
-from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.dynamics.updates import own_state
+from alchemi_jax.dynamics.enter import restart_rows
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.start import start_bookkeeping
+from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.protocol import flag
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import atom_rows, declares_levels, level_fields, select, unsafe_replace
+from alchemi_jax.systems.levels import atom_rows, map_by_level, select, unsafe_replace
 from alchemi_jax.systems.segments import to_atoms
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
-
-#: What a system brings; all else is begun afresh, or said by its place.
+#: What a system brings; all else starts from scratch, or follows from its place.
 _BROUGHT = (
     *("positions", "numbers", "masses", "velocities", "fixed"),
     *("cell", "pbc", "charge", "spin", "system_id", "atom_extras", "system_extras"),
@@ -57,7 +54,7 @@ class RowPlan(eqx.Module):
     atoms: Any
 
 
-def check_rows_may_move(engine: AbstractDynamics, where: str) -> None:
+def check_rows_may_move(engine: Engine, where: str) -> None:
     """Refuses what would need to know which system is in which row.
 
     Args:
@@ -76,7 +73,7 @@ def check_rows_may_move(engine: AbstractDynamics, where: str) -> None:
                 )
     for group in engine.groups:
         for hook in group.hooks:
-            if getattr(hook, "needs_fixed_systems", False):
+            if flag(hook, "needs_fixed_systems"):
                 raise ValueError(
                     f"{name_of(hook)} relates systems of a batch to one another, but {where}: run it on a "
                     "batch of fixed systems."
@@ -154,87 +151,54 @@ def pack_incoming(
 
 
 def move_rows(
-    engine: AbstractDynamics,
+    engine: Engine,
     state: DynamicsState,
     incoming: Batch,
-    move: RowPlan,
+    plan: RowPlan,
     sizes: nl.ListSizes | None,
 ) -> DynamicsState:
-    """The state with its rows moved, and those of systems that enter begun; their state of the algorithm is
-    not yet: it asks for forces. Traced.
+    """The state with its rows moved. Systems that enter are fresh: the next pass evaluates them. Traced.
 
     Args:
         incoming: of `pack_incoming`.
-        sizes: of the neighbor list that is made again; None: there is none.
+        sizes: of the neighbor list, which the next pass builds again; None: there is none.
     """
-    kept = move.kept
+    kept = plan.kept
     atoms = to_atoms(incoming, kept) & incoming.atom_mask
     layout = {name: getattr(incoming, name) for name in ("batch_idx", "first_atom", "atoms_per_system")}
-    moved = rows(dataclasses.replace(state.batch, largest=incoming.largest), move)
-    batch = select(atoms, kept, moved, start.begun(incoming))
+    moved = take_rows(unsafe_replace(state.batch, largest=incoming.largest), plan)
+    batch = select(atoms, kept, moved, start_bookkeeping(incoming))
     batch = batch.replace(**layout)
-
-    def by_system(values: Array, fresh: Any) -> Array:
-        return jnp.where(kept, values[move.systems], fresh)
-
     memory: list[Any] = list(state.memory)
     for group in engine.groups:
-        for i, new in enumerate(group.hooks.init(batch), group.memory):
-            memory[i] = restart_rows(batch, ~kept, new, _moved_memory(state.batch, move, memory[i]))
+        for i, initial in enumerate(group.hooks.init(batch), group.memory):
+            memory[i] = restart_rows(batch, ~kept, initial, take_rows(memory[i], plan))
     neighbors, lists = None, state.neighbors
     if lists is not None and sizes is not None:
         # A carrier of the references, of the new shapes while all else is of the old.
         references = unsafe_replace(
             lists,
-            ref_positions=lists.ref_positions[move.atoms],
-            ref_cell=lists.ref_cell[move.systems],
-            ref_pbc=lists.ref_pbc[move.systems],
-            ref_id=by_system(lists.ref_id, -2),
+            ref_positions=lists.ref_positions[plan.atoms],
+            ref_cell=lists.ref_cell[plan.systems],
+            ref_pbc=lists.ref_pbc[plan.systems],
+            ref_id=jnp.where(kept, lists.ref_id[plan.systems], -2),
         )
-        neighbors = nl.resized(batch, references, sizes)
+        neighbors = nl.resized(references, sizes)
+    flags = {
+        name: jnp.where(kept, getattr(state, name)[plan.systems], value) for name, value in FLAGS.items()
+    }
+    flags["fresh"] = flags["fresh"] & batch.system_mask
+    # The algorithm's rows of systems that enter are made when they are evaluated.
     return state.replace(
         batch=batch,
         neighbors=neighbors,
         memory=tuple(memory),
-        newly_converged=jnp.zeros_like(kept),
-        moved=by_system(state.moved, False),
-        failed_at=by_system(state.failed_at, -1),
-        came_from=by_system(state.came_from, -1),
+        integrator=take_rows(state.integrator, plan),
+        **(flags | {"newly_converged": jnp.zeros_like(kept)}),
     )
 
 
-def move_algorithm_rows(
-    engine: AbstractDynamics, old: DynamicsState, new: DynamicsState, incoming: Batch, move: RowPlan
-) -> DynamicsState:
-    """`new` with the algorithms' own rows: moved from `old`, begun for those that entered. Traced."""
-    atoms = to_atoms(incoming, move.kept) & incoming.atom_mask
-    fresh = own_state(engine, new.batch)
-    return new.replace(integrator=select(atoms, move.kept, rows(old.integrator, move), fresh))
-
-
-def rows(module: Any, move: RowPlan) -> Any:
-    """A Module whose fields declare levels, None or a tuple of these, with its rows moved."""
-    if module is None:
-        return None
-    if isinstance(module, tuple):
-        return tuple(rows(part, move) for part in module)
-    index = {"atom": move.atoms, "system": move.systems}
-    changed = {
-        name: jax.tree.map(lambda x, level=level: x[index[level]], getattr(module, name))
-        for name, level in level_fields(module)
-        if level != "shared"
-    }
-    return dataclasses.replace(module, **changed)
-
-
-def _moved_memory(batch: Batch, move: RowPlan, memory: Any) -> Any:
-    """A hook's memory with its rows moved: by declared levels, else by the length of leading axes."""
-    if declares_levels(memory):
-        return rows(memory, move)
-    index = {"system": move.systems, "atom": move.atoms}
-
-    def row(x: Array) -> Array:
-        level = level_by_length(batch, x)
-        return x if level is None else x[index[level]]
-
-    return jax.tree.map(row, memory)
+def take_rows(tree: Any, plan: RowPlan) -> Any:
+    """A tree whose fields declare levels, with its rows moved."""
+    index = {"atom": plan.atoms, "system": plan.systems}
+    return map_by_level(lambda level, x: x if level == "shared" else x[index[level]], tree)

@@ -8,43 +8,37 @@ all systems stand again where they were.
 When it happens is a matter of who is finished, never of time: the same run does the same again.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics import start
-from alchemi_jax.dynamics.admission import level_by_length
-from alchemi_jax.dynamics.driver import _compiled, _Report, _report, _Run, grow_lists
+from alchemi_jax.dynamics.driver import Run
 from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     Capacities,
     RowPlan,
     capacities,
     check_rows_may_move,
-    move_algorithm_rows,
     move_rows,
     pack_incoming,
     plan_rows,
 )
-from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.segments import jit_loop
+from alchemi_jax.dynamics.start import empty_buffers
+from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.protocol import flag
 from alchemi_jax.systems.batch import Batch, Metadata
-from alchemi_jax.systems.levels import declares_levels, level_fields, unsafe_replace
+from alchemi_jax.systems.levels import map_by_level, unsafe_replace
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.dynamics.engine import AbstractDynamics
-
-
-def check(engine: AbstractDynamics, batch: Batch) -> None:
+def check(engine: Engine, batch: Batch) -> None:
     """Refuses what relies on the same systems in the same rows.
 
     Raises:
@@ -54,7 +48,7 @@ def check(engine: AbstractDynamics, batch: Batch) -> None:
     lengths = capacities(batch)
     for group in engine.groups:
         for hook in (held.hook for held in [*group.hooks.host, *group.hooks.recording]):
-            if not getattr(hook, "follows_systems", False):
+            if not flag(hook, "follows_systems"):
                 raise ValueError(
                     f"{name_of(hook)} is not known to follow systems from row to row, as shrink=True wants "
                     "it: leave one of the two out, or set `follows_systems = True` on the hook."
@@ -72,13 +66,13 @@ LEAST = 16
 """A batch is not made smaller than by this factor: then it costs little, and each size must be compiled."""
 
 
-class Shrinking:
+class ShrinkingRun:
     """Steps of a run, in ever smaller batches; `restore` makes it one of all systems again.
 
     Until then the states that were left behind are held: in all at most as much again as the first.
     """
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: Run):
         check(run.engine, run.state.batch)
         self.run = run
         self.sizes = np.asarray(run.state.batch.atoms_per_system)
@@ -92,9 +86,9 @@ class Shrinking:
         """Until `stop` completed steps, or until all systems are finished."""
         few = self.run.state.batch.system_capacity // 2
         while True:
-            begun = self.run.report.step
+            first = self.run.report.step
             self.run.advance(stop, few)
-            self.places += (self.run.report.step - begun) * self.run.state.batch.system_capacity
+            self.places += (self.run.report.step - first) * self.run.state.batch.system_capacity
             if not self.run.report.active or self.run.report.step >= stop:
                 return
             # Where their atoms are too many for half the room, fewer are waited for.
@@ -105,15 +99,16 @@ class Shrinking:
         run.drain()
         state = run.state
         status = np.asarray(state.batch.status)[: len(self.sizes)]
-        stay = np.flatnonzero((status < run.engine.exit_status) & (self.sizes > 0))
+        going = (status < run.engine.exit_status) | np.asarray(state.converged_at_start)[: len(self.sizes)]
+        stay = np.flatnonzero(going & (self.sizes > 0))
         room = smaller(capacities(state.batch), len(stay), int(self.sizes[stay].sum()), self.least)
         if room is None:
             return False
         meta = run.meta
         self.left.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
-        after, report = shrunk(run.apart, state, self.sizes, stay, room)
+        after = shrunk(run.device, state, self.sizes, stay, room)
         run.meta = None if meta is None else Metadata([meta[i] for i in stay.tolist()])
-        run.put(after, report)
+        run.put(after)
         self.sizes = self.sizes[stay]
         return True
 
@@ -123,8 +118,8 @@ class Shrinking:
         if not self.left:
             return
         while self.left:
-            before, run.meta, move, sizes = self.left.pop()
-            state = merged(before, state, move, sizes)
+            before, run.meta, plan, sizes = self.left.pop()
+            state = merged(before, state, plan, sizes)
         run.put(jax.device_put(state))
 
 
@@ -139,61 +134,59 @@ def smaller(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capac
         half = Capacities(-(-out.systems // 2), -(-out.atoms // 2))
         if half.systems < least:
             return None if out == room else out
-        # Told by its length whether an array is of atoms or of systems, as before.
-        half = half if (half.systems == half.atoms) == (room.systems == room.atoms) else out
         if half == out or systems > half.systems or atoms > half.atoms:
             return None if out == room else out
         out = half
 
 
 def shrunk(
-    apart: Partitioned[AbstractDynamics],
+    engine: Partitioned[Engine],
     state: DynamicsState,
     sizes: np.ndarray,
     stay: np.ndarray,
     room: Capacities,
-) -> tuple[DynamicsState, _Report]:
-    """The state of some of the systems in a batch of other capacities, and its report.
+) -> DynamicsState:
+    """The state of some of the systems in a batch of other capacities.
 
     Args:
         sizes: [systems], atoms of all systems.
         stay: rows of those that go on.
     """
-    move = plan_rows(sizes, stay, room)
+    plan = plan_rows(sizes, stay, room)
     incoming = pack_incoming(state.batch, sizes[stay], len(stay), None, room)
-    sizes_of = None
+    list_sizes = None
     if state.neighbors is not None:
-        sizes_of = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
-    return grow_lists(_shrunk, apart, state, incoming, move, sizes_of)
+        list_sizes = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
+    return _shrunk(engine, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes)
 
 
-@functools.partial(_compiled, static_argnames="list_sizes")
+@functools.partial(jit_loop, static_argnames="list_sizes")
 def _shrunk(
-    apart: Partitioned[AbstractDynamics],
+    engine: Partitioned[Engine],
     state: DynamicsState,
     incoming: Batch,
-    move: RowPlan,
+    plan: RowPlan,
     list_sizes: nl.ListSizes | None,
-) -> tuple[DynamicsState, Array]:
-    engine = apart.combine()
-    after = move_rows(engine, state, incoming, move, list_sizes)
-    after = move_algorithm_rows(engine, state, after, incoming, move)
-    after = after.replace(records=start.empty_buffers(engine, engine._begin(after)))
-    return after, _report(engine, after)
+) -> DynamicsState:
+    whole = engine.combine()
+    after = move_rows(whole, state, incoming, plan, list_sizes)
+    return after.replace(records=empty_buffers(whole, after))
 
 
-def merged(before: DynamicsState, after: DynamicsState, move: RowPlan, sizes: np.ndarray) -> DynamicsState:
+def merged(before: DynamicsState, after: DynamicsState, plan: RowPlan, sizes: np.ndarray) -> DynamicsState:
     """`before` with the rows that moved as they are in `after`, and all else that is not of systems.
 
     Arrays of numpy. The neighbor list stays that of before: a function of its references, it is renewed
     where these are far.
     """
-    n = int(np.asarray(move.kept).sum())
-    systems = np.asarray(move.systems)[:n]
+    n = int(np.asarray(plan.kept).sum())
+    systems = np.asarray(plan.systems)[:n]
     n_atoms = int(sizes[systems].sum())
-    index = {"system": systems, "atom": np.asarray(move.atoms)[:n_atoms]}
+    index = {"system": systems, "atom": np.asarray(plan.atoms)[:n_atoms]}
 
     def put(level: str, old: Any, new: Any) -> Any:
+        if level == "shared":
+            return new
         rows, count = index[level], len(index[level])
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return old.at[rows].set(new[:count])
@@ -201,35 +194,19 @@ def merged(before: DynamicsState, after: DynamicsState, move: RowPlan, sizes: np
         out[rows] = np.asarray(new)[:count]
         return out
 
-    def by_length(old: Any, new: Any) -> Any:
-        level = level_by_length(before.batch, old)
-        return new if level is None else put(level, old, new)
-
-    def by_level(old: Any, new: Any) -> Any:
-        if isinstance(old, tuple):
-            return tuple(by_level(a, b) for a, b in zip(old, new, strict=True))
-        if not declares_levels(old):
-            return jax.tree.map(by_length, old, new)
-        moved = {
-            name: jax.tree.map(functools.partial(put, level), getattr(old, name), getattr(new, name))
-            for name, level in level_fields(old)
-            if level != "shared"
-        }
-        return unsafe_replace(new, **moved)
-
     stays = ("batch_idx", "first_atom", "atoms_per_system", "largest")
     batch = unsafe_replace(
-        by_level(before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
+        map_by_level(put, before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
     )
     # Who was left behind did not move in the last step.
-    still = {name: np.zeros(before.batch.system_capacity, bool) for name in ("newly_converged", "moved")}
-    still |= {name: getattr(before, name) for name in ("failed_at", "came_from")}
+    flags = {name: getattr(before, name) for name in FLAGS}
+    flags |= {name: np.zeros(before.batch.system_capacity, bool) for name in ("newly_converged", "moved")}
     return unsafe_replace(
         before,
         batch=batch,
-        integrator=by_level(before.integrator, after.integrator),
-        memory=by_level(before.memory, after.memory),
+        integrator=map_by_level(put, before.integrator, after.integrator),
+        memory=map_by_level(put, before.memory, after.memory),
         step_count=after.step_count,
         key=after.key,
-        **{name: put("system", old, getattr(after, name)) for name, old in still.items()},
+        **{name: put("system", old, getattr(after, name)) for name, old in flags.items()},
     )

@@ -1,10 +1,10 @@
-"""DynamicsState: everything that a step changes, as one pytree."""
+"""DynamicsState, everything that a step changes, and StepCarry, what a step carries from phase to phase."""
 
 import dataclasses
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
@@ -15,16 +15,21 @@ class DynamicsState(eqx.Module):
     """A run between two steps.
 
     Attributes:
-        batch: the systems, with `status`, `converged`, `steps_taken` and `failed` of each.
-        integrator: the algorithm's own state (what its `init_state` made).
-        neighbors: of the model; None if it needs none.
+        batch: the systems, with `status`, `outcome`, `converged`, `steps_taken`, ... of each.
+        integrator: the algorithm's own state (what its `init_state` made); of a pipeline one for each part.
+        neighbors: the list of the model; None if it needs none.
         step_count: number of completed steps.
         memory: of each traced hook.
         records: rows of each recording hook that were not yet fetched.
         key: PRNG key of the run.
-        newly_converged: [systems], by the last step.  moved: [systems], in the last step.
-        failed_at: [systems], the step in which a system failed, -1 otherwise.
-        came_from: [systems], the stage that a system left last, -1 while it is in its first.
+        fresh: [systems], not evaluated yet: the next pass evaluates them and does not move them.
+        newly_converged: [systems], by the last step.
+        converged_at_start: [systems], by their first evaluation: ON_CONVERGE, in the next step, is still to
+            come for them.
+        moved: [systems], by the last step.
+        entering: [systems], the next step is their first in another part of the pipeline.
+        came_from: [systems], the part that a system left last, -1 while it is in its first.
+        time_error: [systems], fs, what rounding took from `batch.time`.
     """
 
     batch: Batch
@@ -34,14 +39,17 @@ class DynamicsState(eqx.Module):
     memory: tuple[Any, ...]
     records: tuple[RecordBuffer, ...]
     key: Array
+    fresh: Bool[Array, " systems"]
     newly_converged: Bool[Array, " systems"]
+    converged_at_start: Bool[Array, " systems"]
     moved: Bool[Array, " systems"]
-    failed_at: Int[Array, " systems"]
+    entering: Bool[Array, " systems"]
     came_from: Int[Array, " systems"]
+    time_error: Float[Array, " systems"]
 
     @property
     def overflow(self) -> Any:
-        """Whether a neighbor list was too small: the state after it must not be used."""
+        """Whether a capacity was too small: the state after it must not be used."""
         return self.neighbors.overflow if self.neighbors is not None else False
 
     def replace(self, **fields: Any) -> "DynamicsState":
@@ -49,16 +57,58 @@ class DynamicsState(eqx.Module):
         return dataclasses.replace(self, **fields)
 
 
+#: Fields of a state with a row per system, and what a system that enters has there.
+FLAGS: dict[str, Any] = {
+    "fresh": True,
+    "newly_converged": False,
+    "converged_at_start": False,
+    "moved": False,
+    "entering": False,
+    "came_from": -1,
+    "time_error": 0.0,
+}
+
+
 class StepCarry(eqx.Module):
-    """A step on its way: the state so far, where the step began, and the systems that it moves."""
+    """A step between two of its phases.
+
+    Attributes:
+        state: so far.
+        start, start_integrator: batch and algorithm state when the step began; failed systems go back there.
+        code: [systems], the part of the pipeline in which each system began the step.
+        active: [systems], those that this step moves.
+        fresh: [systems], those that it evaluates and does not move; None where there can be none.
+        is_step: whether this is a step, or a pass that only evaluates.
+    """
 
     state: DynamicsState
     start: Batch
     start_integrator: Any
+    code: Int[Array, " systems"]
     active: Bool[Array, " systems"]
-    unbuilt: bool = eqx.field(static=True, default=False)
-    """The neighbor list was never built."""
+    fresh: Bool[Array, " systems"] | None
+    is_step: Bool[Array, ""]
 
-    def put(self, **fields: Any) -> "StepCarry":
-        """The flow with some fields of its state changed."""
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """Of each traced hook."""
+        return self.state.memory
+
+    @property
+    def records(self) -> tuple[RecordBuffer, ...]:
+        """Of each recording hook."""
+        return self.state.records
+
+    @property
+    def step_count(self) -> Int[Array, ""]:
+        """Number of completed steps."""
+        return self.state.step_count
+
+    @property
+    def evaluated(self) -> Bool[Array, " systems"]:
+        """[systems] Those that get new energies and forces."""
+        return self.active if self.fresh is None else self.active | self.fresh
+
+    def update(self, **fields: Any) -> "StepCarry":
+        """The carry with some fields of its state changed."""
         return dataclasses.replace(self, state=dataclasses.replace(self.state, **fields))

@@ -1,7 +1,5 @@
 """Sweep: one batch under many values of an engine's parameters, all at once."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,10 +11,11 @@ import numpy as np
 from jaxtyping import Array
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.driver import with_budget
+from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.engine import AbstractDynamics
+from alchemi_jax.dynamics.loop import loop
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
-from alchemi_jax.dynamics.start import empty, prepared
+from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of, short_traceback
 from alchemi_jax.parameters import natural
@@ -110,7 +109,7 @@ def sweep(
         if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
             break
         sizes = nl.grow(neighbors.sizes, np.asarray(lists.needs).max(axis=0))
-        neighbors = empty(batch, neighbors.cutoff, neighbors.skin, sizes)
+        neighbors = nl.empty_list(batch, neighbors.cutoff, neighbors.skin, sizes)
 
     systems = int(batch.num_systems)
     table = {
@@ -144,9 +143,8 @@ def _lanes(
         mine = engine
         for name, value in values.items():
             mine = with_leaf(mine, name, value)
-        begun = batch if start is None else start(mine, batch, key)
-        state = prepared(mine, begun, neighbors, key)
-        state = mine.loop(state, most)
+        beginning = batch if start is None else start(mine, batch, key)
+        state = loop(mine, initial_state(mine, beginning, neighbors, key), most, with_fresh=True)
         return {name: f(state.batch) for name, f in observe}, state
 
     if lanes == len(keys):
@@ -172,7 +170,7 @@ def _first_list(engine: AbstractDynamics, batch: Batch) -> nl.NeighborList | Non
     if model.cutoff is None:
         return None
     sizes = nl.guess_sizes(batch, model.cutoff, model.skin)
-    return empty(batch, model.cutoff, model.skin, sizes)
+    return nl.empty_list(batch, model.cutoff, model.skin, sizes)
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:

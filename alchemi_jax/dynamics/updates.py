@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alchemi_jax.errors import UserCodeError, check_same_structure, defined, described, name_of, user_errors
+from alchemi_jax.errors import (
+    UserCodeError,
+    check_same_structure,
+    description,
+    location,
+    name_of,
+    user_errors,
+)
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.levels import check_levels
 from alchemi_jax.systems.segments import number_in_system, to_atoms
 from alchemi_jax.units import ACCELERATION
 
@@ -93,7 +100,7 @@ def _system_keys(batch: Batch, key: Array, salt: Any) -> Array:
 # -- calling an algorithm --------------------------------------------------------------------------
 
 
-def updated(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> tuple[Batch, Any]:
+def apply_update(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> tuple[Batch, Any]:
     """`engine.pre_update` or `post_update`, with the key where the algorithm asks for it.
 
     Raises:
@@ -104,8 +111,9 @@ def updated(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> t
         out = method(batch, state, key) if _takes_key(type(engine), update) else method(batch, state)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], Batch)):
         raise UserCodeError(
-            f"{who}.{update} returned {described(out)}; it must return the batch and the algorithm's state, "
-            f"`return batch, state`{defined(function)}."
+            f"{who}.{update} returned {description(out)}; it must return the batch and the algorithm's "
+            "state, "
+            f"`return batch, state`{location(function)}."
         )
     who = f"{who}.{update}"
     return check_same_structure(who, "batch", out[0], batch, function), check_same_structure(
@@ -122,30 +130,22 @@ def own_state(engine: Any, batch: Batch) -> Any:
     function = type(engine).init_state
     with user_errors(f"{name_of(engine)}.init_state", "algorithm"):
         state = engine.init_state(batch)
-    _check_levels(f"{name_of(engine)}.init_state", state, batch, defined(function))
+    _check_own_state(f"{name_of(engine)}.init_state", state, batch, location(function))
     return state
 
 
-def _check_levels(who: str, state: Any, batch: Batch, at: str) -> None:
+def _check_own_state(who: str, state: Any, batch: Batch, at: str) -> None:
     if isinstance(state, tuple):
         for part in state:
-            _check_levels(who, part, batch, at)
+            _check_own_state(who, part, batch, at)
         return
-    if state is None:
-        return
-    if not isinstance(state, eqx.Module):
+    if state is not None and not isinstance(state, eqx.Module):
         raise UserCodeError(
-            f"{who} returned {described(state)}; it must return None, or an equinox.Module whose fields are "
+            f"{who} returned {description(state)}; it must return None, or an equinox.Module whose fields "
+            "are "
             f"declared by levels.per_atom() and per_system(){at}."
         )
-    rows = {"atom": batch.atom_capacity, "system": batch.system_capacity}
-    for name, level in level_fields(state):
-        for leaf in jax.tree.leaves(getattr(state, name)) if level != "shared" else ():
-            if jnp.shape(leaf)[:1] != (rows[level],):
-                raise UserCodeError(
-                    f"{who} made {name_of(state)}.{name} {described(leaf)}; declared per_{level}, it must "
-                    f"begin with {rows[level]} rows, one {'an' if level == 'atom' else 'a'} {level}{at}."
-                )
+    check_levels(who, state, {"atom": batch.atom_capacity, "system": batch.system_capacity}, at)
 
 
 @functools.cache

@@ -1,10 +1,11 @@
-"""Hooks: the protocol, the context that hooks see, and the set that a workflow holds.
+"""Hooks: the protocol, the context that hooks see, and all that a workflow needs to call them.
 
 Nothing here knows of dynamics: any loop with stages of its own can hold a `HookSet`.
 """
 
 from alchemi_jax.hooks.context import HookContext as HookContext
 from alchemi_jax.hooks.protocol import Hook as Hook
+from alchemi_jax.hooks.protocol import HookFlags as HookFlags
 from alchemi_jax.hooks.protocol import RecordingHook as RecordingHook
 from alchemi_jax.hooks.protocol import TracedHook as TracedHook
 from alchemi_jax.hooks.set import HookSet as HookSet

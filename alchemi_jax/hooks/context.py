@@ -4,8 +4,11 @@ import dataclasses
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.outcome import Outcome
 
 
 _C = TypeVar("_C", bound="HookContext")
@@ -50,3 +53,33 @@ class HookContext(eqx.Module):
     def with_memory(self: _C, memory: Any) -> _C:
         """The context with a new memory for this hook."""
         return dataclasses.replace(self, memory=memory)
+
+    def stop(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
+        """The context with some systems stopped: neither converged nor failed, and final.
+
+        A system that is stopped before the update of a step does not move any more; later in a step, it ends
+        with that step. Systems that are finished, or that this call does not move, stay as they are.
+
+        Args:
+            mask: [systems].
+            reason: number of the text in the hook's `reasons`.
+        """
+        batch = self.batch
+        stopped = self._unfinished(mask)
+        return self.with_batch(
+            outcome=jnp.where(stopped, jnp.int32(Outcome.STOPPED), batch.outcome),
+            reason=jnp.where(stopped, jnp.int32(reason), batch.reason),
+        )
+
+    def fail(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
+        """The context with some systems failed: each goes back to the state in which the step began, and
+        stays there. Arguments as of `stop`."""
+        batch = self.batch
+        failed = self._unfinished(mask)
+        return self.with_batch(
+            failed=batch.failed | failed, reason=jnp.where(failed, jnp.int32(reason), batch.reason)
+        )
+
+    def _unfinished(self, mask: Bool[Array, " systems"]) -> Bool[Array, " systems"]:
+        going = jnp.asarray(mask) & (self.batch.outcome == Outcome.RUNNING) & self.batch.system_mask
+        return going if self.active_mask is None else going & self.active_mask

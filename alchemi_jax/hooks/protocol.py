@@ -1,4 +1,4 @@
-"""The three kinds of hook.
+"""The three kinds of hook, and what a workflow asks of one.
 
 | kind | what you write | where it runs | may change the run |
 |---|---|---|---|
@@ -8,7 +8,8 @@
 
 A hook of frequency f is called in the steps 0, f, 2f, ... at its stage. For several stages give the
 hook a method `_runs_on_stage(stage) -> bool`. A hook with `__enter__` and `__exit__` is opened when
-a run (or the `with` block around several) starts and closed at its end.
+a run (or the `with` block around several) starts and closed at its end. Whatever else is asked of a
+hook is in `HookFlags`, with its default.
 """
 
 from abc import abstractmethod
@@ -34,24 +35,57 @@ class Hook(Protocol):
     def __call__(self, ctx: Any, stage: Any) -> Any: ...
 
 
+class HookFlags:
+    """What a workflow asks of a hook besides stage, frequency and call, with the defaults.
+
+    Set one as an attribute of the hook or of its class; no base class is needed. Nothing else is asked.
+    """
+
+    needs_stress: bool = False
+    """The hook reads `batch.stress`: the model then gives it in every step."""
+    reads_batch: bool = True
+    """Host hooks: the hook looks at `ctx.batch`. With False nothing is copied to the host for it."""
+    judges_convergence: bool = False
+    """Traced hooks at AFTER_STEP: the hook decides by `status` who has converged. It is then also asked of
+    systems that were just evaluated for the first time, before they take a step."""
+    sets_targets: tuple[str, ...] = ()
+    """"temperature" or "pressure": the hook writes `batch.target_...`, which the engine must follow."""
+    needs_fixed_systems: bool = False
+    """The hook relates the systems of a batch to one another: none may leave, enter or change its row."""
+    follows_systems: bool = False
+    """Host and recording hooks: the hook knows systems by `system_id`, so that they may change their rows."""
+    reasons: tuple[str, ...] = ()
+    """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
+
+
+def flag(hook: Any, name: str) -> Any:
+    """What a hook says, or the default of `HookFlags`."""
+    return getattr(hook, name, getattr(HookFlags, name))
+
+
+def runs_on(hook: Any, stage: Enum) -> bool:
+    """Whether a hook is called at a stage."""
+    asked = getattr(hook, "_runs_on_stage", None)
+    return bool(asked(stage)) if asked is not None else hook.stage == stage
+
+
 class TracedHook(eqx.Module):
     """A pure transform of the context, run inside the compiled step.
 
     Declare the fields `stage` and `frequency` (an int, 1 by default in most hooks) and write
     `__call__`. Fields that are Python floats become array leaves when the hook is attached, so that
-    changing them does not compile anew.
+    changing them does not compile again.
     """
 
     stage: eqx.AbstractVar[Any]
     frequency: eqx.AbstractVar[int]
 
-    #: Whether it may set `failed`: then the engine puts the systems back to where the step began.
-    may_fail = True
-
     def init(self, batch: Batch) -> Any:
-        """The memory before the first step, any pytree of arrays; None by default.
+        """The memory before the first step, a pytree of arrays; None by default.
 
-        Leaves with a leading `systems` axis are per system.
+        What has a row per system or per atom says so: a Module with fields `per_system()` and `per_atom()`,
+        or `PerSystem(array)`, `PerAtom(array)` (all in `alchemi_jax.levels`). Anything else is shared by
+        all systems and stays as it is when systems enter, leave or change rows.
         """
         return None
 
@@ -64,7 +98,7 @@ class TracedHook(eqx.Module):
 
     @abstractmethod
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        """The new context. Of it, the batch and the memory are taken over."""
+        """The new context. Of it, the batch and the memory are taken back."""
 
 
 class RecordingHook:

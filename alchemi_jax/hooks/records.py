@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Int, UInt32
 from alchemi_jax.errors import (
     UserCodeError,
     check_same_structure,
-    defined,
-    described,
+    description,
     is_array,
+    location,
     name_of,
     user_errors,
 )
@@ -172,8 +172,8 @@ def _row(hook: RecordingHook, ctx: HookContext) -> Any:
     for path, leaf in leaves:
         if not is_array(leaf):
             raise UserCodeError(
-                f"{name_of(hook)}.record returned row{jax.tree_util.keystr(path)} as {described(leaf)}: "
-                f"a row is a pytree of arrays{defined(type(hook).record)}."
+                f"{name_of(hook)}.record returned row{jax.tree_util.keystr(path)} as {description(leaf)}: "
+                f"a row is a pytree of arrays{location(type(hook).record)}."
             )
     return row
 

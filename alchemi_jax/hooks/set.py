@@ -1,4 +1,4 @@
-"""HookSet: the hooks of a workflow, told apart once, checked, opened, closed and called."""
+"""HookSet: the hooks of a workflow, classified by kind, checked, opened, closed and called."""
 
 import contextlib
 import dataclasses
@@ -9,20 +9,13 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import plum
 
-from alchemi_jax.errors import (
-    UserCodeError,
-    check_same_structure,
-    defined,
-    described,
-    is_array,
-    name_of,
-    user_errors,
-)
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.calls import After, Before, call_traced, due_at, make_memory
+from alchemi_jax.hooks.check import check_hook, check_stages
 from alchemi_jax.hooks.context import HookContext
-from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook
+from alchemi_jax.hooks.lifecycle import Openings, note_errors
+from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook, flag, runs_on
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -61,29 +54,6 @@ class StaticRecorder(StaticHook):
         return (type(hook), hook.stage, hook.frequency, hook.trace_key())
 
 
-class _Openings:
-    """How often a set of hooks is open, and how to close it; shared by all copies of an engine.
-
-    All are equal: compiled code does not depend on it.
-    """
-
-    def __init__(self):
-        self.depth = 0
-        self.stack = contextlib.ExitStack()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Openings)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-def runs_on(hook: Any, stage: Enum) -> bool:
-    """Whether a hook is called at a stage."""
-    asked = getattr(hook, "_runs_on_stage", None)
-    return bool(asked(stage)) if asked is not None else hook.stage == stage
-
-
 class HookSet(eqx.Module):
     """The hooks of a workflow, from any iterable of them.
 
@@ -94,15 +64,15 @@ class HookSet(eqx.Module):
     traced: tuple[TracedHook, ...]
     recording: tuple[StaticRecorder, ...] = eqx.field(static=True)
     host: tuple[StaticHook, ...] = eqx.field(static=True)
-    openings: _Openings = eqx.field(static=True, repr=False)
+    openings: Openings = eqx.field(static=True, repr=False)
 
     def __init__(self, hooks: Any = ()):
         if isinstance(hooks, Hook) or not isinstance(hooks, Iterable):
             raise TypeError(f"hooks must be a list of hooks, not a {name_of(hooks)}.")
-        self.openings = hooks.openings if isinstance(hooks, HookSet) else _Openings()
+        self.openings = hooks.openings if isinstance(hooks, HookSet) else Openings()
         hooks = list(hooks)
         for i, hook in enumerate(hooks):
-            _check(hook, f"hooks[{i}] ({name_of(hook)})")
+            check_hook(hook, f"hooks[{i}] ({name_of(hook)})")
         self.traced = tuple(_floats_as_leaves(h) for h in hooks if isinstance(h, TracedHook))
         self.recording = tuple(StaticRecorder(h) for h in hooks if isinstance(h, RecordingHook))
         self.host = tuple(StaticHook(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook))
@@ -135,12 +105,7 @@ class HookSet(eqx.Module):
             return
         types = accepted if isinstance(accepted, tuple) else (accepted,)
         for hook in self:
-            if not hasattr(hook, "_runs_on_stage") and not isinstance(hook.stage, types):
-                names = " or ".join(t.__name__ for t in types)
-                raise TypeError(f"{name_of(hook)}.stage must be a {names}, not {hook.stage!r}.")
-            for stage in (member for t in types for member in t):
-                if runs_on(hook, stage):
-                    _check_overload(hook, stage)
+            check_stages(hook, types)
 
     # -- opening and closing ---------------------------------------------------------------------
 
@@ -158,35 +123,17 @@ class HookSet(eqx.Module):
 
     def open(self) -> None:
         """Enters every hook that has `__enter__`, in order."""
-        if self.openings.depth == 0:
-            with contextlib.ExitStack() as stack:
-                for hook in self:
-                    if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
-                        with note_errors(hook, "when it was opened"):
-                            stack.enter_context(_named(hook))
-                self.openings.stack = stack.pop_all()
-        self.openings.depth += 1
+        self.openings.open(self)
 
     def close(self, *exc: Any) -> None:
         """Leaves them again, in reverse order, when the outermost opening ends."""
-        self.openings.depth -= 1
-        if self.openings.depth > 0:
-            return
-        stack, self.openings.stack = self.openings.stack, contextlib.ExitStack()
-        first = exc[1] if exc else None
-        try:
-            stack.__exit__(*(exc or (None, None, None)))
-        except Exception as e:
-            # Whoever reads the traceback wants what broke the run, not what broke after it.
-            if first is None or e is first:
-                raise
-            first.add_note(f"then a hook could not be closed: {type(e).__name__}: {e}")
+        self.openings.close(*exc)
 
     # -- calling ---------------------------------------------------------------------------------
 
     def init(self, batch: Batch) -> tuple[Any, ...]:
         """The memory of each traced hook."""
-        return tuple(_memory(hook, batch) for hook in self.traced)
+        return tuple(make_memory(hook, batch) for hook in self.traced)
 
     def any_traced(self, stage: Enum) -> bool:
         """Whether a traced hook runs on a stage."""
@@ -198,21 +145,31 @@ class HookSet(eqx.Module):
         stage: Enum,
         memory: tuple[Any, ...],
         fields: tuple[str, ...] = ("batch",),
+        before: Before | None = None,
+        after: After | None = None,
     ) -> tuple[_C, tuple[Any, ...]]:
         """The context and the memories after the traced hooks of a stage, in order. Traced.
 
         Args:
             memory: of each traced hook, as `init` made it or the last call left it.
-            fields: of the context, those that hooks may change; what they make of others is not
-                taken over.
+            fields: of the context, those that hooks may change; changes of others are dropped.
+            before: before(ctx, i, hook) -> ctx, due: the context that hook i gets, and whether it is
+                called (None: yes); by default as it is, and by its frequency.
+            after: after(ctx before, ctx after, i, hook) -> ctx: what of a call is kept; by default all.
         """
         memories = list(memory)
         for i, hook in enumerate(self.traced):
-            if runs_on(hook, stage):
-                before = dataclasses.replace(ctx, memory=memories[i])
-                changed = _call_traced(hook, before, stage, fields)
-                memories[i] = changed.pop("memory")
-                ctx = dataclasses.replace(ctx, **changed)
+            if not runs_on(hook, stage):
+                continue
+            given = dataclasses.replace(ctx, memory=memories[i])
+            due = due_at(hook, ctx.step_count)
+            if before is not None:
+                given, due = before(given, i, hook)
+            changed = call_traced(hook, given, stage, fields, due)
+            if after is not None:
+                changed = after(given, changed, i, hook)
+            memories[i] = changed.memory
+            ctx = dataclasses.replace(ctx, **{name: getattr(changed, name) for name in fields})
         return ctx, tuple(memories)
 
     def host_due(self, stage: Enum, step: int) -> bool:
@@ -222,7 +179,7 @@ class HookSet(eqx.Module):
     def reads_batch(self, stage: Enum, step: int) -> bool:
         """Whether a host hook that is due looks at the batch; one with `reads_batch = False` does not."""
         return any(
-            getattr(held.hook, "reads_batch", True)
+            flag(held.hook, "reads_batch")
             for held in self.host
             if step % held.hook.frequency == 0 and runs_on(held.hook, stage)
         )
@@ -242,99 +199,5 @@ class HookSet(eqx.Module):
                 )
 
 
-@contextlib.contextmanager
-def _named(hook: Any) -> Iterator[None]:
-    """The hook opened; it cannot swallow an exception, and what goes wrong in closing it names it."""
-    hook.__enter__()
-    try:
-        yield
-    except BaseException as e:
-        with note_errors(hook, "when it was closed"):
-            hook.__exit__(type(e), e, e.__traceback__)
-        raise
-    with note_errors(hook, "when it was closed"):
-        hook.__exit__(None, None, None)
-
-
-@contextlib.contextmanager
-def note_errors(hook: Any, when: str) -> Iterator[None]:
-    """Adds the hook's name and the place to whatever exception passes."""
-    try:
-        yield
-    except UserCodeError:
-        raise
-    except Exception as e:
-        e.add_note(f"raised in hook {name_of(hook)} {when}")
-        raise
-
-
-def _check(hook: Any, what: str) -> None:
-    if isinstance(hook, type):
-        raise TypeError(f"{what} is a class: pass an instance of {hook.__name__}.")
-    if not isinstance(hook, Hook):
-        missing = [a for a in ("stage", "frequency") if not hasattr(hook, a)]
-        missing += [] if callable(hook) else ["__call__(ctx, stage)"]
-        raise TypeError(f"{what} is not a hook: it has no {' and no '.join(missing)}.")
-    frequency = hook.frequency
-    whole = isinstance(frequency, int | np.integer) and not isinstance(frequency, bool)
-    if not whole or frequency < 1:
-        raise ValueError(f"{what}: frequency must be a positive int, not {frequency!r}.")
-    if not hasattr(hook, "_runs_on_stage") and not isinstance(hook.stage, Enum):
-        raise TypeError(f"{what}: stage must be a member of an Enum, not {hook.stage!r}.")
-
-
-def _check_overload(hook: Any, stage: Enum) -> None:
-    """A hook for several workflows overloads `__call__` by the enum: one must fit."""
-    call = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
-    if not isinstance(call, plum.Function):
-        return
-    for method in call.methods:
-        # The stage is the third argument, after the hook and the context.
-        types = method.signature.types
-        if len(types) == 3 and plum.Signature(*types[:2], type(stage)) <= method.signature:
-            return
-    raise TypeError(
-        f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a {name_of(stage)}."
-    )
-
-
 def _floats_as_leaves(hook: TracedHook) -> TracedHook:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, hook)
-
-
-def _memory(hook: TracedHook, batch: Batch) -> Any:
-    with user_errors(f"{name_of(hook)}.init", "hook"):
-        memory = hook.init(batch)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(memory):
-        if not is_array(leaf):
-            raise UserCodeError(
-                f"{name_of(hook)}.init made memory{jax.tree_util.keystr(path)} {described(leaf)}: "
-                f"a memory is a pytree of arrays{defined(type(hook).init)}."
-            )
-    return jax.tree.map(jnp.asarray, memory)
-
-
-def _call_traced(hook: TracedHook, ctx: HookContext, stage: Enum, fields: tuple[str, ...]) -> dict[str, Any]:
-    """What the hook, if it is due, makes of some fields of the context and of its memory; checked, so
-    that a mistake names the hook and not a while_loop."""
-    held = {name: getattr(ctx, name) for name in (*fields, "memory")}
-
-    def call(held: dict[str, Any]) -> dict[str, Any]:
-        with user_errors(f"{name_of(hook)} at {stage.name}", "hook"):
-            new = hook(dataclasses.replace(ctx, **held), stage)
-        function = type(hook).__call__
-        if not isinstance(new, HookContext):
-            raise UserCodeError(
-                f"{name_of(hook)} returned {described(new)} at {stage.name}: a traced hook returns the "
-                f"context, for example ctx.with_batch(forces=...){defined(function)}."
-            )
-        who = name_of(hook)
-        return {
-            name: check_same_structure(who, name, getattr(new, name), old, function)
-            for name, old in held.items()
-        }
-
-    if hook.frequency == 1:
-        return call(held)
-    due = ctx.step_count % hook.frequency == 0
-    return jax.lax.cond(due, call, lambda held: held, held)

@@ -3,6 +3,7 @@
 from alchemi_jax.models.ase import ASEModel as ASEModel
 from alchemi_jax.models.base import AbstractModel as AbstractModel
 from alchemi_jax.models.base import Results as Results
+from alchemi_jax.models.base import SumModel as SumModel
 from alchemi_jax.models.bond_order import AbstractBondOrder as AbstractBondOrder
 from alchemi_jax.models.eam import EAM as EAM
 from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded
@@ -17,5 +18,4 @@ from alchemi_jax.models.repulsive import ZBL as ZBL
 from alchemi_jax.models.repulsive import Buckingham as Buckingham
 from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
 from alchemi_jax.models.stillinger_weber import StillingerWeber as StillingerWeber
-from alchemi_jax.models.sum import SumModel as SumModel
 from alchemi_jax.models.tersoff import Tersoff as Tersoff

@@ -1,6 +1,7 @@
 """Neighbor lists: fixed capacity, a skin, an overflow flag; built and kept up to date on the device."""
 
 from alchemi_jax.neighbors.build import empty_list as empty_list
+from alchemi_jax.neighbors.build import enlarge as enlarge
 from alchemi_jax.neighbors.build import resized as resized
 from alchemi_jax.neighbors.edges import EdgeList as EdgeList
 from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity

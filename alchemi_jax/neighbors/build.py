@@ -1,14 +1,17 @@
 """Building a neighbor list on the device: images, groups, hits, slots."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import find_hits, list_hits
+from alchemi_jax.neighbors.sizes import grow
 from alchemi_jax.neighbors.warp import find_pairs
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import any_by_system, to_atoms
@@ -16,29 +19,50 @@ from alchemi_jax.systems.segments import any_by_system, to_atoms
 
 def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> NeighborList:
     """A list of the right shapes in which every system is due."""
-    n, s = batch.atom_capacity, batch.system_capacity
-    places = n + sizes.images
-    false = jnp.zeros((), bool)
-    zero = jnp.zeros((), jnp.int32)
-    return NeighborList(
-        index=jnp.full((sizes.neighbors, n), places, jnp.int32),
-        used=zero,
-        source=jnp.zeros(sizes.images, jnp.int32),
-        shift=jnp.zeros((3, places), batch.dtype),
-        offset=jnp.zeros((3, places), batch.dtype),
+    return _empty(
+        sizes,
+        cutoff,
+        skin,
         ref_positions=jnp.asarray(batch.positions),
         ref_cell=jnp.asarray(batch.cell),
-        offset_cell=jnp.asarray(batch.cell),
         ref_pbc=jnp.asarray(batch.pbc),
-        ref_id=jnp.full(s, -2, jnp.int32),
-        complete=jnp.zeros(s, bool),
-        needs=jnp.zeros(4, jnp.int32),
-        overflow=false,
-        builds=zero,
-        cutoff=cutoff,
-        skin=skin,
-        sizes=sizes,
+        ref_id=np.full(batch.system_capacity, -2, np.int32),
     )
+
+
+def enlarge(neighbors: NeighborList, needs: np.ndarray) -> NeighborList:
+    """A list with room for `needs`, not built: the next `update` builds it from the same references, so that
+    systems whose list is not due get the very same sums as before. On the host; compiles nothing."""
+    return resized(neighbors, grow(neighbors.sizes, needs))
+
+
+def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
+    """The list of the same references with other capacities, not built."""
+    kept = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
+    return _empty(
+        sizes, neighbors.cutoff, neighbors.skin, **{name: getattr(neighbors, name) for name in kept}
+    )
+
+
+def _empty(sizes: ListSizes, cutoff: float, skin: float, **kept: Any) -> NeighborList:
+    """Arrays of numpy, but for what is kept: nothing is compiled to make them."""
+    n, s, dtype = kept["ref_positions"].shape[0], kept["ref_cell"].shape[0], kept["ref_cell"].dtype
+    places = n + sizes.images
+    fields = {
+        "index": np.full((sizes.neighbors, n), places, np.int32),
+        "used": np.zeros((), np.int32),
+        "source": np.zeros(sizes.images, np.int32),
+        "shift": np.zeros((3, places), dtype),
+        "offset": np.zeros((3, places), dtype),
+        "offset_cell": kept["ref_cell"],
+        "complete": np.zeros(s, bool),
+        "needs": np.zeros(4, np.int32),
+        "overflow": np.zeros((), bool),
+        "builds": np.zeros((), np.int32),
+        "built": np.zeros((), bool),
+    }
+    fields = {name: jnp.asarray(value) for name, value in (fields | kept).items()}
+    return NeighborList(**fields, cutoff=cutoff, skin=skin, sizes=sizes)
 
 
 def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"]) -> NeighborList:
@@ -83,6 +107,8 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     needs = jnp.stack(needs)
+    # Two buildings before the host looks: it must hear of both.
+    needs = jnp.where(neighbors.overflow, jnp.maximum(needs, neighbors.needs), needs)
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,
@@ -101,13 +127,5 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         needs=needs,
         overflow=neighbors.overflow | jnp.any(needs > held),
         builds=neighbors.builds + 1,
+        built=jnp.ones((), bool),
     )
-
-
-def resized(batch: Batch, neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
-    """The same list with other capacities. It is a function of its references, so that systems whose
-    list is not due get the very same sums as before."""
-    fresh = empty_list(batch, neighbors.cutoff, neighbors.skin, sizes)
-    kept = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
-    fresh = dataclasses.replace(fresh, **{name: getattr(neighbors, name) for name in kept})
-    return build(batch, fresh, (fresh.ref_id != batch.system_id) & batch.system_mask)

@@ -75,6 +75,8 @@ class NeighborList(eqx.Module):
         needs: what the last building needed, in the order of ListSizes: what the driver grows to.
         overflow: a capacity was too small. No force from this list may be used.
         builds: how often it was built.
+        built: False for an empty list: the next update builds it, of systems that are not due from their
+            references.
     """
 
     index: Int[Array, "neighbors atoms"]
@@ -91,6 +93,7 @@ class NeighborList(eqx.Module):
     needs: Int[Array, " 4"]
     overflow: Bool[Array, ""]
     builds: Int[Array, ""]
+    built: Bool[Array, ""]
     cutoff: float = eqx.field(static=True)
     skin: float = eqx.field(static=True)
     sizes: ListSizes = eqx.field(static=True)

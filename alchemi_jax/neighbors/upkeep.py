@@ -71,18 +71,13 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     return jnp.any(fresh & batch.system_mask) | (incomplete & far)
 
 
-def update(batch: Batch, neighbors: NeighborList, unbuilt: bool = False) -> NeighborList:
+def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
     """The list brought up to date: built anew where due, offsets renewed where a cell changed.
 
     Nothing of it is differentiated: gradients go through the positions and the cell that
     `extended_positions` puts together.
-
-    Args:
-        unbuilt: the list is one of `empty_list`: nothing needs to be asked.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
-    if unbuilt:
-        return build(batch, neighbors, batch.system_mask)
 
     def rebuild(operands: Any) -> NeighborList:
         return build(*operands)
@@ -90,9 +85,11 @@ def update(batch: Batch, neighbors: NeighborList, unbuilt: bool = False) -> Neig
     def ask(operands: Any) -> NeighborList:
         batch, neighbors = operands
         stale = due(batch, neighbors)
-        return cond_any(jnp.any(stale), rebuild, lambda o: o[1], (batch, neighbors, stale))
+        return cond_any(jnp.any(stale) | ~neighbors.built, rebuild, lambda o: o[1], (batch, neighbors, stale))
 
-    neighbors = cond_any(may_be_due(batch, neighbors), ask, lambda o: o[1], (batch, neighbors))
+    neighbors = cond_any(
+        may_be_due(batch, neighbors) | ~neighbors.built, ask, lambda o: o[1], (batch, neighbors)
+    )
     if not neighbors.sizes.periodic:
         return neighbors
 

@@ -35,9 +35,9 @@ class Batch(AbstractBatch[jax.Array]):
 
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
     `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
-    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (see
-    `Outcome`), `reason` why it failed or was stopped, as a number (`reason_text` of an engine has the
-    words); `failed` is true where the outcome is FAILED.
+    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
+    `reason` why it failed or was stopped, as a number (`engine.reason_text` has the words); `failed` is true
+    where the outcome is FAILED.
     `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
     barostat; NaN: what the engine says.
 

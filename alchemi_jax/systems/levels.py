@@ -7,6 +7,7 @@ systems. `Batch` and the states of the algorithms declare their fields with `per
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import equinox as eqx
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from alchemi_jax.errors import UserCodeError, description
 from alchemi_jax.systems.metadata import EMPTY
 
 
@@ -54,9 +56,67 @@ def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
     return tuple((name, level) for name, level in levels if level is not None)
 
 
-def declares_levels(thing: Any) -> bool:
-    """Whether it is a Module that says of any of its fields whose rows it has."""
-    return isinstance(thing, eqx.Module) and any(level != "shared" for _, level in level_fields(thing))
+class PerSystem(eqx.Module):
+    """An array, or a tree of arrays, with one row per system: a memory of a hook that is nothing else."""
+
+    value: Any = per_system()
+
+
+class PerAtom(eqx.Module):
+    """An array, or a tree of arrays, with one row per atom."""
+
+    value: Any = per_atom()
+
+
+def map_by_level(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`jax.tree.map` of function(level, leaf, ...) over a tree, with the level that each leaf has.
+
+    Fields of Modules have the level that they declare. Tuples, lists, dictionaries and fields that declare
+    none are looked into; a leaf without a level is "shared". Shapes are not asked.
+    """
+    if isinstance(tree, eqx.Module):
+        changed = {}
+        for name, level in level_fields(tree):
+            values = [getattr(t, name) for t in (tree, *others)]
+            if level == "shared":
+                changed[name] = map_by_level(function, *values)
+            else:
+                changed[name] = jax.tree.map(functools.partial(function, level), *values)
+        return unsafe_replace(tree, **changed)
+    if isinstance(tree, tuple | list):
+        parts = [map_by_level(function, *parts) for parts in zip(tree, *others, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    if isinstance(tree, dict):
+        return {key: map_by_level(function, value, *(o[key] for o in others)) for key, value in tree.items()}
+    return jax.tree.map(functools.partial(function, "shared"), tree, *others)
+
+
+def check_levels(who: str, tree: Any, rows: Mapping[Level, int], at: str = "") -> None:
+    """Whether what declares a row per system or per atom has that many rows.
+
+    Args:
+        who: the function that made the tree, as the sentence calls it.
+        rows: length of each level.
+        at: where that function is, as the sentence ends.
+
+    Raises:
+        UserCodeError: naming the first field that has not.
+    """
+    if isinstance(tree, eqx.Module):
+        for name, level in level_fields(tree):
+            value = getattr(tree, name)
+            if level == "shared":
+                check_levels(who, value, rows, at)
+                continue
+            for leaf in jax.tree.leaves(value):
+                if jnp.shape(leaf)[:1] != (rows[level],):
+                    raise UserCodeError(
+                        f"{who} made {type(tree).__name__}.{name} {description(leaf)}; declared "
+                        f"per_{level}, it must begin with {rows[level]} rows, one per {level}{at}."
+                    )
+    elif isinstance(tree, tuple | list | dict):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            check_levels(who, part, rows, at)
 
 
 def atom_rows(first_atom: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.neighbors.geometry import inverse, working_cell
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import PerAtom
 from alchemi_jax.systems.segments import to_atoms
 
 
@@ -48,7 +48,7 @@ class FreezeAtomsHook(TracedHook):
         if outside or atoms.dtype.kind not in "iu":
             raise ValueError(f"FreezeAtomsHook takes indices from 0 to {n - 1}, got {atoms.tolist()}.")
 
-    def init(self, batch: Batch) -> Array:
+    def init(self, batch: Batch) -> PerAtom:
         """Which atoms, [atoms]: decided once."""
         n = batch.atom_capacity
         if callable(self.atoms):
@@ -59,10 +59,10 @@ class FreezeAtomsHook(TracedHook):
             mask = jnp.pad(self.atoms, (0, n - len(self.atoms)))
         else:
             mask = jnp.zeros(n, bool).at[self.atoms].set(True)
-        return mask & batch.atom_mask
+        return PerAtom(mask & batch.atom_mask)
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        held = jnp.asarray(ctx.memory)
+        held = ctx.memory.value
         velocities = jnp.where(held[:, None], 0, ctx.batch.velocities)
         return ctx.with_batch(fixed=ctx.batch.fixed | held, velocities=velocities)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.parameters import Described, positive
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import PerSystem
 from alchemi_jax.systems.observables import fmax
 from alchemi_jax.systems.segments import any_by_system
 
@@ -136,7 +137,7 @@ class ConvergenceHook(TracedHook):
     stage: DynamicsStage = eqx.field(static=True)
     by_default: bool = eqx.field(static=True, repr=False)
 
-    may_fail = False
+    judges_convergence: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -181,9 +182,9 @@ class ConvergenceHook(TracedHook):
         # By default it is read where a cell is relaxed, and there the algorithm needs it anyway.
         return not self.by_default and any(c.key in ("stress", "smax") for c in self.criteria)
 
-    def init(self, batch: Batch) -> Array | None:
+    def init(self, batch: Batch) -> PerSystem | None:
         if any(c.key == "energy_change" for c in self.criteria):
-            return jnp.full_like(batch.energy, jnp.inf)
+            return PerSystem(jnp.full_like(batch.energy, jnp.inf))
         return None
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
@@ -195,12 +196,13 @@ class ConvergenceHook(TracedHook):
         # A workflow that is no engine knows of no cells.
         if hasattr(ctx.workflow, "unbalanced_stress"):
             stress, relaxed = ctx.workflow.unbalanced_stress(batch), ctx.workflow.relaxes_cell(batch)
+        previous = None if ctx.memory is None else ctx.memory.value
         for criterion in self.criteria:
-            good = criterion.converged(batch, ctx.memory, stress)
+            good = criterion.converged(batch, previous, stress)
             met = met & (good | ~relaxed if self.by_default and criterion.key == "smax" else good)
         target = batch.status + 1 if self.target_status is None else self.target_status
         ctx = ctx.with_batch(status=jnp.where(met, target, batch.status))
-        return ctx if ctx.memory is None else ctx.with_memory(batch.energy)
+        return ctx if ctx.memory is None else ctx.with_memory(PerSystem(batch.energy))
 
     def __repr__(self) -> str:
         shown = [repr(c) for c in self.criteria]

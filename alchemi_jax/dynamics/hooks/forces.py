@@ -50,8 +50,8 @@ class BiasedPotentialHook(TracedHook):
     Args:
         bias: differentiable function of the batch that gives eV per system, [systems]; with
             `memory`, a function of batch and memory.
-        memory: what the bias remembers before the first step, a pytree of arrays (leaves with a
-            leading axis `systems` are per system).
+        memory: what the bias remembers before the first step, a pytree of arrays. What has a row per system
+            is wrapped in `alchemi_jax.levels.PerSystem`, or is a Module whose fields declare it.
         deposit: function of batch and memory that gives the new memory, called after the steps 0,
             every, 2 every, ...
         every: steps between deposits.

@@ -58,7 +58,6 @@ class TemperatureScheduleHook(TracedHook):
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
-    may_fail = False
     sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
 
     @classmethod
@@ -90,7 +89,6 @@ class PressureScheduleHook(TracedHook):
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
-    may_fail = False
     sets_targets: ClassVar[tuple[str, ...]] = ("pressure",)
 
     @classmethod
@@ -145,7 +143,6 @@ class ReplicaExchangeHook(TracedHook):
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
-    may_fail = False
     needs_fixed_systems: ClassVar[bool] = True
     sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
 

@@ -68,7 +68,7 @@ class NPH(AbstractDynamics):
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
     )
 
-    _needs_stress: ClassVar[bool] = True
+    needs_stress: ClassVar[bool] = True
     _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
 
     def check(self, batch: Batch) -> None:
@@ -139,7 +139,7 @@ class NPT(AbstractDynamics):
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
     )
 
-    _needs_stress: ClassVar[bool] = True
+    needs_stress: ClassVar[bool] = True
     _targets: ClassVar[frozenset[str]] = frozenset({"temperature", "pressure"})
 
     def check(self, batch: Batch) -> None:

@@ -61,7 +61,7 @@ class BFGS(AbstractDynamics):
     curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
-    _has_velocities: ClassVar[bool] = False
+    has_velocities: ClassVar[bool] = False
 
     def check(self, batch: Batch) -> None:
         host = batch.take()

@@ -58,7 +58,7 @@ class FIRE2(AbstractDynamics):
     f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
-    _has_velocities: ClassVar[bool] = False
+    has_velocities: ClassVar[bool] = False
 
     def init_state(self, batch: Batch) -> FIREState:
         return new_state(batch, self.dt, self.alpha)

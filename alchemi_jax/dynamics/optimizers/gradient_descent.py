@@ -39,7 +39,7 @@ class GradientDescent(AbstractDynamics):
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
-    _has_velocities: ClassVar[bool] = False
+    has_velocities: ClassVar[bool] = False
 
     def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         step = cut_by_atom(batch, at_atoms(batch, self.rate) * batch.forces, self.max_step)

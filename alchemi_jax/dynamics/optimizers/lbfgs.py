@@ -61,7 +61,7 @@ class LBFGS(AbstractDynamics):
     damping: Array = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
     max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
-    _has_velocities: ClassVar[bool] = False
+    has_velocities: ClassVar[bool] = False
 
     def init_state(self, batch: Batch) -> LBFGSState:
         history = jnp.zeros((batch.atom_capacity, self.memory, 3), batch.dtype)

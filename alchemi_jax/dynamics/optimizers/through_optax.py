@@ -49,7 +49,7 @@ class OptaxOptimizer(AbstractDynamics):
     n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
-    _has_velocities: ClassVar[bool] = False
+    has_velocities: ClassVar[bool] = False
 
     def __check_init__(self):
         if not isinstance(self.optimizer, optax.GradientTransformation):

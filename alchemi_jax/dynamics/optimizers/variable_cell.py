@@ -34,7 +34,7 @@ class AbstractVariableCell(AbstractDynamics):
     mask: tuple = eqx.field(static=True, converter=as_mask, default=(True,) * 6, kw_only=True)
     hydrostatic: bool = eqx.field(static=True, default=False, kw_only=True)
 
-    _needs_stress: ClassVar[bool] = True
+    needs_stress: ClassVar[bool] = True
     _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
 
     def check(self, batch: Batch) -> None:

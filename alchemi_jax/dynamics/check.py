@@ -1,0 +1,114 @@
+"""Checks on the host, before anything is compiled: does an engine fit its hooks, and a batch the engine."""
+
+import dataclasses
+import warnings
+from typing import TypeVar
+
+import jax
+
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.transforms import is_traced
+
+
+_E = TypeVar("_E", bound="Engine")
+
+
+def check_systems(engine: Engine, batch: Batch) -> None:
+    """Asks model, hooks and algorithms whether they can treat these systems.
+
+    Raises:
+        ValueError: naming the first that one cannot.
+    """
+    engine.model.check(batch)
+    for group in engine.groups:
+        for hook in group.hooks.traced:
+            hook.check(batch)
+    for part in engine.parts:
+        part.check(batch)
+
+
+def warn_idle_hooks(engine: Engine) -> None:
+    """A hook whose stage can never come is most likely a mistake."""
+    if any(group.hooks.any_traced(DynamicsStage.AFTER_STEP) for group in engine.groups):
+        return
+    for hook in engine.hooks:
+        stages = [s for s in DynamicsStage if runs_on(hook, s)]
+        if stages == [DynamicsStage.ON_CONVERGE]:
+            warnings.warn(
+                f"{name_of(hook)} waits for ON_CONVERGE, which never comes in this {name_of(engine)}: "
+                "it has no ConvergenceHook.",
+                stacklevel=5,
+            )
+
+
+_FOLLOWERS = {"temperature": "NVTLangevin", "pressure": "NPT"}
+
+
+def check_targets(engine: Engine) -> None:
+    """A hook that sets a temperature or pressure needs an algorithm that follows it.
+
+    Raises:
+        TypeError: naming hook and engine.
+    """
+    for hook in engine.hooks:
+        missing = sorted(set(flag(hook, "sets_targets")) - engine.follows_targets)
+        if missing:
+            raise TypeError(
+                f"{name_of(hook)} sets the {missing[0]}, but {name_of(engine)} keeps none: "
+                f"attach it to an engine with a {missing[0]}, such as {_FOLLOWERS[missing[0]]}."
+            )
+
+
+def check_lengths(engine: Engine) -> None:
+    """Parameters are numbers or one per system, as many as of the others.
+
+    Raises:
+        ValueError: naming engine and parameter.
+    """
+    first = None
+    for f in dataclasses.fields(engine):
+        value = getattr(engine, f.name)
+        if not isinstance(value, jax.Array) or is_traced(value) or value.ndim == 0:
+            continue
+        if value.ndim > 1 or value.size == 0:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} must be a number or one per system, "
+                f"not an array of shape {list(value.shape)}."
+            )
+        first = first or (f.name, value.shape[0])
+        if value.shape[0] != first[1]:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
+                f"but {first[0]} has {first[1]}."
+            )
+
+
+def check_per_system(engine: Engine, batch: Batch) -> None:
+    """Parameters with one value per system must have as many as there are systems."""
+    fits = (batch.num_systems, batch.system_capacity)
+    for f in dataclasses.fields(engine):
+        value = getattr(engine, f.name)
+        if isinstance(value, jax.Array) and value.ndim == 1 and value.shape[0] not in fits:
+            raise ValueError(
+                f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
+                f"but the batch has {fits[0]} systems."
+            )
+
+
+def with_budget(engine: _E, n_steps: int | None) -> _E:
+    """The engine with `n_steps` in place of its own, if given.
+
+    Raises:
+        ValueError: if there is no bound for the steps of a system.
+    """
+    if n_steps is not None:
+        engine = dataclasses.replace(engine, n_steps=n_steps)
+    if engine.max_steps is None:
+        raise ValueError(
+            f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."
+        )
+    return engine

@@ -1,0 +1,129 @@
+"""What a system begins with: in its first evaluation, and when it enters a part of a pipeline.
+
+Entering happens at the beginning of the first step in the new part, so that observers of the step before
+have seen the system as it left. Its rows of the part's own state and of the memories of the part's hooks
+start from scratch, and velocities are drawn where it comes from a relaxation. No other rows are touched.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from alchemi_jax.dynamics.hook_calls import SHAPES_FORCES
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.state import DynamicsState, StepCarry
+from alchemi_jax.dynamics.status import within
+from alchemi_jax.dynamics.updates import own_state, stage_key
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import map_by_level, select
+from alchemi_jax.systems.segments import to_atoms
+from alchemi_jax.transforms import cond_any
+
+
+def enter_parts(engine: Engine, state: DynamicsState) -> DynamicsState:
+    """The state in which systems that enter a part of a pipeline have what they begin with.
+
+    Where hooks of a part shape the forces, these systems are marked as fresh: their forces must be renewed.
+    """
+    arriving = engine.active(state.batch) & state.entering & ~state.converged_at_start
+    arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
+
+    # The neighbor list, which is dear to copy, goes in and not out.
+    def enter(operands: tuple) -> tuple:
+        arrays, state, arriving = operands
+        after = _enter(eqx.combine(arrays, rest), state, arriving)
+        return after.batch, after.integrator, after.memory
+
+    def stay(operands: tuple) -> tuple:
+        _, state, _ = operands
+        return state.batch, state.integrator, state.memory
+
+    given = state.replace(records=(), batch=state.batch.replace(meta=None))
+    batch, integrator, memory = cond_any(jnp.any(arriving), enter, stay, (arrays, given, arriving))
+    return state.replace(
+        batch=batch.replace(meta=state.batch.meta),
+        integrator=integrator,
+        memory=memory,
+        entering=state.entering & ~arriving,
+        fresh=state.fresh | arriving if shapes_forces(engine) else state.fresh,
+    )
+
+
+def shapes_forces(engine: Engine) -> bool:
+    """Whether forces mean another thing in another part, because of its hooks."""
+    return any(
+        group.hooks.any_traced(stage)
+        for group in engine.groups
+        for stage in SHAPES_FORCES
+        if group.codes is not None
+    )
+
+
+def _enter(engine: Engine, state: DynamicsState, arriving: Array) -> DynamicsState:
+    batch = _start_part(engine, state, arriving)
+    memory: list[Any] = list(state.memory)
+    for group in engine.groups:
+        if group.codes is None:
+            continue
+        new = within(group, arriving, batch.status) & ~within(group, arriving, state.came_from)
+        for i, initial in enumerate(group.hooks.init(batch), group.memory):
+            memory[i] = restart_rows(batch, new, initial, memory[i])
+    integrator = state.integrator
+    if not shapes_forces(engine):
+        integrator = tuple(
+            select(*_masks(batch, arriving & (batch.status == number)), part.init_state(batch), old)
+            for number, (part, old) in enumerate(zip(engine.parts, integrator, strict=True))
+        )
+    return state.replace(batch=batch, memory=tuple(memory), integrator=integrator)
+
+
+def _start_part(engine: Engine, state: DynamicsState, arriving: Array) -> Batch:
+    """Only the part's own temperature and pressure hold; velocities after a relaxation."""
+    batch = state.batch
+    nothing = jnp.full_like(batch.target_temperature, jnp.nan)
+    untargeted = batch.replace(target_temperature=nothing, target_pressure=nothing)
+    batch = select(*_masks(batch, arriving), untargeted, batch)
+    moving = jnp.array([part.has_velocities for part in engine.parts])
+    from_rest = arriving & ~moving[jnp.maximum(state.came_from, 0)]
+    for number, part in enumerate(engine.parts):
+        if number > 0 and part.has_velocities:
+            mine = from_rest & (batch.status == number)
+            drawn = part.admit(batch, stage_key(state.key, number))
+            batch = select(*_masks(batch, mine), drawn, batch)
+    return batch
+
+
+def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
+    """The phase in which systems that were evaluated for the first time get their state of the algorithm."""
+    if carry.fresh is None:
+        return carry
+    arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
+
+    def make(operands: tuple) -> Any:
+        arrays, batch, old, fresh = operands
+        new = own_state(eqx.combine(arrays, rest), batch)
+        return select(*_masks(batch, fresh), new, old)
+
+    batch = carry.state.batch.replace(meta=None)
+    operands = (arrays, batch, carry.state.integrator, carry.fresh)
+    return carry.update(integrator=cond_any(jnp.any(carry.fresh), make, lambda o: o[2], operands))
+
+
+def restart_rows(batch: Batch, systems: Bool[Array, " systems"], initial: Any, memory: Any) -> Any:
+    """A memory in which the rows of some systems are those of `initial`; what is shared goes on."""
+    masks = {"system": systems, "atom": to_atoms(batch, systems) & batch.atom_mask}
+
+    def restart(level: str, new: Array, old: Array) -> Array:
+        if level == "shared":
+            return old
+        mask = masks[level]
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(new) - 1)), new, old)
+
+    return map_by_level(restart, initial, memory)
+
+
+def _masks(batch: Batch, systems: Array) -> tuple[Array, Array]:
+    """The mask over atoms and the one over systems, as `select` takes them."""
+    return to_atoms(batch, systems), systems

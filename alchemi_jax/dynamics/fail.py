@@ -1,0 +1,76 @@
+"""Failing systems: what was lost, and the way back to the state in which the step began."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.reasons import FIELDS, field_reason
+from alchemi_jax.dynamics.state import StepCarry
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import select
+from alchemi_jax.systems.outcome import Outcome
+from alchemi_jax.systems.segments import any_by_system, max_by_system, to_atoms
+
+
+def fail(
+    engine: Engine,
+    carry: StepCarry,
+    bad: Bool[Array, " systems"],
+    reason: Int[Array, " systems"],
+    keep: Bool[Array, " systems"] | None = None,
+) -> StepCarry:
+    """The carry in which systems have failed: they are in the state in which the step began, and finished.
+
+    Args:
+        bad: [systems], those that fail now.
+        reason: [systems], why; read where `bad` holds.
+        keep: [systems], those that stay as they are now, where not all but `bad` do.
+    """
+    now, keep = carry.state.batch, ~bad if keep is None else keep
+    atoms = to_atoms(now, keep)
+    batch = select(atoms, keep, now, carry.start)
+    # Final: these come from now, whatever the step began with.
+    batch = batch.replace(
+        failed=now.failed | bad,
+        outcome=jnp.where(bad, jnp.int32(Outcome.FAILED), now.outcome),
+        reason=jnp.where(bad, reason, now.reason),
+        status=jnp.where(bad, jnp.int32(engine.exit_status), now.status),
+    )
+    integrator = select(atoms, keep, carry.state.integrator, carry.start_integrator)
+    carry = dataclasses.replace(
+        carry, active=carry.active & ~bad, fresh=None if carry.fresh is None else carry.fresh & ~bad
+    )
+    return carry.update(batch=batch, integrator=integrator, moved=carry.active)
+
+
+#: What is asked of each atom after an evaluation: of what is found, the last counts.
+_OF_ATOMS = ("forces", "velocities", "positions")
+
+
+def find_lost_results(batch: Batch) -> tuple[Bool[Array, " systems"], Int[Array, " systems"]]:
+    """Systems of which energy, forces or what these were computed from is not finite, and why."""
+    code = jnp.zeros(batch.atom_capacity, jnp.int32)
+    for name in _OF_ATOMS:
+        lost = ~jnp.all(jnp.isfinite(batch[name]), axis=-1)
+        code = jnp.where(lost, field_reason(name), code)
+    reason = max_by_system(batch, code, 0)
+    lost_energy, lost_cell = ~jnp.isfinite(batch.energy), ~jnp.all(jnp.isfinite(batch.cell), axis=(1, 2))
+    reason = jnp.where(lost_energy & (reason == 0), field_reason("energy"), reason)
+    reason = jnp.where(lost_cell, field_reason("cell"), reason)
+    return reason > 0, reason
+
+
+def find_lost(before: Batch, after: Batch) -> tuple[Bool[Array, " systems"], Int[Array, " systems"]] | None:
+    """Systems of which a field is no longer finite, and the reason; None if no such field was changed."""
+    reason = None
+    for name in FIELDS:
+        old, new = getattr(before, name), getattr(after, name)
+        if new is old:
+            continue
+        lost = ~jnp.isfinite(new) & jnp.isfinite(old)
+        lost = jnp.any(lost.reshape(lost.shape[0], -1), axis=1)
+        lost = any_by_system(after, lost) if after.level(name) == "atom" else lost
+        reason = jnp.where(lost, field_reason(name), 0 if reason is None else reason)
+    return None if reason is None else (reason > 0, reason)

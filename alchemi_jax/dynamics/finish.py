@@ -1,0 +1,114 @@
+"""After the last step: the stress, the reasons in words, and warnings of systems that failed."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from alchemi_jax import neighbors as nl
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.reasons import reason_text
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.step import reads_stress
+from alchemi_jax.hooks.groups import Group
+from alchemi_jax.models.base import results_of
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.systems.metadata import Metadata
+
+
+#: What runs once compiles faster so; equinox passes the options on, its types do not say so.
+_filter_jit: Any = eqx.filter_jit
+_jit_once = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def finalize(engine: Engine, state: DynamicsState) -> Batch:
+    """The batch of a state, with the stress of periodic systems, which a run leaves out where
+    nothing reads it, and the reasons in words."""
+    batch = with_reason_texts(engine.groups, state.batch)
+    if reads_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
+        return batch
+    return batch.replace(stress=stress_of(engine, state))
+
+
+def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
+    """The batch with names that say why a system failed or was stopped; on the host."""
+    reasons = np.asarray(batch.reason)
+    if batch.meta is None or not reasons.any():
+        return batch
+    groups = tuple(groups)
+    meta = [
+        dataclasses.replace(m, reason=reason_text(groups, code))
+        for m, code in zip(batch.meta, reasons.tolist(), strict=False)
+    ]
+    return unsafe_replace(batch, meta=Metadata(meta))
+
+
+def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3"]:
+    """Stress of a state, eV/Å³; NaN where a system is not periodic in all directions."""
+    batch, neighbors = state.batch.replace(meta=None), state.neighbors
+    # Mostly the list is that of the last forces, and nothing dear needs to be compiled to see it.
+    while neighbors is not None and _is_outdated(batch, neighbors):
+        after = _updated(batch, neighbors)
+        overflow = bool(after.overflow)
+        neighbors = nl.enlarge(neighbors, np.asarray(after.needs)) if overflow else after
+    return _stress(engine.model, batch, neighbors)
+
+
+def _is_outdated(batch: Batch, neighbors: nl.NeighborList) -> bool:
+    return bool(_may_be_outdated(batch, neighbors)) and bool(_must_be_renewed(batch, neighbors))
+
+
+@_jit_once
+def _may_be_outdated(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""]:
+    return nl.may_be_due(batch, neighbors) | nl.offsets_outdated(batch, neighbors) | ~neighbors.built
+
+
+@_jit_once
+def _must_be_renewed(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""]:
+    due = jnp.any(nl.due(batch, neighbors))
+    return due | nl.offsets_outdated(batch, neighbors) | ~neighbors.built
+
+
+@_jit_once
+def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
+    return nl.update(batch, neighbors)
+
+
+@_jit_once
+def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Float[Array, "systems 3 3"]:
+    stress: Any = results_of(model, batch, neighbors, stress=True).stress
+    return stress.astype(batch.dtype)
+
+
+def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> None:
+    """Names systems that failed, each once, with its own step and the reason.
+
+    Args:
+        known: [systems], those that were named before.
+    """
+    failed = np.asarray(batch.failed)
+    new = np.flatnonzero(failed if known is None else failed & ~np.asarray(known))
+    if not len(new):
+        return
+    groups = tuple(groups)
+    steps, reasons = np.asarray(batch.steps_taken), np.asarray(batch.reason)
+    evaluated = np.isfinite(np.asarray(batch.energy))
+    for system in new[:10].tolist():
+        when = f"in its step {steps[system]}" if evaluated[system] else "before the first step"
+        why = reason_text(groups, int(reasons[system]))
+        where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
+        warnings.warn(
+            f"{batch.name_of(system)} failed {when}: {why} (atoms too close, or the time step too long?). "
+            f"{where}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if len(new) > 10:
+        warnings.warn(f"{len(new) - 10} more systems failed.", RuntimeWarning, stacklevel=4)

@@ -1,0 +1,73 @@
+"""What the parts of dynamics ask of an engine: its fields, its algorithm, its pipeline and its hooks.
+
+Everything below `engine.py` is written against this protocol, so that nothing imports the engine itself.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from jaxtyping import Array, Bool, Float
+
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.hooks import HookContext, HookSet
+from alchemi_jax.hooks.groups import Group
+from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.systems.batch import Batch
+
+
+if TYPE_CHECKING:
+
+    class Engine(Protocol):
+        """An engine, single or a pipeline; see `AbstractDynamics`, which is one."""
+
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+        # -- fields
+        @property
+        def model(self) -> AbstractModel: ...
+        @property
+        def n_steps(self) -> Any: ...
+        @property
+        def hooks(self) -> HookSet: ...
+
+        # -- the algorithm
+        needs_stress: ClassVar[bool]
+        has_velocities: ClassVar[bool]
+        follows_targets: ClassVar[frozenset[str]]
+
+        def init_state(self, batch: Batch) -> Any: ...
+        @property
+        def pre_update(self) -> Callable[..., tuple[Batch, Any]]: ...
+        @property
+        def post_update(self) -> Callable[..., tuple[Batch, Any]]: ...
+        def admit(self, batch: Batch, key: Array) -> Batch: ...
+        def time_step(self, batch: Batch, state: Any) -> Any: ...
+        def total_energy(self, batch: Batch, state: Any) -> Float[Array, " systems"]: ...
+        def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]: ...
+        def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]: ...
+        def check(self, batch: Batch) -> None: ...
+
+        # -- the pipeline
+        @property
+        def n_stages(self) -> int: ...
+        @property
+        def exit_status(self) -> int: ...
+        @property
+        def max_steps(self) -> Any: ...
+        @property
+        def parts(self) -> tuple["Engine", ...]: ...
+        def active(self, batch: Batch) -> Bool[Array, " systems"]: ...
+
+        # -- its hooks
+        @property
+        def groups(self) -> tuple[Group, ...]: ...
+        def on_device(self) -> "Engine": ...
+        def _build_context(
+            self, carry: Any, stage: DynamicsStage, group: Group | None = None
+        ) -> HookContext: ...
+        def __enter__(self) -> Any: ...
+        def __exit__(self, *exc: Any) -> None: ...
+
+else:
+    # Checked by the type checker alone: at run time a check would evaluate every property at every call.
+    Engine = Any

@@ -1,0 +1,56 @@
+"""Why a system failed or was stopped: small numbers in `batch.reason`, and their texts."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.check import MOST_REASONS
+from alchemi_jax.hooks.groups import Group
+from alchemi_jax.hooks.protocol import TracedHook, flag
+
+
+#: Fields that must be finite, in the order of their numbers, from 1 on.
+FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge")
+_FIRST_HOOK = 16
+_PER_HOOK = 2 * MOST_REASONS
+
+
+def field_reason(name: str) -> int:
+    """A field is not finite, and the model or the algorithm made it so."""
+    return 1 + FIELDS.index(name)
+
+
+def hook_reason(number: int, local: Any = 0) -> Any:
+    """A hook said so.
+
+    Args:
+        number: of the hook among all traced hooks.
+        local: number in its `reasons`, an int or an array.
+    """
+    return _FIRST_HOOK + _PER_HOOK * number + local
+
+
+def hook_field_reason(number: int, name: str) -> int:
+    """A hook left a field that is not finite."""
+    return hook_reason(number, MOST_REASONS + FIELDS.index(name))
+
+
+def reason_text(groups: Iterable[Group], code: int) -> str:
+    """The reason in words, without the system's name: "its forces are not finite". Empty for 0."""
+    if code <= 0:
+        return ""
+    if code < _FIRST_HOOK:
+        return _not_finite("its", FIELDS[code - 1])
+    number, local = divmod(code - _FIRST_HOOK, _PER_HOOK)
+    hooks: list[TracedHook] = [hook for group in groups for hook in group.hooks.traced]
+    if number >= len(hooks):
+        return f"reason {code}"
+    hook = hooks[number]
+    if local >= MOST_REASONS:
+        return f"{_not_finite('its', FIELDS[local - MOST_REASONS])} after {name_of(hook)}"
+    texts = flag(hook, "reasons")
+    return f"{name_of(hook)}: {texts[local]}" if local < len(texts) else name_of(hook)
+
+
+def _not_finite(whose: str, field: str) -> str:
+    return f"{whose} {field} {'are' if field.endswith('s') and field != 'stress' else 'is'} not finite"

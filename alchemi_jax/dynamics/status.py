@@ -1,0 +1,96 @@
+"""The end of a step: systems that converged, were stopped, or used up their budget of steps move on."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.state import StepCarry
+from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.hooks.groups import Group
+from alchemi_jax.hooks.protocol import flag
+from alchemi_jax.systems.outcome import Outcome
+
+
+def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
+    """Steps and time are counted; status and outcome of those that converged, stopped or expired move on."""
+    state, batch, code = carry.state, carry.state.batch, carry.code
+    announced = state.converged_at_start & carry.is_step
+    stopped = carry.evaluated & (batch.outcome == Outcome.STOPPED)
+    arrived = carry.evaluated & ~stopped & (batch.status > code)
+    newly = arrived & carry.active
+    steps_taken, stage_steps = batch.steps_taken + carry.active, batch.stage_steps + carry.active
+    status, converged = batch.status, batch.converged | arrived
+    for number, part in enumerate(engine.parts):
+        if part.n_steps is None:
+            continue
+        expired = carry.active & ~arrived & (code == number) & (stage_steps >= part.n_steps)
+        status = status + expired
+        if engine.n_stages > 1 and waits_for_convergence(engine, number):
+            # What counts is the last relaxation that a system went through.
+            converged = converged & ~expired
+    if engine.n_stages > 1 and engine.n_steps is not None:
+        used_up = carry.active & (steps_taken >= engine.n_steps)
+        status = jnp.where(used_up, engine.exit_status, status)
+    status = jnp.minimum(jnp.where(stopped, engine.exit_status, status), engine.exit_status)
+    left = carry.evaluated & (status != code)
+    finished = left & (status == engine.exit_status) & (batch.outcome == Outcome.RUNNING)
+    end = jnp.where(converged, jnp.int32(Outcome.CONVERGED), jnp.int32(Outcome.OUT_OF_STEPS))
+    time, time_error = _advance_time(engine, carry)
+    batch = batch.replace(
+        status=status,
+        outcome=jnp.where(finished, end, batch.outcome),
+        steps_taken=steps_taken,
+        stage_steps=jnp.where(left & (status < engine.exit_status), 0, stage_steps),
+        converged=converged,
+        time=time,
+    )
+    changed: dict[str, Any] = {}
+    if carry.fresh is not None:
+        changed["fresh"] = jnp.zeros_like(state.fresh)
+    return carry.update(
+        batch=batch,
+        newly_converged=newly | announced,
+        converged_at_start=(state.converged_at_start & ~announced) | (arrived & ~carry.active),
+        entering=state.entering | (left & (status < engine.exit_status)),
+        came_from=jnp.where(left, code, state.came_from),
+        time_error=time_error,
+        **changed,
+    )
+
+
+def _advance_time(engine: Engine, carry: StepCarry) -> tuple[Array, Array]:
+    """Time of each system after the step, fs, and what rounding took from it (Kahan's sum): a plain sum in
+    float32 stands still after 10^7 steps."""
+    state, batch = carry.state, carry.state.batch
+    own = state.integrator if engine.n_stages > 1 else (state.integrator,)
+    dt = None
+    for number, (part, algorithm) in enumerate(zip(engine.parts, own, strict=True)):
+        step = part.time_step(batch, algorithm)
+        if step is not None:
+            mine = jnp.where(carry.active & (carry.code == number), by_system(batch, step), 0)
+            dt = mine if dt is None else dt + mine
+    if dt is None:
+        return batch.time, state.time_error
+    added = dt - state.time_error
+    time = batch.time + added
+    error = (time - batch.time) - added
+    return jnp.where(carry.active, time, batch.time), jnp.where(carry.active, error, state.time_error)
+
+
+def within(group: Group, mask: Bool[Array, " systems"], code: Array) -> Bool[Array, " systems"]:
+    """Those of the mask that are in one of the group's parts of the pipeline."""
+    if group.codes is None:
+        return mask
+    return mask & jnp.any(jnp.stack([code == number for number in group.codes]), axis=0)
+
+
+def waits_for_convergence(engine: Engine, number: int) -> bool:
+    """Whether a hook decides who has converged in a part of the pipeline."""
+    return any(
+        flag(hook, "judges_convergence")
+        for group in engine.groups
+        if group.codes is None or number in group.codes
+        for hook in group.hooks.traced
+    )

@@ -1,0 +1,150 @@
+"""Calling the hooks of a stage inside a compiled step: traced ones, rows for the recording ones, and in a
+loop of the user's own the host hooks.
+
+A workflow carries through its step a *carry*: any immutable object with `memory`, `records` and `step_count`,
+and a method `update(**fields)` that returns it with some of these changed. What a workflow decides for itself
+is a `Dispatcher`; the one here calls every hook by its frequency and takes back the fields that it names.
+"""
+
+import dataclasses
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import jax
+from jaxtyping import Array, Bool
+
+from alchemi_jax.hooks import records
+from alchemi_jax.hooks.calls import due_at
+from alchemi_jax.hooks.context import HookContext
+from alchemi_jax.hooks.groups import Group, in_order
+from alchemi_jax.hooks.host_calls import call_from_device
+from alchemi_jax.hooks.protocol import TracedHook, runs_on
+from alchemi_jax.transforms import cond_changed
+
+
+if TYPE_CHECKING:
+
+    class Carry(Protocol):
+        """What the machinery reads of the object that a step carries."""
+
+        @property
+        def memory(self) -> tuple[Any, ...]: ...
+        @property
+        def records(self) -> tuple[records.RecordBuffer, ...]: ...
+        @property
+        def step_count(self) -> Any: ...
+        def update(self, **fields: Any) -> Any: ...
+
+else:
+    # Checked by the type checker alone: at run time a check would evaluate every property at every call.
+    Carry = Any
+
+_K = TypeVar("_K", bound="Carry")
+
+
+class Dispatcher(Generic[_K]):
+    """What a workflow decides about its hooks. Subclass it and override what differs.
+
+    Attributes:
+        groups: of hooks, from `make_groups`.
+        fields: of the context, those that traced hooks may change.
+    """
+
+    groups: tuple[Group, ...]
+    fields: tuple[str, ...] = ("batch",)
+
+    def context(self, carry: _K, stage: Enum, group: Group) -> HookContext:
+        """What the hooks of a group see at a stage."""
+        raise NotImplementedError
+
+    def condition(self, carry: _K, stage: Enum, group: Group) -> Bool[Array, ""] | None:
+        """Whether the group is called at all; None: always."""
+        return None
+
+    def before(
+        self, carry: _K, stage: Enum, group: Group, ctx: Any, number: int, hook: TracedHook
+    ) -> tuple[Any, Bool[Array, ""] | None]:
+        """The context that a traced hook gets, and whether it is due (None: yes).
+
+        Args:
+            number: of the hook among all traced hooks of the workflow.
+        """
+        return ctx, due_at(hook, carry.step_count)
+
+    def after(
+        self, carry: _K, stage: Enum, group: Group, given: Any, changed: Any, number: int, hook: TracedHook
+    ) -> Any:
+        """What of a traced hook's context is kept: `given` as it was before the call, `changed` after it."""
+        return changed
+
+    def take_back(self, carry: _K, stage: Enum, values: dict[str, Any]) -> _K:
+        """The carry with the fields that the traced hooks of a group changed."""
+        raise NotImplementedError
+
+    def observed(self, carry: _K) -> Bool[Array, ""] | None:
+        """Whether recording and host hooks are called in this pass; None: yes."""
+        return None
+
+
+def dispatch(dispatcher: Dispatcher[_K], carry: _K, stage: Enum) -> _K:
+    """The carry after the hooks of a stage: traced hooks, then rows for the recording ones."""
+    groups = in_order(dispatcher.groups, stage)
+    for group in groups:
+        if group.hooks.any_traced(stage):
+            carry = _run_traced(dispatcher, carry, stage, group)
+    for group in groups:
+        carry = _record(dispatcher, carry, stage, group)
+    # The driver takes host hooks off what it compiles and calls them itself. They are here where a user puts
+    # a step or a loop into code of their own.
+    call_from_device(dispatcher, carry, stage)
+    return carry
+
+
+def _run_traced(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group) -> _K:
+    ctx = dispatcher.context(carry, stage, group)
+
+    def call(values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        memories = values.pop("memories")
+        new, memories = group.hooks.run_traced(
+            dataclasses.replace(ctx, **values),
+            stage,
+            memories,
+            dispatcher.fields,
+            lambda ctx, i, hook: dispatcher.before(carry, stage, group, ctx, group.memory + i, hook),
+            lambda old, new, i, hook: dispatcher.after(carry, stage, group, old, new, group.memory + i, hook),
+        )
+        return {name: getattr(new, name) for name in dispatcher.fields} | {"memories": memories}
+
+    values = {name: getattr(ctx, name) for name in dispatcher.fields}
+    values["memories"] = group.memories(carry.memory)
+    condition = dispatcher.condition(carry, stage, group)
+    values = call(values) if condition is None else cond_changed(condition, call, values)
+    carry = carry.update(memory=group.put_memories(carry.memory, values.pop("memories")))
+    return dispatcher.take_back(carry, stage, values)
+
+
+def _record(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group) -> _K:
+    buffers = list(carry.records)
+    for i, held in enumerate(group.hooks.recording, group.records):
+        # `init` inside a transform evaluates before there are buffers.
+        if i >= len(buffers) or not runs_on(held.hook, stage):
+            continue
+        due = all_of(
+            dispatcher.condition(carry, stage, group),
+            dispatcher.observed(carry),
+            due_at(held.hook, carry.step_count),
+        )
+        ctx = dispatcher.context(carry, stage, group)
+        with jax.named_scope(type(held.hook).__name__):
+            buffers[i] = records.append(held.hook, buffers[i], ctx, True if due is None else due)
+    return carry.update(records=tuple(buffers)) if buffers else carry
+
+
+def all_of(*conditions: Bool[Array, ""] | None) -> Bool[Array, ""] | None:
+    """Whether all conditions hold; None stands for one that always does."""
+    out: Any = None
+    for condition in conditions:
+        if condition is not None:
+            out = condition if out is None else out & condition
+    return out
