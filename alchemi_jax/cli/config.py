@@ -101,10 +101,10 @@ def load(path: str, overrides: list[str]) -> Pipeline:
         raise UsageError(f"{path} is no TOML: {e}.") from None
     for text in overrides:
         _override(content, text)
-    return checked(content, path)
+    return validate(content, path)
 
 
-def checked(content: dict[str, Any], where: str) -> Pipeline:
+def validate(content: dict[str, Any], where: str) -> Pipeline:
     """A Pipeline from what a file says.
 
     Raises:
