@@ -155,7 +155,7 @@ def _velocities(settings: Pipeline, key: jax.Array) -> Any:
 
 
 def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
-    """Makes the folder, or checks what an earlier call of the same run left in it; ids of finished systems."""
+    """Makes the folder, or checks what an earlier call of the same run left: ids of finished systems."""
     wanted = settings.model_dump(mode="json")
     existing = [name for name in RESULTS if (out / name).exists()]
     if existing and not overwrite:
