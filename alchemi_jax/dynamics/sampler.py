@@ -24,7 +24,7 @@ from alchemi_jax.neighbors import Needs, list_needs
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.capacity import round_up, sizes_per_octave
 from alchemi_jax.systems.host import HostBatch, System
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -218,8 +218,9 @@ class Stream:
         if len(first):
             if sampler.max_atoms is None:
                 enough = int(np.ceil(first.mean() * min(sampler.max_systems, len(first)) * 1.05))
-                self.max_atoms = round_up(max(int(first.max()), enough), 8, 16)
-            self.largest = int(min(first.max(), self.max_atoms))
+                enough = max(int(first.max()), enough)
+                self.max_atoms = round_up(enough, sizes_per_octave(enough), 16)
+            self._widen(first)
         self._leave_out()
 
     def close(self) -> None:
@@ -267,8 +268,13 @@ class Stream:
         by_size = np.argsort(-sizes, kind="stable")
         self._order = np.arange(len(sizes)) if self.sampler.policy == "first come" else by_size
         if self.max_atoms:
-            self.largest = max(self.largest, int(min(sizes.max(), self.max_atoms)))
+            self._widen(sizes)
             self._leave_out()
+
+    def _widen(self, sizes: np.ndarray) -> None:
+        """Makes `largest`, the capacity for the atoms of one system, hold systems of these sizes."""
+        largest = round_up(int(sizes.max()), sizes_per_octave(self.max_atoms))
+        self.largest = max(self.largest, min(largest, self.max_atoms))
 
     def _leave_out(self) -> None:
         """Systems that can never be in the batch."""
