@@ -114,7 +114,7 @@ def validate(content: dict[str, Any], where: str) -> Pipeline:
         return Pipeline.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
-        # The stage's kind is told by the discriminator, and is no field.
+        # The kind of a stage is the discriminator, and no field.
         parts = [str(p) for p in first["loc"] if p not in ("relax", "md")]
         field = ".".join(parts) or "file"
         said = first["msg"].removeprefix("Value error, ")

@@ -160,10 +160,10 @@ def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
     existing = [name for name in RESULTS if (out / name).exists()]
     if existing and not overwrite:
         try:
-            held = json.loads((out / SETTINGS).read_text())
+            found = json.loads((out / SETTINGS).read_text())
         except (OSError, ValueError):
             raise UsageError(f"{out / existing[0]} exists: give another out, or --overwrite.") from None
-        odd = [n for n in wanted if n not in _FREE and held.get(n) != wanted[n]]
+        odd = [n for n in wanted if n not in _FREE and found.get(n) != wanted[n]]
         if odd:
             raise UsageError(
                 f"{out} holds results of other settings, {odd[0]} differs: give another out, or --overwrite."
@@ -186,11 +186,11 @@ def _go_on(out: Path) -> set[int]:
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
         ids = set(Trajectory(out / FINISHED)["system_id"][:].tolist())
     if (out / FRAMES).exists() and len(ZarrData(out / FRAMES)):
-        held = Trajectory(out / FRAMES)
-        if not set(held.system_ids.tolist()) <= ids:
+        frames = Trajectory(out / FRAMES)
+        if not set(frames.system_ids.tolist()) <= ids:
             fresh = ZarrData(out / (FRAMES + ".new"), mode="w")
             fresh.open()
-            for frame in held:
+            for frame in frames:
                 fresh.write(frame, np.isin(frame.system_id, list(ids)))
             fresh.close()
             shutil.rmtree(out / FRAMES)

@@ -88,7 +88,7 @@ def scalars(trajectory: Trajectory) -> list[Quantity]:
     rows = {k: np.full(trajectory.n_rows, np.nan) for k in ("potential", "total", "T", "P", "fmax")}
     for first, last in _pieces(trajectory):
         host = trajectory.to_batch(slice(first, last))
-        # Padded to one of a few sizes: the functions compile anew for each.
+        # Padded to one of a few sizes, for each of which the functions are compiled.
         batch, n, at = Batch.from_host(host), len(host), trajectory.rows(first)[0]
         kinetic = np.asarray(kinetic_energy(batch))[:n]
         moving = kinetic > 0
@@ -113,12 +113,12 @@ def scalars(trajectory: Trajectory) -> list[Quantity]:
 def _pieces(trajectory: Trajectory) -> Iterator[tuple[int, int]]:
     """Slices of frames of so many atoms that they fit into memory."""
     atoms = [int(trajectory.atoms_of_row[trajectory.rows(i)].sum()) for i in range(trajectory.n_frames)]
-    first = held = 0
+    first = atoms_so_far = 0
     for i, n in enumerate(atoms):
-        if held and held + n > _AT_ONCE:
+        if atoms_so_far and atoms_so_far + n > _AT_ONCE:
             yield first, i
-            first, held = i, 0
-        held += n
+            first, atoms_so_far = i, 0
+        atoms_so_far += n
     yield first, trajectory.n_frames
 
 

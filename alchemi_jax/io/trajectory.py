@@ -174,7 +174,7 @@ class Trajectory:
         return out
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame of the fields that are one number a system: a row of it is a row.
+        """A pandas.DataFrame of the fields that are one number per system, with the rows of the trajectory.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -291,7 +291,7 @@ class SystemSeries:
 
     Attributes:
         id: its system_id.
-        rows, frames: [frames] where it stands in the trajectory.
+        rows, frames: [frames] where it is in the trajectory.
     """
 
     def __init__(self, stored: StoredSystems, system_id: int, rows: np.ndarray, frames: np.ndarray):
@@ -324,7 +324,7 @@ class SystemSeries:
         return [*super().__dir__(), *self._stored.fields]
 
     def to_batch(self, frames: slice = slice(None)) -> HostBatch:
-        """A HostBatch whose systems are this one's frames."""
+        """A HostBatch with a system for each frame."""
         return self._stored.batch(self.rows[frames])
 
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:

@@ -73,7 +73,7 @@ class Batch(AbstractBatch[jax.Array]):
             atom_capacity, system_capacity: lengths of the padded arrays; by default the counts
                 rounded up to a few sizes, so that similar batches share compiled code.
             names: what errors call the systems; by default "system 3 (Ar13)".
-            largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
+            largest: capacity for the atoms of one system; by default rounded up to a few sizes. Batches share
                 compiled code if all three capacities are the same.
 
         Raises:
@@ -204,19 +204,19 @@ class Batch(AbstractBatch[jax.Array]):
             ValueError: under a transform, or for a mapped batch.
         """
         # A Module's attribute costs a microsecond each time.
-        held = vars(self)
-        fields = {name: held[name] for name, _ in level_fields(self)}
+        values = vars(self)
+        fields = {name: values[name] for name, _ in level_fields(self)}
         if is_traced(fields):
             raise ValueError(
                 "the systems of a batch are read on the host, not under jit, vmap or grad: there use its "
                 "arrays, or a host hook."
             )
-        if np.ndim(held["status"]) != 1:
+        if np.ndim(values["status"]) != 1:
             raise ValueError(
-                f"the batch is mapped over {np.shape(held['status'])[:-1]}: choose a lane first, for example "
-                "jax.tree.map(lambda x: x[0], batch)."
+                f"the batch is mapped over {np.shape(values['status'])[:-1]}: choose a lane first, for "
+                "example jax.tree.map(lambda x: x[0], batch)."
             )
-        static = {"largest": held["largest"], "meta": held["meta"] if meta is None else meta}
+        static = {"largest": values["largest"], "meta": values["meta"] if meta is None else meta}
         return select_rows(unsafe_make(HostBatch, {**jax.device_get(fields), **static}), systems)
 
     def take(self, systems: Any = None) -> HostBatch:
@@ -248,7 +248,7 @@ class Batch(AbstractBatch[jax.Array]):
         """One ase.Atoms per system, in order, with results in a SinglePointCalculator.
 
         Args:
-            like: a batch with the same systems whose names, `info` and constraints are taken, for a batch
+            like: a batch with the same systems, to take names, `info` and constraints from, for a batch
                 that came out of jit or vmap, where these are dropped. Systems are matched by `system_id`.
 
         Raises:

@@ -152,8 +152,8 @@ class AbstractBatch(eqx.Module, Generic[A]):
     def outcome_text(self, system: int) -> str:
         """How the run of the system in this row ended: "failed: energy is not finite". On the host."""
         outcome = Outcome(int(self.outcome[system]))
-        told = outcome in (Outcome.STOPPED, Outcome.FAILED) and system < len(self.meta)
-        return outcome.describe(self.meta[system].reason if told else "")
+        has_reason = outcome in (Outcome.STOPPED, Outcome.FAILED) and system < len(self.meta)
+        return outcome.describe(self.meta[system].reason if has_reason else "")
 
     # -- changing --------------------------------------------------------------------------------
 

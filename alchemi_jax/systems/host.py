@@ -32,7 +32,7 @@ class System:
 
     Every field and extra of the batch is an attribute, without the axis of systems: `positions` and `forces`
     are [atoms, 3], `cell` is [3, 3], `energy`, `outcome`, `steps_taken` are numbers. `system["tags"]` does
-    the same for extras whose names are no Python names. Arrays are views of the batch.
+    the same for extras with names that are no Python names. Arrays are views of the batch.
 
     Attributes:
         name, info, constraints: see SystemMeta.
@@ -211,7 +211,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
         """One ase.Atoms per system, in order, with results in a SinglePointCalculator.
 
         Args:
-            like: a batch with the same systems whose names, `info` and constraints are taken, for a batch
+            like: a batch with the same systems, to take names, `info` and constraints from, for a batch
                 that came out of jit or vmap, where these are dropped. Systems are matched by `system_id`.
 
         Raises:
@@ -263,14 +263,14 @@ def summary(batch: AbstractBatch) -> str:
 
 
 def select_rows(host: HostBatch, systems: Any) -> HostBatch:
-    """Some systems (a mask or indices; None: all) of a HostBatch, which may still be padded.
+    """Some systems (a mask or indices; None: all) of a HostBatch, which may have padding.
 
     Raises:
         IndexError: if there is no such system, or the mask has another length.
     """
     # A Module's attribute costs a microsecond each time.
-    held = vars(host)
-    counts, meta = held["atoms_per_system"], held["meta"]
+    values = vars(host)
+    counts, meta = values["atoms_per_system"], values["meta"]
     n, n_atoms = int((counts > 0).sum()), int(counts.sum())
     if systems is None:
         rows, atoms, index = slice(0, n), slice(0, n_atoms), np.arange(n)
@@ -286,11 +286,11 @@ def select_rows(host: HostBatch, systems: Any) -> HostBatch:
         if (odd := index[(index < 0) | (index >= n)]).size:
             raise IndexError(f"the batch has {n} systems, there is no system {odd[0]}.")
         rows = index
-        atoms = atom_rows(held["first_atom"][index], counts[index])
+        atoms = atom_rows(values["first_atom"][index], counts[index])
     cut = {"atom": atoms, "system": rows}
     fields: dict[str, Any] = {}
     for name, level in level_fields(host):
-        value = held[name]
+        value = values[name]
         extras = isinstance(value, dict)
         fields[name] = {k: v[cut[level]] for k, v in value.items()} if extras else value[cut[level]]
     if systems is not None:
@@ -298,7 +298,7 @@ def select_rows(host: HostBatch, systems: Any) -> HostBatch:
         fields["first_atom"] = (np.cumsum(counts) - counts).astype(np.int32)
         fields["batch_idx"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     known = meta if systems is None and len(meta) == n else meta.of_rows(index)
-    return unsafe_make(HostBatch, {**fields, "largest": held["largest"], "meta": known})
+    return unsafe_make(HostBatch, {**fields, "largest": values["largest"], "meta": known})
 
 
 def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
@@ -318,7 +318,7 @@ def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
     ids, sizes = np.asarray(like.system_id)[:n].tolist(), np.asarray(like.atoms_per_system)[:n].tolist()
     at = {number: row for row, number in enumerate(ids)}
     if len(at) < n:
-        raise ValueError("like= takes a batch whose system_id tell its systems apart; these do not.")
+        raise ValueError("like= takes a batch whose system_id differ, to tell its systems apart.")
     rows = []
     for number, size in zip(host.system_id.tolist(), host.atoms_per_system.tolist(), strict=True):
         row = at.get(number)

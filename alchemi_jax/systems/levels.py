@@ -30,12 +30,12 @@ _M = TypeVar("_M")
 
 
 def per_atom(fill: Any = 0, **kwargs: Any) -> Any:
-    """A field with a leading `atoms` axis; `fill` stands in padding."""
+    """A field with a leading `atoms` axis; padding has the value `fill`."""
     return eqx.field(metadata={"level": "atom", "fill": fill}, **kwargs)
 
 
 def per_system(fill: Any = 0, **kwargs: Any) -> Any:
-    """A field with a leading `systems` axis; `fill` stands in padding."""
+    """A field with a leading `systems` axis; padding has the value `fill`."""
     return eqx.field(metadata={"level": "system", "fill": fill}, **kwargs)
 
 
@@ -154,7 +154,7 @@ def _where(mask: Array, new: Any, old: Any) -> Any:
 def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
     """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
 
-    Both are Modules of one type whose fields declare levels, None, or tuples of these. Fields that are
+    Both are Modules of one type with fields that declare levels, None, or tuples of these. Fields that are
     the same object in both are passed through, so that a freeze costs only what changed.
     """
     if new is None or old is None:

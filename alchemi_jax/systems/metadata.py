@@ -1,4 +1,4 @@
-"""What a system carries that is no array, and how it rides with a batch without touching compiled code."""
+"""What a system carries that is no array, and how it stays with a batch on the host."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class AseFile(Sink):
             raise ValueError(f"mode of {type(self).__name__} must be 'a', 'w', 'x' or 'r', not {mode!r}.")
         self.path = Path(path)
         self.mode = mode
-        self._held_open = False
+        self._stays_open = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -81,7 +81,7 @@ class AseFile(Sink):
 
     def open(self) -> None:
         self._open()
-        self._held_open = True
+        self._stays_open = True
 
     def _open(self) -> None:
         if self._is_open or self.mode == "r":
@@ -120,7 +120,7 @@ class AseFile(Sink):
             with self._naming():
                 self._put(structures)
         finally:
-            if not self._held_open:
+            if not self._stays_open:
                 self.close()
 
     def read(self, dtype: Any = None) -> HostBatch:
@@ -138,7 +138,7 @@ class AseFile(Sink):
     def zero(self) -> None:
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        held = self._held_open
+        stays_open = self._stays_open
         if self.mode == "x":
             self._open()
         self.close()
@@ -146,11 +146,11 @@ class AseFile(Sink):
             self._check()
             with self._naming():
                 self.path.unlink()
-        if held:
+        if stays_open:
             self.open()
 
     def close(self) -> None:
-        self._held_open = False
+        self._stays_open = False
         if self._is_open:
             with self._naming():
                 self._end()

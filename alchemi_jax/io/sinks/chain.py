@@ -68,7 +68,7 @@ class SinkChain(Sink):
             raise ValueError(f"{self!r} is empty: nothing was written to it.")
         everything = HostBatch.concatenate([s.read() for s, n in zip(self.sinks, counts, strict=True) if n])
         owners = np.repeat([i for i, _ in self._log], [n for _, n in self._log]).astype(int)
-        # A sink may have held systems before, or have been emptied since: its last ones are those logged.
+        # A sink may have had systems before, or have been emptied since: the logged ones are its last.
         rows, first = np.zeros(len(owners), int), 0
         before, kept = [], np.ones(len(owners), bool)
         for i, n in enumerate(counts):

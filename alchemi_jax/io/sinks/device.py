@@ -152,7 +152,7 @@ class DeviceBuffer(Sink):
         self.systems, self.atoms = systems, atoms
         self._buffer: SystemBuffer | None = None
         self._meta: list[SystemMeta | None] = []
-        self._atoms_held = 0
+        self._n_atoms = 0
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
         which = systems_mask(batch, mask)
@@ -171,10 +171,10 @@ class DeviceBuffer(Sink):
             which = np.pad(which, (0, batch.system_capacity - len(which)))
         # `largest` is not read, and another one would compile again.
         self._buffer = _write(self._buffer, batch.replace(largest=batch.atom_capacity), which)
-        self._atoms_held += int(sizes.sum())
+        self._n_atoms += int(sizes.sum())
 
     def room_for(self, atoms_per_system: np.ndarray) -> int:
-        fit = np.cumsum(atoms_per_system) <= self.atoms - self._atoms_held
+        fit = np.cumsum(atoms_per_system) <= self.atoms - self._n_atoms
         return min(int(fit.sum()), self.systems - len(self))
 
     def read(self) -> HostBatch:
@@ -185,12 +185,10 @@ class DeviceBuffer(Sink):
 
     def zero(self) -> None:
         # The next system may be of another kind.
-        self._buffer, self._meta, self._atoms_held = None, [], 0
+        self._buffer, self._meta, self._n_atoms = None, [], 0
 
     def __len__(self) -> int:
         return len(self._meta)
 
     def __repr__(self) -> str:
-        return (
-            f"DeviceBuffer({len(self)} of {self.systems} systems, {self._atoms_held} of {self.atoms} atoms)"
-        )
+        return f"DeviceBuffer({len(self)} of {self.systems} systems, {self._n_atoms} of {self.atoms} atoms)"

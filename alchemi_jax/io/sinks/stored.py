@@ -51,7 +51,7 @@ def array_name(level: str, key: str) -> str:
 
 
 class StoredSystems:
-    """The systems that a store held at one moment, read as they are asked for.
+    """The systems of a store at one moment, read as they are asked for.
 
     What is written later is not seen; what was there stays readable while a run appends.
 

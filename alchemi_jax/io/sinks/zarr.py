@@ -1,6 +1,6 @@
 """ZarrData: systems on disk, in one zarr group.
 
-Systems of any sizes stand one after another: fields per atom are flat arrays over the atoms of all
+Systems of any sizes are one after another: fields per atom are flat arrays over the atoms of all
 systems, fields per system have one row a system, and the running sum of `atoms_per_system` says
 where a system's atoms are. Name, `info` and constraints of each system are JSON in `meta`, cut by
 `meta_end`; `frame` says which write brought a system. A commit writes every array and at last the counts
@@ -58,7 +58,7 @@ class ZarrData(Sink):
 
     Args:
         path: a directory, made when the first system is written or a run opens the sink.
-        mode: "a" goes on with a store that exists, "w" starts it anew, "x" refuses one that exists,
+        mode: "a" goes on with a store that exists, "w" begins it again, "x" refuses one that exists,
             "r" only reads.
         chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
         shard_bytes: of a file, if it is to hold several chunks of `chunk_bytes` (256 KiB by default), each
@@ -99,7 +99,7 @@ class ZarrData(Sink):
         self._waiting: list[HostBatch] = []
         self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
-        self._held_open = False
+        self._stays_open = False
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._error: BaseException | None = None
@@ -111,7 +111,7 @@ class ZarrData(Sink):
 
     def open(self) -> None:
         self._open()
-        self._held_open = True
+        self._stays_open = True
 
     def _open(self) -> None:
         if self._attributes is not None:
@@ -172,7 +172,7 @@ class ZarrData(Sink):
             self._timer.cancel()
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
         self._waiting, self._waiting_bytes, self._format = [], 0, None
-        self._held_open = False
+        self._stays_open = False
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -189,14 +189,14 @@ class ZarrData(Sink):
             self._open()
             try:
                 self._queue(host)
-                if not self._held_open:
+                if not self._stays_open:
                     self._commit()
                 elif self._timer is None:
                     self._timer = threading.Timer(self.commit_seconds, self._commit_later)
                     self._timer.daemon = True
                     self._timer.start()
             finally:
-                if not self._held_open:
+                if not self._stays_open:
                     self._forget()
 
     def _queue(self, host: HostBatch) -> None:
@@ -349,7 +349,7 @@ class ZarrData(Sink):
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
         with self._lock:
-            held = self._held_open
+            stays_open = self._stays_open
             if self._attributes is None and self._exists():
                 self._open()
             self._forget()
@@ -357,9 +357,9 @@ class ZarrData(Sink):
                 # An error later must not find half of the systems: none, from here on.
                 self.mode = "w"
                 self._open()
-            if not held:
+            if not stays_open:
                 self._forget()
-            self._held_open = held
+            self._stays_open = stays_open
 
     def __len__(self) -> int:
         if self._attributes is not None:
