@@ -2,27 +2,55 @@
 
 import gc
 import os
+import shutil
+import tempfile
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 
-# Nearly all the time of the tests is compiling. The plain emitters of jax 0.10 compile twice as fast, to
-# code that is three times as slow in pair loops: for `QUICK_XLA=1 pytest` at the desk. Users have the others.
-if os.environ.get("QUICK_XLA") and metadata.version("jax").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# XLA remarks, at length, that code from the cache on disk prefers not to gather. Read when jaxlib is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from cheap_xla import cheap_xla, needs_full_xla
 
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 EPSILON, SIGMA = 0.0104, 3.40
+#: Names of fixtures that are compiled with the options of users.
+FULL_FIXTURES: set[str] = set()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compile-report", action="store_true", help="where the time of the tests goes")
+    parser.addoption("--full-xla", action="store_true", help="compile all tests as users compile")
+
+
+def pytest_configure(config):
+    if config.getoption("--compile-report"):
+        from compile_report import Report
+
+        config.pluginmanager.register(Report())
+    if hasattr(config, "workerinput") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    # Nearly all the time of the tests is compiling. What a worker has compiled is found on disk by the other
+    # one, and by itself after it dropped its compiled code, until the end of this run. Workers, and processes
+    # that tests start, take these settings from the environment; this process has loaded jax already.
+    folder = tempfile.mkdtemp(prefix="alchemi-jax-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    for name, value in (
+        ("jax_compilation_cache_dir", folder),
+        ("jax_persistent_cache_min_compile_time_secs", 0.1),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 def icosahedron() -> np.ndarray:
@@ -72,6 +100,37 @@ def zoo() -> dict[str, Atoms]:
     thin.set_cell(thin.cell.array @ np.diag([0.7, 1.3, 1.1]), True)
     out["thin"] = thin
     return out
+
+
+def public(module) -> dict:
+    """What a package offers, by name: `vars` lacks the names that nobody has used yet."""
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def pytest_collection_modifyitems(items):
+    """Finds which fixtures of a module or of the session are compiled as users compile: what a test with
+    users' options asks for. Such fixtures are made before `options_of_xla` acts."""
+    for item in items:
+        if needs_full_xla(item):
+            FULL_FIXTURES.update(item.fixturenames)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    if fixturedef.scope == "function" or fixturedef.argname in FULL_FIXTURES:
+        return (yield)
+    with cheap_xla():
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def options_of_xla(request):
+    """Tests that do not need the options of users are compiled with cheap ones; see `cheap_xla`."""
+    if needs_full_xla(request.node):
+        yield
+    else:
+        with cheap_xla():
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from alchemi_jax.dynamics import DynamicsStage
 from alchemi_jax.hooks import TracedHook
+from alchemi_jax.levels import PerSystem
 
 
 class Counting(TracedHook):
@@ -13,9 +14,9 @@ class Counting(TracedHook):
     frequency: int = 1
 
     def init(self, batch):
-        return jnp.zeros(batch.system_capacity, batch.dtype)
+        return PerSystem(jnp.zeros(batch.system_capacity, batch.dtype))
 
     def __call__(self, ctx, stage):
-        seen = ctx.memory + ctx.active_mask
+        seen = ctx.memory.value + ctx.active_mask
         scale = jnp.take(1 + 1e-3 * seen, ctx.batch.batch_idx, mode="clip")
-        return ctx.with_batch(forces=ctx.batch.forces * scale[:, None]).with_memory(seen)
+        return ctx.with_batch(forces=ctx.batch.forces * scale[:, None]).with_memory(PerSystem(seen))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
-from conftest import cluster, crystal
+from conftest import cluster, crystal, public
 
 import alchemi_jax
 from alchemi_jax import Batch
@@ -91,7 +91,7 @@ def test_the_page_on_hooks(blocks, capsys):
     # Rows come after the steps that a host hook cut the run into.
     assert [line.split()[0] for line in printed if line.startswith("10")] == ["10", "10"]
     page = (ROOT / "docs/hooks.md").read_text()
-    for name in vars(alchemi_jax.dynamics.hooks):
+    for name in public(alchemi_jax.dynamics.hooks):
         assert not name.endswith("Hook") or f"`{name}" in page, name
 
 
@@ -105,7 +105,7 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
         exec(block, names)
         if "hook" in names:
             hooks.setdefault(type(names["hook"]).__name__, []).append(names["hook"])
-    there = {name for name in vars(alchemi_jax.dynamics.hooks) if name.endswith("Hook")}
+    there = {name for name in public(alchemi_jax.dynamics.hooks) if name.endswith("Hook")}
     assert set(hooks) == there
     (squeeze,) = hooks.pop("PressureScheduleHook")
     squeezed = FIREVariableCell(model=lj, n_steps=2, hooks=[squeeze]).run(Batch.from_ase(crystal(0, 1)))
@@ -168,7 +168,8 @@ def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     structures = [cluster(i, 4 + i % 5) for i in range(9)]
     names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "structures": structures}
-    names |= vars(alchemi_jax.dynamics) | vars(alchemi_jax.dynamics.sinks) | vars(alchemi_jax.dynamics.hooks)
+    for module in (alchemi_jax.dynamics, alchemi_jax.dynamics.sinks, alchemi_jax.dynamics.hooks):
+        names |= public(module)
     for block in code("docs/pipelines.md"):
         exec(block, names)
     assert names["out"].take().converged.all()
@@ -193,7 +194,8 @@ def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     crystals = Batch.from_ase([crystal(i, 1) for i in range(3)])
     names = {"model": lj, "batch": crystals, "NVTLangevin": NVTLangevin, "jax": jax}
-    names |= vars(alchemi_jax.dynamics.sinks) | vars(alchemi_jax.analysis) | vars(alchemi_jax.dynamics.hooks)
+    names |= vars(alchemi_jax.analysis) | public(alchemi_jax.dynamics.sinks)
+    names |= public(alchemi_jax.dynamics.hooks)
     names |= {
         "zarr": zarr,
         "Trajectory": alchemi_jax.Trajectory,
@@ -210,7 +212,7 @@ def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     assert int(names["buffer"].batch.num_systems) + int(names["buffer"].missed) > 0
     assert names["msd"].shape == (40,)
     text = (ROOT / "docs/sinks.md").read_text()
-    for name in vars(alchemi_jax.dynamics.sinks):
+    for name in public(alchemi_jax.dynamics.sinks):
         assert not name[0].isupper() or name == "Sink" or f"`{name}" in text, name
 
 

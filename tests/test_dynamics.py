@@ -15,7 +15,8 @@ from ase.optimize import FIRE as ASEFIRE
 from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, start
+from alchemi_jax import neighbors as nl
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage
 from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
@@ -342,7 +343,7 @@ def test_overflow_in_a_segment_is_replayed(lj):
     plain = engine.advance(state, 300)
     needs = np.asarray(state.neighbors.needs)
     tight = ListSizes(int(needs[0]), 1, 64, 0)
-    squeezed = state.replace(neighbors=start.rebuilt(state.batch.replace(meta=None), state.neighbors, tight))
+    squeezed = state.replace(neighbors=nl.resized(state.neighbors, tight))
     assert not squeezed.overflow
     out = engine.advance(squeezed, 300)
     assert out.neighbors.sizes.neighbors > tight.neighbors

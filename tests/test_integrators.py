@@ -13,7 +13,7 @@ from ase import Atoms
 from ase import units as ase_units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from conftest import cluster, crystal
+from conftest import cluster, crystal, public
 from following import NORMAL, RECORDS, SMOOTH, agrees, begun, follow, nose_hoover, npt
 from scipy import stats
 
@@ -353,7 +353,7 @@ def test_the_page_on_algorithms():
     # Samples 100 steps apart remember exp(-5); variances within 5 errors.
     square = np.asarray(rows["velocity"])[40::20, :n] ** 2 * mass / (KB * 100.0 * ACCELERATION)
     assert abs(square.mean() - 1) < NORMAL * np.sqrt(2 / square.size)
-    dynamics = vars(alchemi_jax.dynamics)
+    dynamics = public(alchemi_jax.dynamics)
     engines = [
         name
         for name, value in dynamics.items()

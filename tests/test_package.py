@@ -27,7 +27,7 @@ ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "samples", "html", "errors"],
+    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors"],
     ["parameters"],
     ["systems"],
     ["atoms", "levels", "segments", "observables", "analysis"],
@@ -88,6 +88,62 @@ def test_imports_point_down_only():
             assert layer(other) <= layer(module), f"{module} imports {other}, which is above it"
             for a, b in STRANGERS:
                 assert not (_inside(module, a) and _inside(other, b)), f"{module} imports {other}"
+
+
+def _modules():
+    """Name -> path of every file of the package."""
+    found = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in ROOT.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
+
+
+def _all_imports(tree):
+    """Module and name of every import of ours, those in functions and for the type checker included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("alchemi_jax"):
+            for alias in node.names:
+                yield node.module, alias.name
+
+
+def test_nothing_imports_in_a_circle_and_no_private_name_is_taken():
+    """Counting imports in functions and those for the type checker, so that none is hidden. An index, whose
+    names load on use, is no node: its files are."""
+    modules = _modules()
+    graph = {}
+    for name, path in modules.items():
+        found = set()
+        for module, taken in _all_imports(ast.parse(path.read_text())):
+            assert not taken.startswith("_") or taken.startswith("__") or module == "alchemi_jax", (
+                f"{name} takes the private {taken} of {module}"
+            )
+            inner = f"{module}.{taken}"
+            found.add(inner if inner in modules else module)
+        if path.name != "__init__.py" and name != "alchemi_jax.dynamics.sinks":
+            graph[name] = found - {name}
+    done, open_ = set(), []
+
+    def visit(name):
+        if name in open_:
+            pytest.fail(f"a circle of imports: {' -> '.join([*open_[open_.index(name) :], name])}")
+        if name in done or name not in graph:
+            return
+        open_.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        done.add(open_.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_a_file_is_one_subject():
+    """Four hundred lines at most, and the step fits a screen."""
+    for name, path in _modules().items():
+        assert len(path.read_text().splitlines()) <= 400, name
+    tree = ast.parse((ROOT / "dynamics" / "step.py").read_text())
+    order = next(
+        n for n in tree.body if isinstance(n, ast.AnnAssign) and getattr(n.target, "id", "") == "STEP"
+    )
+    assert order.end_lineno - order.lineno <= 24
 
 
 def test_importing_switches_nothing_on():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import cluster, crystal
+from conftest import cluster, crystal, public
 
 import alchemi_jax.dynamics
 from alchemi_jax import Batch
@@ -23,7 +23,7 @@ MODEL = HarmonicModel(k=1.0)
 NEEDED = {"dt": 1.0, "temperature": 300.0, "optimizer": optax.sgd(0.1)}
 ENGINES = {
     name: value
-    for name, value in vars(alchemi_jax.dynamics).items()
+    for name, value in public(alchemi_jax.dynamics).items()
     if isinstance(value, type)
     and issubclass(value, AbstractDynamics)
     and name not in ("AbstractDynamics", "FusedStage")

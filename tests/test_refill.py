@@ -225,8 +225,9 @@ def test_hooks_see_who_is_there(tmp_path):
     assert sorted(once.read().take().system_id.tolist()) == np.flatnonzero(out.converged).tolist()
     table = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)
     ids, counts = np.unique(table["system_id"], return_counts=True)
-    assert ids.tolist() == list(range(len(SIZES)))
-    assert counts.tolist() == out.steps_taken.tolist()
+    moved = out.steps_taken > 0
+    assert ids.tolist() == np.flatnonzero(moved).tolist()
+    assert counts.tolist() == out.steps_taken[moved].tolist()
     rows = seen.table
     counts = np.bincount(rows["system_id"][rows["active"]], minlength=len(SIZES))
     assert counts.tolist() == out.steps_taken.tolist()

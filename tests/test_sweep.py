@@ -84,7 +84,7 @@ def energy_of(ctx):
 def test_pairs_of_values_and_lists_that_grow(batch, monkeypatch):
     """The first list has room for nobody: everything is run again."""
 
-    module = sys.modules["alchemi_jax.dynamics.sweep"]
+    module = sys.modules["alchemi_jax.dynamics.parameter_sweep"]
     guess = module.nl.guess_sizes
     seen = []
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import public
 from potential_cases import CASES, neighbors_of
 from transform_cases import (
     ENGINES,
@@ -17,7 +18,7 @@ from transform_cases import (
     free,
     host,
     periodic,
-    public,
+    public_classes,
     recording,
 )
 
@@ -40,11 +41,11 @@ def agree(function, *lanes, **how):
 
 
 def test_nothing_public_is_left_out(tmp_path):
-    hooks = vars(dynamics.hooks)
+    hooks = public(dynamics.hooks)
     named = {name for name, value in hooks.items() if name.endswith("Hook") and isinstance(value, type)}
     assert named == set(TRACED) | set(recording(tmp_path)) | set(host())
-    assert public(models, models.AbstractModel) == set(CASES) | set(MODELS)
-    assert public(dynamics, AbstractDynamics) == set(ENGINES)
+    assert public_classes(models, models.AbstractModel) == set(CASES) | set(MODELS)
+    assert public_classes(dynamics, AbstractDynamics) == set(ENGINES)
 
 
 @pytest.mark.parametrize("name", sorted({*CASES, *MODELS}))

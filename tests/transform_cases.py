@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ase.build import bulk
-from conftest import EPSILON, SIGMA, cluster
+from conftest import EPSILON, SIGMA, cluster, public
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import (
@@ -36,11 +36,11 @@ from alchemi_jax.systems.observables import fmax
 from alchemi_jax.systems.segments import sum_by_system
 
 
-def public(module, kind):
+def public_classes(module, kind):
     """Names of the classes of a kind that a module offers and that one can make."""
     return {
         name
-        for name, value in vars(module).items()
+        for name, value in public(module).items()
         if isinstance(value, type) and issubclass(value, kind) and not inspect.isabstract(value)
     }
 

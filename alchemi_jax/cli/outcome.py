@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from ase.io import write
 
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -20,6 +19,8 @@ class UsageError(Exception):
 
 def write_structures(path: Path, batch: Batch | HostBatch) -> None:
     """Extended XYZ of all systems; their `info` says how each of them ended."""
+    from ase.io import write
+
     structures = []
     for system in batch:
         atoms = system.to_ase()

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, count_outcomes, write_structures
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
-from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsState
+from alchemi_jax.dynamics import FIRE, AbstractDynamics, ConvergenceHook, DynamicsState
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.dynamics.sinks import ZarrData
@@ -68,7 +68,7 @@ def relax(args: argparse.Namespace) -> int:
         with engine:
             state, interrupted = _advance(engine, engine.init(batch), args.steps)
     took = time.perf_counter() - begun
-    final = finalize(engine, state).to_host()
+    final = finalize(cast(AbstractDynamics, engine), state).to_host()
     ZarrData(out / "relaxed.zarr", mode="w").write(final)
     write_structures(out / "relaxed.extxyz", final)
     convergence(out / "log.csv", out / "convergence.png", args.fmax, final.atoms_per_system)

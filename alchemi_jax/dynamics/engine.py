@@ -196,7 +196,7 @@ class AbstractDynamics(Algorithm):
         """
         return footprint(self, batch)
 
-    def reason_text(self, code: int) -> str:
+    def reason_text(self, code: Any) -> str:
         """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
         return reason_text(self.groups, int(code))
 
@@ -239,25 +239,21 @@ class AbstractDynamics(Algorithm):
 
 
 class FusedStage(AbstractDynamics):
-    """A pipeline, `relax + md`: each system goes through the stages at its own pace.
+    """A pipeline, `relax + md`: each system goes through its parts, which are engines, at its own pace.
 
-    A system is in the stage of its `status`. It moves on when a ConvergenceHook of the stage says so or when
-    the stage's own `n_steps`, counted from its arrival, is used up; after the last stage it is finished.
-    The model is evaluated once in a step, whatever the stages of the systems, and each system gets
-    the update of its own stage.
+    `status` is the number of the part in which a system is. It moves on when a ConvergenceHook of the part
+    says so, or when the part's own `n_steps` are used up. The model is evaluated once per step.
 
-    Hooks of a stage are called in steps in which a system is in that stage, and see those systems as
-    `ctx.active_mask`; hooks of the pipeline see all, first at BEFORE_*, last elsewhere. A system that enters
-    a stage starts there as in a run of its own: state and memories afresh, velocities drawn if it
-    comes from a relaxation and the stage has a `temperature`, noise of `fold_in(key, stage)`.
+    Hooks of a part are called while a system is in it, with those systems as `ctx.active_mask`. Hooks of the
+    pipeline see all, first at BEFORE_*, last elsewhere. A system starts in a part as in a run of its own.
 
     Args:
         stages: the engines, in order; pipelines among them are flattened. All have the same model.
         hooks: of the pipeline.
-        n_steps: budget of a system over all stages; those of the stages count in any case.
+        n_steps: budget of a system over all parts; those of the parts count in any case.
 
     Raises:
-        ValueError: if the stages have different models, or a nested pipeline has a budget of its own.
+        ValueError: if the parts have different models, or a nested pipeline has a budget of its own.
     """
 
     stages: tuple[AbstractDynamics, ...]

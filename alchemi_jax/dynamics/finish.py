@@ -92,7 +92,7 @@ def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> Non
     steps, reasons = np.asarray(batch.steps_taken), np.asarray(batch.reason)
     evaluated = np.isfinite(np.asarray(batch.energy))
     for system in new[:10].tolist():
-        when = f"in its step {steps[system]}" if evaluated[system] else "before the first step"
+        when = f"in step {steps[system]}" if evaluated[system] else "before the first step"
         why = reason_text(groups, int(reasons[system]))
         where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
         warnings.warn(

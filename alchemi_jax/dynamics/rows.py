@@ -182,6 +182,7 @@ def move_rows(
             lists,
             ref_positions=lists.ref_positions[plan.atoms],
             ref_cell=lists.ref_cell[plan.systems],
+            ref_inverse=lists.ref_inverse[plan.systems],
             ref_pbc=lists.ref_pbc[plan.systems],
             ref_id=jnp.where(kept, lists.ref_id[plan.systems], -2),
         )

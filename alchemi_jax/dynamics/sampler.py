@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
 
@@ -173,6 +172,8 @@ def _structures(source: Any) -> Iterator[Any]:
     if not isinstance(source, str | os.PathLike):
         yield from source
         return
+    import ase.io
+
     try:
         yield from ase.io.iread(os.fspath(source), ":")
     except Exception as e:

@@ -16,7 +16,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
-from alchemi_jax.dynamics.step import FIRST_EVALUATION, begin, run_phases
+from alchemi_jax.dynamics.step import FIRST_EVALUATION, begin, make_carry, run_phases
 from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.protocol import runs_on
@@ -73,7 +73,7 @@ evaluate_first_compiled = eqx.filter_jit(evaluate_first)
 
 def empty_buffers(engine: Engine, state: DynamicsState) -> tuple[records.RecordBuffer, ...]:
     """Those of the recording hooks, for rows of such a batch."""
-    carry = begin(engine, state)
+    carry = make_carry(state, engine.active(state.batch), None, jnp.ones((), bool))
     return tuple(
         records.allocate(held.hook, engine._build_context(carry, _first_stage(held.hook), group))
         for group in engine.groups

@@ -59,10 +59,11 @@ def begin(engine: Engine, state: DynamicsState, with_fresh: bool = True) -> Step
         fresh = state.fresh & active
         active = active & ~fresh
         is_step = jnp.any(active | announced) | ~jnp.any(fresh)
-    return _carry(state, active, fresh, is_step)
+    return make_carry(state, active, fresh, is_step)
 
 
-def _carry(state: DynamicsState, active: Array, fresh: Array | None, is_step: Array) -> StepCarry:
+def make_carry(state: DynamicsState, active: Array, fresh: Array | None, is_step: Array) -> StepCarry:
+    """A step that begins with this state, for these systems."""
     return StepCarry(
         state=dataclasses.replace(state, newly_converged=jnp.zeros_like(active), moved=active),
         start=state.batch,
@@ -83,7 +84,7 @@ def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
     def evaluate(operands: tuple) -> tuple:
         arrays, state, entered = operands
         none = jnp.zeros_like(entered)
-        carry = _carry(state, none, entered, jnp.zeros((), bool))
+        carry = make_carry(state, none, entered, jnp.zeros((), bool))
         after = run_phases(eqx.combine(arrays, rest), carry, FIRST_EVALUATION[:4]).state
         return after.batch, after.integrator, _list_report(after)
 

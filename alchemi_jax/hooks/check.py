@@ -1,10 +1,10 @@
 """Checks of a hook when it is attached to a workflow."""
 
+import sys
 from enum import Enum
 from typing import Any
 
 import numpy as np
-import plum
 
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import Hook, flag, runs_on
@@ -52,8 +52,10 @@ def check_stages(hook: Any, types: tuple[type[Enum], ...]) -> None:
 
 def _check_overload(hook: Any, stage: Enum) -> None:
     """A hook for several workflows overloads `__call__` by the enum: one must fit."""
-    call = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
-    if not isinstance(call, plum.Function):
+    call: Any = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
+    # Importing plum is slow, and whoever has made an overload has imported it.
+    plum = sys.modules.get("plum")
+    if plum is None or not isinstance(call, plum.Function):
         return
     for method in call.methods:
         # The stage is the third argument, after the hook and the context.

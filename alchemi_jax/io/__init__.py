@@ -1,1 +1,9 @@
 """Files and streams: sinks, trajectories, sources of structures."""
+
+from typing import TYPE_CHECKING
+
+from alchemi_jax._lazy import lazy_index
+
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_index(__name__)

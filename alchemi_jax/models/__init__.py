@@ -1,21 +1,29 @@
 """Models: potentials that turn a batch into energies, forces and stress."""
 
-from alchemi_jax.models.ase import ASEModel as ASEModel
-from alchemi_jax.models.base import AbstractModel as AbstractModel
-from alchemi_jax.models.base import Results as Results
-from alchemi_jax.models.base import SumModel as SumModel
-from alchemi_jax.models.bond_order import AbstractBondOrder as AbstractBondOrder
-from alchemi_jax.models.eam import EAM as EAM
-from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded
-from alchemi_jax.models.emt import EMT as EMT
-from alchemi_jax.models.ewald import Ewald as Ewald
-from alchemi_jax.models.flax import FlaxModel as FlaxModel
-from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel
-from alchemi_jax.models.pair import AbstractPair as AbstractPair
-from alchemi_jax.models.pair import LennardJones as LennardJones
-from alchemi_jax.models.pair import Morse as Morse
-from alchemi_jax.models.repulsive import ZBL as ZBL
-from alchemi_jax.models.repulsive import Buckingham as Buckingham
-from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
-from alchemi_jax.models.stillinger_weber import StillingerWeber as StillingerWeber
-from alchemi_jax.models.tersoff import Tersoff as Tersoff
+from typing import TYPE_CHECKING
+
+from alchemi_jax._lazy import lazy_index
+
+
+if TYPE_CHECKING:
+    from alchemi_jax.models.ase import ASEModel as ASEModel
+    from alchemi_jax.models.base import AbstractModel as AbstractModel
+    from alchemi_jax.models.base import Results as Results
+    from alchemi_jax.models.base import SumModel as SumModel
+    from alchemi_jax.models.bond_order import AbstractBondOrder as AbstractBondOrder
+    from alchemi_jax.models.eam import EAM as EAM
+    from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded
+    from alchemi_jax.models.emt import EMT as EMT
+    from alchemi_jax.models.ewald import Ewald as Ewald
+    from alchemi_jax.models.flax import FlaxModel as FlaxModel
+    from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel
+    from alchemi_jax.models.pair import AbstractPair as AbstractPair
+    from alchemi_jax.models.pair import LennardJones as LennardJones
+    from alchemi_jax.models.pair import Morse as Morse
+    from alchemi_jax.models.repulsive import ZBL as ZBL
+    from alchemi_jax.models.repulsive import Buckingham as Buckingham
+    from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
+    from alchemi_jax.models.stillinger_weber import StillingerWeber as StillingerWeber
+    from alchemi_jax.models.tersoff import Tersoff as Tersoff
+else:
+    __all__, __getattr__, __dir__ = lazy_index(__name__)

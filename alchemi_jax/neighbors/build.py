@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
@@ -14,7 +15,7 @@ from alchemi_jax.neighbors.pairs import find_hits, list_hits
 from alchemi_jax.neighbors.sizes import grow
 from alchemi_jax.neighbors.warp import find_pairs
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.segments import any_by_system, to_atoms
+from alchemi_jax.systems.segments import any_by_system, largest_of, to_atoms
 
 
 def empty_list(batch: Batch, cutoff: float, skin: float, sizes: ListSizes) -> NeighborList:
@@ -38,7 +39,7 @@ def enlarge(neighbors: NeighborList, needs: np.ndarray) -> NeighborList:
 
 def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
     """The list of the same references with other capacities, not built."""
-    kept = ("ref_positions", "ref_cell", "ref_pbc", "ref_id", "builds")
+    kept = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
     return _empty(
         sizes, neighbors.cutoff, neighbors.skin, **{name: getattr(neighbors, name) for name in kept}
     )
@@ -54,6 +55,7 @@ def _empty(sizes: ListSizes, cutoff: float, skin: float, **kept: Any) -> Neighbo
         "source": np.zeros(sizes.images, np.int32),
         "shift": np.zeros((3, places), dtype),
         "offset": np.zeros((3, places), dtype),
+        "ref_inverse": np.zeros((s, 3, 3), dtype),
         "offset_cell": kept["ref_cell"],
         "complete": np.zeros(s, bool),
         "needs": np.zeros(4, np.int32),
@@ -70,28 +72,28 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     stale_atom = to_atoms(batch, stale)[:, None]
     positions = jnp.where(stale_atom, batch.positions, neighbors.ref_positions)
     # What is not finite is flagged by the energy; here it only must not spread.
-    safe = [jnp.where(jnp.isfinite(p), p, 0) for p in (positions[:, k] for k in range(3))]
+    safe = jnp.where(jnp.isfinite(positions), positions, 0).T
     cell = jnp.where(stale[:, None, None], batch.cell, neighbors.ref_cell)
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
     far = batch.atom_capacity + sizes.images
 
     if sizes.periodic:
-        images = find_images(batch, safe, cell, reach, sizes.images)
-        source = images.source
-        shift = jnp.concatenate([-images.wrapped, images.shift], axis=1).astype(batch.dtype)
+        inv = inverse(working_cell(cell, batch.pbc))
+        images = find_images(batch, safe, inv, reach, sizes.images)
+        source, shift = images.source, images.shift
         owner = jnp.concatenate([batch.batch_idx, batch.batch_idx[source]])
         offset = lattice_offset(shift, cell, owner)
-        extended = [jnp.concatenate([p, p[source]]) + offset[k] for k, p in enumerate(safe)]
+        extended = jnp.concatenate([safe, gather_columns(safe, source)], axis=1) + offset
     else:
         images = no_images(batch, safe, reach)
         source, owner, extended = neighbors.source, batch.batch_idx, safe
-        shift, offset = neighbors.shift, neighbors.offset
+        shift, offset, inv = neighbors.shift, neighbors.offset, neighbors.ref_inverse
 
-    free = ~jnp.any(batch.pbc, axis=-1)
+    free = ~(batch.pbc[:, 0] | batch.pbc[:, 1] | batch.pbc[:, 2])
     if sizes.builder == "warp":
-        wrapped = jnp.stack([x[: batch.atom_capacity] for x in extended], axis=-1)
+        wrapped = extended[:, : batch.atom_capacity].T
         index, found, tried = find_pairs(batch, wrapped, cell, images, reach, sizes)
-        needs = [found.max(), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
+        needs = [largest_of(found, 0), images.total, tried, jnp.array(sizes.groups, jnp.int32)]
     else:
         everyone = free & (batch.atoms_per_system <= ALL_PAIRS)
         if sizes.builder == "cell list":
@@ -101,25 +103,26 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
         reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
         index, found = list_hits(
-            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask
+            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
         )
-        needs = [found.max(), images.total, *groups.needs]
+        needs = [largest_of(found, 0), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     needs = jnp.stack(needs)
-    # Two buildings before the host looks: it must hear of both.
+    used = jnp.minimum(needs[0], sizes.neighbors)
+    # Of two buildings before the host looks it must hear of both.
     needs = jnp.where(neighbors.overflow, jnp.maximum(needs, neighbors.needs), needs)
     held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,
-        # Beyond where an overflow left them, so that kernels need not check.
-        index=jnp.where(index < 0, far, jnp.minimum(index, far)),
-        used=jnp.minimum(found.max(), sizes.neighbors),
+        index=index,
+        used=used,
         source=source,
         shift=shift,
         offset=offset,
         ref_positions=positions,
         ref_cell=cell,
+        ref_inverse=inv,
         offset_cell=cell,
         ref_pbc=batch.pbc,
         ref_id=batch.system_id,

@@ -9,15 +9,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.neighbors.images import Images, along_lattice
+from alchemi_jax.neighbors.geometry import gather_columns, times_matrices
+from alchemi_jax.neighbors.images import Images
+from alchemi_jax.neighbors.scans import MOST, count_upto, running_sum, scan_with
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.segments import number_in_system, to_atoms, use_rows
+from alchemi_jax.systems.segments import largest_of, use_rows
 
 
 ROWS = 32
 """Atoms of a group, where a group is not a whole system."""
+WORD = 32
+"""Candidates that are tested in one turn."""
 _ENOUGH_CELLS = 12
 """Along each axis of a system."""
 
@@ -27,6 +32,7 @@ class Groups(NamedTuple):
 
     atoms: Int[Array, "groups rows"]
     candidates: Int[Array, "candidates groups"]
+    """Whole words of them."""
     count: Int[Array, " groups"]
     """Candidates of each group."""
     place: Int[Array, " atoms"]
@@ -44,15 +50,18 @@ class _Runs(NamedTuple):
 
 def brute_force(batch: Batch, images: Images, candidates: int) -> Groups:
     """All atoms and images of a system beside each of its atoms."""
+    n, needed = batch.atom_capacity, jnp.zeros((), jnp.int32)
+    start = jnp.stack([batch.first_atom, n + images.first])
+    length = jnp.stack([batch.atoms_per_system, images.count])
     if use_rows(batch):
-        return _whole_systems(batch, images, candidates)
-    n = batch.atom_capacity
-    order = jnp.arange(n, dtype=jnp.int32)
-    split = _split(batch.batch_idx, order, batch.atom_mask, group_capacity(batch))
-    split = split._replace(needed=jnp.zeros((), jnp.int32))
-    system = batch.batch_idx[jnp.maximum(split.atoms[:, 0], 0)]
-    runs = _of_systems(batch, images, jnp.where(split.atoms[:, 0] >= 0, system, batch.system_capacity))
-    return _filled(split, runs, None, candidates)
+        split = _whole_systems(batch)
+    else:
+        order = jnp.arange(n, dtype=jnp.int32)
+        split = _split(n, batch.batch_idx, order, batch.atom_mask, group_capacity(batch))
+        one = split.atoms[:, 0]
+        system = batch.batch_idx[jnp.maximum(one, 0)]
+        start, length = start[:, system], jnp.where(one[None] >= 0, length[:, system], 0)
+    return _fill(split._replace(needed=needed), _Runs(start, length), None, candidates)
 
 
 def group_capacity(batch: Batch) -> int:
@@ -60,34 +69,21 @@ def group_capacity(batch: Batch) -> int:
     return batch.atom_capacity // ROWS + batch.system_capacity
 
 
-def _whole_systems(batch: Batch, images: Images, candidates: int) -> Groups:
+def _whole_systems(batch: Batch) -> "_Split":
     local = jnp.arange(batch.largest, dtype=jnp.int32)
     atoms = jnp.where(
         local[None] < batch.atoms_per_system[:, None], batch.first_atom[:, None] + local[None], -1
     )
-    own = number_in_system(batch)
     system = jnp.minimum(batch.batch_idx, batch.system_capacity - 1)
+    own = jnp.arange(batch.atom_capacity, dtype=jnp.int32) - batch.first_atom[system]
     place = system * batch.largest + jnp.clip(own, 0, batch.largest - 1)
-    split = _Split(atoms, place, jnp.zeros((), jnp.int32))
-    runs = _of_systems(batch, images, jnp.arange(batch.system_capacity, dtype=jnp.int32))
-    return _filled(split, runs, None, candidates)
-
-
-def _of_systems(batch: Batch, images: Images, system: Array) -> _Runs:
-    def take(values: Array) -> Array:
-        return jnp.take(values, system, mode="fill", fill_value=0)
-
-    n = batch.atom_capacity
-    return _Runs(
-        jnp.stack([take(batch.first_atom), n + take(images.first)]),
-        jnp.stack([take(batch.atoms_per_system), take(images.count)]),
-    )
+    return _Split(atoms, place, jnp.zeros((), jnp.int32))
 
 
 def cell_list(
     batch: Batch,
     images: Images,
-    extended: list[Array],
+    extended: Float[Array, "3 places"],
     owner: Int[Array, " places"],
     one_cell: Bool[Array, " systems"],
     groups: int,
@@ -99,7 +95,7 @@ def cell_list(
     coordinate of a system's atoms; one more on each side takes the images.
 
     Args:
-        extended: x, y and z of all places.
+        extended: coordinates of all places, Å.
         owner: the system of each place.
         one_cell: systems whose atoms are to be in one cell, whatever their distances.
     """
@@ -115,47 +111,35 @@ def cell_list(
     inner = jnp.where((batch.system_mask & ~one_cell)[None], inner, 1)
     width = jnp.maximum(span / inner, images.reach)
     dims = inner.astype(jnp.int32) + 2
-    cells = jnp.where(batch.system_mask, jnp.prod(dims, axis=0, dtype=jnp.int32), 0)
+    cells = jnp.where(batch.system_mask, dims[0] * dims[1] * dims[2], 0)
     begin = jnp.cumsum(cells, dtype=jnp.int32) - cells
 
-    def of(values: Array) -> Array:
-        return values[jnp.minimum(owner, batch.system_capacity - 1)]
-
-    border = (jnp.arange(places) < n).astype(jnp.int32)
-    key = jnp.zeros(places, jnp.int32)
-    for k, along in enumerate(along_lattice(batch, owner, images.inverse, extended)):
-        at = jnp.floor((along - of(images.low[k])) / of(width[k])).astype(jnp.int32) + 1
-        key = key * of(dims[k]) + jnp.clip(at, border, of(dims[k]) - 1 - border)
-    real = jnp.concatenate([batch.atom_mask, jnp.arange(places - n) < images.total])
-    none = jnp.iinfo(jnp.int32).max
-    key = jnp.where(real, key + of(begin), none)
     number = jnp.arange(places, dtype=jnp.int32)
+    system = jnp.minimum(owner, batch.system_capacity - 1)
+    border, size = (number < n).astype(jnp.int32)[None], gather_columns(dims, system)
+    along = times_matrices(extended, images.inverse, owner) - gather_columns(images.low, system)
+    at = jnp.floor(along / gather_columns(width, system)).astype(jnp.int32) + 1
+    at = jnp.clip(at, border, size - 1 - border)
+    key = (at[0] * size[1] + at[1]) * size[2] + at[2] + begin[system]
+    real = jnp.concatenate([batch.atom_mask, number[: places - n] < images.total])
+    none = 2**32 // places - 1 if narrow else jnp.iinfo(jnp.int32).max
+    key = jnp.where(real, key, none)
     if narrow:
-        both = jnp.where(real, key, 2**32 // places - 1).astype(jnp.uint32) * places + number.astype(
-            jnp.uint32
-        )
-        both = jnp.sort(both)
-        order = (both % places).astype(jnp.int32)
-        keys = jnp.where(real[order], key[order], none)
+        both = jnp.sort(key.astype(jnp.uint32) * places + number.astype(jnp.uint32))
+        keys = jax.lax.bitcast_convert_type(both // places, jnp.int32)
+        order = (both - keys.astype(jnp.uint32) * places).astype(jnp.int32)
     else:
         keys, order = jax.lax.sort((key, number), num_keys=1, is_stable=True)
-    # The atoms alone, in that order.
-    is_atom = (order < n) & (keys < none)
-    rank = jnp.where(is_atom, jnp.cumsum(is_atom, dtype=jnp.int32) - 1, n)
-    own_order = jnp.full(n, n - 1, jnp.int32).at[rank].set(order, mode="drop", unique_indices=True)
-    own_keys = jnp.full(n, none, jnp.int32).at[rank].set(keys, mode="drop", unique_indices=True)
-    split = _split(own_keys, own_order, own_keys < none, groups)
+    split = _split(n, keys, order, (order < n) & (keys < none), groups)
 
     # Three cells in a row along the last vector are one run of the order.
-    one = split.atoms[:, 0]
-    b, c = (to_atoms(batch, dims[k])[jnp.maximum(one, 0)] for k in (1, 2))
-    centre = key[jnp.maximum(one, 0)]
-    across = jnp.arange(9, dtype=jnp.int32)[:, None]
-    row = centre[None] + ((across // 3 - 1) * b[None] + across % 3 - 1) * c[None]
-    start = jnp.searchsorted(keys, row - 1, side="left").astype(jnp.int32)
-    stop = jnp.searchsorted(keys, row + 1, side="right").astype(jnp.int32)
-    runs = _Runs(start, jnp.where(one[None] >= 0, stop - start, 0))
-    return _filled(split, runs, order, candidates)
+    one = jnp.maximum(split.atoms[:, 0], 0)
+    size = gather_columns(dims, system[one])
+    across = np.arange(9, dtype=np.int32)[:, None]
+    row = key[one][None] + ((across // 3 - 1) * size[1][None] + (across % 3 - 1)) * size[2][None]
+    start, stop = count_upto(keys, jnp.stack([row - 2, row + 1]))
+    runs = _Runs(start, jnp.where(split.atoms[None, :, 0] >= 0, stop - start, 0))
+    return _fill(split, runs, order, candidates)
 
 
 class _Split(NamedTuple):
@@ -164,30 +148,40 @@ class _Split(NamedTuple):
     needed: Array
 
 
-def _split(keys: Array, order: Array, real: Array, groups: int) -> _Split:
-    """Atoms in an order by key, split where the key changes and after every ROWS atoms."""
-    n = len(order)
-    position = jnp.arange(n, dtype=jnp.int32)
+def _split(n: int, keys: Array, order: Array, is_atom: Array, groups: int) -> _Split:
+    """The atoms of an order by key, split where the key changes and after every ROWS atoms.
+
+    Args:
+        n: number of atoms.
+        order: of places; those that are no atoms are left out.
+    """
+    capacity = groups * ROWS
+    # How many atoms of its key come up to each place: the sum begins anew at a place that is marked.
     changes = jnp.concatenate([jnp.ones(1, bool), keys[1:] != keys[:-1]])
-    begun = jax.lax.cummax(jnp.where(changes, position, 0))
-    rank = (position - begun) % ROWS
-    opens = (rank == 0) & real
-    group = jnp.cumsum(opens, dtype=jnp.int32) - 1
-    place = jnp.where(real & (group < groups), group * ROWS + rank, groups * ROWS)
-    atoms = jnp.full(groups * ROWS, -1, jnp.int32).at[place].set(order, mode="drop", unique_indices=True)
-    back = jnp.zeros(n, jnp.int32).at[jnp.where(real, order, n)].set(place, mode="drop")
-    return _Split(atoms.reshape(groups, ROWS), jnp.minimum(back, groups * ROWS - 1), group[-1] + 1)
+    count = is_atom.astype(jnp.int32) + jnp.where(changes, MOST, 0)
+    count = scan_with(lambda a, b: jnp.where(b >= MOST, b, a + b), count, jnp.zeros((), jnp.int32))
+    rank = (count - 1) % ROWS
+    group = running_sum((is_atom & (rank == 0)).astype(jnp.int32)) - 1
+    place = jnp.where(is_atom & (group < groups), group * ROWS + rank, capacity)
+    # Both ways in one scatter: the atom in each place, and the place of each atom.
+    both = jnp.full(capacity + n, -1, jnp.int32)
+    target = jnp.concatenate(
+        [jnp.where(place < capacity, place, capacity + n), jnp.where(is_atom, capacity + order, capacity + n)]
+    )
+    both = both.at[target].set(jnp.concatenate([order, place]), mode="drop", unique_indices=True)
+    return _Split(
+        both[:capacity].reshape(groups, ROWS), jnp.clip(both[capacity:], 0, capacity - 1), group[-1] + 1
+    )
 
 
-def _filled(split: _Split, runs: _Runs, order: Array | None, capacity: int) -> Groups:
+def _fill(split: _Split, runs: _Runs, order: Array | None, capacity: int) -> Groups:
     """Candidate by candidate from the runs."""
-    number = jnp.arange(capacity, dtype=jnp.int32)[:, None]
-    before = jnp.cumsum(runs.length, axis=0, dtype=jnp.int32) - runs.length
-    place = number + runs.start[0][None]
-    for k in range(1, len(runs.start)):
-        place = jnp.where(number >= before[k][None], number + (runs.start[k] - before[k])[None], place)
-    count = before[-1] + runs.length[-1]
+    number = jnp.arange(-(-capacity // WORD) * WORD, dtype=jnp.int32)[:, None]
+    place, count = number, jnp.zeros_like(runs.start[0])
+    for start, length in zip(runs.start, runs.length, strict=True):
+        place = jnp.where(number >= count[None], number + (start - count)[None], place)
+        count = count + length
     if order is not None:
         place = jnp.take(order, place, mode="clip")
     place = jnp.where(number < count[None], place, -1)
-    return Groups(split.atoms, place, count, split.place, (count.max(), split.needed))
+    return Groups(split.atoms, place, count, split.place, (largest_of(count, 0), split.needed))

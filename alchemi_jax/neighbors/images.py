@@ -11,23 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from alchemi_jax.neighbors.geometry import entries_of, face_distances, inverse, working_cell
+from alchemi_jax.neighbors.geometry import face_distances, gather_columns, times_matrices
+from alchemi_jax.neighbors.scans import MOST, count_upto, running_sum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import max_by_system
-
-
-_MOST = 1 << 24
-"""What is needed is counted in floats beyond this, so that a collapsed cell cannot overflow integers."""
 
 
 class Images(NamedTuple):
     """Images of all systems, one system after another, atom by atom; coordinates apart."""
 
-    wrapped: Int[Array, "3 atoms"]
-    """Lattice shift to be taken off each atom, so that it lies in the cell."""
     source: Int[Array, " images"]
-    shift: Int[Array, "3 images"]
-    """Relative to the raw position of the source."""
+    shift: Float[Array, "3 places"]
+    """What brings each atom into the cell, and of images, relative to the raw position of the source."""
     first: Int[Array, " systems"]
     count: Int[Array, " systems"]
     total: Int[Array, ""]
@@ -42,47 +37,40 @@ class Images(NamedTuple):
     to the wrapped atom, and how many there are, along each lattice vector, [3, atoms]."""
 
 
-def along_lattice(batch: Batch, owner: Array, inv: Array, positions: list[Array]) -> list[Array]:
-    """Coordinates along the lattice vectors of each place's owner."""
-    rows = entries_of(inv, jnp.minimum(owner, batch.system_capacity - 1))
-    return [sum(p * rows[a][k] for a, p in enumerate(positions)) for k in range(3)]  # pyright: ignore
-
-
-def no_images(batch: Batch, positions: list[Array], reach: float) -> Images:
+def no_images(batch: Batch, positions: Float[Array, "3 atoms"], reach: float) -> Images:
     """Those of systems none of which is periodic: a place for one, and `total` says if one is needed.
 
     Args:
-        positions: x, y and z of all atoms, finite.
+        positions: finite.
     """
     n, s = batch.atom_capacity, batch.system_capacity
     none, atoms = jnp.zeros(s, jnp.int32), jnp.zeros((3, n), jnp.int32)
     periodic = jnp.any(batch.pbc & batch.system_mask[:, None])
-    low, high = _bounds(batch, jnp.stack(positions))
+    box = _bounds(batch, positions)
     return Images(
-        wrapped=atoms,
         source=jnp.zeros(1, jnp.int32),
-        shift=jnp.zeros((3, 1), jnp.int32),
+        shift=jnp.zeros((3, n + 1), batch.dtype),
         first=none,
         count=none,
         # More than there is room for.
         total=jnp.where(periodic, 2, 0),
-        low=low,
-        high=high,
+        low=-box[0],
+        high=box[1],
         reach=jnp.full((3, s), _with_margin(reach), batch.dtype),
         inverse=jnp.broadcast_to(jnp.eye(3, dtype=batch.dtype), (s, 3, 3)),
         number=(jnp.zeros(n, jnp.int32), atoms, jnp.ones((3, n), jnp.int32)),
     )
 
 
-def _to_atoms(batch: Batch, values: Shaped[Array, "3 systems"]) -> Shaped[Array, "3 atoms"]:
+def _to_atoms(batch: Batch, values: Shaped[Array, "k systems"]) -> Shaped[Array, "k atoms"]:
     """`segments.to_atoms` of coordinates apart."""
-    return jnp.take(values, batch.batch_idx, axis=1, mode="clip")
+    return gather_columns(values, jnp.minimum(batch.batch_idx, batch.system_capacity - 1))
 
 
-def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> tuple[Array, Array]:
-    """Least and largest coordinates of each system's atoms, [3, systems]."""
-    most = jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf))
-    return -most(-along), most(along)
+def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> Float[Array, "2 3 systems"]:
+    """Least coordinates of each system's atoms, with the other sign, and largest ones."""
+    both = jnp.stack([-along, along])
+    return jax.vmap(jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf)))(both)
 
 
 def _with_margin(reach: Any) -> Any:
@@ -90,56 +78,54 @@ def _with_margin(reach: Any) -> Any:
     return reach * (1 + 1e-4) + 1e-4
 
 
-def find_images(batch: Batch, positions: list[Array], cell: Array, reach: float, capacity: int) -> Images:
+def find_images(
+    batch: Batch, positions: Float[Array, "3 atoms"], inv: Array, reach: float, capacity: int
+) -> Images:
     """Images within `reach` (Å) of the box, along the lattice vectors, that holds the wrapped atoms.
 
     Args:
-        positions: x, y and z of all atoms, finite.
+        positions: finite.
+        inv: [systems, 3, 3], the inverse of the working cell.
     """
     n = batch.atom_capacity
-    inv = jax.vmap(inverse)(jax.vmap(working_cell)(cell, batch.pbc))
-    margin = _with_margin(reach / jax.vmap(face_distances)(inv)).T
+    margin = _with_margin(reach / face_distances(inv)).T
     # The three axes at once: what there is to compile counts here more than what there is to run.
-    along = jnp.stack(along_lattice(batch, batch.batch_idx, inv, positions))
+    along = times_matrices(positions, inv, batch.batch_idx)
     periodic = _to_atoms(batch, batch.pbc.T) & batch.atom_mask[None]
     whole = jnp.where(periodic, jnp.floor(along), 0)
     inside = along - whole
-    low, high = _bounds(batch, inside)
-    first = jnp.ceil(_to_atoms(batch, low - margin) - inside)
-    last = jnp.floor(_to_atoms(batch, high + margin) - inside)
+    box = _bounds(batch, inside)
+    ends = _to_atoms(batch, (box + margin[None]).reshape(6, -1))
+    first = jnp.ceil(-ends[:3] - inside)
+    last = jnp.floor(ends[3:] - inside)
     least = jnp.where(periodic, first, 0).astype(jnp.int32)
     width = jnp.where(periodic, last - first + 1, 1)
-    wrapped = whole.astype(jnp.int32)
     product = width[0] * width[1] * width[2] - 1
-    count = jnp.minimum(product, _MOST).astype(jnp.int32)
-    total = jnp.where(product.sum() < _MOST, count.sum(dtype=jnp.int32), _MOST)
-
-    end = jnp.cumsum(count, dtype=jnp.int32)
-    source = jnp.repeat(jnp.arange(n, dtype=jnp.int32), count, total_repeat_length=capacity)
-
-    def of(values: Array) -> Array:
-        return values.at[source].get(mode="promise_in_bounds")
-
     width = width.astype(jnp.int32)
+    count = jnp.minimum(product, MOST).astype(jnp.int32)
+
+    end = running_sum(count)
+    start, total = end - count, end[-1]
+    # So many atoms have all their images before this one.
+    image = jnp.arange(capacity, dtype=jnp.int32)
+    source = jnp.minimum(count_upto(end, image), n - 1)
+    # Where the atom itself would be among its images.
     zero = (-least[0] * width[1] - least[1]) * width[2] - least[2]
-    start = end - count
-    stride = jnp.stack([width[1] * width[2], width[2], jnp.ones(n, jnp.int32)])
-    real = jnp.arange(capacity) < total
+    begin = least - whole.astype(jnp.int32)
+    # One array of all that is gathered: else XLA computes what is above again for each image.
+    table = jnp.stack([start, zero, width[1] * width[2], width[2], begin[0], begin[1], begin[2]])
+    of = gather_columns(table, source)
+    number = image - of[0]
+    number = number + (number >= of[1])
+    a, rest = _divide(number, of[2])
+    b, c = _divide(rest, of[3])
+    shift = jnp.where(image[None] < total, jnp.stack([a, b, c]) + of[4:], 0).astype(batch.dtype)
+    shift = jnp.concatenate([0 - whole, shift], axis=1)
 
-    def axis(_, at: Any) -> tuple[None, Array]:
-        stride, width, begin = at
-        number = jnp.arange(capacity, dtype=jnp.int32) - of(start)
-        number = number + (number >= of(zero))
-        quotient = _divided(number, of(stride))[0]
-        return None, jnp.where(real, _divided(quotient, of(width))[1] + of(begin), 0)
-
-    # One axis after another: in one piece XLA computes all of the above again for each image.
-    _, shift = jax.lax.scan(axis, None, (stride, width, least - wrapped))
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end])
-    first = starts[jnp.clip(batch.first_atom, 0, n)]
-    stop = starts[jnp.clip(batch.first_atom + batch.atoms_per_system, 0, n)]
+    ends = jnp.stack([batch.first_atom, batch.first_atom + batch.atoms_per_system])
+    ends = jnp.where(ends > 0, end[jnp.clip(ends - 1, 0, n - 1)], 0)
     number = (start, least, width)
-    return Images(wrapped, source, shift, first, stop - first, total, low, high, margin, inv, number)
+    return Images(source, shift, ends[0], ends[1] - ends[0], total, -box[0], box[1], margin, inv, number)
 
 
 def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[Array, "*n"]:
@@ -157,7 +143,7 @@ def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[
     return jnp.where(own, atom, jnp.where(inside, image, -1))
 
 
-def _divided(number: Array, divisor: Array) -> tuple[Array, Array]:
+def _divide(number: Array, divisor: Array) -> tuple[Array, Array]:
     """Quotient and remainder of small positive integers: division of floats is vectorised."""
     quotient = jnp.floor((number.astype(jnp.float32) + 0.5) / divisor.astype(jnp.float32)).astype(jnp.int32)
     return quotient, number - quotient * divisor

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.neighbors.geometry import entries_of
+from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.systems.batch import Batch
 
 
@@ -86,6 +86,7 @@ class NeighborList(eqx.Module):
     offset: Float[Array, "3 atoms_and_images"]
     ref_positions: Float[Array, "atoms 3"]
     ref_cell: Float[Array, "systems 3 3"]
+    ref_inverse: Float[Array, "systems 3 3"]
     offset_cell: Float[Array, "systems 3 3"]
     ref_pbc: Bool[Array, "systems 3"]
     ref_id: Int[Array, " systems"]
@@ -121,8 +122,7 @@ class NeighborList(eqx.Module):
 
 def lattice_offset(shift: Array, cell: Array, owner: Array) -> Array:
     """Shifts times cells, [3, places], Å."""
-    rows = entries_of(cell, jnp.minimum(owner, cell.shape[0] - 1))
-    return jnp.stack([sum(shift[a] * rows[a][k] for a in range(3)) for k in range(3)])  # pyright: ignore
+    return times_matrices(shift, cell, owner)
 
 
 @jax.custom_jvp

@@ -1,6 +1,8 @@
 """Keeping a neighbor list up to date: when it is due, system by system, and what is renewed then."""
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -8,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.neighbors.build import build
-from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.segments import max_by_system, to_atoms
+from alchemi_jax.systems.segments import any_of, max_by_system
 from alchemi_jax.transforms import cond_any
 
 
@@ -31,31 +33,30 @@ def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     used_up = (1 - size) * reach - 2 * furthest < neighbors.cutoff
     # A position that is not finite must not pass for one that has not moved.
     lost = ~jnp.isfinite(furthest)
-    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
+    fresh = (batch.system_id != neighbors.ref_id) | _differ(batch.pbc, neighbors.ref_pbc)
     return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
 
 
 def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Array, Array]:
     """Displacements beyond those that follow the strain of the cell since the last building, and |E|."""
-    change = batch.cell - neighbors.ref_cell
-    reference = jax.vmap(working_cell)(neighbors.ref_cell, batch.pbc)
-    change = jnp.where(batch.pbc[:, :, None], change, 0)
-    strain = jnp.einsum("sab,sbc->sac", jax.vmap(inverse)(reference), change)
+    change = jnp.where(batch.pbc[:, :, None], batch.cell - neighbors.ref_cell, 0)
+    inv = neighbors.ref_inverse
+    strain = inv[:, :, :1] * change[:, :1] + inv[:, :, 1:2] * change[:, 1:2] + inv[:, :, 2:] * change[:, 2:]
     size = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
-    # Without strain nothing is gathered.
-    moved = jax.lax.cond(
-        jnp.any(size > 0),
-        lambda: moved - jnp.einsum("na,nab->nb", neighbors.ref_positions, to_atoms(batch, strain)),
-        lambda: moved,
-    )
-    return moved, size
+    return moved - times_matrices(neighbors.ref_positions.T, strain, batch.batch_idx).T, size
 
 
 def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     """Whether the offsets of images are those of another cell."""
     if not neighbors.sizes.periodic:
         return jnp.zeros((), bool)
-    return jnp.any(batch.cell != neighbors.offset_cell)
+    return any_of(_differ(batch.cell, neighbors.offset_cell))
+
+
+def _differ(a: Array, b: Array) -> Bool[Array, " systems"]:
+    """Where rows of two arrays differ: elementwise, hence no kernel of its own."""
+    different = (a != b).reshape(len(a), -1)
+    return functools.reduce(operator.or_, (different[:, k] for k in range(different.shape[1])))
 
 
 def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
@@ -63,12 +64,11 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
     moved = batch.positions - neighbors.ref_positions
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     # A little early, so that rounding cannot make it late.
-    far = jnp.any(x * x + y * y + z * z > (0.49999 * neighbors.skin) ** 2)
-    fresh = (batch.system_id != neighbors.ref_id) | jnp.any(batch.pbc != neighbors.ref_pbc, axis=-1)
-    incomplete = jnp.any(~neighbors.complete & batch.system_mask)
+    far = any_of(x * x + y * y + z * z > (0.49999 * neighbors.skin) ** 2)
     if neighbors.sizes.periodic:
-        far |= jnp.any(batch.cell != neighbors.ref_cell)
-    return jnp.any(fresh & batch.system_mask) | (incomplete & far)
+        far |= _differ(batch.cell, neighbors.ref_cell)
+    fresh = (batch.system_id != neighbors.ref_id) | _differ(batch.pbc, neighbors.ref_pbc)
+    return any_of(batch.system_mask & (fresh | (~neighbors.complete & far)))
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
@@ -85,7 +85,7 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
     def ask(operands: Any) -> NeighborList:
         batch, neighbors = operands
         stale = due(batch, neighbors)
-        return cond_any(jnp.any(stale) | ~neighbors.built, rebuild, lambda o: o[1], (batch, neighbors, stale))
+        return cond_any(any_of(stale) | ~neighbors.built, rebuild, lambda o: o[1], (batch, neighbors, stale))
 
     neighbors = cond_any(
         may_be_due(batch, neighbors) | ~neighbors.built, ask, lambda o: o[1], (batch, neighbors)

@@ -39,7 +39,8 @@ def load() -> Callable[..., Any]:
 def find_pairs(
     batch: Batch, wrapped: Array, cell: Array, images: Images, reach: float, sizes: ListSizes
 ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"], Array]:
-    """Places near each atom in ascending order, -1 beyond the last; how many; shifts tried at most.
+    """Places near each atom in ascending order, that of no atom beyond the last; how many; shifts tried at
+    most.
 
     Args:
         wrapped: [atoms, 3], Å, inside the cell.
@@ -49,7 +50,7 @@ def find_pairs(
     tried = jnp.prod(2 * around + 1, axis=1, dtype=jnp.int32)
     # A cell without volume would not do, and a system without atoms has none.
     eye = jnp.eye(3, dtype=batch.dtype)[None]
-    full = jnp.where(batch.system_mask[:, None, None], jax.vmap(working_cell)(cell, batch.pbc), eye)
+    full = jnp.where(batch.system_mask[:, None, None], working_cell(cell, batch.pbc), eye)
     end = jnp.concatenate([batch.first_atom, batch.atoms_per_system.sum(dtype=jnp.int32)[None]])
     kernel = partial(
         load(),
@@ -79,4 +80,5 @@ def find_pairs(
     place = place_of(images, there, [shifts[:, :, k].T for k in range(3)])
     last = jnp.iinfo(jnp.int32).max
     place = jnp.sort(jnp.where(used & (place >= 0), place, last), axis=0)
-    return jnp.where(place < last, place, -1), jnp.where(batch.atom_mask, found, 0), tried.max()
+    far = len(images.source) + batch.atom_capacity
+    return jnp.minimum(place, far), jnp.where(batch.atom_mask, found, 0), tried.max()

@@ -10,6 +10,8 @@ rounding error of a sum over N atoms grows as sqrt(N) terms in the worst case, n
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
@@ -19,6 +21,7 @@ from alchemi_jax.systems.levels import Data
 
 
 _BLOCK = 64
+_PIECE = 32
 
 
 def use_rows(batch: AbstractBatch) -> bool:
@@ -94,10 +97,36 @@ def max_by_system(
     """Largest value among the atoms of each system; `empty` for a system without atoms."""
     low = jnp.asarray(empty, values.dtype)
     if use_rows(batch):
-        return _rows(batch, values, low).max(axis=1)
+        return largest_of(_rows(batch, values, low), empty)
     index = jnp.where(batch.atom_mask, batch.batch_idx, batch.system_capacity)
     found = jax.ops.segment_max(values, index, batch.system_capacity, indices_are_sorted=True)
     return jnp.where(batch.system_mask, found, low)
+
+
+def largest_of(values: Shaped[Array, "*dims n"], empty: float | int) -> Shaped[Array, "*dims"]:
+    """The largest along the last axis, or `empty`.
+
+    XLA makes one kernel of a reduction along axes of at most 32 numbers and several of one along more, on a
+    CPU, and each takes longer to compile than to run: so the axis is cut into pieces.
+    """
+    n, pieces = values.shape[-1], ()
+    while n > _PIECE:
+        n, pieces = -(-n // _PIECE), (_PIECE, *pieces)
+    if not pieces:
+        return values.max(axis=-1, initial=empty)
+    pad = n * math.prod(pieces) - values.shape[-1]
+    values = jax.lax.pad(
+        values, jnp.asarray(empty, values.dtype), [(0, 0, 0)] * (values.ndim - 1) + [(0, pad, 0)]
+    )
+    values = values.reshape(*values.shape[:-1], n, *pieces)
+    found = values.max(axis=range(-len(pieces), 0), initial=empty)
+    # Two reductions of the same kind XLA would make one again.
+    return -jnp.min(-found, axis=-1)
+
+
+def any_of(values: Bool[Array, " n"]) -> Bool[Array, ""]:
+    """Whether any is True."""
+    return largest_of(values.astype(jnp.int32), 0) > 0
 
 
 def any_by_system(batch: AbstractBatch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io.xyz import write_xyz
 
 
 _STYLE = {"sphere": {"scale": 0.35, "colorscheme": "Jmol"}, "stick": {"radius": 0.1, "colorscheme": "Jmol"}}
@@ -59,6 +58,8 @@ def _point(x: np.ndarray) -> dict[str, float]:
 
 
 def _xyz(structures: Sequence[Atoms]) -> str:
+    from ase.io.xyz import write_xyz
+
     text = io.StringIO()
     write_xyz(text, structures, fmt="%.4f")
     return text.getvalue()

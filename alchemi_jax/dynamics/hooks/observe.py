@@ -7,17 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from tqdm import TqdmWarning
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
 from alchemi_jax.systems.observables import fmax
-
-
-with warnings.catch_warnings():
-    # In a notebook without ipywidgets the bar is one of text, which is no matter for whoever wants none.
-    warnings.simplefilter("ignore", TqdmWarning)
-    from tqdm.auto import tqdm
 
 
 class ObservableHook(RecordingHook):
@@ -104,7 +97,7 @@ class ProgressHook:
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         batch = ctx.batch
         if self._bar is None:
-            self._bar = tqdm(total=batch.num_systems, unit="system", **self.options)
+            self._bar = _progress_bar()(total=batch.num_systems, unit="system", **self.options)
         finished = np.asarray(batch.status) >= ctx.workflow.exit_status
         self._bar.n = int(finished.sum())
         worst = np.max(np.asarray(fmax(batch))[~finished], initial=0.0)
@@ -144,3 +137,14 @@ class CallbackHook:
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", repr(self.function))
         return f"CallbackHook({name}, {self.stage.name}, frequency={self.frequency})"
+
+
+def _progress_bar() -> Any:
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets the bar is a line of text.
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.auto import tqdm
+
+    return tqdm

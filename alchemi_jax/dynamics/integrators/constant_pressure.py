@@ -69,7 +69,7 @@ class NPH(AbstractDynamics):
     )
 
     needs_stress: ClassVar[bool] = True
-    _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
+    follows_targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
@@ -140,7 +140,7 @@ class NPT(AbstractDynamics):
     )
 
     needs_stress: ClassVar[bool] = True
-    _targets: ClassVar[frozenset[str]] = frozenset({"temperature", "pressure"})
+    follows_targets: ClassVar[frozenset[str]] = frozenset({"temperature", "pressure"})
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)

@@ -49,7 +49,7 @@ class NVTLangevin(AbstractDynamics):
     n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
-    _targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    follows_targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     def admit(self, batch: Batch, key: Array) -> Batch:
         return initialize_velocities(batch, self.temperature, key)

@@ -35,7 +35,7 @@ class AbstractVariableCell(AbstractDynamics):
     hydrostatic: bool = eqx.field(static=True, default=False, kw_only=True)
 
     needs_stress: ClassVar[bool] = True
-    _targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
+    follows_targets: ClassVar[frozenset[str]] = frozenset({"pressure"})
 
     def check(self, batch: Batch) -> None:
         pbc = np.asarray(batch.pbc)[: batch.num_systems].all(axis=-1)

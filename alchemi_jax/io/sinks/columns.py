@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numcodecs import Blosc
 
 
 #: A chunk holds what the first commit brings, within these bounds.
@@ -73,6 +72,8 @@ class Column:
         codec: str | None = "lz4",
         inner: int | None = None,
     ):
+        from numcodecs import Blosc
+
         self.folder, self.dtype, self.row, self.chunk = folder, np.dtype(dtype), tuple(row), chunk
         self.fill, self.length, self.codec = self.dtype.type(fill), length, codec
         self.inner = inner

@@ -6,9 +6,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import zarr
-from ase.constraints import dict2constraint
-from ase.io import jsonio
 
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields
@@ -65,6 +62,8 @@ class StoredSystems:
     """
 
     def __init__(self, path: Path):
+        import zarr
+
         self.path = path
         self.attributes = attributes_of(path)
         self.n_systems, self.n_atoms = int(self.attributes["systems"]), int(self.attributes["atoms"])
@@ -159,6 +158,9 @@ class StoredSystems:
 
 
 def _load(text: bytes) -> SystemMeta:
+    from ase.constraints import dict2constraint
+    from ase.io import jsonio
+
     entry: Any = jsonio.decode(text.decode())
     constraints = tuple(dict2constraint(c) for c in entry["constraints"])
     return SystemMeta(entry["name"], entry["info"], constraints, entry.get("reason", ""))

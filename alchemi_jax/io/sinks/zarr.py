@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.io import jsonio
 
 from alchemi_jax.io.sinks.base import (
     Format,
@@ -380,6 +379,8 @@ def _flat(host: HostBatch) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def _dump(meta: SystemMeta) -> bytes:
+    from ase.io import jsonio
+
     info = {}
     for key, value in meta.info.items():
         try:
