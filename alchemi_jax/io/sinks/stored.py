@@ -87,9 +87,12 @@ class StoredSystems:
         self.first_atom = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
 
     def _array(self, name: str) -> Any:
-        if name not in self._arrays:
-            absent = name in self.missing
-            self._arrays[name] = zarr.array(self._substitute(name)) if absent else self._group[name]
+        if name not in self._arrays and name in self.missing:
+            import zarr
+
+            self._arrays[name] = zarr.array(self._substitute(name))
+        elif name not in self._arrays:
+            self._arrays[name] = self._group[name]
         return self._arrays[name]
 
     def _substitute(self, name: str) -> np.ndarray:
