@@ -23,7 +23,7 @@ from alchemi_jax.neighbors import Needs, list_needs
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up, sizes_per_octave
+from alchemi_jax.systems.capacity import round_up, sizes_per_octave, widths_per_octave
 from alchemi_jax.systems.host import HostBatch, System
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -274,7 +274,7 @@ class Stream:
 
     def _widen(self, sizes: np.ndarray) -> None:
         """Makes `largest`, the capacity for the atoms of one system, hold systems of these sizes."""
-        largest = round_up(int(sizes.max()), sizes_per_octave(self.max_atoms))
+        largest = round_up(int(sizes.max()), widths_per_octave(self.max_atoms))
         self.largest = max(self.largest, min(largest, self.max_atoms))
 
     def _leave_out(self) -> None:

@@ -9,7 +9,7 @@ from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
 from alchemi_jax.neighbors.warp import load
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up, sizes_per_octave
+from alchemi_jax.systems.capacity import round_up, widths_per_octave
 from alchemi_jax.systems.segments import use_rows
 
 
@@ -84,7 +84,7 @@ def guess_sizes(
     cells = groups * ROWS * needs.in_cells.max() + _SORTED_PLACE * most(needs.everyone)
     by_cells = cells < brute if builder is None else builder == "cell list"
     # Small batches of free clusters share compiled code.
-    per_octave = 8 if needs.images.any() else sizes_per_octave(batch.atom_capacity)
+    per_octave = 8 if needs.images.any() else widths_per_octave(batch.atom_capacity)
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), min(per_octave, 4), 1)
     # One where no system is periodic: see `ListSizes.periodic`.
     room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1

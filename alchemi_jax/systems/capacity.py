@@ -19,10 +19,15 @@ def round_up(n: int, per_octave: int = 8, least: int = 1) -> int:
 def sizes_per_octave(atoms: int) -> int:
     """Sizes between a power of two and the next, for arrays of a batch of so many atoms.
 
-    In a small batch padding costs next to nothing and compiling seconds: up to 256 atoms sizes are powers
+    In a small batch padding costs next to nothing and compiling seconds: up to 128 atoms sizes are powers
     of two. From 2,048 atoms on no more than an eighth is padding.
     """
-    return 1 if atoms <= 256 else 2 if atoms <= 512 else 4 if atoms < 2048 else 8
+    return 1 if atoms <= 128 else 2 if atoms <= 512 else 4 if atoms < 2048 else 8
+
+
+def widths_per_octave(atoms: int) -> int:
+    """The same for `largest` and the widths of neighbor lists: powers of two up to 512 atoms."""
+    return 1 if atoms <= 512 else sizes_per_octave(atoms)
 
 
 class Capacities(NamedTuple):
@@ -41,12 +46,11 @@ def batch_capacities(
     Raises:
         ValueError: for one that is too small.
     """
-    n = int(counts.sum())
-    per_octave = sizes_per_octave(n)
+    n, most = int(counts.sum()), int(counts.max(initial=1))
     return Capacities(
-        _capacity("atom_capacity", atoms, n, "atoms", per_octave, 16),
+        _capacity("atom_capacity", atoms, n, "atoms", sizes_per_octave(n), 16),
         _capacity("system_capacity", systems, len(counts), "systems", 4, 1),
-        _capacity("largest", largest, int(counts.max(initial=1)), "atoms in one system", per_octave, 1),
+        _capacity("largest", largest, most, "atoms in one system", widths_per_octave(n), 1),
     )
 
 
