@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from alchemi_jax.io.trajectory import Trajectory as Trajectory
     from alchemi_jax.systems.atoms import AtomicData as AtomicData
     from alchemi_jax.systems.batch import Batch as Batch
+    from alchemi_jax.systems.host import HostBatch as HostBatch
     from alchemi_jax.systems.outcome import Outcome as Outcome
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)

@@ -68,9 +68,16 @@ def test_the_nine_stages_in_order(batch):
             assert ctx.workflow is not None
             assert (ctx.converged_mask is not None) == (stage is DynamicsStage.ON_CONVERGE)
 
-    engine = NVE(
-        model=MODEL, dt=1.0, n_steps=3, hooks=[note, Look(), ConvergenceHook.from_fmax(1e9, frequency=2)]
-    )
+    class Leave(TracedHook):
+        """All have converged after the first step."""
+
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP
+        frequency: int = 1
+
+        def __call__(self, ctx, stage):
+            return ctx.with_batch(status=ctx.batch.status + ctx.active_mask)
+
+    engine = NVE(model=MODEL, dt=1.0, n_steps=3, hooks=[note, Look(), Leave()])
     engine.run(batch)
     s = DynamicsStage
     whole = [s.BEFORE_STEP, s.BEFORE_PRE_UPDATE, s.AFTER_PRE_UPDATE, s.BEFORE_COMPUTE, s.AFTER_COMPUTE]

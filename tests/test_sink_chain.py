@@ -39,7 +39,10 @@ def batches(n, seed=0, extras=True, system_capacity=4):
         batch = Batch.from_ase(structures, atom_capacity=64, system_capacity=system_capacity)
         forces = rng.normal(size=batch.forces.shape)
         ids = np.where(np.asarray(batch.system_mask), 4 * k + np.arange(batch.system_capacity), -1)
-        out.append(batch.replace(forces=forces, system_id=ids.astype(np.int32)))
+        outcome = np.array([1, 2, 3, 4] + [0] * (batch.system_capacity - 4), np.int32)
+        ended = batch.replace(outcome=outcome, reason=outcome - 1, time=outcome / 2)
+        ended = ended.with_reasons({3: "its energy is not finite"})
+        out.append(ended.replace(forces=forces, system_id=ids.astype(np.int32)))
     return out
 
 
@@ -54,7 +57,8 @@ def assert_same(a, b, meta=True):
         x, y = getattr(a, name), getattr(b, name)
         jax.tree.map(np.testing.assert_array_equal, x, y)
     if meta:
-        assert [(m.name, m.info) for m in a.meta] == [(m.name, m.info) for m in b.meta]
+        told = [[(m.name, m.info, m.reason) for m in x.meta] for x in (a, b)]
+        assert told[0] == told[1]
 
 
 def filled(sink, writes, which):

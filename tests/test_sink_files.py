@@ -63,7 +63,10 @@ def rich(seed=0):
         steps_taken=rng.integers(0, 999, 8).astype(np.int32),
         stage_steps=rng.integers(0, 99, 8).astype(np.int32),
         target_temperature=np.where(some, 300.0, np.nan),
-    )
+        outcome=np.array([0, 1, 2, 3, 4, 4, 0, 1], np.int32),
+        reason=np.array([0, 0, 0, 17, 1, 0, 0, 0], np.int32),
+        time=np.where(some, rng.uniform(0, 99, 8), np.nan),
+    ).with_reasons({3: "Guard: too far", 4: "its energy is not finite"})
 
 
 def assert_near(a, b, digits):
@@ -80,6 +83,7 @@ def assert_near(a, b, digits):
     assert [m.name for m in a.meta] == [m.name for m in b.meta]
     for m, n in zip(a.meta, b.meta, strict=True):
         assert m.info.keys() == n.info.keys()
+        assert m.reason == n.reason
         assert m.info["title"] == n.info["title"]
         assert m.info["nested"] == n.info["nested"]
         np.testing.assert_array_equal(m.info["weights"], n.info["weights"])

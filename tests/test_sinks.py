@@ -1,8 +1,10 @@
 """Sinks: what goes in comes out, and a store is whole after every write."""
 
 import errno
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from conftest import cluster, crystal, zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alchemi_jax import Batch
+from alchemi_jax import Batch, HostBatch, Outcome
 from alchemi_jax.dynamics import NVE, DynamicsStage
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, HostMemory, ZarrData
@@ -89,13 +91,41 @@ def test_results_and_bookkeeping_survive(tmp_path):
         status=np.array([1, 0], np.int32),
         converged=np.array([True, False]),
         steps_taken=np.array([7, 9], np.int32),
-    )
+        outcome=np.array([1, 3], np.int32),
+        reason=np.array([0, 16], np.int32),
+        time=np.array([0.0, 4.5]),
+    ).with_reasons({1: "Guard: too far"})
     sink = ZarrData(tmp_path / "x.zarr")
     sink.write(batch)
     again = ZarrData(tmp_path / "x.zarr", mode="r").read()
-    for key in ("energy", "stress", "status", "converged", "steps_taken", "failed", "system_id"):
-        np.testing.assert_array_equal(again.take()[key], batch.take()[key])
-    np.testing.assert_array_equal(again.take().forces, batch.take().forces)
+    assert isinstance(again, HostBatch)
+    for key in batch.keys():  # noqa: SIM118
+        np.testing.assert_array_equal(again[key], batch.take()[key])
+    assert [system.outcome_text for system in again] == ["converged", "stopped: Guard: too far"]
+
+
+def test_a_store_without_outcomes_is_read_and_goes_on(tmp_path):
+    """As versions before wrote it: outcomes follow from the flags, the time is not known."""
+    path, batch = tmp_path / "x.zarr", Batch.from_ase([cluster(0, 5), cluster(1, 3), cluster(2, 4)])
+    batch = batch.replace(converged=np.array([True, False, False]), failed=np.array([False, True, False]))
+    ZarrData(path).write(batch)
+    group = json.loads((path / "zarr.json").read_text())
+    for name in ("outcome", "reason", "time"):
+        shutil.rmtree(path / name)
+        del group["attributes"]["columns"][name]
+    (path / "zarr.json").write_text(json.dumps(group))
+    old, wanted = ZarrData(path, mode="r").read(), [Outcome.CONVERGED, Outcome.FAILED, Outcome.RUNNING]
+    assert old.outcome.tolist() == wanted
+    assert old.reason.tolist() == [0, 0, 0]
+    assert np.isnan(old.time).all()
+    assert Trajectory(path)["outcome"][1:].tolist() == wanted[1:]
+    assert Trajectory(path).system(1).outcome.tolist() == [Outcome.FAILED]
+    ZarrData(path).write(batch.replace(outcome=np.array([2, 2, 2], np.int32), time=np.ones(3)))
+    both = ZarrData(path, mode="r").read()
+    assert both.outcome.tolist() == [*wanted, 2, 2, 2]
+    np.testing.assert_array_equal(both.time, [np.nan] * 3 + [1.0] * 3)
+    np.testing.assert_array_equal(both.positions[:12], old.positions)
+    assert zarr.open_group(path, mode="r")["outcome"][:].tolist() == both.outcome.tolist()
 
 
 def test_the_layout_is_plain_zarr(tmp_path):

@@ -101,10 +101,10 @@ def load(path: str, overrides: list[str]) -> Pipeline:
         raise UsageError(f"{path} is no TOML: {e}.") from None
     for text in overrides:
         _override(content, text)
-    return checked(content, path)
+    return validate(content, path)
 
 
-def checked(content: dict[str, Any], where: str) -> Pipeline:
+def validate(content: dict[str, Any], where: str) -> Pipeline:
     """A Pipeline from what a file says.
 
     Raises:
@@ -114,7 +114,7 @@ def checked(content: dict[str, Any], where: str) -> Pipeline:
         return Pipeline.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
-        # The stage's kind is told by the discriminator, and is no field.
+        # The kind of a stage is the discriminator, and no field.
         parts = [str(p) for p in first["loc"] if p not in ("relax", "md")]
         field = ".".join(parts) or "file"
         said = first["msg"].removeprefix("Value error, ")

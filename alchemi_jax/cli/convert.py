@@ -10,9 +10,9 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from tqdm import tqdm
 
 from alchemi_jax.cli.outcome import OK, UsageError
-from alchemi_jax.cli.read import opened
+from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
-from alchemi_jax.io.sinks.ase import to_atoms
+from alchemi_jax.io.sinks.structures import to_atoms
 from alchemi_jax.io.trajectory import Trajectory
 
 
@@ -22,7 +22,7 @@ def convert(args: argparse.Namespace) -> int:
     Raises:
         UsageError: if something about the input, the format or the path is wrong.
     """
-    trajectory, out = opened(args.trajectory), Path(args.out)
+    trajectory, out = open_trajectory(args.trajectory), Path(args.out)
     frames = _frames(args.frames, trajectory)
     format = _format(out)
     rows = sum(len(trajectory.rows(i)) for i in frames)
@@ -85,10 +85,10 @@ def _frames(text: str, trajectory: Trajectory) -> range:
         if frame is None or not -n <= frame < n:
             raise UsageError(f"--frames {text}: {trajectory.path} has {n} frames.")
         return range(frame % n, frame % n + 1)
-    chosen = range(n)[slice(*parts)]
-    if not chosen:
+    frames = range(n)[slice(*parts)]
+    if not frames:
         raise UsageError(f"--frames {text} leaves none of the {n} frames of {trajectory.path}.")
-    return chosen
+    return frames
 
 
 def _format(out: Path) -> str:

@@ -83,7 +83,7 @@ def _md(commands: Any) -> None:
         "--save-every", type=int, default=100, help="steps between frames of trajectory.zarr, 0: none [100]"
     )
     md.add_argument("--out", default="alchemi-md", help="folder for the results [alchemi-md]")
-    md.add_argument("--overwrite", action="store_true", help="begin anew in that folder")
+    md.add_argument("--overwrite", action="store_true", help="begin from scratch in that folder")
     md.add_argument("--dtype", default="float64", help="float64 or float32 [float64]")
 
 
@@ -100,7 +100,7 @@ def _run(commands: Any) -> None:
     run.add_argument(
         "overrides", nargs="*", metavar="FIELD=VALUE", help="in place of the file's, stages.0.fmax=0.02"
     )
-    run.add_argument("--overwrite", action="store_true", help="begin anew in the folder of results")
+    run.add_argument("--overwrite", action="store_true", help="begin from scratch in the folder of results")
 
 
 def _show(commands: Any) -> None:

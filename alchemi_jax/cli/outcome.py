@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
+from alchemi_jax.systems.outcome import Outcome
 
 
 #: 0: all is well. 2: bad usage or unreadable input. 3: ran, but some systems did not converge or failed.
@@ -13,14 +17,28 @@ class UsageError(Exception):
     """What the user can put right, in one sentence."""
 
 
-def write_structures(path: Path, batch: Batch) -> None:
-    """Extended XYZ of all systems; their `info` says how each of them did."""
+def write_structures(path: Path, batch: Batch | HostBatch) -> None:
+    """Extended XYZ of all systems; their `info` says how each of them ended."""
     from ase.io import write
 
-    host = batch.take()
-    structures = host.to_ase()
-    for i, atoms in enumerate(structures):
+    structures = []
+    for system in batch:
+        atoms = system.to_ase()
         atoms.info.update(
-            converged=bool(host.converged[i]), failed=bool(host.failed[i]), steps=int(host.steps_taken[i])
+            converged=bool(system.converged),
+            failed=bool(system.failed),
+            outcome=system.outcome_text,
+            steps=int(system.steps_taken),
         )
+        structures.append(atoms)
     write(path, structures, format="extxyz")
+
+
+def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
+    """How many systems ended in each way, ways without systems left out.
+
+    Args:
+        outcomes: [systems], as `batch.outcome`.
+    """
+    counts = {outcome: int(np.sum(outcomes == outcome)) for outcome in Outcome}
+    return {outcome: n for outcome, n in counts.items() if n}

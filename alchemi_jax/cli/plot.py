@@ -69,11 +69,11 @@ def quantities(
     """
     figure = Figure(figsize=(7, 1 + 1.9 * len(values)), layout="constrained")
     FigureCanvasAgg(figure)
-    chosen = np.unique(np.linspace(0, len(systems) - 1, min(len(systems), _DRAWN)).astype(int))
-    alpha = float(np.clip(8 / len(chosen), 0.15, 0.9))
+    drawn = np.unique(np.linspace(0, len(systems) - 1, min(len(systems), _DRAWN)).astype(int))
+    alpha = float(np.clip(8 / len(drawn), 0.15, 0.9))
     panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, unit, of_rows) in zip(panels, values, strict=True):
-        for k in chosen:
+        for k in drawn:
             rows = systems[k]
             marker = "o" if len(rows) == 1 else None
             style = {"lw": 0.9, "alpha": alpha, "color": f"C{k % 10}", "marker": marker, "ms": 3}
@@ -83,6 +83,6 @@ def quantities(
         axes.set_ylabel(f"{name} ({unit})")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    panels[0].set_title(title if len(chosen) == len(systems) else f"{title}, {len(chosen)} systems drawn")
+    panels[0].set_title(title if len(drawn) == len(systems) else f"{title}, {len(drawn)} systems drawn")
     panels[-1].set_xlabel("step")
     figure.savefig(picture, dpi=130)

@@ -55,7 +55,7 @@ def _structures(path: Path) -> list[Atoms]:
     return structures
 
 
-def opened(path: str) -> Trajectory:
+def open_trajectory(path: str) -> Trajectory:
     """The trajectory at a path.
 
     Raises:

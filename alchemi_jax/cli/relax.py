@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
+from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, count_outcomes, write_structures
 from alchemi_jax.cli.plot import convergence
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.dynamics import FIRE, AbstractDynamics, ConvergenceHook, DynamicsState
@@ -21,7 +21,9 @@ from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.observables import fmax
+from alchemi_jax.systems.outcome import Outcome
 
 
 OUTPUTS = ("relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png")
@@ -61,17 +63,15 @@ def relax(args: argparse.Namespace) -> int:
     print(f"Relaxing {batch.num_systems} structures, {batch.num_atoms} atoms, from {where}.")
     begun = time.perf_counter()
     with warnings.catch_warnings():
-        # Failed systems stand in the table at the end.
+        # Failed systems are in the table at the end.
         warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
         with engine:
             state, interrupted = _advance(engine, engine.init(batch), args.steps)
     took = time.perf_counter() - begun
-    final = finalize(cast(AbstractDynamics, engine), state)
+    final = finalize(cast(AbstractDynamics, engine), state).to_host()
     ZarrData(out / "relaxed.zarr", mode="w").write(final)
     write_structures(out / "relaxed.extxyz", final)
-    convergence(
-        out / "log.csv", out / "convergence.png", args.fmax, np.asarray(final.take().atoms_per_system)
-    )
+    convergence(out / "log.csv", out / "convergence.png", args.fmax, final.atoms_per_system)
     return _report(final, sources, out, took, interrupted)
 
 
@@ -123,20 +123,19 @@ def _advance(engine: FIRE, state: DynamicsState, steps: int) -> tuple[DynamicsSt
 
 
 def _report(
-    final: Batch,
+    final: HostBatch,
     sources: list[tuple[Path, int, AtomicData]],
     out: Path,
     took: float,
     interrupted: bool,
 ) -> int:
-    host = final.take()
-    left = ~host.converged & ~host.failed
-    atom_steps = int((host.steps_taken.astype(np.int64) * host.atoms_per_system).sum())
+    atom_steps = int((final.steps_taken.astype(np.int64) * final.atoms_per_system).sum())
+    counts = dict.fromkeys((Outcome.CONVERGED, Outcome.OUT_OF_STEPS, Outcome.FAILED), 0)
+    counts |= count_outcomes(final.outcome)
+    words = {Outcome.RUNNING: "interrupted" if interrupted else "unfinished"}
     rows: list[tuple[str, Any]] = [
-        ("converged", int(host.converged.sum())),
-        ("interrupted" if interrupted else "out of steps", int(left.sum())),
-        ("failed", int(host.failed.sum())),
-        ("steps", f"{host.steps_taken.max()} (mean {host.steps_taken.mean():.1f})"),
+        *((words.get(outcome, outcome.text), n) for outcome, n in counts.items()),
+        ("steps", f"{final.steps_taken.max()} (mean {final.steps_taken.mean():.1f})"),
         ("time", f"{took:.1f} s, compiling included"),
         ("speed", f"{atom_steps / took:,.0f} atom-steps/s"),
         ("results", ", ".join(str(out / name) for name in OUTPUTS)),
@@ -144,13 +143,15 @@ def _report(
     print()
     for name, value in rows:
         print(f"  {name:14}{value}")
-    worst = np.asarray(fmax(final))[: len(sources)]
-    incomplete = np.flatnonzero(left | host.failed).tolist()
+    worst = np.asarray(fmax(final))
+    incomplete = np.flatnonzero(final.outcome != Outcome.CONVERGED).tolist()
     for i in incomplete[:_DETAILS]:
         path, index, _ = sources[i]
-        what = "failed: energy or forces are not finite" if host.failed[i] else "did not converge"
-        at = "" if host.failed[i] else f", fmax {worst[i]:.4f} eV/Å after {host.steps_taken[i]} steps"
-        print(f"{path}, structure {index}: {what}{at}.", file=sys.stderr)
+        what = final.outcome_text(i)
+        if final.outcome[i] != Outcome.FAILED:
+            what = "did not converge" if final.outcome[i] != Outcome.STOPPED else what
+            what += f", fmax {worst[i]:.4f} eV/Å after {final.steps_taken[i]} steps"
+        print(f"{path}, structure {index}: {what}.", file=sys.stderr)
     further: dict[Path, list[int]] = {}
     for i in incomplete[_DETAILS:]:
         further.setdefault(sources[i][0], []).append(sources[i][1])
@@ -158,4 +159,4 @@ def _report(
         print(f"{path}, structures {', '.join(map(str, indices))}: likewise.", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
-    return OK if host.converged.all() else INCOMPLETE
+    return INCOMPLETE if incomplete else OK

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alchemi_jax.cli.config import MD, Pipeline, Relax, checked, load
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, write_structures
+from alchemi_jax.cli.config import MD, Pipeline, Relax, load, validate
+from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, count_outcomes, write_structures
 from alchemi_jax.cli.read import model_from, read
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.dynamics import Sampler
@@ -30,6 +30,7 @@ from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.systems.outcome import Outcome
 
 
 FINISHED, FRAMES, LOG, SETTINGS = "finished.zarr", "trajectory.zarr", "log.csv", "settings.json"
@@ -62,7 +63,7 @@ def md(args: argparse.Namespace) -> int:
     same = ("files", "model", "out", "dtype", "seed", "max_systems", "max_atoms", "log_every", "save_every")
     content = {name: value for name in same if (value := getattr(args, name)) is not None}
     content["stages"] = stages
-    return execute(checked(content, "arguments"), args.overwrite)
+    return execute(validate(content, "arguments"), args.overwrite)
 
 
 def execute(settings: Pipeline, overwrite: bool) -> int:
@@ -92,14 +93,14 @@ def execute(settings: Pipeline, overwrite: bool) -> int:
     atoms = sum(map(len, data))
     where = "the sample set" if not settings.files else f"{len(settings.files)} file(s)"
     resumed = f", {len(done)} of them done before" if done else ""
-    print(f"{_described(settings)}: {len(data)} structures, {atoms} atoms, from {where}{resumed}.")
+    print(f"{_describe(settings)}: {len(data)} structures, {atoms} atoms, from {where}{resumed}.")
     begun, interrupted = time.perf_counter(), False
     with tqdm(total=len(data), initial=len(done), unit="system", dynamic_ncols=True) as bar:
         sink = _Finished(out / FINISHED, frames, bar)
         if len(done) < len(data):
             try:
                 with warnings.catch_warnings():
-                    # Failed systems stand in the table at the end.
+                    # Failed systems are in the table at the end.
                     warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
                     engine.run(sampler=sampler, sink=sink, key=key)
             except KeyboardInterrupt:
@@ -150,19 +151,21 @@ def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
 
 def _velocities(settings: Pipeline, key: jax.Array) -> Any:
     first = settings.stages[0]
-    return draw_velocities(first.temperature, key) if isinstance(first, MD) and first.temperature is not None else None
+    if not isinstance(first, MD) or first.temperature is None:
+        return None
+    return draw_velocities(first.temperature, key)
 
 
 def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
-    """The folder, known to be writable, with what an earlier call of the same run left; who is done."""
+    """Makes the folder, or checks what an earlier call of the same run left: ids of finished systems."""
     wanted = settings.model_dump(mode="json")
     existing = [name for name in RESULTS if (out / name).exists()]
     if existing and not overwrite:
         try:
-            held = json.loads((out / SETTINGS).read_text())
+            found = json.loads((out / SETTINGS).read_text())
         except (OSError, ValueError):
             raise UsageError(f"{out / existing[0]} exists: give another out, or --overwrite.") from None
-        odd = [n for n in wanted if n not in _FREE and held.get(n) != wanted[n]]
+        odd = [n for n in wanted if n not in _FREE and found.get(n) != wanted[n]]
         if odd:
             raise UsageError(
                 f"{out} holds results of other settings, {odd[0]} differs: give another out, or --overwrite."
@@ -180,17 +183,17 @@ def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
 
 
 def _go_on(out: Path) -> set[int]:
-    """Who is done. Rows and frames of those who are not go: they begin afresh."""
+    """Ids of finished systems. Rows and frames of the others are removed: they begin again."""
     ids: set[int] = set()
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
         ids = set(Trajectory(out / FINISHED)["system_id"][:].tolist())
     if (out / FRAMES).exists() and len(ZarrData(out / FRAMES)):
-        held = Trajectory(out / FRAMES)
-        if not set(held.system_ids.tolist()) <= ids:
+        frames = Trajectory(out / FRAMES)
+        if not set(frames.system_ids.tolist()) <= ids:
             fresh = ZarrData(out / (FRAMES + ".new"), mode="w")
             fresh.open()
-            for frame in held:
-                fresh.write(frame, np.isin(np.asarray(frame.system_id), list(ids)))
+            for frame in frames:
+                fresh.write(frame, np.isin(frame.system_id, list(ids)))
             fresh.close()
             shutil.rmtree(out / FRAMES)
             os.replace(out / (FRAMES + ".new"), out / FRAMES)
@@ -204,7 +207,7 @@ def _go_on(out: Path) -> set[int]:
     return ids
 
 
-def _described(settings: Pipeline) -> str:
+def _describe(settings: Pipeline) -> str:
     parts = []
     for stage in settings.stages:
         if isinstance(stage, Relax):
@@ -218,23 +221,23 @@ def _described(settings: Pipeline) -> str:
 
 
 def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupted: bool) -> int:
-    left = len(sources)
-    converged = failed = 0
+    finished, counts = 0, {}
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
-        batch = ZarrData(out / FINISHED).read().take()
-        order = np.argsort(batch.system_id)
-        batch = batch.take(order)
-        write_structures(out / "final.extxyz", batch)
-        left -= batch.num_systems
-        converged, failed = int(batch.converged.sum()), int(batch.failed.sum())
-        for i in np.flatnonzero(batch.failed).tolist()[:_DETAILS]:
-            path, index, _ = sources[int(batch.system_id[i])]
-            print(f"{path}, structure {index}: failed: energy or forces are not finite.", file=sys.stderr)
-    finished = len(sources) - left
+        host = ZarrData(out / FINISHED).read()
+        host = host.take(np.argsort(host.system_id))
+        write_structures(out / "final.extxyz", host)
+        finished, counts = len(host), count_outcomes(host.outcome)
+        for i in np.flatnonzero(host.outcome >= Outcome.STOPPED).tolist()[:_DETAILS]:
+            path, index, _ = sources[int(host.system_id[i])]
+            print(f"{path}, structure {index}: {host.outcome_text(i)}.", file=sys.stderr)
+    converged, failed, stopped = (
+        counts.get(outcome, 0) for outcome in (Outcome.CONVERGED, Outcome.FAILED, Outcome.STOPPED)
+    )
     rows: list[tuple[str, Any]] = [("finished", f"{finished} of {len(sources)}")]
     relaxes = any(isinstance(stage, Relax) for stage in settings.stages)
     if relaxes:
         rows.append(("converged", converged))
+    rows += [("stopped", stopped)] if stopped else []
     rows += [("failed", failed), ("time", f"{took:.1f} s, compiling included")]
     print()
     for name, value in rows:
@@ -247,10 +250,11 @@ def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupt
                 print(f"\n  {'stage ' + str(code):14}means over its steps, with standard errors from blocks")
                 for name, text in means(table, code, sizes):
                     print(f"  {name:14}{text}")
-        picture(table, sizes, out / "summary.png", _described(settings))
+        picture(table, sizes, out / "summary.png", _describe(settings))
     made = [str(out / name) for name in RESULTS if (out / name).exists()]
     print(f"\n  {'results':14}{', '.join(made)}")
     if interrupted:
         print("interrupted: the same command goes on with the systems that are left.", file=sys.stderr)
         return INTERRUPTED
-    return OK if not left and not failed and (not relaxes or converged == finished) else INCOMPLETE
+    ended_well = finished == len(sources) and not failed + stopped
+    return OK if ended_well and (not relaxes or converged == finished) else INCOMPLETE

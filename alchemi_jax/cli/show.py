@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from alchemi_jax.analysis import BlockAverage, block_average
-from alchemi_jax.cli.outcome import OK, UsageError
+from alchemi_jax.cli.outcome import OK, UsageError, count_outcomes
 from alchemi_jax.cli.plot import quantities
-from alchemi_jax.cli.read import opened
+from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.io.trajectory import Trajectory
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, kinetic_energy, pressure, temperature
+from alchemi_jax.systems.outcome import Outcome
 
 
 #: So many systems have a line of their own.
@@ -44,7 +46,7 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError(f"{picture} exists: give another --out, or --overwrite to replace it.")
     # Sums are made in the precision of what is stored.
     jax.config.update("jax_enable_x64", True)
-    trajectory = opened(args.trajectory)
+    trajectory = open_trajectory(args.trajectory)
     ids = trajectory["system_id"][:]
     order = np.argsort(ids, kind="stable")
     systems = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
@@ -55,9 +57,9 @@ def show(args: argparse.Namespace) -> int:
     print(trajectory.path)
     for name, text in trajectory.summary():
         print(f"  {name:14}{text}")
-    done = trajectory["converged"][:], trajectory["failed"][:]
-    converged, failed = (sum(bool(flag[rows[-1]]) for rows in systems) for flag in done)
-    print(f"  {'at the end':14}{converged} converged, {failed} failed")
+    last = trajectory["outcome"][np.array([rows[-1] for rows in systems])]
+    counts = {Outcome.CONVERGED: 0, Outcome.FAILED: 0} | count_outcomes(last)
+    print(f"  {'at the end':14}{', '.join(f'{n} {outcome.text}' for outcome, n in counts.items())}")
     print()
     if not found:
         print("  There are no results in it: energies and forces were not evaluated, nothing moves.")
@@ -85,14 +87,16 @@ def scalars(trajectory: Trajectory) -> list[Quantity]:
     """What can be said of every row; a quantity that is known of none is left out."""
     rows = {k: np.full(trajectory.n_rows, np.nan) for k in ("potential", "total", "T", "P", "fmax")}
     for first, last in _pieces(trajectory):
-        batch = trajectory.to_batch(slice(first, last))
-        n, at = batch.num_systems, trajectory.rows(first)[0]
-        atoms = np.asarray(batch.atoms_per_system)[:n]
+        host = trajectory.to_batch(slice(first, last))
+        # Padded to one of a few sizes, for each of which the functions are compiled.
+        batch, n, at = Batch.from_host(host), len(host), trajectory.rows(first)[0]
         kinetic = np.asarray(kinetic_energy(batch))[:n]
         moving = kinetic > 0
         here = slice(at, at + n)
-        rows["potential"][here] = np.asarray(batch.energy)[:n] / atoms
-        rows["total"][here] = np.where(moving, rows["potential"][here] + kinetic / atoms, np.nan)
+        rows["potential"][here] = host.energy / host.atoms_per_system
+        rows["total"][here] = np.where(
+            moving, rows["potential"][here] + kinetic / host.atoms_per_system, np.nan
+        )
         rows["T"][here] = np.where(moving, np.asarray(temperature(batch))[:n], np.nan)
         rows["P"][here] = np.asarray(pressure(batch))[:n]
         rows["fmax"][here] = np.asarray(fmax(batch))[:n]
@@ -109,12 +113,12 @@ def scalars(trajectory: Trajectory) -> list[Quantity]:
 def _pieces(trajectory: Trajectory) -> Iterator[tuple[int, int]]:
     """Slices of frames of so many atoms that they fit into memory."""
     atoms = [int(trajectory.atoms_of_row[trajectory.rows(i)].sum()) for i in range(trajectory.n_frames)]
-    first = held = 0
+    first = atoms_so_far = 0
     for i, n in enumerate(atoms):
-        if held and held + n > _AT_ONCE:
+        if atoms_so_far and atoms_so_far + n > _AT_ONCE:
             yield first, i
-            first, held = i, 0
-        held += n
+            first, atoms_so_far = i, 0
+        atoms_so_far += n
     yield first, trajectory.n_frames
 
 

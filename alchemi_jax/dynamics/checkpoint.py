@@ -74,7 +74,8 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
             )
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         leaves.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value))
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return state.replace(batch=state.batch.with_meta(like.batch.meta))
 
 
 def _leaves(state: DynamicsState) -> list[tuple[str, Any]]:

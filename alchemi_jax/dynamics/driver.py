@@ -257,15 +257,15 @@ class Run:
             return
         if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
             return
+        state = self.state
         if stage is DynamicsStage.BEFORE_STEP:
             if self.engine.n_stages > 1:
-                # The step would do this itself; here it is done to be seen.
-                self.state = compiled_entry(self.device, self.state)
-            batch = self.state.batch
-            active, code = self.engine.active(batch) & ~self.state.converged_at_start, batch.status
+                # To be seen, not to go on from: the step does this itself, and an observer changes no bit.
+                state = compiled_entry(self.device, state)
+            active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
         else:
-            active, code = self.state.moved, _code_of_last_step(self.engine, self.state)
-        self._call_hooks(_carry_between_steps(self.state, active, code), stage, step)
+            active, code = state.moved, _code_of_last_step(self.engine, state)
+        self._call_hooks(_carry_between_steps(state, active, code), stage, step)
 
     def _call_hooks(self, carry: StepCarry, stage: DynamicsStage, step: int) -> None:
         for group in in_order(self.groups, stage):

@@ -1,6 +1,5 @@
 """After the last step: the stress, the reasons in words, and warnings of systems that failed."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable
@@ -19,8 +18,6 @@ from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.hooks.groups import Group
 from alchemi_jax.models.base import results_of
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import unsafe_replace
-from alchemi_jax.systems.metadata import Metadata
 
 
 #: What runs once compiles faster so; equinox passes the options on, its types do not say so.
@@ -39,15 +36,9 @@ def finalize(engine: Engine, state: DynamicsState) -> Batch:
 
 def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
     """The batch with names that say why a system failed or was stopped; on the host."""
-    reasons = np.asarray(batch.reason)
-    if batch.meta is None or not reasons.any():
-        return batch
-    groups = tuple(groups)
-    meta = [
-        dataclasses.replace(m, reason=reason_text(groups, code))
-        for m, code in zip(batch.meta, reasons.tolist(), strict=False)
-    ]
-    return unsafe_replace(batch, meta=Metadata(meta))
+    groups, reasons = tuple(groups), np.asarray(batch.reason)
+    rows = np.flatnonzero(reasons).tolist()
+    return batch.with_reasons({row: reason_text(groups, int(reasons[row])) for row in rows})
 
 
 def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3"]:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -36,8 +35,10 @@ from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.io.sinks import HostMemory, Sink
-from alchemi_jax.systems.batch import Batch, Metadata
-from alchemi_jax.systems.levels import level_fields, unsafe_replace
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
+from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.systems.metadata import Metadata
 
 
 #: Of the systems in flight this part is finished when a run is refilled for the first time.
@@ -86,9 +87,8 @@ def run(engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None
         return sink
     if not len(own):
         raise ValueError(f"no system of {sampler!r} fits: {len(sampler.skipped)} were left out.")
-    host = own.read().take()
-    host = host.take(np.argsort(np.asarray(host.system_id), kind="stable"))
-    return Batch.from_fields({name: getattr(host, name) for name, _ in level_fields(host)}, host.meta)
+    host = own.read()
+    return Batch.from_host(host.take(np.argsort(host.system_id, kind="stable")))
 
 
 def _opened(sink: Sink) -> None:
@@ -115,14 +115,12 @@ class _Refilled:
         if first is None:
             return
         host, self.pairs = first
-        places = most if stream.more else len(host.atoms_per_system)
-        fields = {name: getattr(host, name) for name, _ in level_fields(host)}
-        batch = Batch.from_fields(fields, host.meta, stream.max_atoms, places)
-        batch = dataclasses.replace(batch, largest=max(batch.largest, stream.largest))
+        places = most if stream.more else len(host)
+        batch = Batch.from_host(host, stream.max_atoms, places, largest=stream.largest)
         needs = stream.needs
         if needs is not None and len(needs.images) < places:
             needs = None
-        self.sizes = np.asarray(host.atoms_per_system)
+        self.sizes = host.atoms_per_system
         if stream.sampler.shrink:
             shrink.check(engine, batch)
         state = driver.init(engine, batch, key, None, waiting=needs)
@@ -170,21 +168,19 @@ class _Refilled:
         driver, stream = self.driver, self.stream
         assert driver is not None
         n = len(self.sizes)
-        batch = unsafe_replace(finalize(self.engine, driver.state), meta=driver.meta)
-        host = jax.device_get(batch)
-        left = np.zeros(batch.system_capacity, bool)
+        host = finalize(self.engine, driver.with_names()).to_host()
         # Who converged before the first step stays until ON_CONVERGE has come.
         announced = ~np.asarray(driver.state.converged_at_start)[:n]
-        left[:n] = (host.status[:n] >= self.engine.exit_status) & announced
+        left = (host.status >= self.engine.exit_status) & announced
         self.traffic.systems += int(left.sum())
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
         self.recent.extend(steps.tolist())
         with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
-        stay = np.flatnonzero(~left[:n])
+        stay = np.flatnonzero(~left)
         entering = stream.take(
-            batch.system_capacity - len(stay),
+            driver.state.batch.system_capacity - len(stay),
             stream.max_atoms - int(self.sizes[stay].sum()),
             (stream.sampler.max_pairs or np.inf) - float(self.pairs[stay].sum()),
         )
@@ -193,19 +189,19 @@ class _Refilled:
         self._enter(stay, entering)
         return True
 
-    def _enter(self, stay: np.ndarray, entering: tuple[Batch, np.ndarray] | None) -> None:
+    def _enter(self, stay: np.ndarray, entering: tuple[HostBatch, np.ndarray] | None) -> None:
         driver = self.driver
         assert driver is not None
         state = driver.state
         host, pairs = entering if entering is not None else (None, np.zeros(0, int))
         room, sizes = capacities(state.batch), self.sizes[stay]
         if host is not None:
-            sizes = np.concatenate([sizes, np.asarray(host.atoms_per_system)])
+            sizes = np.concatenate([sizes, host.atoms_per_system])
         plan = plan_rows(self.sizes, stay, room)
         incoming = pack_incoming(state.batch, sizes, len(stay), host, room, self.stream.largest)
-        meta = [driver.meta[i] for i in stay.tolist()] if driver.meta is not None else []
-        if host is not None and host.meta is not None:
-            meta += host.meta
+        meta = [*driver.meta.filled(len(self.sizes)).of_rows(stay)]
+        if host is not None:
+            meta += host.meta.filled(len(host))
         sizes_of = None if state.neighbors is None else state.neighbors.sizes
         after = _refilled(
             driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=sizes_of

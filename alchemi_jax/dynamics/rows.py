@@ -22,7 +22,9 @@ from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import flag
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, map_by_level, select, unsafe_replace
+from alchemi_jax.systems.metadata import EMPTY
 from alchemi_jax.systems.segments import to_atoms
 
 
@@ -97,7 +99,7 @@ def plan_rows(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> RowPlan:
 
 
 def pack_incoming(
-    old: Batch, sizes: np.ndarray, kept: int, host: Batch | None, room: Capacities, largest: int = 0
+    old: Batch, sizes: np.ndarray, kept: int, host: HostBatch | None, room: Capacities, largest: int = 0
 ) -> Batch:
     """The systems that enter, in their rows of the new batch; elsewhere the values of padding.
 
@@ -147,7 +149,7 @@ def pack_incoming(
     counts = np.zeros(room.systems, np.int32)
     counts[:n_systems] = sizes
     fields |= {"batch_idx": owner, "first_atom": starts, "atoms_per_system": counts}
-    return unsafe_replace(old, **fields, meta=None, largest=max(old.largest, largest))
+    return unsafe_replace(old, **fields, meta=EMPTY, largest=max(old.largest, largest))
 
 
 def move_rows(

@@ -1,7 +1,7 @@
 """Sampler: structures from anywhere, as a stream that fits a batch of fixed size.
 
-Structures are read ahead, a window of them at a time, in a thread of their own, and held as one batch on the
-host; which of them goes next says the policy. Nothing here knows an engine; `refill` is who takes them.
+Structures are read ahead, a window of them at a time, in a thread of their own, and are kept as one
+HostBatch; the policy says which of them goes next. Nothing here knows an engine; `refill` takes them.
 """
 
 import itertools
@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -24,7 +23,8 @@ from alchemi_jax.neighbors import Needs, list_needs
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.capacity import round_up, sizes_per_octave, widths_per_octave
+from alchemi_jax.systems.host import HostBatch, System
 from alchemi_jax.systems.levels import unsafe_replace
 
 
@@ -36,8 +36,8 @@ class Sampler:
 
     Args:
         source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path
-            of a file that ASE reads (an extxyz file is read as the run goes on); a Batch; or a sink,
-            such as ZarrData, with what was written to it.
+            of a file that ASE reads (an extxyz file is read as the run goes on); a Batch or HostBatch; or a
+            sink, such as ZarrData, with what was written to it.
         max_systems: systems in flight.
         max_atoms: atoms in flight, padding aside; by default what `max_systems` systems of mean size need,
             and no less than the largest has. Counted over the source if it has a length, else over
@@ -56,7 +56,7 @@ class Sampler:
         shrink: when the source is empty and half of the systems are finished, go on with a batch half as
             large, and so on, as `engine.run(batch, shrink=True)` does.
         skip: system_ids that are passed over, of systems that an earlier run has finished.
-        prepare: what is made of each window of systems when it was read, a Batch, such as
+        prepare: what is made of each window of systems when it was read, a Batch of a Batch, such as
             `lambda batch: initialize_velocities(batch, 300.0)`.
 
     Each system keeps as its `system_id` its place in the source, from 0; of a Batch its own. Per-atom and
@@ -98,7 +98,7 @@ class Sampler:
         if isinstance(source, str | os.PathLike):
             if not Path(source).exists():
                 raise ValueError(f"{source} does not exist.")
-        elif not isinstance(source, Batch | Sink | Iterable) or isinstance(source, Atoms | AtomicData):
+        elif not isinstance(source, Sink | Iterable) or isinstance(source, Atoms | AtomicData):
             raise TypeError(
                 "source of Sampler is an iterable of structures, a path, a Batch or a sink, "
                 f"not a {type(source).__name__}."
@@ -112,33 +112,35 @@ class Sampler:
         self.traffic: Any = None
 
     def __repr__(self) -> str:
-        many = f"{len(self.source)} systems" if isinstance(self.source, Sized) else repr(self.source)
+        source = self.source
+        many = f"{len(source)} systems" if isinstance(source, Sized) else repr(source)
         bounds = f"max_systems={self.max_systems}, max_atoms={self.max_atoms}"
         return f"Sampler({many}, {bounds}, policy={self.policy!r})"
 
     def sizes(self) -> np.ndarray | None:
-        """Atoms of each system, if that is known without reading the source."""
-        if isinstance(self.source, Batch):
-            return np.asarray(self.source.take().atoms_per_system)
+        """[systems] atoms of each system, if that is known without reading the source."""
+        if isinstance(self.source, Batch | HostBatch):
+            return self.source.to_host().atoms_per_system
         if isinstance(self.source, list | tuple) and self.source:
             return np.array([len(a) if isinstance(a, Sized) else 0 for a in self.source])
         return None
 
-    def chunks(self) -> Iterator[Batch]:
-        """The source as batches on the host, of `window` systems each; a Batch as it is."""
-        for batch in self._batches():
-            left = np.isin(np.asarray(batch.system_id), list(self.skip), invert=True)
-            left &= np.asarray(batch.system_mask)
+    def chunks(self) -> Iterator[HostBatch]:
+        """The source as batches of `window` systems each; a batch as it is."""
+        prepare = self.prepare
+        for host in self._batches():
+            left = np.isin(host.system_id, list(self.skip), invert=True)
             if left.any():
-                yield (batch if self.prepare is None else self.prepare(batch)).take(left[: batch.num_systems])
+                ready = host if prepare is None else prepare(Batch.from_host(host)).to_host(meta=host.meta)
+                yield ready.take(left)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[HostBatch]:
         source = self.source
-        if isinstance(source, Batch):
-            ids = np.asarray(source.system_id)[: source.num_systems]
-            if len(np.unique(ids)) < len(ids):
+        if isinstance(source, Batch | HostBatch):
+            host = source.to_host()
+            if len(np.unique(host.system_id)) < len(host):
                 raise ValueError("the system_id of the systems of a Batch must differ, to tell them apart.")
-            yield source
+            yield host
             return
         if isinstance(source, ZarrData):
             # Read as the run goes on; rows that come meanwhile are not seen.
@@ -146,26 +148,24 @@ class Sampler:
             for first in range(0, stored.n_systems if stored else 0, self.window):
                 assert stored is not None
                 rows = np.arange(first, min(first + self.window, stored.n_systems))
-                yield _numbered(stored.batch(rows), rows)
+                yield _with_ids(stored.batch(rows), rows)
             return
         if isinstance(source, Sink):
             if len(source):
-                batch = source.read()
-                yield _numbered(batch, np.arange(batch.num_systems))
+                host = source.read()
+                yield _with_ids(host, np.arange(len(host)))
             return
         entries = enumerate(_structures(source))
         extras = None
         while entry := list(itertools.islice(entries, self.window)):
             data = [_data(number, structure) for number, structure in entry]
-            batch = Batch.from_data_list(data, self.dtype, extras=extras)
-            extras = {*batch.atom_extras, *batch.system_extras}
-            yield _numbered(batch, np.array([number for number, _ in entry]))
+            host = HostBatch.from_data_list(data, self.dtype, extras)
+            extras = {*host.atom_extras, *host.system_extras}
+            yield _with_ids(host, np.array([number for number, _ in entry]))
 
 
-def _numbered(batch: Batch, ids: np.ndarray) -> Batch:
-    padded = np.full(batch.system_capacity, -1, np.int32)
-    padded[: len(ids)] = ids
-    return unsafe_replace(batch, system_id=jnp.asarray(padded))
+def _with_ids(host: HostBatch, ids: np.ndarray) -> HostBatch:
+    return unsafe_replace(host, system_id=ids.astype(np.int32))
 
 
 def _structures(source: Any) -> Iterator[Any]:
@@ -182,8 +182,8 @@ def _structures(source: Any) -> Iterator[Any]:
         raise ValueError(f"{source} cannot be read by ASE: {reason}.") from e
 
 
-def _data(number: int, structure: Any) -> AtomicData:
-    if isinstance(structure, AtomicData):
+def _data(number: int, structure: Any) -> AtomicData | System:
+    if isinstance(structure, AtomicData | System):
         return structure
     if isinstance(structure, Atoms):
         return AtomicData.from_ase(structure, f"system {number} ({structure.get_chemical_formula()})")
@@ -205,8 +205,8 @@ class Stream:
         self._chunks = sampler.chunks()
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
         self._coming: Future | None = self._reader.submit(next, self._chunks, None)
-        #: What waits, [waiting] or [systems of it]; who of it was taken already.
-        self.waiting: Batch | None = None
+        #: What waits, and what is known of it, [systems] each; which of it was not taken yet.
+        self.waiting: HostBatch | None = None
         self.needs: Needs | None = None
         self._pairs = self._order = np.zeros(0, int)
         self._left = np.zeros(0, bool)
@@ -219,8 +219,9 @@ class Stream:
         if len(first):
             if sampler.max_atoms is None:
                 enough = int(np.ceil(first.mean() * min(sampler.max_systems, len(first)) * 1.05))
-                self.max_atoms = round_up(max(int(first.max()), enough), 8, 16)
-            self.largest = int(min(first.max(), self.max_atoms))
+                enough = max(int(first.max()), enough)
+                self.max_atoms = round_up(enough, sizes_per_octave(enough), 16)
+            self._widen(first)
         self._leave_out()
 
     def close(self) -> None:
@@ -237,7 +238,7 @@ class Stream:
         return len(self) > 0 or self._coming is not None
 
     def _sizes(self) -> np.ndarray:
-        return np.zeros(0, int) if self.waiting is None else np.asarray(self.waiting.atoms_per_system)
+        return np.zeros(0, int) if self.waiting is None else self.waiting.atoms_per_system
 
     def _read(self) -> None:
         """Another chunk, and the thread goes on to the next."""
@@ -250,26 +251,31 @@ class Stream:
         needs = None
         required = self.model.requirements
         if required.cutoff is not None:
-            needs = list_needs(chunk, required.cutoff, required.skin)
+            needs = list_needs(Batch.from_host(chunk), required.cutoff, required.skin)
         if len(self):
             assert self.waiting is not None
             rows = np.flatnonzero(self._left)
-            joined = [self.waiting.take(rows), chunk]
-            if joined[0].keys() != chunk.keys():
-                odd = ", ".join(sorted(set(joined[0].keys()) ^ set(chunk.keys())))
+            before = self.waiting.take(rows)
+            if before.keys() != chunk.keys():
+                odd = ", ".join(sorted(set(before.keys()) ^ set(chunk.keys())))
                 raise ValueError(f"structures of one source must have the same arrays; some lack {odd}.")
-            chunk = Batch.concatenate(joined).take()
+            chunk = HostBatch.concatenate([before, chunk])
             if self.needs is not None and needs is not None:
                 needs = Needs.joined([self.needs.taken(rows), needs])
         self.waiting, self.needs = chunk, needs
-        self._left = np.ones(len(chunk.atoms_per_system), bool)
+        self._left = np.ones(len(chunk), bool)
         sizes = self._sizes()
         self._pairs = np.zeros_like(sizes) if needs is None else np.ceil(sizes * needs.neighbors).astype(int)
         by_size = np.argsort(-sizes, kind="stable")
         self._order = np.arange(len(sizes)) if self.sampler.policy == "first come" else by_size
         if self.max_atoms:
-            self.largest = max(self.largest, int(min(sizes.max(), self.max_atoms)))
+            self._widen(sizes)
             self._leave_out()
+
+    def _widen(self, sizes: np.ndarray) -> None:
+        """Makes `largest`, the capacity for the atoms of one system, hold systems of these sizes."""
+        largest = round_up(int(sizes.max()), widths_per_octave(self.max_atoms))
+        self.largest = max(self.largest, min(largest, self.max_atoms))
 
     def _leave_out(self) -> None:
         """Systems that can never be in the batch."""
@@ -284,13 +290,13 @@ class Stream:
         if not len(rows):
             return
         try:
-            self.check(self.waiting.take(rows))
+            self.check(Batch.from_host(self.waiting.take(rows)))
         except ValueError:
             if self.sampler.unfit == "raise":
                 raise
             for row in rows.tolist():
                 try:
-                    self.check(self.waiting.take([row]))
+                    self.check(Batch.from_host(self.waiting.take([row])))
                 except ValueError as e:
                     self._unfit(row, str(e).rstrip("."))
 
@@ -303,24 +309,24 @@ class Stream:
         self.sampler.skipped.append((int(self.waiting.system_id[row]), name, reason))
         self._left[row] = False
 
-    def take(self, systems: int, atoms: int, pairs: float | int) -> tuple[Batch, np.ndarray] | None:
-        """The next systems that fit so much room, on the host, and the pairs of each; None if none fits."""
+    def take(self, systems: int, atoms: int, pairs: float | int) -> tuple[HostBatch, np.ndarray] | None:
+        """The next systems that fit so much room, and the pairs of each; None if none fits."""
         while self._coming is not None and len(self) <= self.sampler.window // 2:
             self._read()
         if self.waiting is None:
             return None
-        sizes, chosen = self._sizes(), list[int]()
+        sizes, rows = self._sizes(), list[int]()
         order = self._order[self._left[self._order]]
         waits = self.sampler.policy != "best fit"
         for row in order.tolist():
-            if len(chosen) == systems:
+            if len(rows) == systems:
                 break
             if sizes[row] <= atoms and self._pairs[row] <= pairs:
-                chosen.append(row)
+                rows.append(row)
                 atoms, pairs = atoms - int(sizes[row]), pairs - float(self._pairs[row])
             elif waits:
                 break
-        if not chosen:
+        if not rows:
             return None
-        self._left[chosen] = False
-        return self.waiting.take(np.array(chosen)), self._pairs[chosen]
+        self._left[rows] = False
+        return self.waiting.take(np.array(rows)), self._pairs[rows]

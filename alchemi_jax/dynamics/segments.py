@@ -94,7 +94,7 @@ def compiled_report(engine: Partitioned[Engine], state: DynamicsState) -> Int[Ar
     return report_numbers(engine.combine(), state)
 
 
-@jit_once
+@jit_loop
 def compiled_entry(engine: Partitioned[Engine], state: DynamicsState) -> DynamicsState:
     """The state after systems have entered the parts of a pipeline to which they moved."""
     return begin(engine.combine(), state).state

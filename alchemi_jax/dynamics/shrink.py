@@ -34,8 +34,9 @@ from alchemi_jax.dynamics.start import empty_buffers
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import flag
-from alchemi_jax.systems.batch import Batch, Metadata
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import map_by_level, unsafe_replace
+from alchemi_jax.systems.metadata import Metadata
 
 
 def check(engine: Engine, batch: Batch) -> None:
@@ -80,7 +81,7 @@ class ShrinkingRun:
         #: Places for systems in all steps together.
         self.places = 0
         #: What was left behind, and who went on from there; the largest batch first.
-        self.left: list[tuple[DynamicsState, Metadata | None, RowPlan, np.ndarray]] = []
+        self.left: list[tuple[DynamicsState, Metadata, RowPlan, np.ndarray]] = []
 
     def advance(self, stop: int) -> None:
         """Until `stop` completed steps, or until all systems are finished."""
@@ -107,7 +108,7 @@ class ShrinkingRun:
         meta = run.meta
         self.left.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
         after = shrunk(run.device, state, self.sizes, stay, room)
-        run.meta = None if meta is None else Metadata([meta[i] for i in stay.tolist()])
+        run.meta = meta.of_rows(stay)
         run.put(after)
         self.sizes = self.sizes[stay]
         return True

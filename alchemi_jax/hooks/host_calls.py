@@ -1,6 +1,5 @@
 """Host hooks: the context that they see, and calls by `io_callback` from a compiled loop of the user's."""
 
-import dataclasses
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any
@@ -16,6 +15,7 @@ from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.systems.metadata import Metadata
 
 
 #: By name: what they are is no part of JAX's public interface.
@@ -83,7 +83,6 @@ def call_from_device(dispatcher: Any, carry: Any, stage: Enum) -> None:
 def _call_group(dispatcher: Any, carry: Any, stage: Enum, group: Group, hooks: list[Any]) -> None:
     ctx = dispatcher.context(carry, stage, group)
     meta = ctx.batch.meta
-    ctx = dataclasses.replace(ctx, batch=ctx.batch.replace(meta=None))
     arrays, rest = eqx.partition(refuse_transforms(dispatcher.groups, ctx), eqx.is_array)
 
     def on_host(arrays: Any) -> None:
@@ -100,17 +99,17 @@ def _call_group(dispatcher: Any, carry: Any, stage: Enum, group: Group, hooks: l
     jax.lax.cond(due, lambda: io_callback(on_host, None, arrays, ordered=True), lambda: None)
 
 
-def host_context(ctx: HookContext, meta: Any, step: int) -> HookContext:
-    """The context as host hooks see it: numpy arrays without padding."""
-    batch = unsafe_replace(ctx.batch, meta=meta).take()
-    n = batch.num_systems
+def host_context(ctx: HookContext, meta: Metadata, step: int) -> HookContext:
+    """The context as host hooks see it, with a HostBatch under these names."""
+    host = ctx.batch.to_host(meta=meta)
+    n = len(host)
 
     def mask(m: Any) -> Any:
         return None if m is None else np.asarray(m)[:n]
 
     return unsafe_replace(
         ctx,
-        batch=batch,
+        batch=host,
         step_count=step,
         active_mask=mask(ctx.active_mask),
         converged_mask=mask(ctx.converged_mask),

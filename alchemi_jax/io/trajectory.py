@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from alchemi_jax.io.sinks.stored import StoredSystems
-from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.viewer import moving
 
 
@@ -28,7 +28,7 @@ class Trajectory:
     again.
 
         traj = Trajectory("traj.zarr")
-        traj[-1]                          # the last frame, a Batch
+        traj[-1]                          # the last frame, a HostBatch
         traj["energy"][-100:]             # eV, of the last hundred rows
         traj.system(3).positions          # [frames, atoms, 3], Å
         traj.to_ase(slice(None, None, 10))
@@ -99,14 +99,14 @@ class Trajectory:
     @overload
     def __getitem__(self, key: str) -> Field: ...
     @overload
-    def __getitem__(self, key: int | slice) -> Batch: ...
+    def __getitem__(self, key: int | slice) -> HostBatch: ...
     def __getitem__(self, key: Any) -> Any:
-        """A field by its name, or the Batch of a frame or of a slice of frames."""
+        """A field by its name, or the HostBatch of a frame or of a slice of frames."""
         if isinstance(key, str):
             return Field(self._stored, key)
         return self.to_batch(key)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[HostBatch]:
         return (self.to_batch(i) for i in range(self.n_frames))
 
     def rows(self, frames: Any = slice(None)) -> np.ndarray:
@@ -116,18 +116,18 @@ class Trajectory:
             IndexError: if there is no such frame.
         """
         if isinstance(frames, slice):
-            chosen = range(self.n_frames)[frames]
+            numbers = range(self.n_frames)[frames]
         else:
             n = int(frames)
             if not -self.n_frames <= n < self.n_frames:
                 raise IndexError(f"{self.path} has {self.n_frames} frames, there is no frame {n}.")
-            chosen = [n % self.n_frames]
-        if isinstance(chosen, range) and chosen.step == 1 and len(chosen):
-            return np.arange(self._bounds[chosen[0]], self._bounds[chosen[-1] + 1])
-        parts = [np.arange(self._bounds[i], self._bounds[i + 1]) for i in chosen]
+            numbers = [n % self.n_frames]
+        if isinstance(numbers, range) and numbers.step == 1 and len(numbers):
+            return np.arange(self._bounds[numbers[0]], self._bounds[numbers[-1] + 1])
+        parts = [np.arange(self._bounds[i], self._bounds[i + 1]) for i in numbers]
         return np.concatenate(parts) if parts else np.zeros(0, int)
 
-    def to_batch(self, frames: Any = slice(None)) -> Batch:
+    def to_batch(self, frames: Any = slice(None)) -> HostBatch:
         """The systems of a frame, or of a slice of frames one after another.
 
         Raises:
@@ -174,7 +174,7 @@ class Trajectory:
         return out
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame of the fields that are one number a system: a row of it is a row.
+        """A pandas.DataFrame of the fields that are one number per system, with the rows of the trajectory.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -253,13 +253,13 @@ class Field:
     def __getitem__(self, key: Any) -> Any:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
         if isinstance(first, slice):
-            chosen = range(self._length)[first]
-            if not len(chosen):
+            rows = range(self._length)[first]
+            if not len(rows):
                 values = np.zeros((0, *self.shape[1:]), self.dtype)
-            elif chosen.step > 0:
-                values = np.asarray(self._array[chosen[0] : chosen[-1] + 1 : chosen.step])
+            elif rows.step > 0:
+                values = np.asarray(self._array[rows[0] : rows[-1] + 1 : rows.step])
             else:
-                values = np.asarray(self._array[chosen[-1] : chosen[0] + 1 : -chosen.step])[::-1]
+                values = np.asarray(self._array[rows[-1] : rows[0] + 1 : -rows.step])[::-1]
             return values[(slice(None), *rest)] if rest else values
         if isinstance(first, int | np.integer):
             if not -self._length <= first < self._length:
@@ -291,7 +291,7 @@ class SystemSeries:
 
     Attributes:
         id: its system_id.
-        rows, frames: [frames] where it stands in the trajectory.
+        rows, frames: [frames] where it is in the trajectory.
     """
 
     def __init__(self, stored: StoredSystems, system_id: int, rows: np.ndarray, frames: np.ndarray):
@@ -323,8 +323,8 @@ class SystemSeries:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._stored.fields]
 
-    def to_batch(self, frames: slice = slice(None)) -> Batch:
-        """A Batch whose systems are this one's frames."""
+    def to_batch(self, frames: slice = slice(None)) -> HostBatch:
+        """A HostBatch with a system for each frame."""
         return self._stored.batch(self.rows[frames])
 
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:

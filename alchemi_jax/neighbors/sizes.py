@@ -9,7 +9,7 @@ from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
 from alchemi_jax.neighbors.warp import load
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up
+from alchemi_jax.systems.capacity import round_up, widths_per_octave
 from alchemi_jax.systems.segments import use_rows
 
 
@@ -87,7 +87,9 @@ def guess_sizes(
     groups = round_up(int(most(needs.groups) * 1.1) + 1, 8)
     cells = groups * ROWS * needs.in_cells.max() + _SORTED_PLACE * most(needs.everyone)
     by_cells = cells < brute if builder is None else builder == "cell list"
-    neighbors = round_up(int(np.ceil(needs.neighbors.max())), 4, 1)
+    # Small batches of free clusters share compiled code.
+    per_octave = 8 if needs.images.any() else widths_per_octave(batch.atom_capacity)
+    neighbors = round_up(int(np.ceil(needs.neighbors.max())), min(per_octave, 4), 1)
     # One where no system is periodic: see `ListSizes.periodic`.
     room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1
     edge_room = round_up(int(np.ceil(most(needs.edges))) + 1, 8, 16) if edges else 0
@@ -97,7 +99,9 @@ def guess_sizes(
     return ListSizes(
         neighbors,
         room,
-        candidates=round_up(int(np.ceil((needs.in_cells if by_cells else needs.everyone).max())), 8, 32),
+        candidates=round_up(
+            int(np.ceil((needs.in_cells if by_cells else needs.everyone).max())), per_octave, 32
+        ),
         groups=groups if by_cells else 0,
         edges=edge_room,
     )

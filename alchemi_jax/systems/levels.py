@@ -17,24 +17,25 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from alchemi_jax.errors import UserCodeError, description
+from alchemi_jax.systems.metadata import EMPTY
 
 
 Level = Literal["atom", "system", "shared"]
 if TYPE_CHECKING:
     Data = jax.Array
 else:
-    # On the host a batch holds numpy arrays; for the type checker they are alike.
+    # On the host a module may hold numpy arrays; for the type checker they are the same.
     Data = jax.Array | np.ndarray
 _M = TypeVar("_M")
 
 
 def per_atom(fill: Any = 0, **kwargs: Any) -> Any:
-    """A field with a leading `atoms` axis; `fill` stands in padding."""
+    """A field with a leading `atoms` axis; padding has the value `fill`."""
     return eqx.field(metadata={"level": "atom", "fill": fill}, **kwargs)
 
 
 def per_system(fill: Any = 0, **kwargs: Any) -> Any:
-    """A field with a leading `systems` axis; `fill` stands in padding."""
+    """A field with a leading `systems` axis; padding has the value `fill`."""
     return eqx.field(metadata={"level": "system", "fill": fill}, **kwargs)
 
 
@@ -43,10 +44,16 @@ def level_fields(module: Any) -> tuple[tuple[str, Level], ...]:
     return _levels(module if isinstance(module, type) else type(module))
 
 
+def without_arrays(**kwargs: Any) -> Any:
+    """A field that holds no array and yet is no static data, such as names: a pytree node without leaves."""
+    return eqx.field(metadata={"level": None}, **kwargs)
+
+
 @functools.cache
 def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
-    found = (f for f in dataclasses.fields(kind) if not f.metadata.get("static", False))
-    return tuple((f.name, f.metadata.get("level", "shared")) for f in found)
+    found = [f for f in dataclasses.fields(kind) if not f.metadata.get("static", False)]
+    levels = [(f.name, f.metadata.get("level", "shared")) for f in found]
+    return tuple((name, level) for name, level in levels if level is not None)
 
 
 class PerSystem(eqx.Module):
@@ -125,8 +132,15 @@ def atom_rows(first_atom: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def unsafe_replace(module: _M, **fields: Any) -> _M:
     """`dataclasses.replace` for what is known to fit: without `__init__`, converters and checks, which
     take a tenth of a millisecond wherever a compiled loop has just used the caches."""
-    new = object.__new__(type(module))
-    new.__dict__.update(module.__dict__)
+    if fields.get("meta", EMPTY) is None:
+        # One tree structure for all batches, whether names are known or not.
+        fields["meta"] = EMPTY
+    return unsafe_make(type(module), {**module.__dict__, **fields})
+
+
+def unsafe_make(kind: type[_M], fields: dict[str, Any]) -> _M:
+    """A Module of fields that are known to fit, all of them: without `__init__`, converters and checks."""
+    new = object.__new__(kind)
     new.__dict__.update(fields)
     return new
 
@@ -140,7 +154,7 @@ def _where(mask: Array, new: Any, old: Any) -> Any:
 def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
     """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
 
-    Both are Modules of one type whose fields declare levels, None, or tuples of these. Fields that are
+    Both are Modules of one type with fields that declare levels, None, or tuples of these. Fields that are
     the same object in both are passed through, so that a freeze costs only what changed.
     """
     if new is None or old is None:

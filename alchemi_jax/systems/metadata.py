@@ -1,16 +1,26 @@
-"""What a system carries that is no array."""
+"""What a system carries that is no array, and how it stays with a batch on the host."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import jax
+import numpy as np
+from jaxtyping import Int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SystemMeta:
-    """What a system carries that is no array: its name, `info`, constraints that are not applied, and, after
-    a run, why it failed or was stopped."""
+    """What a system carries that is no array.
+
+    Attributes:
+        name: what errors and warnings call it.
+        info: any Python values, kept for the way back to ASE.
+        constraints: ASE constraints that are not applied, kept for the way back.
+        reason: why its last run failed or was stopped, in words: "energy is not finite".
+    """
 
     name: str
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -18,15 +28,53 @@ class SystemMeta:
     reason: str = ""
 
 
-class Metadata(tuple[SystemMeta, ...]):
-    """One SystemMeta a system, in order. Compared by identity: it is part of the pytree's structure,
-    so the driver takes it off before anything is compiled."""
+class Metadata(Sequence[SystemMeta]):
+    """One SystemMeta per system, in order; empty where they are not known.
 
-    __slots__ = ()
-    __hash__ = object.__hash__
+    It is a pytree node without leaves and without static data. `dataclasses.replace` keeps it; whatever takes
+    a batch apart and makes it again (jit, vmap, `jax.tree.map`, `jax.device_put`) gives an empty one. So all
+    batches of the same shapes have the same tree structure: names never cause a compilation, and compiled
+    code never returns the names of the batch with which it was traced.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    __slots__ = ("_entries",)
 
-    def __ne__(self, other: object) -> bool:
-        return self is not other
+    def __init__(self, entries: Iterable[SystemMeta] = ()):
+        self._entries = tuple(entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[SystemMeta]:
+        return iter(self._entries)
+
+    @overload
+    def __getitem__(self, key: int) -> SystemMeta: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[SystemMeta, ...]: ...
+    def __getitem__(self, key: Any) -> Any:
+        return self._entries[key]
+
+    def __repr__(self) -> str:
+        return f"Metadata({list(self._entries)!r})"
+
+    def of_rows(self, rows: Int[np.ndarray, " some"]) -> Metadata:
+        """Those of the systems in these rows; empty if one of them is not known."""
+        known = bool(self) and np.max(rows, initial=-1) < len(self)
+        return Metadata(self[i] for i in rows) if known else EMPTY
+
+    def filled(self, n: int) -> Metadata:
+        """Those of `n` systems; where they are not known, named by their row."""
+        return Metadata([*self[:n], *(SystemMeta(f"system {i}") for i in range(len(self), n))])
+
+
+EMPTY = Metadata()
+
+jax.tree_util.register_pytree_node(Metadata, lambda meta: ((), None), lambda aux, children: EMPTY)
+
+
+def as_metadata(meta: Any) -> Metadata:
+    """What a batch holds, from any iterable of SystemMeta, or None."""
+    if isinstance(meta, Metadata):
+        return meta
+    return EMPTY if meta is None else Metadata(meta)

@@ -1,34 +1,34 @@
-"""Observables: per-system scalars of a batch. All are [systems], traced or not."""
+"""Observables: per-system scalars of a Batch or a HostBatch. All are [systems], traced or not."""
 
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.segments import max_by_system, sum_by_system
 from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, DENSITY, GPA, KB
 
 
-def force_norms(batch: Batch) -> Float[Array, " atoms"]:
+def force_norms(batch: AbstractBatch) -> Float[Array, " atoms"]:
     """Norm of the force on each atom, eV/Å."""
     x, y, z = (batch.forces[:, k] for k in range(3))
     return root(x * x + y * y + z * z)
 
 
-def fmax(batch: Batch) -> Float[Array, " systems"]:
+def fmax(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Largest norm of a force in each system, eV/Å."""
     return max_by_system(batch, force_norms(batch))
 
 
-def kinetic_energy(batch: Batch) -> Float[Array, " systems"]:
+def kinetic_energy(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Sum of m v²/2, eV."""
     x, y, z = (batch.velocities[:, k] for k in range(3))
     return sum_by_system(batch, batch.masses * (x * x + y * y + z * z)) / (2 * ACCELERATION)
 
 
-def kinetic_tensor(batch: Batch) -> Float[Array, "systems 3 3"]:
+def kinetic_tensor(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
     """Sum of m v v, eV; its trace is twice the kinetic energy."""
     x, y, z = (batch.velocities[:, k] for k in range(3))
     parts = jnp.stack([x * x, y * y, z * z, y * z, x * z, x * y], axis=-1)
@@ -37,12 +37,12 @@ def kinetic_tensor(batch: Batch) -> Float[Array, "systems 3 3"]:
     return jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
 
 
-def momentum(batch: Batch) -> Float[Array, "systems 3"]:
+def momentum(batch: AbstractBatch) -> Float[Array, "systems 3"]:
     """Total momentum, amu Å/fs."""
     return sum_by_system(batch, batch.masses[:, None] * batch.velocities)
 
 
-def degrees_of_freedom(batch: Batch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
+def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
     """Degrees of freedom that the temperature counts.
 
     Three for each atom that is not fixed, less three where the centre of mass is held at rest: that
@@ -63,20 +63,20 @@ def degrees_of_freedom(batch: Batch, centre_of_mass: Any = None) -> Int[Array, "
     return 3 * free - jnp.where(counted, 0, 3)
 
 
-def temperature(batch: Batch, centre_of_mass: Any = None) -> Float[Array, " systems"]:
+def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:
     """2 E_kin / (degrees of freedom times k_B), K; see `degrees_of_freedom`."""
     count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1)
     return 2 * kinetic_energy(batch) / (count * KB)
 
 
-def volume(batch: Batch) -> Float[Array, " systems"]:
+def volume(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Volume of the cell, Å³; NaN unless periodic in all directions."""
     a, b, c = (batch.cell[:, k] for k in range(3))
     size = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
     return jnp.where(jnp.all(batch.pbc, axis=-1), size, jnp.nan)
 
 
-def pressure(batch: Batch) -> Float[Array, " systems"]:
+def pressure(batch: AbstractBatch) -> Float[Array, " systems"]:
     """GPa, kinetic part included; NaN where there is no stress (not evaluated, or not periodic).
 
     P V = (2 E_kin - V tr stress) / 3; the kinetic part is that of the velocities as they are.
@@ -85,23 +85,23 @@ def pressure(batch: Batch) -> Float[Array, " systems"]:
     return (2 * kinetic_energy(batch) / volume(batch) - trace) / 3 / GPA
 
 
-def kinetic_stress(batch: Batch) -> Float[Array, "systems 3 3"]:
+def kinetic_stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
     """What moving atoms add to the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
     return -kinetic_tensor(batch) / volume(batch)[:, None, None]
 
 
-def stress(batch: Batch) -> Float[Array, "systems 3 3"]:
+def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
     """Stress with its kinetic part, eV/Å³, tensile positive; minus its mean diagonal is `pressure`."""
     return batch.stress + kinetic_stress(batch)
 
 
-def enthalpy(batch: Batch, pressure: Any) -> Float[Array, " systems"]:
+def enthalpy(batch: AbstractBatch, pressure: Any) -> Float[Array, " systems"]:
     """Potential and kinetic energy and P V, eV, at an outer pressure in GPa, a number or [systems]."""
     outer = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
     return batch.energy + kinetic_energy(batch) + outer * volume(batch)
 
 
-def density(batch: Batch) -> Float[Array, " systems"]:
+def density(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Mass over volume, g/cm³; NaN unless periodic in all directions."""
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
     return mass / volume(batch) * DENSITY

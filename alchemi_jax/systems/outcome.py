@@ -1,6 +1,9 @@
 """Outcome: how the run of a system ended."""
 
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
 
 
 class Outcome(IntEnum):
@@ -21,3 +24,17 @@ class Outcome(IntEnum):
     def text(self) -> str:
         """In words: "out of steps"."""
         return self.name.lower().replace("_", " ")
+
+    def describe(self, reason: str = "") -> str:
+        """In words with the reason, if there is one: "failed: energy is not finite"."""
+        return f"{self.text}: {reason}" if reason else self.text
+
+
+#: By the words that stores and files have.
+BY_TEXT = {outcome.text: outcome for outcome in Outcome}
+
+
+def outcome_from_flags(converged: Any, failed: Any) -> np.ndarray:
+    """[systems] outcomes as far as the flags tell: of files that were written without outcomes."""
+    known = np.where(np.asarray(converged), Outcome.CONVERGED, Outcome.RUNNING)
+    return np.where(np.asarray(failed), Outcome.FAILED, known).astype(np.int32)

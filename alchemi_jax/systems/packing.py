@@ -1,35 +1,35 @@
-"""The arrays of many systems from AtomicData, one a system, and back."""
+"""Arrays of many systems from AtomicData, one per system, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
+from alchemi_jax.systems.outcome import Outcome
 
 
-if TYPE_CHECKING:
-    from alchemi_jax.systems.batch import Batch
-
-
-def packed(
-    data: Sequence[AtomicData], dtype: np.dtype, extras: Collection[str] | None
+def pack(
+    data: Sequence[Any], dtype: np.dtype, extras: Collection[str] | None = None
 ) -> tuple[dict[str, Any], Metadata]:
-    """Fields of a batch, without padding, as `Batch.from_fields` takes them, and what is no array.
+    """Fields of a batch without padding, `batch_idx` and `first_atom` left out, and what is no array.
 
     Args:
+        data: AtomicData, or what has its attributes, one per system.
+        dtype: of the floats.
         extras: see `Batch.from_data_list`.
     """
     counts = np.array([len(d) for d in data], np.int32)
     n = len(data)
 
-    def joined(name: str, kind: Any = dtype) -> np.ndarray:
+    def of_atoms(name: str, kind: Any = dtype) -> np.ndarray:
         return np.concatenate([getattr(d, name) for d in data]).astype(kind)
 
-    def stacked(name: str, kind: Any = dtype) -> np.ndarray:
+    def of_systems(name: str, kind: Any = dtype) -> np.ndarray:
         return np.array([getattr(d, name) for d in data]).astype(kind)
 
     atom_extras = {
@@ -49,21 +49,21 @@ def packed(
             info["_arrays"] = {**info.get("_arrays", {}), **rest}
         meta.append(SystemMeta(d.name, info, d.constraints))
     fields: dict[str, Any] = {
-        **{k: joined(k) for k in ("positions", "masses", "velocities", "forces")},
-        **{k: stacked(k) for k in ("cell", "energy", "stress", "charge", "spin")},
-        "numbers": joined("numbers", np.int32),
-        "fixed": joined("fixed", bool),
-        "pbc": stacked("pbc", bool),
+        **{k: of_atoms(k) for k in ("positions", "masses", "velocities", "forces")},
+        **{k: of_systems(k) for k in ("cell", "energy", "stress", "charge", "spin")},
+        "numbers": of_atoms("numbers", np.int32),
+        "fixed": of_atoms("fixed", bool),
+        "pbc": of_systems("pbc", bool),
         "atoms_per_system": counts,
         "system_id": np.arange(n, dtype=np.int32),
         "status": np.zeros(n, np.int32),
         "converged": np.zeros(n, bool),
         "failed": np.zeros(n, bool),
-        "outcome": np.zeros(n, np.int32),
+        "outcome": np.full(n, Outcome.RUNNING, np.int32),
         "reason": np.zeros(n, np.int32),
         "steps_taken": np.zeros(n, np.int32),
-        "time": np.zeros(n, dtype),
         "stage_steps": np.zeros(n, np.int32),
+        "time": np.zeros(n, dtype),
         "target_temperature": np.full(n, np.nan, dtype),
         "target_pressure": np.full(n, np.nan, dtype),
         "atom_extras": atom_extras,
@@ -88,31 +88,27 @@ def _common_extras(
     return out
 
 
-def unpacked(host: Batch) -> list[AtomicData]:
-    """One AtomicData a system, in order, of a batch on the host without padding."""
-    out = []
-    for i, n in enumerate(host.atoms_per_system):
-        atoms = slice(host.first_atom[i], host.first_atom[i] + n)
-        meta = host.meta[i] if host.meta is not None else SystemMeta(f"system {i}")
-        out.append(
-            AtomicData(
-                positions=host.positions[atoms],
-                numbers=host.numbers[atoms],
-                cell=host.cell[i],
-                pbc=host.pbc[i],
-                masses=host.masses[atoms],
-                velocities=host.velocities[atoms],
-                fixed=host.fixed[atoms],
-                charge=float(host.charge[i]),
-                spin=float(host.spin[i]),
-                energy=float(host.energy[i]),
-                forces=host.forces[atoms],
-                stress=host.stress[i],
-                atom_extras={k: v[atoms] for k, v in host.atom_extras.items()},
-                system_extras={k: v[i] for k, v in host.system_extras.items()},
-                info=meta.info,
-                constraints=meta.constraints,
-                name=meta.name,
-            )
-        )
-    return out
+def unpack(host: AbstractBatch[np.ndarray], system: int) -> AtomicData:
+    """The system in one row of numpy arrays without padding."""
+    first = int(host.first_atom[system])
+    atoms = slice(first, first + int(host.atoms_per_system[system]))
+    meta = host.meta[system] if host.meta else SystemMeta(f"system {system}")
+    return AtomicData(
+        positions=host.positions[atoms],
+        numbers=host.numbers[atoms],
+        cell=host.cell[system],
+        pbc=host.pbc[system],
+        masses=host.masses[atoms],
+        velocities=host.velocities[atoms],
+        fixed=host.fixed[atoms],
+        charge=float(host.charge[system]),
+        spin=float(host.spin[system]),
+        energy=float(host.energy[system]),
+        forces=host.forces[atoms],
+        stress=host.stress[system],
+        atom_extras={k: v[atoms] for k, v in host.atom_extras.items()},
+        system_extras={k: v[system] for k, v in host.system_extras.items()},
+        info=meta.info,
+        constraints=meta.constraints,
+        name=meta.name,
+    )

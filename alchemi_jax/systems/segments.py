@@ -11,28 +11,27 @@ rounding error of a sum over N atoms grows as sqrt(N) terms in the worst case, n
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
+from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.levels import Data
 
-
-if TYPE_CHECKING:
-    from alchemi_jax.systems.batch import Batch
 
 _BLOCK = 64
 _PIECE = 32
 
 
-def use_rows(batch: Batch) -> bool:
+def use_rows(batch: AbstractBatch) -> bool:
     """Whether the rectangle [systems, largest] is at most twice the atoms (shapes decide, not data)."""
     return batch.system_capacity * batch.largest <= 2 * batch.atom_capacity
 
 
-def row_index(batch: Batch) -> tuple[Array, Array]:
+def row_index(
+    batch: AbstractBatch,
+) -> tuple[Int[Array, "systems largest"], Bool[Array, "systems largest"]]:
     """Atom index and validity of each place of the rectangle [systems, largest]."""
     place = jnp.arange(batch.largest, dtype=jnp.int32)
     valid = place[None] < batch.atoms_per_system[:, None]
@@ -40,7 +39,7 @@ def row_index(batch: Batch) -> tuple[Array, Array]:
     return index, valid
 
 
-def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
+def to_atoms(batch: AbstractBatch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
     """Each atom's value of its system (padding atoms get that of the last system)."""
     if use_rows(batch) and values.ndim <= 2 and jnp.issubdtype(values.dtype, jnp.inexact):
         # On a CPU XLA would put a sum over atoms into the gather, and make it again for each atom: 60 % of
@@ -50,12 +49,12 @@ def to_atoms(batch: Batch, values: Shaped[Data, "systems *dims"]) -> Shaped[Arra
     return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
 
 
-def number_in_system(batch: Batch) -> Array:
+def number_in_system(batch: AbstractBatch) -> Int[Array, " atoms"]:
     """The number of each atom in its system, [atoms]; that of padding means nothing."""
     return jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
 
 
-def _rows(batch: Batch, values: Data, fill) -> Array:
+def _rows(batch: AbstractBatch, values: Data, fill) -> Array:
     index, valid = row_index(batch)
     rows = jnp.take(values, index, axis=0, mode="clip")
     return jnp.where(valid.reshape(valid.shape + (1,) * (values.ndim - 1)), rows, fill)
@@ -73,7 +72,9 @@ def _blocked_sum(rows: Array) -> Array:
     return _blocked_sum(jax.lax.optimization_barrier(rows.sum(axis=2)))
 
 
-def sum_by_system(batch: Batch, values: Shaped[Data, "atoms *dims"]) -> Shaped[Array, "systems *dims"]:
+def sum_by_system(
+    batch: AbstractBatch, values: Shaped[Data, "atoms *dims"]
+) -> Shaped[Array, "systems *dims"]:
     """Sum over the atoms of each system; padding atoms are left out."""
     if use_rows(batch):
         return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
@@ -91,7 +92,7 @@ def sum_by_system(batch: Batch, values: Shaped[Data, "atoms *dims"]) -> Shaped[A
 
 
 def max_by_system(
-    batch: Batch, values: Shaped[Data, " atoms"], empty: float | int = 0.0
+    batch: AbstractBatch, values: Shaped[Data, " atoms"], empty: float | int = 0.0
 ) -> Shaped[Array, " systems"]:
     """Largest value among the atoms of each system; `empty` for a system without atoms."""
     low = jnp.asarray(empty, values.dtype)
@@ -126,6 +127,6 @@ def any_of(values: Bool[Array, " n"]) -> Bool[Array, ""]:
     return largest_of(values.astype(jnp.int32)) > 0
 
 
-def any_by_system(batch: Batch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
+def any_by_system(batch: AbstractBatch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
     """Whether any atom of each system has the property."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
-from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.observables import fmax
 
 
@@ -34,7 +34,7 @@ class LivePlotHook:
 
     def __init__(
         self,
-        observable: Callable[[Batch], Any] = fmax,
+        observable: Callable[[AbstractBatch], Any] = fmax,
         label: str = "fmax (eV/Å)",
         path: str | os.PathLike | None = None,
         frequency: int = 10,

@@ -23,9 +23,9 @@ class LoggingHook(RecordingHook):
     that is not finished. Recording, at AFTER_STEP: the device does not stop for it.
 
     Args:
-        backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own whose
-            `write(table)` gets the columns as a dictionary of arrays, one value a row, and whose
-            `open()` and `close()`, if it has them, are called around runs.
+        backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
+            `write(table)`, which gets the columns as a dictionary of arrays, one value per row; its `open()`
+            and `close()`, if it has them, are called around runs.
         log_path: the file (dynamics.csv by default), or the folder for TensorBoard (runs).
         frequency: log every so many steps.
         custom_scalars: more columns: name -> function of the context that gives [systems]. Traced,
@@ -33,7 +33,7 @@ class LoggingHook(RecordingHook):
         stress: whether a custom scalar reads the stress (the pressure does): it is then evaluated in
             every step, which costs about 60 % more than forces alone.
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
-            starts it anew, "x" refuses one that exists.
+            begins it again, "x" refuses one that exists.
 
     Rows are complete in the file when `run` or `advance` returns, or raises.
 

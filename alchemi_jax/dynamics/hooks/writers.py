@@ -37,7 +37,7 @@ class CSVWriter:
             if found != header:
                 raise ValueError(
                     f"{self.path} has the columns {found}, this LoggingHook writes {header}: "
-                    "give another log_path, or mode='w' to start the file anew."
+                    "give another log_path, or mode='w' to begin the file again."
                 )
             self._file = open(self.path, "a", newline="")  # noqa: SIM115
             return

@@ -1,105 +1,26 @@
 """ExtXYZ and AseTrajectory: systems in files that people's viewers open, written through ase.io."""
 
 import contextlib
-import dataclasses
 import io
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.io import ulm
 from ase.io.extxyz import read_xyz, write_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
-from ase.stress import voigt_6_to_full_3x3_stress
 
-from alchemi_jax.io.sinks.base import Sink, chosen
-from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.io.sinks.base import Sink, systems_mask
+from alchemi_jax.io.sinks.structures import SYSTEM_NAME, from_atoms, to_atoms
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.host import HostBatch
 
 
-#: Entries of `info` that hold what a Batch knows of a system and ase.Atoms does not.
-_COUNTS = ("system_id", "status", "steps_taken", "stage_steps")
-_FLAGS = ("converged", "failed")
-_TARGETS = ("target_temperature", "target_pressure")
-_NAME = "system_name"
 #: Per-atom arrays that a .traj file holds itself.
 _TRAJ_ARRAYS = {"numbers", "positions", "masses", "momenta", "tags", "initial_magmoms", "initial_charges"}
-
-
-def to_atoms(batch: Batch) -> list[Atoms]:
-    """One ase.Atoms a system, with results, and with what a run knows of it as entries of `info`:
-    system_id, status, steps_taken, stage_steps, converged, failed, system_name, and targets where set.
-    Entries of these names that were there before are replaced."""
-    host = batch.take()
-    out = host.to_ase()
-    for i, atoms in enumerate(out):
-        results = atoms.calc.results if atoms.calc is not None else {}
-        for key in results:
-            # A reader could not tell them from the results.
-            atoms.info.pop(key, None)
-            atoms.arrays.pop(key, None)
-        atoms.info = {k: _storable(v, f"{host.name_of(i)}: info[{k!r}]") for k, v in atoms.info.items()}
-        atoms.info.update({k: int(host[k][i]) for k in _COUNTS})
-        atoms.info.update({k: bool(host[k][i]) for k in _FLAGS})
-        atoms.info.update({k: float(host[k][i]) for k in _TARGETS if np.isfinite(host[k][i])})
-        atoms.info[_NAME] = host.name_of(i)
-    return out
-
-
-def _storable(value: Any, what: str) -> Any:
-    """What ASE's writers take; they would leave out anything else."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return value
-    return _plain(value, what)
-
-
-def _plain(value: Any, what: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist(), what)
-    if isinstance(value, dict):
-        return {str(k): _plain(v, what) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v, what) for v in value]
-    warnings.warn(f"{what} holds a {type(value).__name__}; its text is stored.", stacklevel=7)
-    return str(value)
-
-
-def from_atoms(structures: list[Atoms], dtype: Any = None) -> Batch:
-    """The inverse of `to_atoms`, for structures of any origin; results of calculators are taken over.
-
-    Args:
-        structures: at least one.
-        dtype: of the floats, as in `Batch.from_ase`.
-    """
-    data, known = [], []
-    for i, atoms in enumerate(structures):
-        results = atoms.calc.results if atoms.calc is not None else {}
-        atoms = atoms.copy()
-        mine = {k: atoms.info.pop(k) for k in (*_COUNTS, *_FLAGS, *_TARGETS, _NAME) if k in atoms.info}
-        for key, values in atoms.info.pop("_arrays", {}).items():
-            atoms.set_array(key, np.asarray(values))
-        one = AtomicData.from_ase(atoms, str(mine.get(_NAME, f"system {i} ({atoms.get_chemical_formula()})")))
-        own = {k: results[k] for k in ("energy", "forces") if k in results}
-        if "stress" in results:
-            own["stress"] = voigt_6_to_full_3x3_stress(results["stress"])
-        data.append(dataclasses.replace(one, **own))
-        known.append(mine)
-    host = Batch.from_data_list(data, dtype).take()
-    fields = {name: getattr(host, name) for name, _ in level_fields(host)}
-    for key in (*_COUNTS, *_FLAGS, *_TARGETS):
-        values = [k.get(key, default) for k, default in zip(known, fields[key].tolist(), strict=True)]
-        fields[key] = np.asarray(values, fields[key].dtype)
-    return Batch.from_fields(fields, host.meta)
 
 
 class AseFile(Sink):
@@ -107,7 +28,7 @@ class AseFile(Sink):
 
     Args:
         path: of the file, made when the first system is written or a run opens the sink.
-        mode: "a" goes on with a file that exists, "w" starts it anew, "x" refuses one that exists,
+        mode: "a" goes on with a file that exists, "w" begins it again, "x" refuses one that exists,
             "r" only reads.
 
     Raises:
@@ -122,7 +43,7 @@ class AseFile(Sink):
             raise ValueError(f"mode of {type(self).__name__} must be 'a', 'w', 'x' or 'r', not {mode!r}.")
         self.path = Path(path)
         self.mode = mode
-        self._held_open = False
+        self._stays_open = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -160,7 +81,7 @@ class AseFile(Sink):
 
     def open(self) -> None:
         self._open()
-        self._held_open = True
+        self._stays_open = True
 
     def _open(self) -> None:
         if self._is_open or self.mode == "r":
@@ -187,22 +108,22 @@ class AseFile(Sink):
         except (OSError, ValueError, ulm.InvalidULMFileError):
             raise ValueError(f"{self.path} is not {self.format}.") from None
 
-    def write(self, batch: Batch, mask: Any = None) -> None:
-        which = chosen(batch, mask)
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        which = systems_mask(batch, mask)
         if not which.any():
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        structures = to_atoms(batch.take(None if mask is None else which))
+        structures = to_atoms(batch.to_host(None if mask is None else which))
         self._open()
         try:
             with self._naming():
                 self._put(structures)
         finally:
-            if not self._held_open:
+            if not self._stays_open:
                 self.close()
 
-    def read(self, dtype: Any = None) -> Batch:
+    def read(self, dtype: Any = None) -> HostBatch:
         """All systems, in the order in which they were written. Extras of systems come back as `info`.
 
         Args:
@@ -217,7 +138,7 @@ class AseFile(Sink):
     def zero(self) -> None:
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        held = self._held_open
+        stays_open = self._stays_open
         if self.mode == "x":
             self._open()
         self.close()
@@ -225,11 +146,11 @@ class AseFile(Sink):
             self._check()
             with self._naming():
                 self.path.unlink()
-        if held:
+        if stays_open:
             self.open()
 
     def close(self) -> None:
-        self._held_open = False
+        self._stays_open = False
         if self._is_open:
             with self._naming():
                 self._end()
@@ -245,10 +166,9 @@ class ExtXYZ(AseFile):
     """An extended XYZ file: text, eight decimals, for OVITO, ASE and anything else.
 
     Keeps positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
-    stress, arrays and `info`, and as entries of `info` what a run knows of a system (system_id, status,
-    steps_taken, stage_steps, converged, failed, system_name). Other constraints are left out. A write is one
-    write of the file, so that others may read it while a run goes on; what a killed process left of
-    a structure is cut off when the file is opened to append, and not read.
+    stress, arrays and `info`, and as entries of `info` what a run knows of a system (see `to_atoms`). Other
+    constraints are left out. A write is one write of the file, so that others may read it while a run goes
+    on; what a killed process left of a structure is cut off when the file is opened to append, and not read.
     """
 
     format = "an extended XYZ file"
@@ -306,7 +226,7 @@ class ExtXYZ(AseFile):
             if values.ndim > 2 or (text and any(len(str(v).split()) != 1 for v in values.ravel())):
                 what = "values with spaces, or empty ones," if text else f"shape {values.shape},"
                 raise ValueError(
-                    f"{self.path}: array {key!r} of {atoms.info[_NAME]} has {what} which extended XYZ "
+                    f"{self.path}: array {key!r} of {atoms.info[SYSTEM_NAME]} has {what} which extended XYZ "
                     "does not hold: remove it, or write to ZarrData."
                 )
 
@@ -325,7 +245,7 @@ class ExtXYZ(AseFile):
 class AseTrajectory(AseFile):
     """A .traj file of ASE: binary, all digits, for `ase gui` and scripts.
 
-    Keeps what ExtXYZ keeps, and all constraints; arrays that ASE does not store in this format stand in
+    Keeps what ExtXYZ keeps, and all constraints; arrays that ASE does not store in this format are in
     `info["_arrays"]`. Each structure is whole in the file when `write` returns, so that others may read
     it while a run goes on; what a killed process left of a structure does not count.
     """

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Bool
 
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.fields import AbstractBatch
+from alchemi_jax.systems.host import HostBatch
 
 
 class SinkFull(RuntimeError):
@@ -21,7 +24,7 @@ class Sink(ABC):
     """
 
     @abstractmethod
-    def write(self, batch: Batch, mask: Any = None) -> None:
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
         """Appends the systems of a batch, or those where `mask` [systems] holds.
 
         Raises:
@@ -30,7 +33,7 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def read(self) -> Batch:
+    def read(self) -> HostBatch:
         """All systems, in the order in which they were written.
 
         Raises:
@@ -45,11 +48,11 @@ class Sink(ABC):
         """Removes all systems."""
         raise NotImplementedError(f"{self!r} cannot be emptied: {type(self).__name__} defines no zero().")
 
-    def drain(self) -> Batch:
+    def drain(self) -> HostBatch:
         """All systems, as `read` gives them; the sink is empty afterwards."""
-        batch = self.read()
+        host = self.read()
         self.zero()
-        return batch
+        return host
 
     def room_for(self, atoms_per_system: np.ndarray) -> int:
         """How many of these systems, from the first on, still fit. All of them without a capacity.
@@ -84,48 +87,43 @@ class Sink(ABC):
             )
 
 
-def chosen(batch: Batch, mask: Any = None) -> np.ndarray:
-    """[systems] which systems of a batch a mask means; padding is none.
+def systems_mask(batch: AbstractBatch, mask: Any = None) -> Bool[np.ndarray, " systems"]:
+    """Which systems of a batch a mask means; padding is none.
 
     Raises:
         ValueError: if the mask has another length than the batch.
     """
-    there = np.asarray(batch.atoms_per_system) > 0
+    real = np.asarray(batch.atoms_per_system) > 0
     if mask is None:
-        return there
+        return real
     mask = np.asarray(mask, bool)
-    if mask.shape != there.shape:
-        raise ValueError(f"mask has shape {mask.shape}, but the batch has room for {len(there)} systems.")
-    return there & mask
+    if mask.shape != real.shape:
+        raise ValueError(f"mask has shape {mask.shape}, but the batch has room for {len(real)} systems.")
+    return real & mask
 
 
-def sizes_of(batch: Batch, mask: Any = None) -> np.ndarray:
-    """[chosen systems] atoms of each system of a batch, or of those where the mask holds."""
-    return np.asarray(batch.atoms_per_system)[chosen(batch, mask)]
+#: What must be the same for systems of one sink: the dtype, and dtype and row shape of each extra.
+Format = tuple[np.dtype, dict[str, tuple]]
 
 
-#: What must agree for systems to stand in one sink: dtype, and dtype and row shape of each extra.
-Form = tuple[np.dtype, dict[str, tuple]]
-
-
-def extra_form(level: str, key: str, dtype: Any, row: tuple[int, ...]) -> tuple[str, tuple]:
-    """An entry of a form."""
+def extra_format(level: str, key: str, dtype: Any, row: tuple[int, ...]) -> tuple[str, tuple]:
+    """The entry of an extra in a format."""
     return f"{level} extra {key!r}", (np.dtype(dtype).name, tuple(row))
 
 
-def form(batch: Batch) -> Form:
-    """The form of the systems of a batch."""
+def format_of(batch: AbstractBatch) -> Format:
+    """The format of the systems of a batch."""
     both = (("atom", batch.atom_extras), ("system", batch.system_extras))
     return batch.dtype, dict(
-        extra_form(level, key, value.dtype, value.shape[1:])
+        extra_format(level, key, value.dtype, value.shape[1:])
         for level, values in both
         for key, value in values.items()
     )
 
 
-def check_form(sink: Sink, held: Form, new: Form) -> None:
-    """Raises ValueError, naming what differs, if systems of two forms cannot stand in one sink."""
-    (dtype, extras), (new_dtype, new_extras) = held, new
+def check_same_format(sink: Sink, present: Format, new: Format) -> None:
+    """Raises ValueError, naming what differs, if systems of two formats cannot be in one sink."""
+    (dtype, extras), (new_dtype, new_extras) = present, new
     if dtype != new_dtype:
         raise ValueError(f"{sink!r} holds {dtype} systems, the new ones are {new_dtype}: use another sink.")
     odd = [key for key in {**extras, **new_extras} if extras.get(key) != new_extras.get(key)]

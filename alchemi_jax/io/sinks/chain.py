@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.io.sinks.base import Sink, SinkFull, chosen
+from alchemi_jax.io.sinks.base import Sink, SinkFull, systems_mask
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 
 
 class SinkChain(Sink):
@@ -32,8 +33,8 @@ class SinkChain(Sink):
         #: Which sink, and how many systems it got, in order of writing.
         self._log: list[tuple[int, int]] = []
 
-    def write(self, batch: Batch, mask: Any = None) -> None:
-        which = chosen(batch, mask)
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         parts, done = [], 0
         for index, sink in enumerate(self.sinks):
@@ -61,13 +62,13 @@ class SinkChain(Sink):
                 done += sink.room_for(atoms_per_system[done:])
         return done
 
-    def read(self) -> Batch:
+    def read(self) -> HostBatch:
         counts = [len(s) for s in self.sinks]
         if not sum(counts):
             raise ValueError(f"{self!r} is empty: nothing was written to it.")
-        both = Batch.concatenate([s.read() for s, n in zip(self.sinks, counts, strict=True) if n])
+        everything = HostBatch.concatenate([s.read() for s, n in zip(self.sinks, counts, strict=True) if n])
         owners = np.repeat([i for i, _ in self._log], [n for _, n in self._log]).astype(int)
-        # A sink may have held systems before, or have been emptied since: its last ones are those logged.
+        # A sink may have had systems before, or have been emptied since: the logged ones are its last.
         rows, first = np.zeros(len(owners), int), 0
         before, kept = [], np.ones(len(owners), bool)
         for i, n in enumerate(counts):
@@ -77,10 +78,7 @@ class SinkChain(Sink):
             rows[mine[len(mine) - logged :]] = first + n - logged + np.arange(logged)
             before.append(first + np.arange(n - logged))
             first += n
-        order = np.concatenate([*before, rows[kept]])
-        host = both.take(order)
-        fields = {f: getattr(host, f) for f in host.__dataclass_fields__ if f not in ("largest", "meta")}
-        return Batch.from_fields(fields, host.meta)
+        return everything.take(np.concatenate([*before, rows[kept]]))
 
     def zero(self) -> None:
         for sink in self.sinks:

@@ -54,7 +54,7 @@ class Column:
         folder: of the array in the store.
         dtype, row: of an element, and the shape of a row.
         chunk: rows of a chunk.
-        fill: what stands where nothing was written.
+        fill: the value where nothing was written.
         length: rows that count; what a store has beyond them is written over.
         codec: of blosc, see `CODECS`; None: no compression.
         inner: rows that are compressed, and can be read, by themselves; a chunk of several is a shard in
@@ -82,7 +82,7 @@ class Column:
         #: Rows of the chunk that has begun; None while all of them are the fill value.
         self._tail: np.ndarray | None = None
         #: How many rows have begun, and how many of them a file on disk holds.
-        self._held = self._on_disk = length % chunk
+        self._in_chunk = self._on_disk = length % chunk
 
     @classmethod
     def like(
@@ -120,33 +120,33 @@ class Column:
         fill = float(meta["fill_value"]) if isinstance(meta["fill_value"], str) else meta["fill_value"]
         column = cls(folder, meta["data_type"], tuple(meta["shape"][1:]), chunk, fill, length, codec, inner)
         path = column._file(length // chunk)
-        if column._held and path.exists():
-            column._decode(path.read_bytes(), column._begun())
-            column._begun()[column._held :] = column.fill
+        if column._in_chunk and path.exists():
+            column._decode(path.read_bytes(), column._begin_chunk())
+            column._begin_chunk()[column._in_chunk :] = column.fill
         return column
 
     def append(self, rows: np.ndarray) -> None:
         """Adds rows; chunks that are full are written."""
         while len(rows):
-            n = min(self.chunk - self._held, len(rows))
+            n = min(self.chunk - self._in_chunk, len(rows))
             if self._tail is not None or not _all_are(rows[:n], self.fill):
-                self._begun()[self._held : self._held + n] = rows[:n]
-            self._held += n
+                self._begin_chunk()[self._in_chunk : self._in_chunk + n] = rows[:n]
+            self._in_chunk += n
             self.length += n
             rows = rows[n:]
-            if self._held == self.chunk:
+            if self._in_chunk == self.chunk:
                 self._write_tail(self.length // self.chunk - 1)
                 self._tail = None
-                self._held = self._on_disk = 0
+                self._in_chunk = self._on_disk = 0
 
     def commit(self) -> None:
         """Writes the rows that no file holds, and the shape."""
-        if self._held > self._on_disk:
+        if self._in_chunk > self._on_disk:
             self._write_tail(self.length // self.chunk)
-            self._on_disk = self._held
+            self._on_disk = self._in_chunk
         put_json(self.folder / "zarr.json", self._metadata(), 1024)
 
-    def _begun(self) -> np.ndarray:
+    def _begin_chunk(self) -> np.ndarray:
         if self._tail is None:
             shape = (self.chunk, *self.row)
             zero = np.all(self.fill == 0)
@@ -173,7 +173,7 @@ class Column:
         os.replace(fresh, path)
 
     def _encode(self, rows: np.ndarray) -> bytes:
-        """A chunk as it stands in its file: a shard is its pieces and an index of begins and lengths."""
+        """A chunk as it is in its file: a shard is its pieces and an index of begins and lengths."""
         if self.inner is None:
             return rows.tobytes() if self._encoder is None else self._encoder.encode(rows)
         pieces, index, at = [], [], 0

@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.io.sinks.base import Sink, SinkFull, check_form, chosen, form
-from alchemi_jax.systems.batch import Batch, Metadata, SystemMeta
+from alchemi_jax.io.sinks.base import Sink, SinkFull, check_same_format, format_of, systems_mask
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.fields import AbstractBatch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.metadata import EMPTY, Metadata, SystemMeta
 from alchemi_jax.transforms import is_traced
 
 
 class SystemBuffer(eqx.Module):
     """A fixed room for systems, as a pytree: `write` is pure, for jit, vmap, scan and while_loop.
 
-    Systems stand in `batch` from row 0 on, in order of writing, without gaps. A write that does not
-    fit whole changes nothing but `overflow`, and neither does any write after it: what is there are the
-    first writes, each whole. Names, `info` and constraints (`batch.meta`) are no arrays and stay behind.
+    Systems are in `batch` from row 0 on, in order of writing, without gaps. A write that does not
+    fit whole changes nothing but `overflow`, and neither does any write after it: the buffer holds the
+    first writes, each whole. Names, `info` and constraints (`batch.meta`) are no arrays and are not kept.
 
     Attributes:
         batch: the systems, padded to the room.
@@ -35,7 +38,7 @@ class SystemBuffer(eqx.Module):
     missed: Int[Array, ""]
 
     @classmethod
-    def like(cls, batch: Batch, systems: int, atoms: int) -> SystemBuffer:
+    def like(cls, batch: AbstractBatch, systems: int, atoms: int) -> SystemBuffer:
         """An empty buffer for systems of the dtype and with the extras of a batch.
 
         Args:
@@ -46,13 +49,11 @@ class SystemBuffer(eqx.Module):
             raise ValueError(f"A buffer needs room for a system and an atom, not {systems} and {atoms}.")
         room = {"atom": atoms, "system": systems}
         fields = {}
-        for f in dataclasses.fields(Batch):
-            if (level := f.metadata.get("level")) is None:
-                continue
-            fill = systems if f.name == "batch_idx" else f.metadata["fill"]
-            fields[f.name] = jax.tree.map(
+        for name, level in level_fields(Batch):
+            fill = systems if name == "batch_idx" else Batch.__dataclass_fields__[name].metadata["fill"]
+            fields[name] = jax.tree.map(
                 lambda x, n=room[level], fill=fill: jnp.full((n, *x.shape[1:]), fill, x.dtype),
-                getattr(batch, f.name),
+                getattr(batch, name),
             )
         # One system may fill it.
         return cls(Batch(**fields, largest=atoms), jnp.asarray(False), jnp.asarray(0, jnp.int32))
@@ -63,49 +64,49 @@ class SystemBuffer(eqx.Module):
         Raises:
             ValueError: if dtype or extras are not those of the buffer.
         """
-        if form(batch) != form(self.batch):
+        if format_of(batch) != format_of(self.batch):
             raise ValueError(
                 "The buffer was made for batches of another dtype or with other extras: "
-                f"{form(self.batch)}, not {form(batch)}."
+                f"{format_of(self.batch)}, not {format_of(batch)}."
             )
-        held = self.batch
+        room = self.batch
         which = batch.system_mask if mask is None else batch.system_mask & jnp.asarray(mask)
         sizes = jnp.where(which, batch.atoms_per_system, 0)
-        n_systems, n_atoms = held.system_mask.sum(), held.atoms_per_system.sum()
+        n_systems, n_atoms = room.system_mask.sum(), room.atoms_per_system.sum()
         systems, atoms = n_systems + which.sum(), n_atoms + sizes.sum()
-        fits = (systems <= held.system_capacity) & (atoms <= held.atom_capacity) & ~self.overflow
+        fits = (systems <= room.system_capacity) & (atoms <= room.atom_capacity) & ~self.overflow
         go = which & fits
         # Where each system and each atom goes; beyond the end: nowhere.
-        row = jnp.where(go, n_systems + jnp.cumsum(which) - 1, held.system_capacity).astype(jnp.int32)
+        row = jnp.where(go, n_systems + jnp.cumsum(which) - 1, room.system_capacity).astype(jnp.int32)
         first = (n_atoms + jnp.cumsum(sizes) - sizes).astype(jnp.int32)
-        moved = first - batch.first_atom
+        shift = first - batch.first_atom
         of = jnp.minimum(batch.batch_idx, batch.system_capacity - 1)
-        place = jnp.arange(batch.atom_capacity, dtype=jnp.int32) + moved[of]
-        atom = jnp.where(batch.atom_mask & go[of], place, held.atom_capacity)
+        place = jnp.arange(batch.atom_capacity, dtype=jnp.int32) + shift[of]
+        atom = jnp.where(batch.atom_mask & go[of], place, room.atom_capacity)
         new = dataclasses.replace(batch, batch_idx=row[of], first_atom=first)
         fields = {}
-        for name, level in level_fields(held):
+        for name, level in level_fields(room):
             target = row if level == "system" else atom
             fields[name] = jax.tree.map(
                 lambda old, x, target=target: old.at[target].set(jnp.asarray(x, old.dtype), mode="drop"),
-                getattr(held, name),
+                getattr(room, name),
                 getattr(new, name),
             )
         fields["first_atom"] = jnp.where(
-            jnp.arange(held.system_capacity) < jnp.where(fits, systems, n_systems),
+            jnp.arange(room.system_capacity) < jnp.where(fits, systems, n_systems),
             fields["first_atom"],
             jnp.where(fits, atoms, n_atoms).astype(jnp.int32),
         )
         missed = self.missed + jnp.where(fits, 0, which.sum()).astype(jnp.int32)
         overflow = self.overflow | (~fits & which.any())
-        return SystemBuffer(dataclasses.replace(held, **fields), overflow, missed)
+        return SystemBuffer(dataclasses.replace(room, **fields), overflow, missed)
 
     def zero(self) -> SystemBuffer:
         """An empty buffer of the same room; no write has overflowed."""
         return SystemBuffer.like(self.batch, self.batch.system_capacity, self.batch.atom_capacity)
 
-    def read(self) -> Batch:
-        """The systems, on the host.
+    def read(self) -> HostBatch:
+        """The systems.
 
         Raises:
             SinkFull: if a write found no room: there are systems missing. `buffer.batch` has the others.
@@ -118,10 +119,10 @@ class SystemBuffer(eqx.Module):
                 f"{self!r} is full: {int(self.missed)} systems found no room; give it a larger one, or "
                 "drain it earlier. `buffer.batch` has those that did."
             )
-        host = self.batch.take()
-        if not host.num_systems:
+        host = self.batch.to_host()
+        if not len(host):
             raise ValueError("SystemBuffer is empty: nothing was written to it.")
-        return Batch.from_fields({name: getattr(host, name) for name, _ in level_fields(host)})
+        return host
 
     def __repr__(self) -> str:
         room = f"room for {self.batch.system_capacity} systems, {self.batch.atom_capacity} atoms"
@@ -151,45 +152,43 @@ class DeviceBuffer(Sink):
         self.systems, self.atoms = systems, atoms
         self._buffer: SystemBuffer | None = None
         self._meta: list[SystemMeta | None] = []
-        self._atoms_held = 0
+        self._n_atoms = 0
 
-    def write(self, batch: Batch, mask: Any = None) -> None:
-        which = chosen(batch, mask)
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         if not len(sizes):
             return
         if self._buffer is None:
             self._buffer = SystemBuffer.like(batch, self.systems, self.atoms)
-        check_form(self, form(self._buffer.batch), form(batch))
+        check_same_format(self, format_of(self._buffer.batch), format_of(batch))
         self._refuse_overflow(sizes, f"{self.systems} systems and {self.atoms} atoms")
-        # Neither is looked at, and both would compile anew.
-        arrays = batch.replace(meta=None, largest=batch.atom_capacity)
-        self._buffer = _write(self._buffer, arrays, which)
-        meta = batch.meta
-        known = len(meta) if meta is not None else 0
-        self._meta += [meta[i] if meta and i < known else None for i in np.flatnonzero(which)]
-        self._atoms_held += int(sizes.sum())
+        rows = np.flatnonzero(which)
+        self._meta += batch.meta.of_rows(rows) or [None] * len(rows)
+        if isinstance(batch, HostBatch):
+            # Padded to one of a few sizes, so that it seldom compiles again.
+            batch = Batch.from_host(batch)
+            which = np.pad(which, (0, batch.system_capacity - len(which)))
+        # `largest` is not read, and another one would compile again.
+        self._buffer = _write(self._buffer, batch.replace(largest=batch.atom_capacity), which)
+        self._n_atoms += int(sizes.sum())
 
     def room_for(self, atoms_per_system: np.ndarray) -> int:
-        fit = np.cumsum(atoms_per_system) <= self.atoms - self._atoms_held
+        fit = np.cumsum(atoms_per_system) <= self.atoms - self._n_atoms
         return min(int(fit.sum()), self.systems - len(self))
 
-    def read(self) -> Batch:
+    def read(self) -> HostBatch:
         if self._buffer is None or not len(self):
             raise ValueError("DeviceBuffer is empty: nothing was written to it.")
-        batch = self._buffer.read()
-        if any(m is None for m in self._meta):
-            return batch
-        return batch.replace(meta=Metadata(m for m in self._meta if m is not None))
+        known = [m for m in self._meta if m is not None]
+        return self._buffer.read().with_meta(Metadata(known) if len(known) == len(self) else EMPTY)
 
     def zero(self) -> None:
         # The next system may be of another kind.
-        self._buffer, self._meta, self._atoms_held = None, [], 0
+        self._buffer, self._meta, self._n_atoms = None, [], 0
 
     def __len__(self) -> int:
         return len(self._meta)
 
     def __repr__(self) -> str:
-        return (
-            f"DeviceBuffer({len(self)} of {self.systems} systems, {self._atoms_held} of {self.atoms} atoms)"
-        )
+        return f"DeviceBuffer({len(self)} of {self.systems} systems, {self._n_atoms} of {self.atoms} atoms)"

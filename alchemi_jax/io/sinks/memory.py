@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.io.sinks.base import Sink, check_form, chosen, form
+from alchemi_jax.io.sinks.base import Sink, check_same_format, format_of, systems_mask
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 
 
 class HostMemory(Sink):
-    """Keeps systems as numpy arrays, in a list of batches without padding.
+    """Keeps systems in the memory of the host, as a list of HostBatch.
 
     Args:
         capacity: greatest number of systems; by default there is no bound.
@@ -19,28 +20,28 @@ class HostMemory(Sink):
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity of HostMemory must be at least 1 system, not {capacity}.")
         self.capacity = capacity
-        self._batches: list[Batch] = []
+        self._batches: list[HostBatch] = []
         self._systems = 0
 
-    def write(self, batch: Batch, mask: Any = None) -> None:
-        which = chosen(batch, mask)
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         if not len(sizes):
             return
         if self._batches:
-            check_form(self, form(self._batches[0]), form(batch))
+            check_same_format(self, format_of(self._batches[0]), format_of(batch))
         self._refuse_overflow(sizes, f"{self.capacity} systems")
-        self._batches.append(batch.take(None if mask is None else which))
+        self._batches.append(batch.to_host(None if mask is None else which))
         self._systems += len(sizes)
 
     def room_for(self, atoms_per_system: Any) -> int:
         n = len(atoms_per_system)
         return n if self.capacity is None else min(n, self.capacity - self._systems)
 
-    def read(self) -> Batch:
+    def read(self) -> HostBatch:
         if not self._batches:
             raise ValueError("HostMemory is empty: nothing was written to it.")
-        return Batch.concatenate(self._batches)
+        return HostBatch.concatenate(self._batches)
 
     def zero(self) -> None:
         self._batches, self._systems = [], 0

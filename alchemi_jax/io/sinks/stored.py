@@ -1,4 +1,4 @@
-"""Reading the layout of ZarrData: which arrays a store has, and the systems of some rows as a Batch."""
+"""Reading the layout of ZarrData: which arrays a store has, and the systems of some rows as a HostBatch."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from alchemi_jax.systems.batch import Batch, Metadata, SystemMeta
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields
+from alchemi_jax.systems.metadata import Metadata, SystemMeta
+from alchemi_jax.systems.outcome import outcome_from_flags
 
 
 FORMAT = "alchemi_jax systems"
@@ -46,7 +48,7 @@ def array_name(level: str, key: str) -> str:
 
 
 class StoredSystems:
-    """The systems that a store held at one moment, read as they are asked for.
+    """The systems of a store at one moment, read as they are asked for.
 
     What is written later is not seen; what was there stays readable while a run appends.
 
@@ -55,6 +57,8 @@ class StoredSystems:
         sizes: [systems] atoms.
         first_atom: [systems] where they begin in the arrays per atom.
         fields: name -> (level, array of the group), extras under their own names.
+        missing: names of the fields that the store lacks, because it was written before they existed.
+            They read as `outcome` from the flags, `reason` 0, `time` NaN.
     """
 
     def __init__(self, path: Path):
@@ -64,25 +68,42 @@ class StoredSystems:
         self.attributes = attributes_of(path)
         self.n_systems, self.n_atoms = int(self.attributes["systems"]), int(self.attributes["atoms"])
         self.fields: dict[str, tuple[str, str]] = {}
+        self.missing: list[str] = []
         self._group = zarr.open_group(path, mode="r")
         self._arrays: dict[str, Any] = {}
         if not self.n_systems:
             self.frame = self.sizes = self.first_atom = np.zeros(0, np.int64)
             return
-        for name, level in level_fields(Batch):
+        for name, level in level_fields(HostBatch):
             if name.endswith("_extras"):
                 own = {k: (level, array_name(level, k)) for k in self.attributes["extras"][level]}
                 self.fields |= {k: v for k, v in own.items() if k not in self.fields}
             elif name not in DERIVED:
                 self.fields[name] = (level, name)
+                if name not in self.attributes["columns"]:
+                    self.missing.append(name)
         self.frame = np.asarray(self._array("frame")[: self.n_systems])
         self.sizes = np.asarray(self._array("atoms_per_system")[: self.n_systems])
         self.first_atom = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
 
     def _array(self, name: str) -> Any:
-        if name not in self._arrays:
+        if name not in self._arrays and name in self.missing:
+            import zarr
+
+            self._arrays[name] = zarr.array(self._substitute(name))
+        elif name not in self._arrays:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
+
+    def _substitute(self, name: str) -> np.ndarray:
+        """What a field reads as that the store lacks."""
+        if name == "outcome":
+            return outcome_from_flags(*(self._array(k)[: self.n_systems] for k in ("converged", "failed")))
+        if name == "reason":
+            return np.zeros(self.n_systems, np.int32)
+        if name == "time":
+            return np.full(self.n_systems, np.nan, self._array("positions").dtype)
+        raise ValueError(f"{self.path} is damaged: it has no array {name}.")
 
     def field(self, name: str) -> tuple[str, Any, int]:
         """Level, zarr array and committed length of a field or extra.
@@ -106,16 +127,16 @@ class StoredSystems:
             return np.asarray(self._array(array)[first : last + 1])
         return np.asarray(self._array(array).oindex[rows])
 
-    def batch(self, rows: np.ndarray) -> Batch:
+    def batch(self, rows: np.ndarray) -> HostBatch:
         """The systems in these rows."""
         fields: dict[str, Any] = {}
-        for name, level in level_fields(Batch):
+        for name, level in level_fields(HostBatch):
             if name.endswith("_extras"):
                 keys = self.attributes["extras"][level]
                 fields[name] = {k: self.values(array_name(level, k), level, rows) for k in keys}
             elif name not in DERIVED:
                 fields[name] = self.values(name, level, rows)
-        return Batch.from_fields(fields, self.meta(rows))
+        return HostBatch.from_fields(fields, self.meta(rows))
 
     def meta(self, rows: np.ndarray) -> Metadata:
         """Names, info and constraints of the systems in these rows."""
@@ -145,4 +166,4 @@ def _load(text: bytes) -> SystemMeta:
 
     entry: Any = jsonio.decode(text.decode())
     constraints = tuple(dict2constraint(c) for c in entry["constraints"])
-    return SystemMeta(entry["name"], entry["info"], constraints)
+    return SystemMeta(entry["name"], entry["info"], constraints, entry.get("reason", ""))

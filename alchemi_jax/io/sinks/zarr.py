@@ -1,6 +1,6 @@
 """ZarrData: systems on disk, in one zarr group.
 
-Systems of any sizes stand one after another: fields per atom are flat arrays over the atoms of all
+Systems of any sizes are one after another: fields per atom are flat arrays over the atoms of all
 systems, fields per system have one row a system, and the running sum of `atoms_per_system` says
 where a system's atoms are. Name, `info` and constraints of each system are JSON in `meta`, cut by
 `meta_end`; `frame` says which write brought a system. A commit writes every array and at last the counts
@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.io.sinks.base import Form, Sink, check_form, chosen, extra_form, form
+from alchemi_jax.io.sinks.base import (
+    Format,
+    Sink,
+    check_same_format,
+    extra_format,
+    format_of,
+    systems_mask,
+)
 from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.io.sinks.stored import (
     DERIVED,
@@ -28,8 +35,10 @@ from alchemi_jax.io.sinks.stored import (
     array_name,
     attributes_of,
 )
-from alchemi_jax.systems.batch import Batch, SystemMeta
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import level_fields
+from alchemi_jax.systems.metadata import SystemMeta
 
 
 _GROUP_BYTES = 4096
@@ -48,7 +57,7 @@ class ZarrData(Sink):
 
     Args:
         path: a directory, made when the first system is written or a run opens the sink.
-        mode: "a" goes on with a store that exists, "w" starts it anew, "x" refuses one that exists,
+        mode: "a" goes on with a store that exists, "w" begins it again, "x" refuses one that exists,
             "r" only reads.
         chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
         shard_bytes: of a file, if it is to hold several chunks of `chunk_bytes` (256 KiB by default), each
@@ -85,11 +94,11 @@ class ZarrData(Sink):
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
         #: Of the systems in the store; and what waits for the disk.
-        self._form: Form | None = None
-        self._waiting: list[Batch] = []
+        self._format: Format | None = None
+        self._waiting: list[HostBatch] = []
         self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
-        self._held_open = False
+        self._stays_open = False
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._error: BaseException | None = None
@@ -101,7 +110,7 @@ class ZarrData(Sink):
 
     def open(self) -> None:
         self._open()
-        self._held_open = True
+        self._stays_open = True
 
     def _open(self) -> None:
         if self._attributes is not None:
@@ -114,6 +123,7 @@ class ZarrData(Sink):
             if self.mode != "r" and systems:
                 columns = attributes["columns"].items()
                 self._columns = {n: Column.existing(self.path / n, lengths[of]) for n, of in columns}
+                self._add_missing(attributes)
             self._attributes = attributes
             return
         if exists and self.mode == "x":
@@ -131,7 +141,7 @@ class ZarrData(Sink):
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # Whatever opens the sink again goes on with what was written.
         self.mode = "a"
-        self._columns, self._form = {}, None
+        self._columns, self._format = {}, None
         self._attributes = attributes
 
     def _exists(self) -> bool:
@@ -160,42 +170,42 @@ class ZarrData(Sink):
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
-        self._waiting, self._waiting_bytes, self._form = [], 0, None
-        self._held_open = False
+        self._waiting, self._waiting_bytes, self._format = [], 0, None
+        self._stays_open = False
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write(self, batch: Batch, mask: Any = None) -> None:
-        which = None if mask is None else chosen(batch, mask)
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        which = None if mask is None else systems_mask(batch, mask)
         if which is not None and not which.any():
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        host = batch.take(which)
+        host = batch.to_host(which)
         with self._lock:
             if self._error is not None:
                 self._commit()
             self._open()
             try:
                 self._queue(host)
-                if not self._held_open:
+                if not self._stays_open:
                     self._commit()
                 elif self._timer is None:
                     self._timer = threading.Timer(self.commit_seconds, self._commit_later)
                     self._timer.daemon = True
                     self._timer.start()
             finally:
-                if not self._held_open:
+                if not self._stays_open:
                     self._forget()
 
-    def _queue(self, host: Batch) -> None:
+    def _queue(self, host: HostBatch) -> None:
         """Takes systems over if the store can hold them."""
         attributes = self._attributes
         assert attributes is not None
-        new = form(host)
-        if self._form is None:
-            self._form = self._stored_form() if self._columns else new
-        check_form(self, self._form, new)
+        new = format_of(host)
+        if self._format is None:
+            self._format = self._stored_format() if self._columns else new
+        check_same_format(self, self._format, new)
         self._waiting.append(host)
         self._waiting_bytes += sum(
             x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
@@ -271,35 +281,45 @@ class ZarrData(Sink):
             return error
         return type(error)(f"{self.path} cannot be written: {error.strerror or error}.")
 
-    def _create(self, arrays: dict[str, np.ndarray], levels: dict[str, str], host: Batch) -> None:
+    def _create(self, arrays: dict[str, np.ndarray], levels: dict[str, str], host: HostBatch) -> None:
         attributes = self._attributes
         assert attributes is not None
         for name, rows in arrays.items():
-            folder = self.path / name
-            if folder.exists():
-                # Of a first write that was never committed.
-                shutil.rmtree(folder)
-            self._columns[name] = Column.like(
-                folder, rows, self.chunk_bytes, self.compression, self.shard_bytes
-            )
+            self._make_column(name, rows)
         attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
-    def _stored_form(self) -> Form:
+    def _add_missing(self, attributes: dict[str, Any]) -> None:
+        """Columns for fields that a store of an earlier version lacks; they count from the next commit on."""
+        stored = StoredSystems(self.path)
+        for name in stored.missing:
+            level, array, _ = stored.field(name)
+            self._make_column(name, np.asarray(array[:]))
+            self._columns[name].append(np.asarray(array[:]))
+            attributes["columns"][name] = level
+
+    def _make_column(self, name: str, rows: np.ndarray) -> None:
+        folder = self.path / name
+        if folder.exists():
+            # Of a first write that was never committed.
+            shutil.rmtree(folder)
+        self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression, self.shard_bytes)
+
+    def _stored_format(self) -> Format:
         assert self._attributes is not None
         extras = (
-            extra_form(level, key, column.dtype, column.row)
+            extra_format(level, key, column.dtype, column.row)
             for level, keys in self._attributes["extras"].items()
             for key in keys
             for column in [self._columns[array_name(level, key)]]
         )
         return self._columns["positions"].dtype, dict(extras)
 
-    def _text(self, host: Batch, system: int) -> bytes:
+    def _text(self, host: HostBatch, system: int) -> bytes:
         """What JSON holds of a system; frames of one batch have the same, made once."""
-        meta = host.meta[system] if host.meta is not None else None
-        if meta is None:
+        if not host.meta:
             return _dump(SystemMeta(f"system {system}"))
+        meta = host.meta[system]
         known = self._texts.get(id(meta))
         if known is None or known[0] is not meta:
             if len(self._texts) > 10_000:
@@ -309,7 +329,7 @@ class ZarrData(Sink):
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def read(self) -> Batch:
+    def read(self) -> HostBatch:
         """All systems, in the order in which they were written.
 
         Raises:
@@ -328,7 +348,7 @@ class ZarrData(Sink):
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
         with self._lock:
-            held = self._held_open
+            stays_open = self._stays_open
             if self._attributes is None and self._exists():
                 self._open()
             self._forget()
@@ -336,9 +356,9 @@ class ZarrData(Sink):
                 # An error later must not find half of the systems: none, from here on.
                 self.mode = "w"
                 self._open()
-            if not held:
+            if not stays_open:
                 self._forget()
-            self._held_open = held
+            self._stays_open = stays_open
 
     def __len__(self) -> int:
         if self._attributes is not None:
@@ -346,7 +366,7 @@ class ZarrData(Sink):
         return int(attributes_of(self.path)["systems"]) if self._exists() else 0
 
 
-def _flat(host: Batch) -> dict[str, tuple[str, np.ndarray]]:
+def _flat(host: HostBatch) -> dict[str, tuple[str, np.ndarray]]:
     """Level and array, by the names that they have in the group."""
     out: dict[str, tuple[str, np.ndarray]] = {}
     for name, level in level_fields(host):
@@ -373,4 +393,5 @@ def _dump(meta: SystemMeta) -> bytes:
             )
             info[key] = str(value)
     constraints = [json.loads(jsonio.encode(c.todict())) for c in meta.constraints]
-    return json.dumps({"name": meta.name, "info": info, "constraints": constraints}).encode()
+    content = {"name": meta.name, "info": info, "constraints": constraints}
+    return json.dumps(content | ({"reason": meta.reason} if meta.reason else {})).encode()

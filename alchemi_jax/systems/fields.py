@@ -1,0 +1,199 @@
+"""AbstractBatch: the fields of many systems of atoms, whichever arrays hold them.
+
+The atoms of all systems are one after another, `batch_idx` says to which system each belongs. Every field
+declares its level (`alchemi_jax.systems.levels`). `Batch` holds padded JAX arrays, `HostBatch` numpy arrays
+without padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from alchemi_jax.systems.levels import (
+    Level,
+    level_fields,
+    per_atom,
+    per_system,
+    unsafe_replace,
+    without_arrays,
+)
+from alchemi_jax.systems.metadata import EMPTY, Metadata, as_metadata
+from alchemi_jax.systems.outcome import Outcome
+from alchemi_jax.transforms import is_traced
+
+
+#: Arrays of a batch.
+A = TypeVar("A", jax.Array, np.ndarray)
+_B = TypeVar("_B", bound="AbstractBatch")
+
+
+class AbstractBatch(eqx.Module, Generic[A]):
+    """The fields of many systems of atoms; see `Batch` and `HostBatch`.
+
+    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
+    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
+    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
+    `reason` why it failed or was stopped, as a number (`engine.reason_text` has the words); `failed` is true
+    where the outcome is FAILED.
+    `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
+    barostat; NaN: what the engine says.
+    `meta` has names, `info` and constraints: one SystemMeta per system, empty where they are not known.
+    """
+
+    positions: Float[A, "atoms 3"] = per_atom()
+    numbers: Int[A, " atoms"] = per_atom()
+    masses: Float[A, " atoms"] = per_atom(fill=1)
+    velocities: Float[A, "atoms 3"] = per_atom()
+    forces: Float[A, "atoms 3"] = per_atom()
+    fixed: Bool[A, " atoms"] = per_atom(fill=True)
+    batch_idx: Int[A, " atoms"] = per_atom()
+
+    cell: Float[A, "systems 3 3"] = per_system()
+    pbc: Bool[A, "systems 3"] = per_system()
+    energy: Float[A, " systems"] = per_system()
+    stress: Float[A, "systems 3 3"] = per_system()
+    charge: Float[A, " systems"] = per_system()
+    spin: Float[A, " systems"] = per_system(fill=1)
+    atoms_per_system: Int[A, " systems"] = per_system()
+    first_atom: Int[A, " systems"] = per_system()
+    system_id: Int[A, " systems"] = per_system(fill=-1)
+    status: Int[A, " systems"] = per_system()
+    converged: Bool[A, " systems"] = per_system()
+    failed: Bool[A, " systems"] = per_system()
+    outcome: Int[A, " systems"] = per_system()
+    reason: Int[A, " systems"] = per_system()
+    steps_taken: Int[A, " systems"] = per_system()
+    stage_steps: Int[A, " systems"] = per_system()
+    time: Float[A, " systems"] = per_system()
+    target_temperature: Float[A, " systems"] = per_system(fill=np.nan)
+    target_pressure: Float[A, " systems"] = per_system(fill=np.nan)
+
+    atom_extras: dict[str, Shaped[A, "atoms ..."]] = per_atom()
+    system_extras: dict[str, Shaped[A, "systems ..."]] = per_system()
+
+    largest: int = eqx.field(static=True)  # pyright: ignore[reportGeneralTypeIssues]
+    """Capacity for the atoms of one system: the width of a row of `segments`."""
+    meta: Metadata = without_arrays(default=EMPTY, converter=as_metadata)
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    @property
+    def atom_capacity(self) -> int:
+        """Length of the per-atom arrays."""
+        return self.batch_idx.shape[-1]
+
+    @property
+    def system_capacity(self) -> int:
+        """Length of the per-system arrays."""
+        return self.atoms_per_system.shape[-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the floats."""
+        return np.dtype(self.positions.dtype)
+
+    @property
+    def atom_mask(self) -> Bool[A, " atoms"]:
+        """True for atoms, False for padding."""
+        return self.batch_idx < self.system_capacity
+
+    @property
+    def system_mask(self) -> Bool[A, " systems"]:
+        """True for systems, False for padding."""
+        return self.atoms_per_system > 0
+
+    @property
+    def num_systems(self) -> Any:
+        """True number of systems: an int, or a traced integer inside jit."""
+        return _count(self.system_mask.sum())
+
+    @property
+    def num_atoms(self) -> Any:
+        """True number of atoms: an int, or a traced integer inside jit."""
+        return _count(self.atoms_per_system.sum())
+
+    num_graphs = num_systems
+    num_nodes = num_atoms
+
+    def level(self, key: str) -> Level:
+        """The level of a field or extra. Raises KeyError for an unknown name."""
+        for name, level in level_fields(self):
+            if name == key and not name.endswith("_extras"):
+                return level
+        if key in self.atom_extras:
+            return "atom"
+        if key in self.system_extras:
+            return "system"
+        raise KeyError(f"the batch has no field {key!r}; it has {', '.join(self.keys())}")
+
+    def keys(self) -> list[str]:
+        """Names of all fields and extras."""
+        own = [name for name, _ in level_fields(self) if not name.endswith("_extras")]
+        return list(dict.fromkeys([*own, *self.atom_extras, *self.system_extras]))
+
+    def field(self, key: str) -> A:
+        """A field or extra by its name, `batch[key]` too. Raises KeyError for an unknown name."""
+        self.level(key)
+        if key in self.__dataclass_fields__:
+            return getattr(self, key)
+        return (self.atom_extras if key in self.atom_extras else self.system_extras)[key]
+
+    def name_of(self, system: int) -> str:
+        """What errors and warnings call the system in this row."""
+        return self.meta[system].name if system < len(self.meta) else f"system {system}"
+
+    def outcome_text(self, system: int) -> str:
+        """How the run of the system in this row ended: "failed: energy is not finite". On the host."""
+        outcome = Outcome(int(self.outcome[system]))
+        has_reason = outcome in (Outcome.STOPPED, Outcome.FAILED) and system < len(self.meta)
+        return outcome.describe(self.meta[system].reason if has_reason else "")
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def replace(self: _B, **fields: Any) -> _B:
+        """A batch with some fields or extras changed; an unknown name is an error."""
+        own, atom, system = {}, {}, {}
+        for key, value in fields.items():
+            # A structure may come with an array that is called like a field: the field is meant.
+            if key in self.__dataclass_fields__:
+                own[key] = value
+            elif key in self.atom_extras:
+                atom[key] = value
+            elif key in self.system_extras:
+                system[key] = value
+            else:
+                self.level(key)
+        if atom:
+            own["atom_extras"] = {**self.atom_extras, **atom}
+        if system:
+            own["system_extras"] = {**self.system_extras, **system}
+        return dataclasses.replace(self, **own)
+
+    def with_meta(self: _B, meta: Metadata | None) -> _B:
+        """The batch with the names, `info` and constraints of its systems, in order; None: not known."""
+        return unsafe_replace(self, meta=as_metadata(meta))
+
+    def with_reasons(self: _B, texts: Mapping[int, str]) -> _B:
+        """The batch with reasons in words, by row, for `outcome_text`, tables and stores.
+
+        Other rows have none afterwards.
+        """
+        if not texts and not any(m.reason for m in self.meta):
+            return self
+        known = self.meta.filled(self.num_systems)
+        meta = [
+            m if m.reason == texts.get(row, "") else dataclasses.replace(m, reason=texts.get(row, ""))
+            for row, m in enumerate(known)
+        ]
+        return unsafe_replace(self, meta=Metadata(meta))
+
+
+def _count(n: Any) -> Any:
+    return n if is_traced(n) else int(n)
