@@ -75,8 +75,7 @@ class AbstractBondOrder(AbstractModel):
         return Results(energy, forces, per_volume(batch, virial(batch, sums)))
 
     def _bonds(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
-        """Vectors, mask, number of used slots and parameters of the bonds; the atom in each slot; the
-        model."""
+        """Vectors, mask, number of used slots and parameters of the bonds; atom in each slot; model."""
         if neighbors is None:
             raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
         model = cast(self, batch.dtype)
@@ -94,8 +93,7 @@ class AbstractBondOrder(AbstractModel):
 
 
 def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple[Array, Array]:
-    """The neighbor matrix of the neighbors within the cutoff, in the first slots, and the number of these
-    slots."""
+    """The neighbor matrix with only the neighbors within the cutoff, in the first slots, and their number."""
     slots, n = neighbors.index.shape
     column = jnp.arange(n)
 

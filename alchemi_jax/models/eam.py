@@ -28,10 +28,13 @@ class EAM(AbstractEmbedded):
     file do not count, whatever the tables have there.
 
     Attributes:
-        embedding: [elements, knots, 4], coefficients of the cubic of F (eV) on each interval, whose length is
-        1. density: [elements, elements, knots, 4], of the density that the second element makes at the first.
-        pair: [elements, elements, knots, 4], of r phi, eV Å. elements: symbols. density_step, distance_step:
-        of the tables, the latter in Å. cutoff, skin: Å.
+        embedding: [elements, knots, 4], coefficients of F (eV) on each interval, as a cubic of the part of
+            the interval, 0 to 1.
+        density: [elements, elements, knots, 4], of the density that the second element makes at the first.
+        pair: [elements, elements, knots, 4], of r phi, eV Å.
+        elements: symbols.
+        density_step, distance_step: of the tables, the latter in Å.
+        cutoff, skin: Å.
 
     Raises:
         ValueError: from `check`, for an element of the batch without tables.

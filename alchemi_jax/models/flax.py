@@ -20,8 +20,7 @@ class FlaxModel(AbstractModel):
         module: its `__call__(batch, neighbors)` gives the energy of each system, eV, [systems];
             `alchemi_jax.neighbors.pair_vectors` gives it the pairs.
         variables: from `module.init(key, batch, neighbors)` or from training. They are leaves: new values do
-        not
-            recompile, and gradients are taken with respect to them as to any field.
+            not recompile, and gradients are taken with respect to them as to any field.
         cutoff: of the neighbor list, Å.
         skin: Å, added to the cutoff of the list.
 

@@ -70,8 +70,9 @@ def _largest(sigma: Any) -> float:
 
 
 class SoftSphere(AbstractPair):
-    """Spheres that repel each other where they overlap, u(r) = (epsilon/alpha) (1 - r/sigma)^alpha for r <
-    sigma.
+    """Spheres that repel each other where they overlap.
+
+    u(r) = (epsilon/alpha) (1 - r/sigma)^alpha for r < sigma.
 
     Purely repulsive and finite at r = 0: for random packings, and to separate atoms at random positions. With
     alpha = 2 the spheres are harmonic springs, 5/2 is the Hertzian contact.

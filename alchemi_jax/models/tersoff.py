@@ -43,8 +43,7 @@ class Tersoff(AbstractBondOrder):
     Args:
         elements: symbols.
         parameters: an array [elements, elements, elements] for each of the 14 names; leaves. NaN marks
-        triples
-            without parameters.
+            triples without parameters.
         cutoff: of the neighbor list, Å; by default the largest R + D, and never less.
         skin: Å, added to the cutoff of the neighbor list.
 

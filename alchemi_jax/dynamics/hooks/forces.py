@@ -51,13 +51,12 @@ class BiasedPotentialHook(TracedHook):
         bias: differentiable function of the batch that gives the energy of each system, [systems], eV; with
             `memory`, a function of batch and memory.
         memory: the memory before the first step, a pytree of arrays. Arrays with a row per system are wrapped
-        in
-            `alchemi_jax.levels.PerSystem`, or are fields of a Module that declares them.
+            in `alchemi_jax.levels.PerSystem`, or are fields of a Module that declares them.
         deposit: function of batch and memory that gives the new memory, called after the steps 0,
             every, 2 every, ...
         every: number of steps from one deposit to the next.
 
-    The bias is part of the compiled code. Numbers that change belong into an eqx.Module; every new lambda
+    The bias is part of the compiled code. Numbers that change belong in an eqx.Module; every new lambda
     recompiles.
     """
 
