@@ -1,7 +1,6 @@
 """Engines: the laws of a run."""
 
 import dataclasses
-import importlib
 import warnings
 
 import equinox as eqx
@@ -22,12 +21,9 @@ from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.neighbors import ListSizes
+from alchemi_jax.neighbors import ListSizes, allocation
 from alchemi_jax.systems.observables import kinetic_energy, momentum
 from alchemi_jax.units import ASE_TIME
-
-
-allocate = importlib.import_module("alchemi_jax.neighbors.allocate")
 
 
 def bits(batch):
@@ -320,7 +316,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         memory = HostMemory()
         engine = FIRE(model=lj, dt=2.0, n_steps=60, hooks=[SnapshotHook(memory, 20)])
         if sizes is not None:
-            monkeypatch.setattr(allocate, "guess_sizes", lambda *args, **kwargs: sizes)
+            monkeypatch.setattr(allocation, "guess_sizes", lambda *args, **kwargs: sizes)
         state = engine.init(batch)
         first = state.neighbors.sizes
         out = engine.advance(state, 60)
