@@ -74,7 +74,7 @@ def fit(target, p, rounds, frames, last=None):
     state, path = None, []
     for k in range(rounds):
         model, snapshots, last = liquid(*p.tolist(), seed=k + 1, frames=frames, like=last)
-        engine, plain = NVTLangevin(model=model, dt=1.0, temperature=kelvin), snapshots.replace(meta=None)
+        engine, plain = NVTLangevin(model=model, dt=1.0, temperature=kelvin), snapshots
         # The list of the last round, so that nothing is compiled again, if it is large enough.
         state = engine.init(plain, like=state)
         if bool(state.overflow):

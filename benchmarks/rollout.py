@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF)
     batch = Batch.from_ase(crystals(1, args.cells)[0])
-    state = NVE(model=model, dt=4.0).init(batch.replace(meta=None))
+    state = NVE(model=model, dt=4.0).init(batch)
     print(f"state: {sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20:.2f} MiB")
     for checkpoint in (None, 1, "sqrt"):
         for n in args.steps:

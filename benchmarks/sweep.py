@@ -52,7 +52,7 @@ def ratio(name: str, structures: list, steps: int, rounds: int) -> float:
     def start(i, kelvin):
         own = jax.random.fold_in(key, i)
         state = engine.init(initialize_velocities(batch, kelvin, own), key=own)
-        return state.replace(batch=state.batch.replace(meta=None))
+        return state.replace(batch=state.batch)
 
     @jax.jit
     def looped(state, kelvin):

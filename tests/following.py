@@ -69,7 +69,7 @@ def begun(engine, batch, key=None):
     if (held := state.neighbors) is not None:
         roomy = ListSizes(*(2 * size for size in dataclasses.astuple(held.sizes)))
         state = state.replace(neighbors=resized(state.batch, held, roomy))
-    return state.replace(batch=state.batch.replace(meta=None))
+    return state.replace(batch=state.batch)
 
 
 def agrees(estimates, expected, errors=STUDENT):

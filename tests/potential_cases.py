@@ -341,6 +341,6 @@ def solved(name):
         moved.append(other[orders[-1]])
     batch = Batch.from_ase(case.structures + moved)
     case.model.check(batch)
-    batch = batch.replace(meta=None)
+    batch = batch
     neighbors = neighbors_of(case.model, batch)
     return Solved(case, turn, orders, batch, neighbors, evaluate(case.model, batch, neighbors))

@@ -321,7 +321,7 @@ def test_energy_drift(batch):
 )
 def test_traced_hooks_under_vmap_equal_a_loop(batch, hook):
     state = NVE(model=MODEL, dt=1.0, hooks=[hook]).init(batch)
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
 
     def final(dt):
         out = NVE(model=MODEL, dt=dt, hooks=[hook]).loop(state, 10)
@@ -498,7 +498,7 @@ def test_host_hooks_reach_a_jitted_loop(batch):
 def test_host_hooks_are_refused_under_vmap_and_grad(batch):
     hook = CallbackHook(lambda ctx: None)
     state = NVE(model=MODEL, dt=1.0).init(batch)
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
 
     def final(dt):
         return NVE(model=MODEL, dt=dt, hooks=[hook]).loop(state, 3).batch.energy.sum()

@@ -61,7 +61,7 @@ def test_the_first_example(blocks, tmp_path):
 
 def test_the_pieces(blocks):
     engine = FIRE(model=LennardJones(epsilon=0.0104, sigma=3.4), dt=1.0)
-    names = {"engine": engine, "batch": Batch.from_ase(cluster(0, 4)).replace(meta=None)}
+    names = {"engine": engine, "batch": Batch.from_ase(cluster(0, 4))}
     exec(blocks[1], names)
     assert int(names["state"].step_count) == 201
 

@@ -1,7 +1,6 @@
 """Engines: the laws of a run."""
 
 import dataclasses
-import importlib
 import warnings
 
 import equinox as eqx
@@ -22,12 +21,9 @@ from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import HarmonicModel, LennardJones
-from alchemi_jax.neighbors import ListSizes
+from alchemi_jax.neighbors import ListSizes, allocation
 from alchemi_jax.systems.observables import kinetic_energy, momentum
 from alchemi_jax.units import ASE_TIME
-
-
-allocate = importlib.import_module("alchemi_jax.neighbors.allocate")
 
 
 def bits(batch):
@@ -72,7 +68,7 @@ def test_fire_walks_the_path_of_ase(lj, kind):
     engine = FIRE(model=lj, dt=0.1 * ASE_TIME, dt_max=1.0 * ASE_TIME)
     state = engine.init(Batch.from_ase(structures))
     step = eqx.filter_jit(lambda state: engine.step(state))
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
     path = []
     for _ in range(50):
         state = step(state)
@@ -320,7 +316,7 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
         memory = HostMemory()
         engine = FIRE(model=lj, dt=2.0, n_steps=60, hooks=[SnapshotHook(memory, 20)])
         if sizes is not None:
-            monkeypatch.setattr(allocate, "guess_sizes", lambda *args, **kwargs: sizes)
+            monkeypatch.setattr(allocation, "guess_sizes", lambda *args, **kwargs: sizes)
         state = engine.init(batch)
         first = state.neighbors.sizes
         out = engine.advance(state, 60)
@@ -352,7 +348,7 @@ def test_overflow_in_a_segment_is_replayed(lj):
     out = engine.advance(squeezed, 300)
     assert out.neighbors.sizes.neighbors > tight.neighbors
     same(plain.batch, out.batch)
-    lost = eqx.filter_jit(lambda s: engine.loop(s))(squeezed.replace(batch=squeezed.batch.replace(meta=None)))
+    lost = eqx.filter_jit(lambda s: engine.loop(s))(squeezed.replace(batch=squeezed.batch))
     assert lost.overflow
     assert np.isnan(np.asarray(lost.batch.energy)).all()
 
@@ -443,7 +439,7 @@ def test_loop_under_jit_and_vmap(lj):
     atoms = cluster(0)
     atoms.set_velocities(np.full((13, 3), 1e-2) * np.random.default_rng(0).normal(size=(13, 3)))
     state = NVE(model=lj, dt=1.0).init(Batch.from_ase([atoms, crystal(0, 1)]))
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
 
     def final(dt):
         return NVE(model=lj, dt=dt, n_steps=25).loop(state).batch
@@ -460,7 +456,7 @@ def test_loop_under_jit_and_vmap(lj):
 def test_derivatives_go_through_steps(lj):
     """Of the energy after four steps, by the potential's sigma: backwards, forwards, through the loop."""
     start = NVE(model=lj, dt=2.0).init(Batch.from_ase([cluster(0, 4), crystal(0, 1)]))
-    start = start.replace(batch=start.batch.replace(meta=None))
+    start = start.replace(batch=start.batch)
 
     def engine(sigma):
         return NVE(model=LennardJones(epsilon=EPSILON, sigma=sigma, cutoff=8.5), dt=2.0)
@@ -480,7 +476,7 @@ def test_derivatives_go_through_steps(lj):
 
 def test_loop_equals_run(relaxation, batch, relaxed):
     state = relaxation.init(batch)
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
     out = eqx.filter_jit(lambda engine, s: engine.loop(s))(relaxation, state)
     same(out.batch.replace(meta=relaxed.meta), relaxed)
 
@@ -488,7 +484,7 @@ def test_loop_equals_run(relaxation, batch, relaxed):
 def test_rows_come_back_from_a_mapped_loop(lj, tmp_path):
     log = LoggingHook(log_path=tmp_path / "never.csv", frequency=2)
     state = NVE(model=lj, dt=1.0, hooks=[log]).init(Batch.from_ase(cluster(0)))
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
     out = jax.vmap(lambda dt: NVE(model=lj, dt=dt, hooks=[log]).loop(state, 9))(jnp.array([1.0, 2.0]))
     assert out.records[0].count.tolist() == [5, 5]
     assert out.records[0].rows["step"][:, :5].tolist() == [[0, 2, 4, 6, 8]] * 2
@@ -500,7 +496,7 @@ def test_rows_come_back_from_a_mapped_loop(lj, tmp_path):
 def test_refusals(lj, harmonic):
     engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=3)
     with pytest.raises(ValueError, match=r"NVE\.init chooses the capacities"):
-        jax.jit(lambda b: engine.init(b).batch.energy)(harmonic.replace(meta=None))
+        jax.jit(lambda b: engine.init(b).batch.energy)(harmonic)
     with pytest.raises(ValueError, match="dt must be positive, not -1"):
         NVE(model=lj, dt=-1.0)
     with pytest.raises(ValueError, match=r"n_steps must be a positive int, not 2\.5"):

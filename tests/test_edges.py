@@ -24,7 +24,7 @@ make = eqx.filter_jit(edge_list)
 @pytest.fixture(scope="module")
 def case():
     structures = list(zoo().values())
-    batch = Batch.from_ase(structures).replace(meta=None)
+    batch = Batch.from_ase(structures)
     return structures, batch, listed(batch, CUTOFF)
 
 
@@ -99,7 +99,7 @@ def test_a_model_on_edges_has_the_forces_and_stress_of_the_pair_kernel(case):
 
 
 def test_edges_under_vmap_equal_a_loop():
-    batch = Batch.from_ase([crystal(0, 1), cluster(0)]).replace(meta=None)
+    batch = Batch.from_ase([crystal(0, 1), cluster(0)])
     neighbors = listed(batch, CUTOFF)
     capacity = edge_capacity(batch, neighbors)
 

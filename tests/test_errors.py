@@ -45,7 +45,7 @@ def like(batch):
 def traced(make, batch, like):
     """An engine, its state and a loop: all that a run does before it compiles."""
     made = make()
-    jax.eval_shape(lambda: made.loop(made.init(batch.replace(meta=None), like=like), 3))
+    jax.eval_shape(lambda: made.loop(made.init(batch, like=like), 3))
 
 
 def line_of(make):
@@ -113,7 +113,7 @@ def test_what_may_be_cast_is_cast(batch, like):
         return ctx.with_batch(steps_taken=ctx.batch.steps_taken + jnp.sum(n)).with_memory((n + 1, 2))
 
     made = hook(call, lambda b: (jnp.zeros(2, jnp.int32), jnp.zeros((), b.dtype)))
-    out = jax.eval_shape(lambda: made.step(made.init(batch.replace(meta=None), like=like)))
+    out = jax.eval_shape(lambda: made.step(made.init(batch, like=like)))
     assert out.batch.steps_taken.dtype == jnp.int32
     assert [m.dtype.name for m in out.memory[0]] == ["int32", "float32"]
 
@@ -172,7 +172,7 @@ def test_nothing_is_traced_for_the_checks(batch, like, monkeypatch, kind):
             made = NVTLangevin(model=Model(), dt=1.0, temperature=10.0, hooks=hooks)
         else:
             made = error_cases.Algorithm(model=Model(), dt=1.0, hooks=hooks)
-        found = jax.make_jaxpr(lambda b: made.step(made.init(b, like=like)))(batch.replace(meta=None))
+        found = jax.make_jaxpr(lambda b: made.step(made.init(b, like=like)))(batch)
         return re.sub("0x[0-9a-f]+", "", str(found))
 
     checked = text()

@@ -291,7 +291,7 @@ def test_one_model_evaluation_in_a_step(batch):
     model = Counting()
     fire = FIRE(model=model, dt=1.0, n_steps=5)
     engine = FusedStage([fire, NVE(model=model, dt=1.0, n_steps=5), NVE(model=model, dt=1.0, n_steps=5)])
-    state = engine.init(batch.replace(meta=None))
+    state = engine.init(batch)
     count.clear()
     jax.make_jaxpr(lambda s: engine.step(s))(state)
     assert len(count) == 1
@@ -464,7 +464,7 @@ def test_vmap_equals_a_loop(batch):
         fire = FIRE(model=MODEL, dt=5.0, n_steps=6)
         return fire + NVTLangevin(model=MODEL, dt=5.0, temperature=t, friction=0.05, n_steps=8)
 
-    state = engine(1.0).init(batch.replace(meta=None))
+    state = engine(1.0).init(batch)
     temperatures, keys = jnp.array([5.0, 50.0]), jax.random.split(jax.random.key(3), 2)
 
     def final(t, key):

@@ -51,7 +51,7 @@ ENGINES = {
 def hot():
     """A cluster and a periodic crystal, padded."""
     batch = Batch.from_ase([cluster(0, 4), crystal(0, 1)], system_capacity=3)
-    return initialize_velocities(batch, jnp.array([20.0, 200.0])).replace(meta=None)
+    return initialize_velocities(batch, jnp.array([20.0, 200.0]))
 
 
 #: The others say the same of code that these two do not have.

@@ -188,7 +188,7 @@ def test_floats_of_hooks_are_leaves(batch, compilations):
 def _forces_after(batch, limit):
     engine = NVE(model=MODEL, dt=1.0, n_steps=3, hooks=[Clamp(limit=limit)])
     state = NVE(model=MODEL, dt=1.0, hooks=[Clamp(limit=0.5)]).init(batch)
-    return engine.loop(state.replace(batch=state.batch.replace(meta=None))).batch.forces
+    return engine.loop(state.replace(batch=state.batch)).batch.forces
 
 
 def test_a_traced_hook_cannot_move_finished_systems(batch):

@@ -159,7 +159,7 @@ def test_names_never_compile_and_never_leak(batch):
     traced = []
     work = jax.jit(lambda b: traced.append(0) or b.replace(energy=b.energy + 1))
     other = named(20)
-    for given in (batch, other, batch.replace(meta=None), batch.with_meta(other.meta), batch[[0, 1, 2, 3]]):
+    for given in (batch, other, batch, batch.with_meta(other.meta), batch[[0, 1, 2, 3]]):
         given = Batch.from_host(given) if isinstance(given, HostBatch) else given
         out = work(given)
         assert not out.meta

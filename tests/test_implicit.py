@@ -27,13 +27,13 @@ def clusters():
     held = cluster(2, 5)
     held.set_constraint(FixAtoms([0, 1]))
     batch = Batch.from_ase([cluster(0, 4), held], system_capacity=3)
-    return implicit_relax(MODEL, batch, fmax=1e-10).replace(meta=None)
+    return implicit_relax(MODEL, batch, fmax=1e-10)
 
 
 def test_positions_of_clusters(clusters):
     """A sum over all distances, by sigma and epsilon, in both directions; energies as the envelope says."""
     start = FIRE(model=MODEL).init(clusters)
-    start = start.replace(batch=start.batch.replace(meta=None))
+    start = start.replace(batch=start.batch)
     assert bool(clusters.converged[:2].all())
 
     def spread(parameters):
@@ -61,9 +61,9 @@ def test_a_cell_under_pressure():
     engine = FIREVariableCell(model=MODEL, hooks=[stop], n_steps=3000, scalar_pressure=0.2)
     short = dataclasses.replace(engine, model=dataclasses.replace(MODEL, cutoff=6.0, shift=True))
     batch = Batch.from_ase(crystal(1, 1, 0.05))
-    relaxed = implicit_relax(short, batch).replace(meta=None)
+    relaxed = implicit_relax(short, batch)
     start = short.init(relaxed)
-    start = start.replace(batch=start.batch.replace(meta=None))
+    start = start.replace(batch=start.batch)
 
     def volume(sigma, pressure):
         own = dataclasses.replace(
@@ -98,7 +98,7 @@ def test_what_implicit_relax_refuses(clusters):
         implicit_relax(FIRE(model=MODEL, n_steps=3), clusters)
     with pytest.raises(ValueError, match=r"Inside jit, vmap and grad give it the state"):
         jax.grad(lambda s: implicit_relax(model(s), clusters).energy.sum())(SIGMA)
-    far = Batch.from_ase(cluster(0, 4)).replace(meta=None)
+    far = Batch.from_ase(cluster(0, 4))
     state = FIRE(model=MODEL).init(far)
     slope = jax.grad(lambda s: implicit_relax(model(s), state, n_steps=3).positions[0, 0])(SIGMA)
     assert np.isnan(slope)

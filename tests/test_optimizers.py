@@ -121,7 +121,7 @@ def test_paths_are_those_of_ase(lj, short, name):
     model = short if kind == "crystals" else lj
     engine = ours(model=model, **arguments)
     state = engine.init(Batch.from_ase(systems))
-    state = state.replace(batch=state.batch.replace(meta=None))
+    state = state.replace(batch=state.batch)
     step = eqx.filter_jit(lambda state: engine.step(state))
     path = []
     for _ in range(steps):
@@ -343,7 +343,7 @@ def test_pressures_by_schedule_by_vmap_and_without_compiling(cell_engine, crysta
 
     engine = cell_engine(hooks=[])
     start = engine.init(batch)
-    start = start.replace(batch=start.batch.replace(meta=None))
+    start = start.replace(batch=start.batch)
     swept = jax.vmap(lambda p: cell_engine(hooks=[], scalar_pressure=p).loop(start, 15).batch.cell)(
         jnp.array([0.0, 1.0])
     )

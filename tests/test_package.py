@@ -195,7 +195,7 @@ def test_a_flax_module_is_a_model(lj):
     neighbors = FIRE(model=lj).init(batch).neighbors
     neighbors = alchemi_jax.neighbors.resized(batch, neighbors, neighbors.sizes)
     with jax.numpy_rank_promotion("allow"):
-        variables = Net().init(jax.random.key(0), batch.replace(meta=None), neighbors)
+        variables = Net().init(jax.random.key(0), batch, neighbors)
         model = FlaxModel(module=Net(), variables=variables, cutoff=6.0)
         hooks = [ConvergenceHook.from_fmax(0.02)]
         engine = FIRE(model=model, n_steps=200, hooks=hooks)

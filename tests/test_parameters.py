@@ -151,7 +151,7 @@ def bowl():
     atoms.positions -= 1.5
     batch = Batch.from_ase([atoms] * 2, system_capacity=2)
     state = made("NPH", model=Bowl()).init(initialize_velocities(batch, 300.0))
-    return state.replace(batch=state.batch.replace(meta=None))
+    return state.replace(batch=state.batch)
 
 
 @eqx.filter_jit

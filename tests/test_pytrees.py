@@ -73,7 +73,7 @@ grid = 3.8 * np.array([(i, j, k) for i in range(2) for j in range(2) for k in ra
 rng = np.random.default_rng(0)
 systems = [Atoms("Ar8", positions=grid + rng.normal(0, 0.1, (8, 3))) for _ in range(4)]
 engine = NVTLangevin(model=LennardJones(epsilon=0.0104, sigma=3.4), dt=4.0, temperature=60.0)
-whole = engine.init(Batch.from_ase(systems, atom_capacity=32, system_capacity=4).replace(meta=None))
+whole = engine.init(Batch.from_ase(systems, atom_capacity=32, system_capacity=4))
 
 # One state for each device, stacked: each has two systems, with their ids.
 parts = [Batch.from_ase(systems[i : i + 2], atom_capacity=16, system_capacity=2) for i in (0, 2)]

@@ -37,7 +37,7 @@ class Count(TracedHook):
 
 
 def plain(batch):
-    return batch.replace(meta=None)
+    return batch
 
 
 def start_of(engine, batch):

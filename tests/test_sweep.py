@@ -1,7 +1,6 @@
 """`sweep`: many values of parameters at once, against single runs."""
 
 import dataclasses
-import importlib
 
 import jax
 import numpy as np
@@ -12,10 +11,8 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, initialize_velocities, sweep
 from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook, ObservableHook
 from alchemi_jax.models import HarmonicModel, LennardJones
+from alchemi_jax.neighbors import allocation
 from alchemi_jax.systems.observables import fmax, kinetic_energy
-
-
-allocate = importlib.import_module("alchemi_jax.neighbors.allocate")
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +84,14 @@ def energy_of(ctx):
 def test_pairs_of_values_and_lists_that_grow(batch, monkeypatch):
     """The first list has room for nobody: everything is run again."""
 
-    guess = allocate.guess_sizes
+    guess = allocation.guess_sizes
     seen = []
 
     def small(*args, **kwargs):
         seen.append(guess(*args, **kwargs))
         return dataclasses.replace(seen[-1], neighbors=4, images=16)
 
-    monkeypatch.setattr(allocate, "guess_sizes", small)
+    monkeypatch.setattr(allocation, "guess_sizes", small)
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0)
     engine = FIRE(model=model, n_steps=3)
     values = {"model.epsilon": [0.01, 0.011], "dt": [1.0, 2.0]}

@@ -53,7 +53,7 @@ def test_a_model(name):
     """Over positions and cells: energy, forces and stress."""
     if name in CASES:
         case = CASES[name]()
-        model, batch = case.model, Batch.from_ase(case.structures[:2]).replace(meta=None)
+        model, batch = case.model, Batch.from_ase(case.structures[:2])
     else:
         model, batch = MODELS[name], periodic()
     neighbors = neighbors_of(model, batch)
@@ -88,7 +88,7 @@ def test_a_list(builder):
 
 def start_of(engine, batch):
     state = engine.init(batch)
-    return state.replace(batch=state.batch.replace(meta=None))
+    return state.replace(batch=state.batch)
 
 
 def of_engine(engine, parameter, batch, steps=4):

@@ -36,7 +36,7 @@ def test_an_engine_goes_the_same_way(lj):
     engine = NVE(model=lj, dt=4.0, n_steps=40)
     own = engine.init(batch)
     sizes = guess_sizes(batch, lj.cutoff, lj.skin, builder="warp")
-    bare = batch.replace(meta=None)
+    bare = batch
     kernels = eqx.filter_jit(resized)(bare, own.neighbors, sizes)
     tight = dataclasses.replace(sizes, neighbors=int(kernels.used))
     kernels = eqx.filter_jit(resized)(bare, own.neighbors, tight)
@@ -47,7 +47,7 @@ def test_an_engine_goes_the_same_way(lj):
 
 
 def test_update_under_vmap_equals_a_loop():
-    batch = Batch.from_ase([crystal(0, 1), cluster(0)]).replace(meta=None)
+    batch = Batch.from_ase([crystal(0, 1), cluster(0)])
     neighbors = listed(batch, 5.0, builder="warp")
 
     def renewed(step):

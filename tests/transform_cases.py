@@ -47,7 +47,7 @@ def public_classes(module, kind):
 
 def free():
     """Three systems of four atoms, of which ladders of three can be made, with padding."""
-    return Batch.from_ase([cluster(i, 4) for i in range(3)], system_capacity=3).replace(meta=None)
+    return Batch.from_ase([cluster(i, 4) for i in range(3)], system_capacity=3)
 
 
 def periodic():

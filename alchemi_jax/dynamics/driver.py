@@ -76,12 +76,12 @@ def init(
     for part in engine.parts:
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
-    batch = jax.device_put(unsafe_replace(batch, meta=None))
+    batch = jax.device_put(batch)
     state = compiled_initial_state(device, batch, jax.random.key(0) if key is None else key)
     neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
-    state = unsafe_replace(state, batch=unsafe_replace(state.batch, meta=meta))
+    state = unsafe_replace(state, batch=state.batch.with_meta(meta))
     warn_failed(engine.groups, state.batch)
     return state
 
@@ -99,8 +99,8 @@ class Run:
         self.compiled = engine.on_device()
         self.device = Partitioned(self.compiled)
         self.groups = engine.groups
-        self.meta: Any = state.batch.meta
-        self.put(unsafe_replace(state, batch=unsafe_replace(state.batch, meta=None)))
+        self.meta = state.batch.meta
+        self.put(state)
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
@@ -129,7 +129,7 @@ class Run:
 
     def with_names(self) -> DynamicsState:
         """The state, with names and info of its systems."""
-        return unsafe_replace(self.state, batch=unsafe_replace(self.state.batch, meta=self.meta))
+        return unsafe_replace(self.state, batch=self.state.batch.with_meta(self.meta))
 
     def evaluate_fresh(self) -> None:
         """Evaluates systems that have entered; those that fail are named."""

@@ -40,10 +40,10 @@ def enter_parts(engine: Engine, state: DynamicsState) -> DynamicsState:
         _, state, _ = operands
         return state.batch, state.integrator, state.memory
 
-    given = state.replace(records=(), batch=state.batch.replace(meta=None))
+    given = state.replace(records=())
     batch, integrator, memory = cond_any(jnp.any(arriving), enter, stay, (arrays, given, arriving))
     return state.replace(
-        batch=batch.replace(meta=state.batch.meta),
+        batch=batch.with_meta(state.batch.meta),
         integrator=integrator,
         memory=memory,
         entering=state.entering & ~arriving,
@@ -106,8 +106,7 @@ def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
         new = own_state(eqx.combine(arrays, rest), batch)
         return select(*_masks(batch, fresh), new, old)
 
-    batch = carry.state.batch.replace(meta=None)
-    operands = (arrays, batch, carry.state.integrator, carry.fresh)
+    operands = (arrays, carry.state.batch, carry.state.integrator, carry.fresh)
     return carry.update(integrator=cond_any(jnp.any(carry.fresh), make, lambda o: o[2], operands))
 
 

@@ -43,7 +43,7 @@ def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
 
 def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3"]:
     """Stress of a state, eV/Å³; NaN where a system is not periodic in all directions."""
-    batch, neighbors = state.batch.replace(meta=None), state.neighbors
+    batch, neighbors = state.batch, state.neighbors
     # Mostly the list is still that of the last forces, and to see it little needs to be compiled.
     while neighbors is not None and _is_outdated(batch, neighbors):
         after = _updated(batch, neighbors)

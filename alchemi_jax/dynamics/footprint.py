@@ -53,9 +53,9 @@ class Capacity(NamedTuple):
 def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:
     """Bytes of the compiled loop of a run, without running it; see `AbstractDynamics.footprint`."""
     if isinstance(batch, DynamicsState):
-        return _of_state(engine, batch.replace(batch=batch.batch.replace(meta=None)))
+        return _of_state(engine, batch)
     engine.model.check(batch)
-    return _of_copies(engine, batch.replace(meta=None), 1)
+    return _of_copies(engine, batch, 1)
 
 
 def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
@@ -76,7 +76,6 @@ def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
         ValueError: if not even the batch itself fits.
     """
     engine.model.check(batch)
-    batch = batch.replace(meta=None)
     one, two = (_of_copies(engine, batch, n) for n in (1, 2))
     if one.total > budget:
         raise ValueError(

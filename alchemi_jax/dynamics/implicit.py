@@ -103,9 +103,8 @@ def implicit_relax(
             # Relaxed here and now, with lists that grow; what follows starts at the minimum.
             state = engine.advance(engine.init(batch), int(engine.max_steps))  # pyright: ignore[reportArgumentType]
             batch, neighbors = state.batch, state.neighbors
-    batch = batch.replace(meta=None)
     out = _relaxed(engine, batch, neighbors, tolerance)
-    return out.replace(meta=meta)
+    return out.with_meta(meta)
 
 
 @eqx.filter_jit

@@ -92,7 +92,7 @@ def sweep(
     engine.model.check(batch)
     for part in engine.parts:
         part.check(batch)
-    batch = jax.device_put(batch.replace(meta=None))
+    batch = jax.device_put(batch)
     arrays = {name: jnp.asarray(v) for name, v in values.items()}
     neighbors = nl.unbuilt_list(batch, engine.model.requirements)
     # Rows need room, hence a number that is known.

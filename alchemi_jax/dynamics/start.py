@@ -62,9 +62,9 @@ def init_like(engine: Engine, batch: Batch, key: Array | None, like: DynamicsSta
     """See `AbstractDynamics.init`."""
     key = jax.random.key(0) if key is None else key
     device = engine.on_device()
-    state = _initial_state(device, batch.replace(meta=None), like.neighbors, key)
+    state = _initial_state(device, batch, like.neighbors, key)
     state = evaluate_first_compiled(device, state)
-    return state.replace(batch=state.batch.replace(meta=batch.meta))
+    return state.replace(batch=state.batch.with_meta(batch.meta))
 
 
 _initial_state = eqx.filter_jit(initial_state)

@@ -91,11 +91,11 @@ def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
     def stay(operands: tuple) -> tuple:
         return operands[1].batch, operands[1].integrator, _list_report(operands[1])
 
-    given = state.replace(records=(), batch=state.batch.replace(meta=None))
+    given = state.replace(records=())
     batch, integrator, report = cond_any(jnp.any(entered), evaluate, stay, (arrays, given, entered))
     neighbors = None if state.neighbors is None else unsafe_replace(state.neighbors, **report)
     return state.replace(
-        batch=batch.replace(meta=state.batch.meta),
+        batch=batch.with_meta(state.batch.meta),
         integrator=integrator,
         neighbors=neighbors,
         fresh=state.fresh & ~entered,
