@@ -68,7 +68,7 @@ def begun(engine, batch, key=None):
         state = state.replace(integrator=engine.init_state(state.batch))
     if (held := state.neighbors) is not None:
         roomy = ListSizes(*(2 * size for size in dataclasses.astuple(held.sizes)))
-        state = state.replace(neighbors=resized(state.batch, held, roomy))
+        state = state.replace(neighbors=resized(held, roomy))
     return state.replace(batch=state.batch)
 
 
