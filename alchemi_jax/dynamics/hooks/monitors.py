@@ -1,6 +1,6 @@
 """Hooks that watch a run and mark systems as failed: NaNDetectorHook and EnergyDriftMonitorHook."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ class NaNDetectorHook(TracedHook):
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
+    reasons: ClassVar[tuple[str, ...]] = ("a field that it checks is not finite",)
+
     def init(self, batch: Batch) -> None:
         """Raises KeyError for a key that the batch does not have."""
         for key in self.keys:
@@ -36,12 +38,12 @@ class NaNDetectorHook(TracedHook):
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         batch = ctx.batch
-        failed = batch.failed
+        failed = jnp.zeros_like(batch.failed)
         for key in self.keys:
             values = jnp.asarray(batch[key])
             lost = ~jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
             failed = failed | (any_by_system(batch, lost) if batch.level(key) == "atom" else lost)
-        return ctx.with_batch(failed=failed & batch.system_mask)
+        return ctx.fail(failed)
 
 
 class Drift(Described):
@@ -73,6 +75,8 @@ class EnergyDriftMonitorHook(TracedHook):
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
+    reasons: ClassVar[tuple[str, ...]] = ("the total energy drifted too far",)
+
     def init(self, batch: Batch) -> Drift:
         zero = jnp.zeros_like(batch.energy)
         return Drift(reference=jnp.full_like(zero, jnp.nan), now=zero, worst=zero)
@@ -86,4 +90,4 @@ class EnergyDriftMonitorHook(TracedHook):
         ctx = ctx.with_memory(Drift(reference=reference, now=now, worst=worst))
         if self.threshold is None:
             return ctx
-        return ctx.with_batch(failed=batch.failed | (ctx.active_mask & (jnp.abs(now) > self.threshold)))
+        return ctx.fail(jnp.abs(now) > self.threshold)
