@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import step
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.host_calls import check_deliverable, host_hooks, refuse_transforms
+from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.transforms import is_traced
 
 
@@ -40,7 +42,12 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
 
 
 def should_continue(
-    engine: Engine, state: DynamicsState, stop: Any, stop_on_convergence: Any = False, min_active: Any = 0
+    engine: Engine,
+    state: DynamicsState,
+    stop: Any,
+    stop_on_convergence: Any = False,
+    min_active: Any = 0,
+    drains: bool = False,
 ) -> Bool[Array, ""]:
     """Whether to take another step.
 
@@ -48,13 +55,16 @@ def should_continue(
         stop: number of completed steps after which there is none.
         stop_on_convergence: not after a step in which a system converged.
         min_active: not with so few unfinished systems, or fewer.
+        drains: whether the caller drains record buffers: then not with a buffer that the rows of a step may
+            fill. Otherwise a full buffer is an overflow like any other.
     """
     going = (state.step_count < stop) & (unfinished(engine, state) > min_active)
     going &= ~(stop_on_convergence & jnp.any(state.newly_converged))
     # Whoever is fresh has no forces yet, and that is no step.
     going |= jnp.any(state.fresh & engine.active(state.batch))
-    for buffer in state.records:
-        going &= ~buffer.full
+    if drains:
+        for buffer, rows in zip(state.records, rows_per_step(engine), strict=True):
+            going &= ~buffer.full(rows)
     return going & ~jnp.asarray(state.overflow)
 
 
@@ -66,15 +76,23 @@ def unfinished(engine: Engine, state: DynamicsState) -> Array:
 def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
     recording = [held for group in engine.groups for held in group.hooks.recording]
-    if not recording:
+    if not recording or not state.records:
         return state
     if is_traced(n):
         raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
-    buffers = [
-        records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
-        for b, held in zip(state.records, recording, strict=True)
-    ]
+    buffers = []
+    for buffer, held, rows in zip(state.records, recording, rows_per_step(engine), strict=True):
+        # Where it is not known how many rows are there, an overflow tells.
+        waiting = 0 if is_traced(buffer.count) else int(np.max(buffer.count))
+        more = rows * (int(np.max(n)) // held.hook.frequency + 3)
+        buffers.append(records.grown(buffer, waiting + more))
     return state.replace(records=tuple(buffers))
+
+
+def rows_per_step(engine: Engine) -> list[int]:
+    """The most rows that each recording hook makes in a step: one per stage on which it runs."""
+    hooks = [held.hook for group in engine.groups for held in group.hooks.recording]
+    return [sum(runs_on(hook, stage) for stage in DynamicsStage) for hook in hooks]
 
 
 def nan_on_overflow(state: DynamicsState) -> DynamicsState:
