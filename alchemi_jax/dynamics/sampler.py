@@ -261,7 +261,7 @@ class Stream:
                 raise ValueError(f"structures of one source must have the same arrays; some lack {odd}.")
             chunk = HostBatch.concatenate([before, chunk])
             if self.needs is not None and needs is not None:
-                needs = Needs.joined([self.needs.taken(rows), needs])
+                needs = Needs.join([self.needs.take(rows), needs])
         self.waiting, self.needs = chunk, needs
         self._left = np.ones(len(chunk), bool)
         sizes = self._sizes()

@@ -14,7 +14,7 @@ from ase import Atoms
 
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.viewer import moving
+from alchemi_jax.systems.viewer import draw_frames
 
 
 class Trajectory:
@@ -345,7 +345,7 @@ class SystemSeries:
         shown = self.to_ase(frames)
         if not shown:
             raise IndexError(f"{self.name} has {self.n_frames} frames, none of them in {frames}.")
-        return moving(shown, width, height, interval)
+        return draw_frames(shown, width, height, interval)
 
     def __repr__(self) -> str:
         atoms = self._stored.sizes[self.rows[0]]
