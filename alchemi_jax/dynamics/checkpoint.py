@@ -31,7 +31,8 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
     path = Path(path).absolute()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: give another path, or overwrite=True.")
-    tree = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(state)}
+    # Of an empty array there is nothing to write, and orbax refuses it.
+    tree = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(state) if leaf.size}
     if state.neighbors is not None:
         tree[_SIZES] = np.array(dataclasses.astuple(state.neighbors.sizes))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -59,11 +60,15 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
         held = ListSizes(*(int(n) for n in sizes))
         like = like.replace(neighbors=dataclasses.replace(like.neighbors, sizes=held))
     named = _leaves(like)
-    odd = sorted(set(tree) ^ {name for name, _ in named})
+    empty = {name for name, leaf in named if not leaf.size} - set(tree)
+    odd = sorted(set(tree) ^ {name for name, _ in named if name not in empty})
     if odd:
         raise ValueError(f"{path} is of another engine or batch: they differ in {odd[0]}.")
     leaves = []
     for name, leaf in named:
+        if name in empty:
+            leaves.append(leaf)
+            continue
         value = np.asarray(tree[name])
         wanted = np.asarray(_plain(leaf))
         free = name.startswith((".neighbors", ".records"))
@@ -73,7 +78,9 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
                 f"expected {wanted.dtype}{list(wanted.shape)}."
             )
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        leaves.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value))
+        array = jnp.asarray(value)
+        kind = jax.random.key_impl(leaf) if is_key else None
+        leaves.append(jax.random.wrap_key_data(array, impl=kind) if is_key else array)
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return state.replace(batch=state.batch.with_meta(like.batch.meta))
 

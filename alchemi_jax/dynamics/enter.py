@@ -110,6 +110,13 @@ def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
     return carry.update(integrator=cond_any(jnp.any(carry.fresh), make, lambda o: o[2], operands))
 
 
+def start_evaluated(engine: Engine, carry: StepCarry) -> StepCarry:
+    """`start_fresh` without asking whether there are such systems. It has derivatives in both directions."""
+    assert carry.fresh is not None
+    masks, made = _masks(carry.state.batch, carry.fresh), own_state(engine, carry.state.batch)
+    return carry.update(integrator=select(*masks, made, carry.state.integrator))
+
+
 def restart_rows(batch: Batch, systems: Bool[Array, " systems"], initial: Any, memory: Any) -> Any:
     """A memory in which the rows of some systems are those of `initial`; what is shared goes on."""
     masks = {"system": systems, "atom": to_atoms(batch, systems) & batch.atom_mask}

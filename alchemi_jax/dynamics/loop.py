@@ -27,7 +27,7 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
     if host_hooks(engine.groups):
         check_deliverable(engine.groups, (engine, state))
         engine, state = refuse_transforms(engine.groups, (engine, state))
-    n = n_steps if n_steps is not None else engine.max_steps
+    n = n_steps if n_steps is not None else steps_of_budget(engine)
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
     state = make_room_for_rows(engine, state, n)
@@ -39,6 +39,13 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
             state,
         )
     )
+
+
+def steps_of_budget(engine: Engine) -> Any:
+    """Steps of the loop in which every system can use up its budget; None: no limit."""
+    most = engine.max_steps
+    # In a pipeline who has converged before the first step waits in it, and then moves on.
+    return most if most is None or engine.n_stages == 1 else most + 1
 
 
 def should_continue(

@@ -98,6 +98,7 @@ def sweep(
     # Rows need room, hence a number that is known.
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
+    budget = budget if engine.n_stages == 1 else budget + 1
     most = int(np.max(budget)) if recording else None
     lanes = _together(together, count, batch.atom_capacity)
     while True:

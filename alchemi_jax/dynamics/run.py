@@ -10,6 +10,7 @@ from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Interrupted, Run
 from alchemi_jax.dynamics.finish import finalize
+from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of
@@ -19,7 +20,7 @@ from alchemi_jax.systems.batch import Batch
 def run(engine: Engine, batch: Batch, n_steps: int | None, key: Array | None, shrinks: bool) -> Batch:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
-    most = engine.max_steps
+    most = steps_of_budget(engine)
     assert most is not None
     if shrinks:
         # Before anything is compiled.

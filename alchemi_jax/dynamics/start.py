@@ -16,7 +16,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
-from alchemi_jax.dynamics.step import FIRST_EVALUATION, begin, make_carry, run_phases
+from alchemi_jax.dynamics.step import FIRST_EVALUATION, make_carry, run_phases
 from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.protocol import runs_on
@@ -55,7 +55,9 @@ def initial_flags(batch: Batch) -> dict[str, Array]:
 
 def evaluate_first(engine: Engine, state: DynamicsState) -> DynamicsState:
     """The state after its first evaluation, fit for all transforms."""
-    return run_phases(engine, begin(engine, state), FIRST_EVALUATION).state
+    fresh = state.fresh & engine.active(state.batch)
+    carry = make_carry(state, jnp.zeros_like(fresh), fresh, jnp.zeros((), bool))
+    return run_phases(engine, carry, FIRST_EVALUATION).state
 
 
 def init_like(engine: Engine, batch: Batch, key: Array | None, like: DynamicsState) -> DynamicsState:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_fresh
+from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_evaluated, start_fresh
 from alchemi_jax.dynamics.fail import fail, find_lost, find_lost_results
 from alchemi_jax.dynamics.hook_calls import StepDispatcher
 from alchemi_jax.dynamics.protocol import Engine
@@ -171,7 +171,7 @@ FIRST_EVALUATION: tuple[Phase, ...] = (
     HooksAt(DynamicsStage.BEFORE_COMPUTE),
     compute,
     HooksAt(DynamicsStage.AFTER_COMPUTE),
-    start_fresh,
+    start_evaluated,
     HooksAt(DynamicsStage.AFTER_STEP),
     advance_status,
     end,
