@@ -1,11 +1,11 @@
-"""The pure loop: steps of an engine as one traced function, for transforms and loops of the user's own."""
+"""The pure loop: steps of an engine as one traced function, for transforms and for loops of users."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
@@ -20,7 +20,7 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
     """See `AbstractDynamics.loop`.
 
     Args:
-        with_fresh: whether systems of the state may be fresh: then they are evaluated first.
+        with_fresh: whether systems may be fresh; these are evaluated first.
     """
     if host_hooks(engine.groups):
         check_deliverable(engine.groups, (engine, state))
@@ -46,39 +46,39 @@ def should_continue(
 
     Args:
         stop: number of completed steps after which there is none.
-        stop_on_convergence: not after a step in which a system converged.
-        min_active: not with so few unfinished systems, or fewer.
+        stop_on_convergence: whether to stop after a step in which a system converged.
+        min_active: stop when no more than this many systems are unfinished.
     """
-    going = (state.step_count < stop) & (unfinished(engine, state) > min_active)
-    going &= ~(stop_on_convergence & jnp.any(state.newly_converged))
-    # Whoever is fresh has no forces yet, and that is no step.
-    going |= jnp.any(state.fresh & engine.active(state.batch))
+    proceed = (state.step_count < stop) & (unfinished(engine, state) > min_active)
+    proceed &= ~(stop_on_convergence & jnp.any(state.newly_converged))
+    # Fresh systems are evaluated even if no step is to follow.
+    proceed |= jnp.any(state.fresh & engine.active(state.batch))
     for buffer in state.records:
-        going &= ~buffer.full
-    return going & ~jnp.asarray(state.overflow)
+        proceed &= ~buffer.full
+    return proceed & ~jnp.asarray(state.overflow)
 
 
-def unfinished(engine: Engine, state: DynamicsState) -> Array:
-    """Number of systems that a step has something to do for."""
+def unfinished(engine: Engine, state: DynamicsState) -> Int[Array, ""]:
+    """Number of systems for which there is something left to do."""
     return (engine.active(state.batch) | state.converged_at_start).sum(dtype=jnp.int32)
 
 
 def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
-    recording = [held for group in engine.groups for held in group.hooks.recording]
+    recording = [entry.hook for group in engine.groups for entry in group.hooks.recording]
     if not recording:
         return state
     if is_traced(n):
         raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
     buffers = [
-        records.grown(b, int(np.max(n)) // held.hook.frequency + 3)
-        for b, held in zip(state.records, recording, strict=True)
+        records.grow(b, int(np.max(n)) // hook.frequency + 3)
+        for b, hook in zip(state.records, recording, strict=True)
     ]
     return state.replace(records=tuple(buffers))
 
 
 def nan_on_overflow(state: DynamicsState) -> DynamicsState:
-    """The state, with NaN for energies and forces if a capacity was too small."""
+    """The state, with energies and forces of NaN if a capacity was too small."""
     batch, nan = state.batch, jnp.where(state.overflow, jnp.nan, 0)
     return state.replace(
         batch=batch.replace(

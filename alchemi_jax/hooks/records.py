@@ -178,7 +178,7 @@ def _row(hook: RecordingHook, ctx: HookContext) -> Any:
     return row
 
 
-def grown(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
+def grow(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     """The buffer with room for at least `capacity` rows."""
     more = capacity - buffer.capacity
     if more <= 0:
