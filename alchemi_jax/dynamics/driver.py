@@ -228,7 +228,9 @@ class Run:
         if report.failed > self.report.failed:
             warn_failed(self.groups, self.with_names().batch, before.batch.failed)
         self.report = report
-        full = any(2 * n > b.capacity for n, b in zip(report.counts, state.records, strict=True))
+        # A step in parts is taken without asking for room.
+        most = len(DynamicsStage)
+        full = any(2 * n > b.capacity - most for n, b in zip(report.counts, state.records, strict=True))
         if full or time.perf_counter() - self.drained > 1.0:
             self.drain()
 

@@ -28,6 +28,8 @@ from alchemi_jax.systems.segments import to_atoms
 SHAPES_FORCES = (DynamicsStage.BEFORE_COMPUTE, DynamicsStage.AFTER_COMPUTE)
 #: A system that is stopped here does not move in this step.
 _BEFORE_MOVING = (DynamicsStage.BEFORE_STEP, DynamicsStage.BEFORE_PRE_UPDATE)
+#: Stages in which a stopped system is finished at once; in the others the end of the step sees to it.
+_STOPS_AT_ONCE = (*_BEFORE_MOVING, DynamicsStage.ON_CONVERGE)
 
 
 class StepDispatcher(Dispatcher[StepCarry]):
@@ -92,13 +94,18 @@ class StepDispatcher(Dispatcher[StepCarry]):
         before, batch = carry.state.batch, values["batch"]
         carry = carry.update(batch=batch)
         if batch.failed is not before.failed:
-            carry = fail(self.engine, carry, batch.failed & ~before.failed, batch.reason)
-        if batch.outcome is not before.outcome and stage in _BEFORE_MOVING:
+            bad = batch.failed & ~before.failed
+            carry = fail(self.engine, carry, bad, batch.reason)
+            if stage is DynamicsStage.ON_CONVERGE:
+                carry = carry.update(newly_converged=carry.state.newly_converged & ~bad)
+        if batch.outcome is not before.outcome and stage in _STOPS_AT_ONCE:
             stopped = carry.active & (batch.outcome == Outcome.STOPPED)
             now = carry.state.batch
             status = jnp.where(stopped, jnp.int32(self.engine.exit_status), now.status)
-            carry = dataclasses.replace(carry, active=carry.active & ~stopped)
-            carry = carry.update(batch=now.replace(status=status), moved=carry.active)
+            carry = carry.update(batch=now.replace(status=status))
+            if stage in _BEFORE_MOVING:
+                carry = dataclasses.replace(carry, active=carry.active & ~stopped)
+                carry = carry.update(moved=carry.active)
         return carry
 
 
@@ -107,7 +114,7 @@ def _with_reasons(old: Batch, new: Batch, number: int) -> Batch:
 
     Which fields the hook changed is known while tracing: what it leaves alone costs nothing.
     """
-    running = old.outcome == Outcome.RUNNING
+    running = (old.outcome == Outcome.RUNNING) & ~old.failed
     failed, outcome, reason = old.failed, old.outcome, old.reason
     if new.failed is not old.failed:
         now = running & new.failed & ~old.failed
@@ -118,7 +125,8 @@ def _with_reasons(old: Batch, new: Batch, number: int) -> Batch:
         reason = jnp.where(now, hook_reason(number, new.reason), reason)
     lost = find_lost(old, new)
     if lost is not None:
-        now = running & lost[0] & ~failed
+        # Also of a system that was stopped, or has converged, in this very step: all of it stays finite.
+        now = lost[0] & ~failed
         shift = hook_field_reason(number, "energy") - field_reason("energy")
         failed, reason = failed | now, jnp.where(now, lost[1] + shift, reason)
     return new.replace(failed=failed, outcome=outcome, reason=reason)

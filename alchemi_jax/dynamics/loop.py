@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import step
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.host_calls import check_deliverable, host_hooks, refuse_transforms
+from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.transforms import is_traced
 
 
@@ -40,7 +42,12 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
 
 
 def should_continue(
-    engine: Engine, state: DynamicsState, stop: Any, stop_on_convergence: Any = False, min_active: Any = 0
+    engine: Engine,
+    state: DynamicsState,
+    stop: Any,
+    stop_on_convergence: Any = False,
+    min_active: Any = 0,
+    drains: bool = False,
 ) -> Bool[Array, ""]:
     """Whether to take another step.
 
@@ -48,13 +55,16 @@ def should_continue(
         stop: number of completed steps after which there is none.
         stop_on_convergence: whether to stop after a step in which a system converged.
         min_active: stop when no more than this many systems are unfinished.
+        drains: whether the caller drains record buffers. Then there is no step if a buffer lacks room for its
+            rows. Otherwise a full buffer is an overflow like any other.
     """
     proceed = (state.step_count < stop) & (unfinished(engine, state) > min_active)
     proceed &= ~(stop_on_convergence & jnp.any(state.newly_converged))
     # Fresh systems are evaluated even if no step is to follow.
     proceed |= jnp.any(state.fresh & engine.active(state.batch))
-    for buffer in state.records:
-        proceed &= ~buffer.full
+    if drains:
+        for buffer, rows in zip(state.records, rows_per_step(engine), strict=True):
+            proceed &= ~buffer.full(rows)
     return proceed & ~jnp.asarray(state.overflow)
 
 
@@ -66,15 +76,23 @@ def unfinished(engine: Engine, state: DynamicsState) -> Int[Array, ""]:
 def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
     recording = [entry.hook for group in engine.groups for entry in group.hooks.recording]
-    if not recording:
+    if not recording or not state.records:
         return state
     if is_traced(n):
         raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
-    buffers = [
-        records.grow(b, int(np.max(n)) // hook.frequency + 3)
-        for b, hook in zip(state.records, recording, strict=True)
-    ]
+    buffers = []
+    for buffer, hook, rows in zip(state.records, recording, rows_per_step(engine), strict=True):
+        # If the number of rows that wait is not known, there may be an overflow, which is reported.
+        waiting = 0 if is_traced(buffer.count) else int(np.max(buffer.count))
+        more = rows * (int(np.max(n)) // hook.frequency + 3)
+        buffers.append(records.grow(buffer, waiting + more))
     return state.replace(records=tuple(buffers))
+
+
+def rows_per_step(engine: Engine) -> list[int]:
+    """The largest number of rows of each recording hook in a step: one per stage on which it runs."""
+    hooks = [entry.hook for group in engine.groups for entry in group.hooks.recording]
+    return [sum(runs_on(hook, stage) for stage in DynamicsStage) for hook in hooks]
 
 
 def nan_on_overflow(state: DynamicsState) -> DynamicsState:

@@ -10,9 +10,9 @@ from alchemi_jax.hooks.protocol import TracedHook, flag
 
 
 #: Fields that must be finite, in the order of their numbers, from 1 on.
-FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge")
+FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge", "time")
 _FIRST_HOOK = 16
-_PER_HOOK = 2 * MOST_REASONS
+_PER_HOOK = MOST_REASONS + len(FIELDS)
 
 
 def field_reason(name: str) -> int:

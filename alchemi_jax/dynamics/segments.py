@@ -55,7 +55,7 @@ def report_numbers(engine: Engine, state: DynamicsState) -> Int[Array, " numbers
         unfinished(engine, state),
         state.newly_converged.sum(dtype=jnp.int32),
         state.batch.failed.sum(dtype=jnp.int32),
-        jnp.asarray(state.overflow, jnp.int32),
+        jnp.asarray(False if state.neighbors is None else state.neighbors.overflow, jnp.int32),
         *(buffer.count for buffer in state.records),
     ]
     return jnp.stack(numbers)
@@ -67,7 +67,7 @@ def run_segment(
     """Steps while `should_continue` is true, and the numbers of the report. Traced."""
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
     state = jax.lax.while_loop(
-        lambda s: should_continue(engine, s, stop, stop_on_convergence, min_active),
+        lambda s: should_continue(engine, s, stop, stop_on_convergence, min_active, drains=True),
         lambda s: step(engine, s),
         state,
     )

@@ -50,7 +50,10 @@ class DynamicsState(eqx.Module):
     @property
     def overflow(self) -> Any:
         """Whether a capacity was too small: the state after it must not be used."""
-        return self.neighbors.overflow if self.neighbors is not None else False
+        overflow: Any = self.neighbors.overflow if self.neighbors is not None else False
+        for buffer in self.records:
+            overflow = overflow | buffer.overflow
+        return overflow
 
     def replace(self, **fields: Any) -> "DynamicsState":
         """The state with some fields changed."""

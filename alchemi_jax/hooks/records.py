@@ -43,10 +43,14 @@ class RecordBuffer(eqx.Module):
         """Number of rows that fit."""
         return self.words.shape[-2]
 
+    def full(self, rows: int = 1) -> Bool[Array, ""]:
+        """Whether so many further rows need the buffer to be drained first."""
+        return self.count > self.capacity - rows
+
     @property
-    def full(self) -> Bool[Array, ""]:
-        """Whether the next row needs the buffer to be drained first."""
-        return self.count >= self.capacity
+    def overflow(self) -> Bool[Array, ""]:
+        """Whether rows were lost because there was no room for them."""
+        return self.count > self.capacity
 
     @property
     def rows(self) -> Any:
@@ -143,7 +147,7 @@ def allocate(hook: RecordingHook, ctx: HookContext, capacity: int | None = None)
 def append(
     hook: RecordingHook, buffer: RecordBuffer, ctx: HookContext, due: Bool[Array, ""] | bool
 ) -> RecordBuffer:
-    """The buffer with one row more, if it is due. The buffer must not be full.
+    """The buffer with one row more, if it is due. If the buffer is full, the row is lost and it says so.
 
     The row is made under a `cond` and always put in place: a row that is not due lies beyond `count`,
     and the buffer itself never passes through the `cond`, which would copy it.
