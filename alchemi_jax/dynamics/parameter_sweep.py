@@ -167,13 +167,13 @@ def _energy(batch: Batch) -> Float[Array, " systems"]:
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
-    host = [name_of(held.hook) for group in engine.groups for held in group.hooks.host]
+    host = [name_of(entry.hook) for group in engine.groups for entry in group.hooks.host]
     if host:
         raise ValueError(
             f"sweep: the host hooks {', '.join(host)} cannot be called for many combinations at once: "
             "take them off the engine, or read the final states (with_states=True)."
         )
-    recording = [name_of(held.hook) for group in engine.groups for held in group.hooks.recording]
+    recording = [name_of(entry.hook) for group in engine.groups for entry in group.hooks.recording]
     if recording and not with_states:
         raise ValueError(
             f"sweep: the rows of {', '.join(recording)} come back in the states: ask for them with "
