@@ -9,7 +9,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_fresh
@@ -107,7 +107,7 @@ def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
     )
 
 
-def _list_report(state: DynamicsState) -> dict[str, Array]:
+def _list_report(state: DynamicsState) -> dict[str, Shaped[Array, "..."]]:
     neighbors = state.neighbors
     return {} if neighbors is None else {"overflow": neighbors.overflow, "needs": neighbors.needs}
 

@@ -88,7 +88,7 @@ def due_at(hook: Any, step_count: Any) -> Bool[Array, ""] | None:
     return None if hook.frequency == 1 else jnp.asarray(step_count % hook.frequency == 0)
 
 
-#: Functions of a workflow around each call. Before: (context, number of the hook, hook) -> the context for the
-#: hook, and whether it is due. After: (context before, context after, number, hook) -> context to keep.
+#: Functions of a workflow around each call. Before: (context, number of the hook, hook) -> the context for
+#: the hook, and whether it is due. After: (context before, context after, number, hook) -> context to keep.
 Before = Callable[[Any, int, TracedHook], tuple[Any, Bool[Array, ""] | None]]
 After = Callable[[Any, Any, int, TracedHook], Any]
