@@ -37,7 +37,7 @@ class Sampler:
 
     Args:
         source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path
-            of a file that ASE reads (an extxyz file is read as the run goes on); a Batch or HostBatch; or a
+            of a file that ASE reads (an extxyz file is read during the run); a Batch or HostBatch; or a
             sink, such as ZarrData, with what was written to it.
         max_systems: number of systems in flight.
         max_atoms: number of atoms in flight, without padding; by default what `max_systems` systems of mean
@@ -140,7 +140,9 @@ class Sampler:
         if isinstance(source, Batch | HostBatch):
             host = source.to_host()
             if len(np.unique(host.system_id)) < len(host):
-                raise ValueError("the system_id of the systems of a Batch must differ, to tell them apart.")
+                raise ValueError(
+                    "the system_id of all systems of a Batch must differ, since they identify the systems."
+                )
             yield host
             return
         if isinstance(source, ZarrData):

@@ -114,7 +114,7 @@ class RecordingHook:
 
     @abstractmethod
     def record(self, ctx: HookContext) -> Any:
-        """One row: a pytree of arrays whose shapes do not depend on data. Traced."""
+        """One row: a pytree of arrays with shapes that do not depend on data. Traced."""
 
     @abstractmethod
     def write(self, rows: Any) -> None:

@@ -219,7 +219,7 @@ class ZarrData(Sink):
             try:
                 self._flush()
             except Exception as e:
-                self._error = self._named(e)
+                self._error = self._with_path(e)
                 raise self._error from None
 
     def _flush(self) -> None:
@@ -274,9 +274,9 @@ class ZarrData(Sink):
             self._put_attributes(self._attributes)
         except Exception as e:
             self._forget()
-            raise self._named(e) from None
+            raise self._with_path(e) from None
 
-    def _named(self, error: Exception) -> Exception:
+    def _with_path(self, error: Exception) -> Exception:
         """An OSError with the path in its message; other errors as they are."""
         if not isinstance(error, OSError):
             return error
