@@ -57,9 +57,8 @@ def implicit_relax(
     Positions, cell and all quantities computed from them have derivatives, forward and reverse and of any
     order, with respect to each array of the model and the external pressure, if the engine has one; if cells
     are fixed, also with respect to the cell of `start`. Derivatives with respect to the starting positions
-    are
-    zero: the minimum does not depend on them. Translations, and rotations of free systems, are left out of
-    the linear system if a product with the Hessian shows that they cost no energy.
+    are zero, since the minimum does not depend on them. Translations, and rotations of free systems, are left
+    out of the linear system if a product with the Hessian shows that they cost no energy.
 
     Errors of positions and derivatives are of the order of the remaining force. Systems that did not converge
     get derivatives of NaN. Results at saddle points are wrong: CG needs a Hessian without negative

@@ -4,9 +4,8 @@ Systems of any sizes are stored one after another: fields per atom are flat arra
 systems, fields per system have one row per system, and the cumulative sum of `atoms_per_system` gives the
 atoms of each system. Name, `info` and constraints of each system are JSON in `meta`, split by `meta_end`;
 `frame` is the number of the write. A commit writes all arrays, then the numbers of systems and atoms in the
-attributes of
-the group: rows beyond these are not valid, so that a store is consistent after each commit, and after a crash
-during one. `stored.py` reads it.
+attributes of the group. Rows beyond these are not valid, so that a store is consistent after each commit, and
+after a crash during one. `stored.py` reads it.
 """
 
 import json
