@@ -18,7 +18,7 @@ def is_traced(tree: Any) -> bool:
 
 
 def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
-    """`lax.cond` for expensive work that is seldom due.
+    """`lax.cond` for expensive work that is rarely due.
 
     Under vmap, a `lax.cond` with a predicate per lane runs both branches in every step. This function first
     asks whether any lane is due, then does the work for all lanes in one branch and selects lanes.
