@@ -79,6 +79,11 @@ def _slots(model, extended, parameters, neighbors: NeighborList, virial: bool) -
     return jax.lax.fori_loop(0, neighbors.used, slot, (zero,) * (10 if virial else 4))
 
 
+FEWEST = 32
+"""Systems that stand side by side. With fewer the vectors are short, nothing is gained, and LLVM joins
+multiplications and additions in one program and not in another: sums would differ in their last bit."""
+
+
 class _Rows(NamedTuple):
     """Systems side by side: the k-th atom of each is a row."""
 
@@ -94,7 +99,7 @@ def _rows_of(batch: Batch, neighbors: NeighborList) -> _Rows | None:
     """The rows, if their pairs are not many more than those of the list. Shapes decide, not data."""
     places = batch.largest * batch.system_capacity
     few = places <= 1.25 * batch.atom_capacity and batch.largest <= 2 * neighbors.slots
-    if neighbors.sizes.periodic or not few:
+    if neighbors.sizes.periodic or not few or batch.system_capacity < FEWEST:
         return None
     atom, real = row_index(batch)
     own = number_in_system(batch)
