@@ -60,7 +60,7 @@ def test_of_two_hooks_in_a_stage_the_first_to_fail_a_system_gives_the_reason(sta
         (1, 2, Outcome.STOPPED, "Act: because"),
         (1, 3, Outcome.FAILED, "positions are not finite after Act"),
     ):
-        hooks = [Act(jnp.asarray(what), stage) for what in (first, second)]
+        hooks = [Act(what=jnp.asarray(what), stage=stage) for what in (first, second)]
         engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=9, hooks=hooks)
         out, messages = run(engine, batch)
         assert out.outcome.tolist() == [Outcome.OUT_OF_STEPS, outcome, Outcome.OUT_OF_STEPS]
@@ -77,7 +77,7 @@ def test_hooks_at_on_converge_stop_and_fail_at_once():
     )
     batch = Batch.from_ase(structures())
     for what, outcome in ((0, Outcome.CONVERGED), (1, Outcome.STOPPED), (3, Outcome.FAILED)):
-        act = Act(jnp.asarray(what), S.ON_CONVERGE)
+        act = Act(what=jnp.asarray(what), stage=S.ON_CONVERGE)
         relax = FIRE(
             model=HarmonicModel(k=0.5), n_steps=400, hooks=[ConvergenceHook.from_fmax(1e-3), act, note]
         )
@@ -160,3 +160,15 @@ def test_empty_memories_and_other_kinds_of_keys_are_stored(tmp_path):
     assert again.key.dtype == state.key.dtype
     assert again.memory[0].shape == (0, 3)
     np.testing.assert_array_equal(jax.random.key_data(again.key), jax.random.key_data(state.key))
+
+
+def test_run_and_init_take_whatever_holds_systems():
+    engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=3)
+    given = structures()
+    batch = Batch.from_ase(given)
+    expected = engine.run(batch)
+    for systems in (given, batch.to_host(), list(batch)):
+        out = engine.run(systems)
+        np.testing.assert_array_equal(out.positions, expected.positions)
+        np.testing.assert_array_equal(engine.init(systems).batch.energy, engine.init(batch).batch.energy)
+    assert len(engine.run(given[0])) == 1

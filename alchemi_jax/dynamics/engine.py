@@ -25,7 +25,7 @@ from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count
-from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.batch import Batch, Systems, as_batch
 from alchemi_jax.systems.levels import select, unsafe_replace
 from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.transforms import is_traced
@@ -77,7 +77,7 @@ class AbstractDynamics(Algorithm):
 
     def init(
         self,
-        batch: Batch,
+        batch: Systems,
         *,
         key: Array | None = None,
         builder: str | None = None,
@@ -100,12 +100,12 @@ class AbstractDynamics(Algorithm):
         """
         with short_traceback():
             if like is not None:
-                return start.init_like(self, batch, key, like)
-            return driver.init(self, batch, key, builder)
+                return start.init_like(self, as_batch(batch), key, like)
+            return driver.init(self, as_batch(batch), key, builder)
 
     def run(
         self,
-        batch: Batch | None = None,
+        batch: Systems | None = None,
         n_steps: int | None = None,
         *,
         key: Array | None = None,
@@ -113,7 +113,7 @@ class AbstractDynamics(Algorithm):
         sink: Sink | None = None,
         shrink: bool = False,
     ) -> Any:
-        """Runs until every system is finished or its budget of steps is used up.
+        """Runs systems (a Batch, ASE structures, ...) until each is finished or its budget is used up.
 
         Args:
             n_steps: in place of the engine's own.
@@ -139,7 +139,7 @@ class AbstractDynamics(Algorithm):
                 "batch, a Sampler has its own."
             )
         with short_traceback():
-            return run.run(self, batch, n_steps, key, shrink)
+            return run.run(self, as_batch(batch), n_steps, key, shrink)
 
     def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.

@@ -275,6 +275,10 @@ class Batch(AbstractBatch[jax.Array]):
         return f"Batch({summary(self)}; {size})"
 
 
+#: What `as_batch` takes.
+Systems = Batch | HostBatch | Atoms | AtomicData | System | Iterable[Atoms | AtomicData | System]
+
+
 def as_batch(systems: Any, dtype: Any = None) -> Batch:
     """A Batch of whatever holds systems: a Batch (as it is), a HostBatch, ase.Atoms, AtomicData, a System,
     or an iterable of these three.
