@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
+from jaxtyping import Float
 
 
 try:
@@ -23,10 +24,10 @@ except ImportError:
 
 
 class RadialDistribution(NamedTuple):
-    """r: [bins] middles of the shells, Å.  g: [bins] pair density over that of an ideal gas."""
+    """r: middles of the shells, Å.  g: pair density divided by that of an ideal gas."""
 
-    r: np.ndarray
-    g: np.ndarray
+    r: Float[np.ndarray, " bins"]
+    g: Float[np.ndarray, " bins"]
 
 
 def radial_distribution_function(
@@ -44,8 +45,8 @@ def radial_distribution_function(
         structures: periodic in all directions; of any sizes.
         r_max: Å.
         bins: number of shells of equal width.
-        species: a pair of elements, `("O", "H")`: atoms of the second around those of the first. By default
-            all around all.
+        species: a pair of elements, `("O", "H")`: atoms of the second around atoms of the first. By default
+            all atoms around all atoms.
 
     Raises:
         ValueError: if a structure is not periodic, or no structure has the species.
@@ -81,8 +82,8 @@ def _number(element: str | int) -> int:
     return int(element)
 
 
-def unwrap(positions: Any, cell: Any, pbc: Any = True) -> np.ndarray:
-    """Positions without the jumps of a wrapping: no atom moves more than half a cell between frames.
+def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "frames atoms 3"]:
+    """Positions without the jumps of wrapped atoms: no atom moves more than half a cell between frames.
 
     Trajectories of this package need it only if a WrapPeriodicHook was in the run.
 
@@ -99,7 +100,7 @@ def unwrap(positions: Any, cell: Any, pbc: Any = True) -> np.ndarray:
     return np.einsum("fai,fij->faj", scaled, cell)
 
 
-def mean_squared_displacement(positions: Any) -> np.ndarray:
+def mean_squared_displacement(positions: Any) -> Float[np.ndarray, " frames"]:
     """[frames] mean of |x(t + lag) - x(t)|², Å², over atoms and all origins t, for lags 0, 1, ... frames.
 
     By Fourier transforms, as in Calandrini et al., Collection SFN 12, 201 (2011). Frames must be equally
@@ -109,7 +110,7 @@ def mean_squared_displacement(positions: Any) -> np.ndarray:
         positions: [frames, atoms, 3], Å, unwrapped (`unwrap`). Drift is not removed.
     """
     x = _frames(positions, "positions")
-    # The result does not depend on the origin, its rounding error does.
+    # The result does not depend on the origin, but its rounding error does.
     x = x - x.mean(axis=0)
     squares = np.sum(x**2, axis=-1)
     n = len(x)
@@ -122,7 +123,7 @@ def mean_squared_displacement(positions: Any) -> np.ndarray:
     return np.maximum(out, 0.0)
 
 
-def velocity_autocorrelation(velocities: Any, normalize: bool = False) -> np.ndarray:
+def velocity_autocorrelation(velocities: Any, normalize: bool = False) -> Float[np.ndarray, " frames"]:
     """[frames] mean of v(t) · v(t + lag), Å²/fs², over atoms and origins, for lags 0, 1, ... frames.
 
     Args:
@@ -133,15 +134,15 @@ def velocity_autocorrelation(velocities: Any, normalize: bool = False) -> np.nda
     return out / out[0] if normalize else out
 
 
-def _frames(values: Any, name: str) -> np.ndarray:
+def _frames(values: Any, name: str) -> Float[np.ndarray, "frames atoms 3"]:
     values = np.asarray(values, float)
     if values.ndim != 3 or values.shape[-1] != 3 or not values.size:
         raise ValueError(f"{name} must be [frames, atoms, 3], not of shape {values.shape}.")
     return values
 
 
-def _correlation(x: np.ndarray) -> np.ndarray:
-    """[frames] mean over atoms and origins of x(t) · x(t + lag); zeros are padded against wrapping around."""
+def _correlation(x: Float[np.ndarray, "frames atoms 3"]) -> Float[np.ndarray, " frames"]:
+    """Mean over atoms and origins of x(t) · x(t + lag), by Fourier transforms padded with zeros."""
     n = len(x)
     power = np.abs(np.fft.rfft(x, 2 * n, axis=0)) ** 2
     sums = np.fft.irfft(power.sum(axis=(1, 2)), 2 * n)[:n]
@@ -149,8 +150,8 @@ def _correlation(x: np.ndarray) -> np.ndarray:
 
 
 class BlockAverage(NamedTuple):
-    """mean and its standard error; `converged`: whether the series is long enough for its error to be known.
-    Without that the error is a lower bound, and NaN below two samples."""
+    """A mean and its standard error. `converged`: whether the series is long enough to determine the error;
+    if not, the error is a lower bound, and NaN for less than two samples."""
 
     mean: float
     error: float
@@ -163,10 +164,9 @@ class BlockAverage(NamedTuple):
 def block_average(series: Any) -> BlockAverage:
     """Mean of correlated samples, with its standard error by blocking.
 
-    Neighbors are averaged in pairs again and again; the error as if the blocks were independent grows
-    until they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989)). It is taken from the smallest block,
-    of B samples, with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E 83, 066706
-    (2011)).
+    Neighbors are averaged in pairs, repeatedly. The error computed as if blocks were independent grows until
+    they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989)). It is taken from the smallest blocks of B
+    samples with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E 83, 066706 (2011)).
 
     Args:
         series: [samples], equally spaced.
@@ -192,6 +192,6 @@ def block_average(series: Any) -> BlockAverage:
             return BlockAverage(mean, errors[-1], True)
         x = (x[: len(x) // 2 * 2 : 2] + x[1::2]) / 2
         size *= 2
-    # Of few blocks the error is too uncertain to be the one to tell.
+    # With few blocks the error is too uncertain.
     enough = [e for k, e in enumerate(errors) if n >> k >= 8] or errors[:1]
     return BlockAverage(mean, max(enough), False)

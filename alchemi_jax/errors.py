@@ -1,7 +1,8 @@
-"""Errors for mistakes in a user's code (a hook, a model, an algorithm) inside compiled code.
+"""Errors for mistakes in the code of a user (a hook, a model, an algorithm) that runs inside compiled code.
 
-One sentence: who, which field, what was expected and found, what to do, and where in the user's file. All
-of it is found while JAX traces, from shapes and dtypes: a run without mistakes takes no operation more.
+A message names the class and the field, what was expected and found, what to do, and the line in the user's
+file. Mistakes are found while JAX traces, from shapes and dtypes, so that a run without mistakes costs
+nothing.
 """
 
 import contextlib
@@ -21,17 +22,17 @@ Kind = Literal["hook", "model", "algorithm"]
 
 
 class UserCodeError(TypeError):
-    """A mistake in code of a user's, in one sentence."""
+    """A mistake in the code of a user."""
 
 
 def name_of(thing: Any) -> str:
-    """What errors call a hook, a model or an engine."""
+    """The name of a hook, a model or an engine in errors."""
     return type(thing).__name__
 
 
-# -- what was done ---------------------------------------------------------------------------------
+# -- errors while tracing -----------------------------------------------------------------------------
 
-#: The first that fits is said: some are subclasses of others.
+#: The first one that fits is reported: some are subclasses of others.
 _TRACING_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         jax.errors.TracerBoolConversionError,
@@ -74,11 +75,10 @@ _FROZEN: dict[Kind, str] = {
 
 @contextlib.contextmanager
 def user_errors(who: str, kind: Kind) -> Iterator[None]:
-    """Around a call of a user's traced code: what JAX cannot trace is said in one sentence, and any other
-    exception gets a note with the name.
+    """Around a call of traced code of a user: rewrites errors of JAX, and adds the name to other exceptions.
 
     Raises:
-        UserCodeError: in place of JAX's own errors of values that are not there while tracing.
+        UserCodeError: in place of the errors that JAX raises when code needs the values of a tracer.
     """
     try:
         yield
@@ -98,24 +98,24 @@ def user_errors(who: str, kind: Kind) -> Iterator[None]:
         raise
 
 
-#: Frames of these are not the user's.
+#: Packages with frames that are not the user's.
 _LIBRARIES = {"alchemi_jax", "jax", "jaxlib", "equinox", "numpy", "flax", "optax", "plum", "jaxtyping"}
 _LIBRARIES |= {"beartype", "contextlib", "functools"}
 
 
 def _line(error: BaseException) -> str:
-    """ " at file:line", the innermost of the user's own; of ours if the hook is one of ours."""
-    own, ours = "", ""
+    """ " at file:line": the innermost frame in the code of the user, or in this package if there is none."""
+    user, package = "", ""
     tb = error.__traceback__
     while tb is not None:
         root = str(tb.tb_frame.f_globals.get("__name__", "")).split(".")[0]
         at = f" at {_short(tb.tb_frame.f_code.co_filename)}:{tb.tb_lineno}"
         if root not in _LIBRARIES:
-            own = at
+            user = at
         elif root == "alchemi_jax":
-            ours = at
+            package = at
         tb = tb.tb_next
-    return own or ours
+    return user or package
 
 
 def _short(path: str) -> str:
@@ -124,16 +124,16 @@ def _short(path: str) -> str:
 
 
 def location(function: Any) -> str:
-    """ " (file:line)" where a function of a user's begins, nothing where that is not known."""
+    """ " (file:line)" of the first line of a function; an empty string if it is not known."""
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return "" if code is None else f" ({_short(code.co_filename)}:{code.co_firstlineno})"
 
 
-# -- what came back --------------------------------------------------------------------------------
+# -- checks of results -----------------------------------------------------------------------------
 
 
 def description(x: Any) -> str:
-    """What a sentence calls a value: "float32[16, 3]", "None", "a dict"."""
+    """How messages describe a value: "float32[16, 3]", "None", "a dict"."""
     if x is None:
         return "None"
     if _has_dtype(x):
@@ -148,20 +148,20 @@ def _has_dtype(x: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    """Whether JAX takes it for an array of numbers."""
+    """Whether JAX accepts the value as an array of numbers."""
     if isinstance(x, bool | int | float | complex | jax.Array | np.generic):
         return True
     return isinstance(x, np.ndarray) and x.dtype.kind in "biufcV"
 
 
 def check_same_structure(who: str, what: str, new: Any, old: Any, function: Callable | None = None) -> Any:
-    """`new`, whose leaves must have the shapes and dtypes of those of `old`.
+    """`new`, after a check that its leaves have the shapes and dtypes of those of `old`.
 
-    Integers may be of any width, Python's numbers and whatever JAX calls weakly typed of any; both are cast.
+    Integers may have any width, and weakly typed numbers any dtype; both are cast.
 
     Args:
-        who: the class at fault. what: what it calls the tree, "batch", "memory".
-        function: what gave it back; the sentence says where that is.
+        who: the class that returned it. what: its name in the message, "batch" or "memory".
+        function: the function that returned it; the message gives its file and line.
 
     Raises:
         UserCodeError: for another structure, shape or dtype, naming the first leaf.
@@ -182,19 +182,19 @@ def check_same_structure(who: str, what: str, new: Any, old: Any, function: Call
             )
         a = news[path]
         if a is not b:
-            wrong = _unlike(a, b)
-            if wrong:
+            advice = _find_mismatch(a, b)
+            if advice:
                 raise UserCodeError(
                     f"{who} returned {what}{path} as {description(a)}; it must stay {description(b)}: "
-                    f"{wrong}{_at(function)}."
+                    f"{advice}{_at(function)}."
                 )
             if b is not None:
                 a = jnp.asarray(a).astype(_known(b).dtype)
         out.append(a)
-    more = next((path for path in news if path not in olds), None)
-    if more is not None:
+    extra = next((path for path in news if path not in olds), None)
+    if extra is not None:
         raise UserCodeError(
-            f"{who} returned {what} with {what}{more}, which it did not have: "
+            f"{who} returned {what} with {what}{extra}, which it did not have: "
             f"its structure must stay{_at(function)}."
         )
     old_tree, new_tree = jax.tree.structure(old), jax.tree.structure(new)
@@ -219,8 +219,8 @@ def _known(x: Any) -> Any:
     return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
 
 
-def _unlike(a: Any, b: Any) -> str:
-    """What to do about `a` in place of `b`; nothing if it will do."""
+def _find_mismatch(a: Any, b: Any) -> str:
+    """What to do to make `a` like `b`; an empty string if it is accepted."""
     if (a is None) != (b is None) or (a is not None and not is_array(a)):
         return "give an array"
     if a is None:
@@ -231,25 +231,27 @@ def _unlike(a: Any, b: Any) -> str:
     if a.dtype == b.dtype:
         return ""
     real = [jnp.issubdtype(x.dtype, jnp.inexact) for x in (a, b)]
-    whole = [jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool for x in (a, b)]
-    if all(whole) or (a.weak_type and (real[1] if whole[0] else all(real))):
+    integer = [jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool for x in (a, b)]
+    if all(integer) or (a.weak_type and (real[1] if integer[0] else all(real))):
         return ""
     return f'end with .astype("{b.dtype}")'
 
 
-# -- around public methods -------------------------------------------------------------------------
+# -- short tracebacks ------------------------------------------------------------------------------
 
 
 class short_traceback:
-    """Around a public method: a `UserCodeError` leaves it without the frames of loops and transforms in
-    between, unless `JAX_TRACEBACK_FILTERING=off`. A class, not a generator: it adds no frame of its own, so
-    that warnings still point at the caller."""
+    """A context for public methods: a `UserCodeError` loses the frames of loops and transforms in between.
+
+    With `JAX_TRACEBACK_FILTERING=off` they are kept. A class, not a generator, since that would add a frame
+    and warnings would not point at the caller.
+    """
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
         if isinstance(error, UserCodeError) and jax.config.jax_traceback_filtering != "off":  # pyright: ignore
-            # JAX notes that it left frames out.
+            # Remove the note by JAX that frames were left out.
             notes = [n for n in getattr(error, "__notes__", ()) if "internal frames" not in n]
             error.__notes__ = notes
             raise error.with_traceback(None) from None

@@ -1,4 +1,4 @@
-"""What batches and engines look like in a notebook: small HTML tables."""
+"""Small HTML tables: how batches and engines are shown in a notebook."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """An HTML table; everything is escaped."""
+    """An HTML table. All texts are escaped."""
 
     def line(cells: Sequence[Any], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"

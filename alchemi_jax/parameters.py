@@ -1,4 +1,4 @@
-"""Checks of parameters, and how Modules that hold them are printed."""
+"""Converters and checks of parameters, and the printed form of Modules with parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array
+from jaxtyping import Array, Inexact
 
 from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
 
 
-def as_parameter(value: Any) -> Array:
+def as_parameter(value: Any) -> Inexact[Array, "..."]:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
-    Numbers, also those of numpy, are weakly typed, so that they take the dtype of the batch that they meet.
+    Numbers of Python and numpy become weakly typed arrays, which take the dtype of the batch.
     """
     if isinstance(value, bool | int | np.integer | np.floating):
         value = float(value)
@@ -26,10 +26,10 @@ def as_parameter(value: Any) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0
 
 
-def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
-    """A converter to a leaf that refuses what is not positive, naming the parameter."""
+def positive(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf. It raises ValueError, naming the parameter, for values not positive."""
 
-    def convert(value: Any) -> Array:
+    def convert(value: Any) -> Inexact[Array, "..."]:
         array = as_parameter(value)
         if not is_traced(array):
             numbers = np.asarray(array)
@@ -42,10 +42,10 @@ def positive(name: str, zero: bool = False) -> Callable[[Any], Array]:
     return convert
 
 
-def finite(name: str) -> Callable[[Any], Array]:
-    """A converter to a leaf of either sign that refuses infinities and NaN, naming the parameter."""
+def finite(name: str) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf. It raises ValueError, naming the parameter, for infinities and NaN."""
 
-    def convert(value: Any) -> Array:
+    def convert(value: Any) -> Inexact[Array, "..."]:
         array = as_parameter(value)
         if not is_traced(array) and not np.all(np.isfinite(np.asarray(array))):
             raise ValueError(f"{name} must be finite, not {np.asarray(array).tolist()}.")
@@ -55,7 +55,7 @@ def finite(name: str) -> Callable[[Any], Array]:
 
 
 def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
-    """A converter of names that refuses all but some."""
+    """A converter for names. It raises ValueError for a name that is not among the choices."""
 
     def convert(value: Any) -> str:
         if value not in choices:
@@ -66,7 +66,7 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
 
 
 def positive_length(name: str) -> Callable[[Any], float]:
-    """A converter to a plain float, for lengths that fix shapes, in Å."""
+    """A converter to a float, for lengths (Å) that determine shapes and so are static."""
 
     def convert(value: Any) -> float:
         value = float(value)
@@ -78,7 +78,7 @@ def positive_length(name: str) -> Callable[[Any], float]:
 
 
 def as_count(name: str) -> Callable[[Any], Any]:
-    """A converter of counts to integer leaves, so that changing one does not compile again."""
+    """A converter of counts to integer array leaves, so that changing one does not recompile."""
 
     def convert(value: Any) -> Any:
         if value is None or is_traced(value):
@@ -92,7 +92,7 @@ def as_count(name: str) -> Callable[[Any], Any]:
 
 
 def natural(name: str) -> Callable[[Any], int]:
-    """A converter of counts that fix shapes, to plain ints."""
+    """A converter to a positive int, for counts that determine shapes and so are static."""
 
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -103,7 +103,7 @@ def natural(name: str) -> Callable[[Any], int]:
 
 
 class Described(eqx.Module):
-    """A Module whose repr gives the values of its parameters, as a methods section would."""
+    """A Module with a repr that gives the values of its parameters, like a methods section."""
 
     def __repr__(self) -> str:
         parts = (f"{f.name}={_show(getattr(self, f.name, None))}" for f in dataclasses.fields(self) if f.repr)

@@ -6,23 +6,22 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Inexact
 
 
 _T = TypeVar("_T")
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any leaf is a tracer, so that its value is not known now."""
+    """Whether any leaf is a tracer, so that its values are not known."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
-    """`lax.cond` for expensive work that is seldom due.
+    """`lax.cond` for expensive work that is rarely due.
 
-    Under vmap a `lax.cond` whose predicate differs from lane to lane runs both branches at every
-    step. This one asks first whether any lane is due, does the work for all lanes in one branch, and
-    selects.
+    Under vmap, a `lax.cond` with a predicate per lane runs both branches in every step. This function first
+    asks whether any lane is due, then does the work for all lanes in one branch and selects lanes.
     """
 
     @jax.custom_batching.custom_vmap
@@ -52,10 +51,10 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
 
 
 def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) -> _T:
-    """`lax.cond(due, change, identity, operand)`, through which only those leaves pass that `change` changes.
+    """`lax.cond(due, change, identity, operand)` for the leaves that `change` changes.
 
-    The others come back as the same objects. XLA copies what passes through a conditional, and compiles the
-    copies; callers ask by `is` what was changed.
+    The other leaves do not pass through the conditional and are returned as the same objects: XLA copies what
+    passes through, and compiles the copies. Callers find out with `is` what was changed.
     """
     leaves, tree = jax.tree.flatten(operand)
     changed: list[bool] = []
@@ -66,33 +65,33 @@ def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) 
         return found
 
     jax.eval_shape(find_changed, leaves)
-    which = [i for i, new in enumerate(changed) if new]
+    indices = [i for i, new in enumerate(changed) if new]
 
     def yes(leaves: list[Array]) -> list[Array]:
         found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
-        return [found[i] for i in which]
+        return [found[i] for i in indices]
 
     def no(leaves: list[Array]) -> list[Array]:
-        return [leaves[i] for i in which]
+        return [leaves[i] for i in indices]
 
-    if which:
-        for i, new in zip(which, jax.lax.cond(due, yes, no, leaves), strict=True):
+    if indices:
+        for i, new in zip(indices, jax.lax.cond(due, yes, no, leaves), strict=True):
             leaves[i] = new
     return jax.tree.unflatten(tree, leaves)
 
 
 @jax.custom_jvp
-def root(x: Any) -> Array:
-    """The square root, whose derivative at zero is zero, not infinite.
+def root(x: Any) -> Inexact[Array, "..."]:
+    """The square root with derivative zero at zero, where that of `jnp.sqrt` is infinite.
 
-    For norms of what may vanish (a step, a velocity at rest, all of the padding): there an infinite slope
-    times a slope of zero would make NaN of the whole gradient.
+    For norms that may be zero (a step, a velocity, padding): an infinite derivative times a derivative of
+    zero would make all of a gradient NaN.
     """
     x = jnp.asarray(x)
     return jnp.sqrt(x)
 
 
 @root.defjvp
-def _root_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _root_jvp(primals: tuple, tangents: tuple) -> tuple[Inexact[Array, "*n"], Inexact[Array, "*n"]]:
     y = root(primals[0])
     return y, jnp.where(y == 0, 0, tangents[0] / jnp.where(y == 0, 1, 2 * y))

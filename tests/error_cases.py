@@ -221,12 +221,12 @@ CASES = {
     ),
     "an energy for all": (
         lambda: model(energy=lambda self, b, n: b.positions.sum()),
-        "Mine returned energy as float32[]; it must be float32[2], one number a system, for instance by "
+        "Mine returned energy as float32[]; it must be float32[2], one number per system, for instance by "
         "segments.sum_by_system",
     ),
     "an energy of atoms": (
         lambda: model(energy=lambda self, b, n: b.positions[:, 0]),
-        "Mine returned energy as float32[16]; it must be float32[2], one number a system",
+        "Mine returned energy as float32[16]; it must be float32[2], one number per system",
     ),
     "no energy returned": (
         lambda: model(energy=lambda self, b, n: None),
@@ -246,7 +246,7 @@ CASES = {
     ),
     "forces turned over": (
         lambda: model(evaluate=results(forces=lambda b: b.forces.T)),
-        "Mine returned forces as float32[3, 16]; it must be float32[16, 3], a row an atom",
+        "Mine returned forces as float32[3, 16]; it must be float32[16, 3], one row per atom",
     ),
     "forces of whole numbers": (
         lambda: model(evaluate=results(forces=lambda b: b.forces.astype(int))),

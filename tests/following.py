@@ -11,7 +11,7 @@ import numpy as np
 from alchemi_jax import observables
 from alchemi_jax.dynamics import NPH, NPT, NVE, NVTNoseHoover
 from alchemi_jax.models import Morse
-from alchemi_jax.neighbors import ListSizes, resized
+from alchemi_jax.neighbors import ListSizes, resized, update
 
 
 #: Standard errors: normal numbers are beyond 5 with probability 6e-7, Student's with 15 degrees of
@@ -68,7 +68,7 @@ def begun(engine, batch, key=None):
         state = state.replace(integrator=engine.init_state(state.batch))
     if (held := state.neighbors) is not None:
         roomy = ListSizes(*(2 * size for size in dataclasses.astuple(held.sizes)))
-        state = state.replace(neighbors=resized(state.batch, held, roomy))
+        state = state.replace(neighbors=update(state.batch, resized(held, roomy)))
     return state.replace(batch=state.batch)
 
 

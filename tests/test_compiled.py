@@ -10,7 +10,8 @@ from conftest import cluster, crystal
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE
-from alchemi_jax.dynamics.driver import _Run, _segment
+from alchemi_jax.dynamics.driver import Run
+from alchemi_jax.dynamics.segments import compiled_segment
 from alchemi_jax.systems.segments import max_by_system, sum_by_system, to_atoms
 
 
@@ -42,9 +43,9 @@ def test_a_sum_that_goes_back_to_the_atoms_is_made_once(reduction):
 def test_no_step_copies_the_neighbor_list(lj, make):
     """The list is carried through the loop and its conditions in place; it is copied once, at first."""
     engine = NVE(model=lj, dt=2.0)
-    run = _Run(engine, engine.init(Batch.from_ase([make(0), make(1)])))
-    arguments = (run.apart, run.state, np.int32(10), np.bool_(False), np.int32(0))
-    text = _segment.lower(*arguments).compile().as_text()
+    run = Run(engine, engine.init(Batch.from_ase([make(0), make(1)])))
+    arguments = (run.device, run.state, np.int32(10), np.bool_(False), np.int32(0))
+    text = compiled_segment.lower(*arguments).compile().as_text()
     shape = ",".join(map(str, run.state.neighbors.index.shape))
     copies = [name for name, body in computations(text).items() if f"s32[{shape}]{{1,0}} copy(" in body]
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M).group(1)

@@ -19,8 +19,8 @@ from alchemi_jax.dynamics import NPH, ConvergenceHook, NVTLangevin
 from alchemi_jax.dynamics import updates as updates_module
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import UserCodeError
+from alchemi_jax.hooks import calls as calls_module
 from alchemi_jax.hooks import records as records_module
-from alchemi_jax.hooks import set as registry_module
 from alchemi_jax.models import base as base_module
 
 
@@ -176,9 +176,10 @@ def test_nothing_is_traced_for_the_checks(batch, like, monkeypatch, kind):
         return re.sub("0x[0-9a-f]+", "", str(found))
 
     checked = text()
-    for module in (registry_module, records_module, updates_module):
+    for module in (calls_module, records_module, updates_module):
         monkeypatch.setattr(module, "check_same_structure", lambda who, what, new, *rest: new)
     monkeypatch.setattr(base_module, "_check", lambda *args: None)
-    monkeypatch.setattr(updates_module, "_check_levels", lambda *args: None)
+    monkeypatch.setattr(updates_module, "_check_own_state", lambda *args: None)
+    monkeypatch.setattr(calls_module, "check_levels", lambda *args: None)
     monkeypatch.setattr(records_module, "is_array", lambda x: True)
     assert text() == checked

@@ -19,6 +19,7 @@ from alchemi_jax.dynamics import (
 )
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import LennardJones
+from alchemi_jax.neighbors import enlarge, update
 from alchemi_jax.systems.observables import kinetic_energy
 
 
@@ -88,7 +89,7 @@ def test_of_final_energy_and_mean_observable(name, hot):
     at = jnp.array([EPSILON, SIGMA, 1.0, 0.0, rest[last]])
     final = jax.jit(run)(at)
     if bool(final.overflow):
-        larger = start.enlarge_list(hot, begun.neighbors, final.neighbors)
+        larger = update(hot, enlarge(begun.neighbors, np.asarray(final.neighbors.needs)))
         begun = begun.replace(neighbors=larger)
         # Another function, so that what it closes over is looked at again.
         final = jax.jit(lambda p: run(p))(at)

@@ -636,14 +636,14 @@ def test_recorded_rows_come_back_as_they_were():
         for shape in ((), (3,), (2, 0), (2, 3))
     }
     layout = Layout.of(row)
-    words = layout.packed(row)
+    words = layout.pack(row)
     assert words.shape == (layout.words,)
-    mapped = jax.vmap(layout.packed)(jax.tree.map(lambda x: jnp.stack([x, x, x]), row))
+    mapped = jax.vmap(layout.pack)(jax.tree.map(lambda x: jnp.stack([x, x, x]), row))
     for found in (
-        layout.unpacked(words),
-        layout.unpacked(np.asarray(words)),
-        jax.tree.map(lambda x: x[1], layout.unpacked(mapped)),
-        jax.tree.map(lambda x: x[1], layout.unpacked(np.asarray(mapped))),
+        layout.unpack(words),
+        layout.unpack(np.asarray(words)),
+        jax.tree.map(lambda x: x[1], layout.unpack(mapped)),
+        jax.tree.map(lambda x: x[1], layout.unpack(np.asarray(mapped))),
     ):
         for name, value in row.items():
             assert found[name].dtype == value.dtype

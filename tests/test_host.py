@@ -198,7 +198,7 @@ def test_to_ase_brings_names_back_from_like(batch):
         (out, "knows the names of its systems, this one does not"),
         (named(20, (13, 5, 7, 2)), "that of system_id 1 has 5 atoms there and 4 here"),
         (named(20, (13, 4, 7)), "has no system with system_id 3"),
-        (batch.replace(system_id=jnp.zeros(4, jnp.int32)), "tell its systems apart"),
+        (batch.replace(system_id=jnp.zeros(4, jnp.int32)), "all system_id differ"),
     ):
         with pytest.raises(ValueError, match=message):
             out.to_ase(like=like)

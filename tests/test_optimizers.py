@@ -263,11 +263,10 @@ def test_optax_treats_each_system_alone():
         x = jnp.asarray(atoms.positions)
         inner = optimizer.init(x)
         steps = 0
-        while steps < 40:
+        # The forces are -x. A system that is converged at the start takes no step.
+        while steps < 40 and jnp.linalg.norm(x, axis=1).max() > 0.3:
             change, inner = optimizer.update(x, inner, x)
             x, steps = optax.apply_updates(x, change), steps + 1
-            if jnp.linalg.norm(x, axis=1).max() <= 0.3:
-                break
         np.testing.assert_allclose(found.positions, x, atol=1e-12)
 
 

@@ -192,8 +192,7 @@ class Net(nn.Module):
 
 def test_a_flax_module_is_a_model(lj):
     batch = Batch.from_ase([cluster(0, 5), crystal(0, 1)])
-    neighbors = FIRE(model=lj).init(batch).neighbors
-    neighbors = alchemi_jax.neighbors.resized(batch, neighbors, neighbors.sizes)
+    neighbors = alchemi_jax.neighbors.allocate(batch, lj.requirements)
     with jax.numpy_rank_promotion("allow"):
         variables = Net().init(jax.random.key(0), batch, neighbors)
         model = FlaxModel(module=Net(), variables=variables, cutoff=6.0)

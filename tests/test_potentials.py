@@ -12,7 +12,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT as ASEEMT
-from conftest import cluster
+from conftest import cluster, public
 from potential_cases import (
     CASES,
     VARIANTS,
@@ -350,7 +350,7 @@ def test_the_page_on_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     batch = Batch.from_ase(bulk("MgO", "rocksalt", a=4.21))
     names = {"batch": batch, "CalculatorOfASE": ASEEMT, "jax": jax, "jnp": jnp}
-    names |= {n: getattr(models, n) for n in dir(models) if n[0].isupper()}
+    names |= public(models)
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
     names["magnesia"].check(batch)
@@ -359,6 +359,6 @@ def test_the_page_on_models(tmp_path, monkeypatch):
         model.check(atoms)
         forces = model.evaluate(atoms, neighbors_of(names["Glue"](), atoms)).forces
         np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-10)
-    for name in dir(models):
-        if name[0].isupper() and name not in ("Results", "SumModel"):
+    for name in public(models):
+        if name not in ("Results", "SumModel", "Requirements"):
             assert f"`{name}" in page, name

@@ -208,7 +208,7 @@ def test_nothing_compiles_anew(compilations):
     with compilations() as names:
         run(20.0, 0)
     assert sum("_segment" in n for n in names) == 1
-    assert sum("_refilled" in n for n in names) == 1
+    assert sum("_refill_rows" in n for n in names) == 1
     with compilations() as names:
         run(30.0, 100)
     assert names == []

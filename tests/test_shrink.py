@@ -18,7 +18,7 @@ from alchemi_jax.dynamics.hooks import (
     ObservableHook,
 )
 from alchemi_jax.dynamics.rows import Capacities
-from alchemi_jax.dynamics.shrink import smaller
+from alchemi_jax.dynamics.shrink import shrink_room
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import HarmonicModel, LennardJones
@@ -145,7 +145,7 @@ def test_nothing_compiles_the_second_time(batch, compilations):
     engine.run(batch, shrink=True)
     with compilations() as names:
         relax().run(batch, shrink=True)
-    assert not [n for n in names if "_segment" in n or "_shrunk" in n], names
+    assert not [n for n in names if "_segment" in n or "_shrink_state" in n], names
 
 
 def test_interrupted_everybody_is_in_their_rows(batch, wanted):
@@ -192,10 +192,10 @@ def test_what_relies_on_rows_is_refused(batch, engine, sentence):
 
 def test_room_is_halved_as_often_as_it_fits():
     room = Capacities(64, 1000)
-    assert smaller(room, 33, 10) is None
-    assert smaller(room, 32, 501) is None
-    assert smaller(room, 32, 500) == Capacities(32, 500)
-    assert smaller(room, 3, 100) == Capacities(8, 125)
-    assert smaller(room, 3, 100, least=16) == Capacities(16, 250)
-    assert smaller(Capacities(64, 64), 3, 3) == Capacities(4, 4)
-    assert smaller(Capacities(3, 4), 1, 1) == Capacities(1, 1)
+    assert shrink_room(room, 33, 10) is None
+    assert shrink_room(room, 32, 501) is None
+    assert shrink_room(room, 32, 500) == Capacities(32, 500)
+    assert shrink_room(room, 3, 100) == Capacities(8, 125)
+    assert shrink_room(room, 3, 100, least=16) == Capacities(16, 250)
+    assert shrink_room(Capacities(64, 64), 3, 3) == Capacities(4, 4)
+    assert shrink_room(Capacities(3, 4), 1, 1) == Capacities(1, 1)

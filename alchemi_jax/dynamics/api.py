@@ -1,4 +1,4 @@
-"""relax_all and integrate_all: any number of structures through an engine, in one line."""
+"""relax_all and integrate_all: relaxation and dynamics of any number of structures, in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import ConvergenceHook
@@ -21,7 +21,7 @@ from alchemi_jax.parameters import positive
 from alchemi_jax.systems.batch import Batch
 
 
-#: ensemble -> engine, and which of temperature and pressure it keeps.
+#: ensemble -> engine, and which of temperature and pressure it needs.
 ENSEMBLES: dict[str, tuple[type[AbstractDynamics], tuple[str, ...]]] = {
     "nve": (NVE, ()),
     "nvt": (NVTLangevin, ("temperature",)),
@@ -53,7 +53,7 @@ def relaxation(
 
 
 def integrator(model: AbstractModel, *, ensemble: str, n_steps: int, **parameters: Any) -> AbstractDynamics:
-    """The engine of `integrate_all`. Parameters that are None are left to the engine's own defaults.
+    """The engine of `integrate_all`. Parameters that are None have the defaults of the engine.
 
     Raises:
         ValueError: for an unknown ensemble, or one without its temperature or pressure.
@@ -67,7 +67,7 @@ def integrator(model: AbstractModel, *, ensemble: str, n_steps: int, **parameter
         if name not in given:
             raise ValueError(f"ensemble {ensemble!r} needs a {name}.")
     if ensemble == "nph":
-        # Of its barostat's mass alone; the motion keeps no temperature.
+        # It only determines the mass of the barostat.
         given.setdefault("temperature", 300.0)
     unknown = sorted(set(given) - {f for f in kind.__dataclass_fields__})
     if unknown:
@@ -76,8 +76,8 @@ def integrator(model: AbstractModel, *, ensemble: str, n_steps: int, **parameter
     return make(model=model, n_steps=n_steps, **given)
 
 
-def draw_velocities(temperature: Any, key: Array | None) -> Callable[[Batch], Batch]:
-    """Gives velocities of a temperature, K, to the systems that are at rest."""
+def draw_velocities(temperature: Any, key: PRNGKeyArray | None) -> Callable[[Batch], Batch]:
+    """A function that gives systems at rest velocities of a temperature, K."""
 
     def prepare(batch: Batch) -> Batch:
         still = ~np.asarray(batch.velocities != 0).any(axis=-1)
@@ -102,23 +102,23 @@ def relax_all(
     policy: str = "largest first",
     **stream: Any,
 ) -> Any:
-    """Relaxes any number of structures, as many at once as there is room for.
+    """Relax any number of structures, as many at once as there is room for.
 
     Args:
         structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
         fmax: eV/Å, the largest force at which a structure has converged.
-        n_steps: budget of each.
-        relax_cell: also the cells, under `pressure` (GPa), until no component of the stress that is left
-            exceeds `smax` (eV/Å³).
-        hooks: more of them.
-        sink: where relaxed structures go as they are ready; by default they are returned.
-        policy, **stream: of the Sampler: max_systems, max_atoms, unfit, dtype, ...
+        n_steps: budget of each structure.
+        relax_cell: whether to relax cells too, under `pressure` (GPa), until no component of the residual
+            stress exceeds `smax` (eV/Å³).
+        hooks: further hooks.
+        sink: receives relaxed structures as they are ready; by default they are returned.
+        policy, **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
         A Batch in the order of the structures, with `converged`, `steps_taken` and `failed`; or the sink.
     """
-    more = {"smax": smax, "pressure": pressure} if relax_cell else {}
-    engine = relaxation(model, fmax=fmax, n_steps=n_steps, relax_cell=relax_cell, hooks=hooks, **more)
+    options = {"smax": smax, "pressure": pressure} if relax_cell else {}
+    engine = relaxation(model, fmax=fmax, n_steps=n_steps, relax_cell=relax_cell, hooks=hooks, **options)
     return engine.run(sampler=Sampler(structures, policy=policy, **stream), sink=sink)
 
 
@@ -133,24 +133,24 @@ def integrate_all(
     pressure: Any = None,
     hooks: Any = (),
     sink: Sink | None = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
     parameters: dict[str, Any] | None = None,
     **stream: Any,
 ) -> Any:
     """Molecular dynamics of any number of structures, as many at once as there is room for.
 
-    Structures at rest get velocities of the temperature, if there is one.
+    Structures at rest get velocities of the temperature, if one is given.
 
     Args:
         structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
-        n_steps: of each.
+        n_steps: number of steps of each structure.
         ensemble: nve, nvt (Langevin), nvt-nose-hoover, nvt-bussi, nph or npt.
         dt: fs.  temperature: K.  pressure: GPa.
-        hooks: what looks at the run: LoggingHook, SnapshotHook, ...
-        sink: where structures go when their steps are done; by default they are returned.
+        hooks: for instance LoggingHook, SnapshotHook.
+        sink: receives structures after their last step; by default they are returned.
         key: PRNG key of velocities and noise.
-        parameters: more of the engine: friction, thermostat_time, barostat_time, cell, ...
-        **stream: of the Sampler: max_systems, max_atoms, unfit, dtype, ...
+        parameters: further parameters of the engine: friction, thermostat_time, barostat_time, cell, ...
+        **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
         A Batch in the order of the structures; or the sink.

@@ -1,4 +1,4 @@
-"""Checks on the host, before anything is compiled: does an engine fit its hooks, and a batch the engine."""
+"""Checks on the host, before compiling: whether an engine fits its hooks, and a batch the engine."""
 
 import dataclasses
 import warnings
@@ -18,10 +18,10 @@ _E = TypeVar("_E", bound="Engine")
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
-    """Asks model, hooks and algorithms whether they can treat these systems.
+    """Check that model, hooks and algorithms can treat these systems.
 
     Raises:
-        ValueError: naming the first that one cannot.
+        ValueError: naming the first system that cannot be treated.
     """
     engine.model.check(batch)
     for group in engine.groups:
@@ -32,7 +32,7 @@ def check_systems(engine: Engine, batch: Batch) -> None:
 
 
 def warn_idle_hooks(engine: Engine) -> None:
-    """A hook whose stage can never come is most likely a mistake."""
+    """Warn about hooks with a stage that never comes in this engine."""
     if any(group.hooks.any_traced(DynamicsStage.AFTER_STEP) for group in engine.groups):
         return
     for hook in engine.hooks:
@@ -49,7 +49,7 @@ _FOLLOWERS = {"temperature": "NVTLangevin", "pressure": "NPT"}
 
 
 def check_targets(engine: Engine) -> None:
-    """A hook that sets a temperature or pressure needs an algorithm that follows it.
+    """Check that the algorithm follows the temperature or pressure that a hook sets.
 
     Raises:
         TypeError: naming hook and engine.
@@ -64,7 +64,7 @@ def check_targets(engine: Engine) -> None:
 
 
 def check_lengths(engine: Engine) -> None:
-    """Parameters are numbers or one per system, as many as of the others.
+    """Check that parameters are numbers or one value per system, of equal lengths.
 
     Raises:
         ValueError: naming engine and parameter.
@@ -88,7 +88,7 @@ def check_lengths(engine: Engine) -> None:
 
 
 def check_per_system(engine: Engine, batch: Batch) -> None:
-    """Parameters with one value per system must have as many as there are systems."""
+    """Check that parameters with one value per system have as many values as the batch has systems."""
     fits = (batch.num_systems, batch.system_capacity)
     for f in dataclasses.fields(engine):
         value = getattr(engine, f.name)
@@ -100,10 +100,10 @@ def check_per_system(engine: Engine, batch: Batch) -> None:
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:
-    """The engine with `n_steps` in place of its own, if given.
+    """The engine with `n_steps`, if given, in place of its own.
 
     Raises:
-        ValueError: if there is no bound for the steps of a system.
+        ValueError: if neither bounds the number of steps.
     """
     if n_steps is not None:
         engine = dataclasses.replace(engine, n_steps=n_steps)

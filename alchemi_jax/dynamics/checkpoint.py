@@ -1,8 +1,8 @@
-"""Checkpoints: the state of a run on disk, to go on from in another process.
+"""Checkpoints: the state of a run on disk, from which another process continues.
 
-The arrays of the state go through orbax, which writes to a temporary folder and renames it: a checkpoint is
-whole or not there. What is no array (models, hooks, names) is not stored: the engine and the batch that
-the run began with give it again.
+The arrays of the state are written by orbax to a temporary folder, which is then renamed, so that a
+checkpoint is complete or does not exist. Models, hooks and names are not stored: they come from the engine
+and the batch with which the run began.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _SIZES = "list sizes"
 
 
 def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = False) -> None:
-    """Writes the state of a run.
+    """Write the state of a run.
 
     Raises:
         FileExistsError: if the path exists and `overwrite` is not set.
@@ -43,10 +43,10 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
     """The state that was written.
 
     Args:
-        like: a state of the same engine and batch, `engine.init(batch)`: it gives the structure.
+        like: a state of the same engine and batch, `engine.init(batch)`, for the structure.
 
     Raises:
-        ValueError: naming what differs, if the engine or the batch is another one.
+        ValueError: if engine or batch differ, naming the first difference.
         FileNotFoundError: if there is no checkpoint.
     """
     path = Path(path).absolute()
@@ -56,9 +56,9 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
         tree: dict[str, Any] = dict(checkpointer.restore(path))
     sizes = tree.pop(_SIZES, None)
     if sizes is not None and like.neighbors is not None:
-        # Lists may have grown since `init`: their sizes are part of what was written.
-        held = ListSizes(*(int(n) for n in sizes))
-        like = like.replace(neighbors=dataclasses.replace(like.neighbors, sizes=held))
+        # Lists may have grown since `init`, so their sizes are stored.
+        stored = ListSizes(*(int(n) for n in sizes))
+        like = like.replace(neighbors=dataclasses.replace(like.neighbors, sizes=stored))
     named = _leaves(like)
     empty = {name for name, leaf in named if not leaf.size} - set(tree)
     odd = sorted(set(tree) ^ {name for name, _ in named if name not in empty})

@@ -1,13 +1,13 @@
 """The driver: it runs compiled segments and calls the host between them.
 
-A run is a chain of compiled segments. A segment takes steps until the next step at which a host hook
-is due, a system converged that a hook waits for, a buffer of rows is full, a capacity was too small,
-or it took about a quarter of a second (so that Ctrl-C is heard). It returns the new state and one
-small array of numbers, the report, which is all that the host reads. On overflow the segment is
-replayed, with a larger capacity, from the state that the driver still has.
+A run is a chain of compiled segments. A segment takes steps until a host hook is due, a system converged and
+a hook waits for that, a buffer of rows is full, or a capacity was too small, and for about a quarter of a
+second at most (so that Ctrl-C works). It returns the new state and a small array of numbers, the report,
+which is all that the host reads. On overflow the capacity grows and the segment is replayed from the state
+before it.
 
-Host hooks at the boundaries of a step are called between segments, on the state that the same
-compiled code made with or without them. For hooks in the middle of a step, that step is run in parts.
+Host hooks at the boundaries of a step are called between segments; the compiled code is the same with and
+without them. For hooks in the middle of a step, that step is run in parts.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_per_system, check_systems
@@ -54,7 +54,7 @@ NO_LIMIT = int(np.iinfo(np.int32).max)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by hand (Ctrl-C). `state` is what it had reached, to look at or to go on from."""
+    """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
 
     state: DynamicsState
 
@@ -62,11 +62,11 @@ class Interrupted(KeyboardInterrupt):
 def init(
     engine: Engine,
     batch: Batch,
-    key: Array | None,
+    key: PRNGKeyArray | None,
     builder: str | None = None,
     waiting: nl.Needs | None = None,
 ) -> DynamicsState:
-    """See `AbstractDynamics.init`; lists have room for any of the systems with the needs `waiting`."""
+    """See `AbstractDynamics.init`. `waiting`: see `guess_sizes`."""
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
@@ -87,11 +87,11 @@ def init(
 
 
 class Run:
-    """One call of `advance`: a state, what the host knows of it, and the hooks around it.
+    """One call of `advance`: a state, its report, and the hooks to call.
 
     Attributes:
-        engine: with all its hooks. `device`: what compiled code sees of it.
-        state: reached so far. `meta`: names and info of its systems. `report`: numbers of it.
+        engine: with all its hooks. `device`: the engine without host hooks, for compiled code.
+        state: the state reached. `meta`: names and info of its systems. `report`: its numbers.
     """
 
     def __init__(self, engine: Engine, state: DynamicsState):
@@ -104,7 +104,8 @@ class Run:
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
-        # A host hook sees its stage after the traced hooks of that stage and before whatever follows.
+        # Stages at which host hooks can be called between steps. A host hook is called after the traced hooks
+        # of its stage and before what follows, so these stages depend on where there are traced hooks.
         edge = {DynamicsStage.ON_CONVERGE}
         if DynamicsStage.BEFORE_STEP not in traced:
             edge.add(DynamicsStage.BEFORE_STEP)
@@ -123,7 +124,7 @@ class Run:
         return any(runs_on(hook, stage) for stage in stages)
 
     def put(self, state: DynamicsState, report: Report | None = None) -> None:
-        """Goes on from another state."""
+        """Continue from another state."""
         self.state = state
         self.report = Report(compiled_report(self.device, state)) if report is None else report
 
@@ -132,7 +133,7 @@ class Run:
         return unsafe_replace(self.state, batch=self.state.batch.with_meta(self.meta))
 
     def evaluate_fresh(self) -> None:
-        """Evaluates systems that have entered; those that fail are named."""
+        """Evaluate systems that have entered, and warn about those that fail."""
         known = self.state.batch.failed
         state, report = evaluate_fresh(self.device, self.state)
         self.put(state, report)
@@ -140,12 +141,12 @@ class Run:
             warn_failed(self.groups, self.with_names().batch, known)
 
     def restore(self) -> None:
-        """All systems are where they were when the run began."""
+        """Return all systems to the rows in which the run began. Here they never leave them."""
 
     # -- steps -----------------------------------------------------------------------------------
 
     def advance(self, stop: int, min_active: int = 0) -> None:
-        """Steps until `stop` completed ones, or until all systems but `min_active` are finished."""
+        """Run until `stop` completed steps, or until at most `min_active` systems are unfinished."""
         self.min_active = np.int32(min_active)
         while self.report.step < stop and self.report.active > min_active:
             step = self.report.step
@@ -153,24 +154,26 @@ class Run:
             if any(step % h.frequency == 0 for h in self.inside):
                 self._step_in_parts()
             else:
-                self._run_segment(min(stop, self._next_look(step)))
+                self._run_segment(min(stop, self._next_host_step(step)))
             if self.report.step > step:
                 last = self.report.step - 1
                 self._call(DynamicsStage.AFTER_STEP, last)
                 self._call(DynamicsStage.ON_CONVERGE, last)
 
-    def _next_look(self, step: int) -> int:
-        """The first number of completed steps, beyond `step`, at which the host has something to do."""
-        looks = [step + self.cap]
-        looks += [(step // h.frequency + 1) * h.frequency for h in self.before + self.inside]
-        looks += [-(-step // h.frequency) * h.frequency + 1 for h in self.after]
-        return min(looks)
+    def _next_host_step(self, step: int) -> int:
+        """The next number of completed steps after `step` at which the host has something to do."""
+        steps = [step + self.cap]
+        steps += [(step // h.frequency + 1) * h.frequency for h in self.before + self.inside]
+        steps += [-(-step // h.frequency) * h.frequency + 1 for h in self.after]
+        return min(steps)
 
     def _run_segment(self, stop: int) -> None:
         started = time.perf_counter()
-        wait = np.bool_(self.stop_on_convergence)
+        stop_early = np.bool_(self.stop_on_convergence)
         while True:
-            state, numbers = compiled_segment(self.device, self.state, np.int32(stop), wait, self.min_active)
+            state, numbers = compiled_segment(
+                self.device, self.state, np.int32(stop), stop_early, self.min_active
+            )
             report = Report(numbers)
             if not report.overflow:
                 break
@@ -183,7 +186,7 @@ class Run:
             self.cap = max(self.cap // 2, 1)
 
     def _step_in_parts(self) -> None:
-        """One step, stopping at each stage at which a host hook in the middle of it is due."""
+        """One step, in parts that end at the stages for which a host hook is due."""
         step = self.report.step
         due = [h for h in self.inside if step % h.frequency == 0]
         cuts = {
@@ -201,21 +204,22 @@ class Run:
                 report = Report(numbers)
                 if not report.overflow:
                     break
-                # The list is the same function of its references, in whichever part it is renewed.
+                # The list is a function of its references, so it does not matter in which part it is built.
                 larger = self._grow(carry.state)
-                held = at.state if isinstance(at, StepCarry) else at
-                held = held.replace(neighbors=larger)
-                at = dataclasses.replace(at, state=held) if isinstance(at, StepCarry) else held
+                state = at.state if isinstance(at, StepCarry) else at
+                state = state.replace(neighbors=larger)
+                at = dataclasses.replace(at, state=state) if isinstance(at, StepCarry) else state
             at, done = carry, cut
             if cut in cuts:
                 self._call_hooks(carry, cuts[cut], step)
         self._accept(carry.state, report)
 
     def _grow(self, overflowed: DynamicsState) -> nl.NeighborList:
-        held, wanted = self.state.neighbors, overflowed.neighbors
-        assert held is not None
-        assert wanted is not None
-        larger = nl.enlarge(held, np.asarray(wanted.needs))
+        """Replace the neighbor list by an empty one with room for what the overflowed state needed."""
+        old, overfull = self.state.neighbors, overflowed.neighbors
+        assert old is not None
+        assert overfull is not None
+        larger = nl.enlarge(old, np.asarray(overfull.needs))
         self.state = self.state.replace(neighbors=larger)
         return larger
 
@@ -231,27 +235,27 @@ class Run:
             self.drain()
 
     def drain(self) -> None:
-        """Rows that wait on the device go to their hooks."""
+        """Give the rows that wait on the device to their hooks."""
         self.drained = time.perf_counter()
         if not any(self.report.counts):
             return
-        held_hooks = [held for group in self.groups for held in group.hooks.recording]
+        hooks = [entry.hook for group in self.groups for entry in group.hooks.recording]
         buffers = jax.device_get(self.state.records)
         empty = [unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
         self.state = unsafe_replace(self.state, records=tuple(empty))
         self.report.counts = np.zeros_like(self.report.counts)
-        for held, buffer in zip(held_hooks, buffers, strict=True):
+        for hook, buffer in zip(hooks, buffers, strict=True):
             n = int(buffer.count)
             if n:
                 rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
                 when = f"writing rows up to step {self.report.step}"
-                with user_errors(f"{name_of(held.hook)}.write", "hook"), note_errors(held.hook, when):
-                    held.hook.write(rows)
+                with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
+                    hook.write(rows)
 
     # -- calling host hooks ----------------------------------------------------------------------
 
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
-        """The host hooks of a stage at the edge of a step."""
+        """Call the host hooks of a stage at the boundary of a step."""
         step = self.report.step if step is None else step
         if not self.has_host_hooks or stage not in self.edge:
             return
@@ -262,7 +266,7 @@ class Run:
         state = self.state
         if stage is DynamicsStage.BEFORE_STEP:
             if self.engine.n_stages > 1:
-                # To be seen, not to go on from: the step does this itself, and an observer changes no bit.
+                # Only for the hooks: the step does this itself, and observers must not change a run.
                 state = compiled_entry(self.device, state)
             active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
         else:
@@ -279,7 +283,7 @@ class Run:
             group.hooks.run_host(ctx, stage, step)
 
     def _concerns(self, carry: StepCarry, stage: DynamicsStage, group: Group) -> bool:
-        """Whether a system is in the group's parts of the pipeline."""
+        """Whether any system is in the parts of the pipeline that the group belongs to."""
         if group.codes is None:
             return True
         converges = stage is DynamicsStage.ON_CONVERGE
@@ -287,13 +291,15 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-def _code_of_last_step(engine: Engine, state: DynamicsState) -> Array:
-    """The part in which each system that the last step moved was when that step began."""
+def _code_of_last_step(engine: Engine, state: DynamicsState) -> Int[Array, " systems"]:
+    """The part of the pipeline in which each system began the last step."""
     batch = state.batch
     left = (batch.status == engine.exit_status) | (batch.stage_steps == 0)
     return jnp.where(left & (state.came_from >= 0), state.came_from, batch.status)
 
 
-def _carry_between_steps(state: DynamicsState, active: Array, code: Array) -> StepCarry:
+def _carry_between_steps(
+    state: DynamicsState, active: Bool[Array, " systems"], code: Int[Array, " systems"]
+) -> StepCarry:
     """A carry for host hooks between steps."""
     return StepCarry(state, state.batch, None, code, active, None, jnp.ones((), bool))

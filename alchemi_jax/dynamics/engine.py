@@ -25,7 +25,7 @@ from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count
-from alchemi_jax.systems.batch import Batch, Systems, as_batch
+from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.systems.levels import select, unsafe_replace
 from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.transforms import is_traced
@@ -77,7 +77,7 @@ class AbstractDynamics(Algorithm):
 
     def init(
         self,
-        batch: Systems,
+        batch: Any,
         *,
         key: Array | None = None,
         builder: str | None = None,
@@ -100,12 +100,12 @@ class AbstractDynamics(Algorithm):
         """
         with short_traceback():
             if like is not None:
-                return start.init_like(self, as_batch(batch), key, like)
+                return start.init_like(self, batch, key, like)
             return driver.init(self, as_batch(batch), key, builder)
 
     def run(
         self,
-        batch: Systems | None = None,
+        batch: Any = None,
         n_steps: int | None = None,
         *,
         key: Array | None = None,
@@ -113,9 +113,10 @@ class AbstractDynamics(Algorithm):
         sink: Sink | None = None,
         shrink: bool = False,
     ) -> Any:
-        """Runs systems (a Batch, ASE structures, ...) until each is finished or its budget is used up.
+        """Runs until every system is finished or its budget of steps is used up.
 
         Args:
+            batch: a Batch, or ASE structures, one or a list of them.
             n_steps: in place of the engine's own.
             key: as for `init`.
             sampler: in place of a batch: systems enter as others are finished, so that the batch stays full.
@@ -124,9 +125,8 @@ class AbstractDynamics(Algorithm):
             shrink: as for `advance`; for a sampler say it there.
 
         Returns:
-            The batch: systems in the same order, with `status`, `converged`, `steps_taken` and
-            `failed` per system. A run that did not converge is no error; a system whose energy or
-            forces stopped being finite is left in its last finite state and reported in a warning.
+            The batch, systems in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A
+            system in which something is no longer finite stays in its last finite state, with a warning.
             With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
             them in the order in which they finished (`system_id` says which is which).
         """

@@ -1,15 +1,15 @@
 """What a system begins with: in its first evaluation, and when it enters a part of a pipeline.
 
-Entering happens at the beginning of the first step in the new part, so that observers of the step before
-have seen the system as it left. Its rows of the part's own state and of the memories of the part's hooks
-start from scratch, and velocities are drawn where it comes from a relaxation. No other rows are touched.
+A system enters at the beginning of its first step in the new part, so that observers of the step before see
+it as it left. Its rows of the state of the algorithm and of the memories of hooks start from scratch, and
+velocities are drawn if it comes from a relaxation. No other rows change.
 """
 
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hook_calls import SHAPES_FORCES
 from alchemi_jax.dynamics.protocol import Engine
@@ -23,14 +23,15 @@ from alchemi_jax.transforms import cond_any
 
 
 def enter_parts(engine: Engine, state: DynamicsState) -> DynamicsState:
-    """The state in which systems that enter a part of a pipeline have what they begin with.
+    """The state in which systems that enter a part of a pipeline have their initial values.
 
-    Where hooks of a part shape the forces, these systems are marked as fresh: their forces must be renewed.
+    If hooks of a part change the forces, these systems are marked as fresh, so that forces are computed
+    again.
     """
     arriving = engine.active(state.batch) & state.entering & ~state.converged_at_start
     arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
 
-    # The neighbor list goes in and not out: it is expensive to copy.
+    # The neighbor list is not returned: it is expensive to copy.
     def enter(operands: tuple) -> tuple:
         arrays, state, arriving = operands
         after = _enter(eqx.combine(arrays, rest), state, arriving)
@@ -52,7 +53,7 @@ def enter_parts(engine: Engine, state: DynamicsState) -> DynamicsState:
 
 
 def shapes_forces(engine: Engine) -> bool:
-    """Whether forces mean another thing in another part, because of its hooks."""
+    """Whether forces differ from part to part, because hooks of a part change them."""
     return any(
         group.hooks.any_traced(stage)
         for group in engine.groups
@@ -61,7 +62,7 @@ def shapes_forces(engine: Engine) -> bool:
     )
 
 
-def _enter(engine: Engine, state: DynamicsState, arriving: Array) -> DynamicsState:
+def _enter(engine: Engine, state: DynamicsState, arriving: Bool[Array, " systems"]) -> DynamicsState:
     batch = _start_part(engine, state, arriving)
     memory: list[Any] = list(state.memory)
     for group in engine.groups:
@@ -79,11 +80,11 @@ def _enter(engine: Engine, state: DynamicsState, arriving: Array) -> DynamicsSta
     return state.replace(batch=batch, memory=tuple(memory), integrator=integrator)
 
 
-def _start_part(engine: Engine, state: DynamicsState, arriving: Array) -> Batch:
-    """Only the part's own temperature and pressure hold; velocities after a relaxation."""
+def _start_part(engine: Engine, state: DynamicsState, arriving: Bool[Array, " systems"]) -> Batch:
+    """Reset the targets of arriving systems, and draw velocities for those that come from a relaxation."""
     batch = state.batch
-    nothing = jnp.full_like(batch.target_temperature, jnp.nan)
-    untargeted = batch.replace(target_temperature=nothing, target_pressure=nothing)
+    none = jnp.full_like(batch.target_temperature, jnp.nan)
+    untargeted = batch.replace(target_temperature=none, target_pressure=none)
     batch = select(*_masks(batch, arriving), untargeted, batch)
     moving = jnp.array([part.has_velocities for part in engine.parts])
     from_rest = arriving & ~moving[jnp.maximum(state.came_from, 0)]
@@ -96,7 +97,7 @@ def _start_part(engine: Engine, state: DynamicsState, arriving: Array) -> Batch:
 
 
 def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
-    """The phase in which systems that were evaluated for the first time get their state of the algorithm."""
+    """Make the state of the algorithm for systems that were just evaluated for the first time."""
     if carry.fresh is None:
         return carry
     arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
@@ -118,10 +119,12 @@ def start_evaluated(engine: Engine, carry: StepCarry) -> StepCarry:
 
 
 def restart_rows(batch: Batch, systems: Bool[Array, " systems"], initial: Any, memory: Any) -> Any:
-    """A memory in which the rows of some systems are those of `initial`; what is shared goes on."""
+    """A memory with rows of some systems from `initial`; shared arrays stay as they are."""
     masks = {"system": systems, "atom": to_atoms(batch, systems) & batch.atom_mask}
 
-    def restart(level: str, new: Array, old: Array) -> Array:
+    def restart(
+        level: str, new: Shaped[Array, "*dims"], old: Shaped[Array, "*dims"]
+    ) -> Shaped[Array, "*dims"]:
         if level == "shared":
             return old
         mask = masks[level]
@@ -130,6 +133,8 @@ def restart_rows(batch: Batch, systems: Bool[Array, " systems"], initial: Any, m
     return map_by_level(restart, initial, memory)
 
 
-def _masks(batch: Batch, systems: Array) -> tuple[Array, Array]:
-    """The mask over atoms and the one over systems, as `select` takes them."""
+def _masks(
+    batch: Batch, systems: Bool[Array, " systems"]
+) -> tuple[Bool[Array, " atoms"], Bool[Array, " systems"]]:
+    """Masks over atoms and over systems, the arguments of `select`."""
     return to_atoms(batch, systems), systems

@@ -1,4 +1,4 @@
-"""Failing systems: what was lost, and the way back to the state in which the step began."""
+"""Systems that fail: finding them, and restoring the state in which the step began."""
 
 import dataclasses
 
@@ -21,17 +21,17 @@ def fail(
     reason: Int[Array, " systems"],
     keep: Bool[Array, " systems"] | None = None,
 ) -> StepCarry:
-    """The carry in which systems have failed: they are in the state in which the step began, and finished.
+    """The carry in which some systems have failed: they are finished, in the state in which the step began.
 
     Args:
-        bad: [systems], those that fail now.
-        reason: [systems], why; read where `bad` holds.
-        keep: [systems], those that stay as they are now, where not all but `bad` do.
+        bad: the systems that fail now.
+        reason: why; read where `bad` is true.
+        keep: the systems that stay as they are now; by default all except `bad`.
     """
     now, keep = carry.state.batch, ~bad if keep is None else keep
     atoms = to_atoms(now, keep)
     batch = select(atoms, keep, now, carry.start)
-    # Final: these come from now, whatever the step began with.
+    # A failure is final, so these fields come from `now` and not from the start of the step.
     batch = batch.replace(
         failed=now.failed | bad,
         outcome=jnp.where(bad, jnp.int32(Outcome.FAILED), now.outcome),
@@ -45,12 +45,12 @@ def fail(
     return carry.update(batch=batch, integrator=integrator, moved=carry.active)
 
 
-#: What is asked of each atom after an evaluation: of what is found, the last counts.
+#: Fields per atom that must be finite after an evaluation; the last one that is not gives the reason.
 _OF_ATOMS = ("forces", "velocities", "positions")
 
 
 def find_lost_results(batch: Batch) -> tuple[Bool[Array, " systems"], Int[Array, " systems"]]:
-    """Systems of which energy, forces or what these were computed from is not finite, and why."""
+    """Systems in which energy, forces, or values from which these were computed, are not finite; and why."""
     code = jnp.zeros(batch.atom_capacity, jnp.int32)
     for name in _OF_ATOMS:
         lost = ~jnp.all(jnp.isfinite(batch[name]), axis=-1)
@@ -63,7 +63,7 @@ def find_lost_results(batch: Batch) -> tuple[Bool[Array, " systems"], Int[Array,
 
 
 def find_lost(before: Batch, after: Batch) -> tuple[Bool[Array, " systems"], Int[Array, " systems"]] | None:
-    """Systems of which a field is no longer finite, and the reason; None if no such field was changed."""
+    """Systems in which a field is no longer finite, and the reason; None if no such field was changed."""
     reason = None
     for name in FIELDS:
         old, new = getattr(before, name), getattr(after, name)

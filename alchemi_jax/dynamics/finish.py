@@ -1,4 +1,4 @@
-"""After the last step: the stress, the reasons in words, and warnings of systems that failed."""
+"""After the last step: the stress, texts of reasons, and warnings about systems that failed."""
 
 import functools
 import warnings
@@ -20,14 +20,16 @@ from alchemi_jax.models.base import results_of
 from alchemi_jax.systems.batch import Batch
 
 
-#: What runs once compiles faster so; equinox passes the options on, its types do not say so.
+#: Compiled without optimization, since these run once. The types of equinox do not declare the options.
 _filter_jit: Any = eqx.filter_jit
 _jit_once = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def finalize(engine: Engine, state: DynamicsState) -> Batch:
-    """The batch of a state, with the stress of periodic systems, which a run leaves out where
-    nothing reads it, and the reasons in words."""
+    """The batch of a state, with texts of reasons, and with the stress of periodic systems.
+
+    A run does not compute the stress if nothing reads it.
+    """
     batch = with_reason_texts(engine.groups, state.batch)
     if reads_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
         return batch
@@ -35,7 +37,7 @@ def finalize(engine: Engine, state: DynamicsState) -> Batch:
 
 
 def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
-    """The batch with names that say why a system failed or was stopped; on the host."""
+    """The batch with texts that say why systems failed or were stopped. On the host."""
     groups, reasons = tuple(groups), np.asarray(batch.reason)
     rows = np.flatnonzero(reasons).tolist()
     return batch.with_reasons({row: reason_text(groups, int(reasons[row])) for row in rows})
@@ -44,16 +46,16 @@ def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
 def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3"]:
     """Stress of a state, eV/Å³; NaN where a system is not periodic in all directions."""
     batch, neighbors = state.batch, state.neighbors
-    # Mostly the list is still that of the last forces, and to see it little needs to be compiled.
+    # The list is usually up to date, and the check compiles little.
     while neighbors is not None and _is_outdated(batch, neighbors):
-        after = _updated(batch, neighbors)
+        after = _update(batch, neighbors)
         overflow = bool(after.overflow)
         neighbors = nl.enlarge(neighbors, np.asarray(after.needs)) if overflow else after
     return _stress(engine.model, batch, neighbors)
 
 
 def _is_outdated(batch: Batch, neighbors: nl.NeighborList) -> bool:
-    return bool(_may_be_outdated(batch, neighbors)) and bool(_must_be_renewed(batch, neighbors))
+    return bool(_may_be_outdated(batch, neighbors)) and bool(_is_due(batch, neighbors))
 
 
 @_jit_once
@@ -62,13 +64,13 @@ def _may_be_outdated(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""
 
 
 @_jit_once
-def _must_be_renewed(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""]:
+def _is_due(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""]:
     due = jnp.any(nl.due(batch, neighbors))
     return due | nl.offsets_outdated(batch, neighbors) | ~neighbors.built
 
 
 @_jit_once
-def _updated(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
+def _update(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
     return nl.update(batch, neighbors)
 
 
@@ -79,10 +81,10 @@ def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Floa
 
 
 def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> None:
-    """Names systems that failed, each once, with its own step and the reason.
+    """Warn about systems that failed, once for each, with its step and the reason.
 
     Args:
-        known: [systems], those that were named before.
+        known: [systems], those that the user was warned about before.
     """
     failed = np.asarray(batch.failed)
     new = np.flatnonzero(failed if known is None else failed & ~np.asarray(known))

@@ -1,4 +1,4 @@
-"""Footprint of a run, before it: bytes on the device, from XLA's own analysis of the compiled loop."""
+"""Footprint of a run without running it: bytes on the device, from the analysis of XLA."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,15 +22,15 @@ class Footprint(NamedTuple):
     """Bytes on the device while the loop runs. `total` is their sum."""
 
     state: int
-    """The state from which a segment starts: it is held until the segment is accepted, to replay it."""
+    """The state from which a segment starts; it is kept until the segment is accepted, to replay it."""
     result: int
     """The state that the segment makes."""
     temporary: int
-    """What the compiled code needs in between."""
+    """Temporary memory of the compiled code."""
 
     @property
     def total(self) -> int:
-        """All three together."""
+        """The sum of the three."""
         return sum(self)
 
     def __repr__(self) -> str:
@@ -39,14 +39,14 @@ class Footprint(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """What fits into a budget; see `max_batch`."""
+    """The batch that fits into a budget; see `max_batch`."""
 
     copies: int
-    """How many batches like the given one."""
+    """Number of copies of the given batch."""
     systems: int
-    """`system_capacity` of a batch of so many."""
+    """`system_capacity` of all copies together."""
     atoms: int
-    """`atom_capacity` of a batch of so many."""
+    """`atom_capacity` of all copies together."""
     footprint: Footprint
 
 
@@ -59,14 +59,13 @@ def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:
 
 
 def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
-    """How many systems like those of `batch` an engine can treat at once within a budget.
+    """The number of systems like those of `batch` that an engine can treat at once within a budget.
 
-    Bytes are a constant and a multiple of the number of systems: two analyses give both, a third
-    confirms what follows from them. Nothing is run and nothing allocated; each compiles the loop once.
+    Bytes are a linear function of the number of systems: two analyses determine it, and a third checks the
+    result. Nothing is run or allocated; each analysis compiles the loop.
 
     Args:
-        batch: systems of the sizes and densities that the run will have; its capacities are what is
-            multiplied.
+        batch: systems with the sizes and densities of the run.
         budget: bytes, such as 0.9 * 80e9.
 
     Returns:
@@ -85,7 +84,7 @@ def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
     slope = max(two.total - one.total, 1)
     copies = max(1, int((budget - one.total) // slope) + 1)
     found = _of_copies(engine, batch, copies)
-    # A straight line through two points may miss by what XLA does at other sizes: take off what is over.
+    # The function is not exactly linear: reduce the number until it fits.
     while found.total > budget:
         copies -= max(1, -int((budget - found.total) // slope))
         found = _of_copies(engine, batch, max(copies, 1))
@@ -93,17 +92,17 @@ def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
 
 
 def _of_copies(engine: Engine, batch: Batch, copies: int) -> Footprint:
-    """The loop for a batch `copies` times as large, of which only the shapes are made."""
+    """The footprint of the loop for `copies` copies of a batch, of which only the shapes are made."""
     engine = engine.on_device()
 
-    def repeated(batch: Batch) -> Batch:
-        def tiled(x: Any) -> Any:
+    def repeat(batch: Batch) -> Batch:
+        def tile(x: Any) -> Any:
             return jnp.broadcast_to(x[None], (copies, *x.shape)).reshape(-1, *x.shape[1:])
 
         names = [name for name, level in level_fields(batch) if level != "shared"]
-        return dataclasses.replace(batch, **{n: jax.tree.map(tiled, getattr(batch, n)) for n in names})
+        return dataclasses.replace(batch, **{n: jax.tree.map(tile, getattr(batch, n)) for n in names})
 
-    shapes = eqx.filter_eval_shape(repeated, batch)
+    shapes = eqx.filter_eval_shape(repeat, batch)
     r, lists = engine.model.requirements, None
     if r.cutoff is not None:
         sizes = nl.guess_sizes(batch, r.cutoff, r.skin, edges=r.edges).times(copies)

@@ -1,8 +1,8 @@
 """implicit_relax: relaxed structures with derivatives that do not go through the relaxation.
 
-At a minimum y* of the enthalpy H(y; p) the slope g(y, p) = dH/dy vanishes, whatever the parameters p are, so
-that dy*/dp = -(d²H/dy²)^-1 dg/dp: one linear solve with products of Hessian and vector, however
-many steps the relaxation took. Source: implicit function theorem; Blondel et al., NeurIPS 2022.
+At a minimum y* of the enthalpy H(y; p) the gradient g(y, p) = dH/dy is zero for all parameters p, so that
+dy*/dp = -(d²H/dy²)^-1 dg/dp: one linear solve with Hessian-vector products, however many steps the relaxation
+took. Source: implicit function theorem; Blondel et al., NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
@@ -38,10 +38,10 @@ from alchemi_jax.units import GPA
 
 
 class _Move(NamedTuple):
-    """Displacements, Å, [atoms, 3], and n times a strain, [systems, 3, 3], None where the cell stays."""
+    """Displacements (Å), and a strain times the number of atoms; None if cells are fixed."""
 
-    atoms: Array
-    cell: Any
+    atoms: Float[Array, "atoms 3"]
+    cell: Float[Array, "systems 3 3"] | None
 
 
 def implicit_relax(
@@ -54,23 +54,23 @@ def implicit_relax(
 ) -> Batch:
     """The relaxed batch, differentiable with respect to the model's parameters without unrolling.
 
-    Derivatives of positions, cell and whatever is computed from them, in both directions and of any order,
-    with respect to every array of the model and, where the engine has it, the outer pressure; where
-    the cell stays, with respect to `start`'s cell, too. Those with respect to the starting positions
-    are zero: the minimum stays where it is. Translations, and rotations of free systems, are left out of
-    the linear system wherever a product with the Hessian shows that they cost no energy.
+    Positions, cell and all quantities computed from them have derivatives, forward and reverse and of any
+    order, with respect to each array of the model and the external pressure, if the engine has one; if cells
+    are fixed, also with respect to the cell of `start`. Derivatives with respect to the starting positions
+    are zero, since the minimum does not depend on them. Translations, and rotations of free systems, are left
+    out of the linear system if a product with the Hessian shows that they cost no energy.
 
-    The result is as good as the relaxation: errors of positions and derivatives are of the order of the
-    remaining force. Systems that did not converge, and minima that are none (CG needs a Hessian that
-    is positive where it is not zero), must not be trusted: the former get derivatives of NaN.
+    Errors of positions and derivatives are of the order of the remaining force. Systems that did not converge
+    get derivatives of NaN. Results at saddle points are wrong: CG needs a Hessian without negative
+    eigenvalues.
 
     Args:
         engine: an optimizer with a `ConvergenceHook`, and a budget of steps; or a model, relaxed by FIRE.
-        start: a batch; or, inside `jit`, `vmap` and `grad`, where lists cannot be made, a state that
-            `init` made of it, by an engine of any parameters. What is near its minimum saves steps.
-        n_steps: in place of the engine's own; 10,000 for a model.
+        start: a batch; or, inside `jit`, `vmap` and `grad`, where lists cannot be made, a state that `init`
+            made from it, with any parameters. A start near the minimum saves steps.
+        n_steps: budget of steps; by default that of the engine, or 10,000 for a model.
         fmax: threshold for a model, eV/Å; by default 1e-8, in single precision 1e-4.
-        tolerance: of the linear solve, relative.
+        tolerance: relative tolerance of the linear solve.
 
     Returns:
         The relaxed batch, energy, forces (and stress) evaluated at its positions and cell.
@@ -100,52 +100,54 @@ def implicit_relax(
     else:
         meta, neighbors = batch.meta, None
         if engine.model.cutoff is not None:
-            # Relaxed here and now, with lists that grow; what follows starts at the minimum.
+            # Relaxed here, where lists can grow, so that the rest starts at the minimum.
             state = engine.advance(engine.init(batch), int(engine.max_steps))  # pyright: ignore[reportArgumentType]
             batch, neighbors = state.batch, state.neighbors
-    out = _relaxed(engine, batch, neighbors, tolerance)
+    out = _relax(engine, batch, neighbors, tolerance)
     return out.with_meta(meta)
 
 
 @eqx.filter_jit
-def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: float) -> Batch:
+def _relax(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: float) -> Batch:
     arrays, static = eqx.partition(engine, eqx.is_array)
     moves_cell = _moves_cell(engine)
 
-    # Whatever is an array comes as an argument: a rule cannot close over what is traced.
+    # All arrays are arguments, since a derivative rule must not close over tracers.
     @jax.custom_jvp
-    def minimum(arrays: Any, start_cell: Array, others: tuple) -> tuple[Array, Array, Batch, Any]:
+    def minimum(
+        arrays: Any, start_cell: Float[Array, "systems 3 3"], others: tuple
+    ) -> tuple[Float[Array, "atoms 3"], Float[Array, "systems 3 3"], Batch, Any]:
         own, (batch, neighbors) = eqx.combine(arrays, static), others
         state = initial_state(own, batch.replace(cell=start_cell), neighbors, jax.random.key(0))
         state = loop(own, state, None, with_fresh=True)
-        held = state.neighbors
-        if held is not None:
-            held = nl.update(state.batch, held)
-        return state.batch.positions, state.batch.cell, state.batch, held
+        lists = state.neighbors
+        if lists is not None:
+            lists = nl.update(state.batch, lists)
+        return state.batch.positions, state.batch.cell, state.batch, lists
 
     @minimum.defjvp
     def _(primals: Any, tangents: Any) -> tuple:
         out = minimum(*primals)
-        positions, cell, found, held = out
+        positions, cell, found, lists = out
         at = found.replace(positions=positions, cell=cell)
 
-        def slope(arrays: Any, start_cell: Array) -> _Move:
-            # Where the cell stays the relaxed one is that of the start.
+        def slope(arrays: Any, start_cell: Float[Array, "systems 3 3"]) -> _Move:
+            # If cells are fixed, the relaxed cell is that of the start.
             here = at if moves_cell else at.replace(cell=start_cell)
-            return _slope(eqx.combine(arrays, static), here, held, moves_cell)
+            return _slope(eqx.combine(arrays, static), here, lists, moves_cell)
 
         change = jax.jvp(slope, primals[:2], tangents[:2])[1]
         own = eqx.combine(primals[0], static)
-        move = _solved(own, at, held, moves_cell, change, tolerance)
-        new = _moved_by(at, move)
+        move = _solve_move(own, at, lists, moves_cell, change, tolerance)
+        new = _apply_move(at, move)
         strained = new.cell - cell if moves_cell else tangents[1]
-        return out, (new.positions - positions, strained, *jax.tree.map(_zero_tangent, (found, held)))
+        return out, (new.positions - positions, strained, *jax.tree.map(_zero_tangent, (found, lists)))
 
     others = jax.lax.stop_gradient((batch, neighbors))
-    positions, cell, found, held = minimum(arrays, batch.cell, others)
+    positions, cell, found, lists = minimum(arrays, batch.cell, others)
     found = jax.lax.stop_gradient(found).replace(positions=positions, cell=cell)
-    result = engine.model.evaluate(found, held, stress=reads_stress(engine))
-    lost = jnp.where(held.overflow, jnp.nan, 0) if held is not None else 0.0
+    result = engine.model.evaluate(found, lists, stress=reads_stress(engine))
+    lost = jnp.where(lists.overflow, jnp.nan, 0) if lists is not None else 0.0
     forces = jnp.where(found.fixed[:, None], 0, result.forces)
     found = found.replace(
         energy=(result.energy + lost).astype(batch.dtype), forces=forces.astype(batch.dtype)
@@ -153,24 +155,24 @@ def _relaxed(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: 
     return found if result.stress is None else found.replace(stress=result.stress.astype(batch.dtype))
 
 
-def _zero_tangent(x: Array) -> Any:
+def _zero_tangent(x: Shaped[Array, "..."]) -> Any:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)
 
 
-# -- the minimum's equations -----------------------------------------------------------------------
+# -- equations of the minimum ----------------------------------------------------------------------
 
 
 def _moves_cell(engine: AbstractDynamics) -> bool:
     return type(engine).relaxes_cell is not AbstractDynamics.relaxes_cell
 
 
-def _cells_that_move(engine: Any, batch: Batch) -> Array:
+def _cells_that_move(engine: Any, batch: Batch) -> Bool[Array, " systems"]:
     return engine.relaxes_cell(batch) & jnp.all(batch.pbc, axis=-1) & batch.system_mask
 
 
-def _moved_by(batch: Batch, move: _Move) -> Batch:
+def _apply_move(batch: Batch, move: _Move) -> Batch:
     """Positions displaced, then positions and cell strained."""
     positions = batch.positions + move.atoms
     if move.cell is None:
@@ -182,18 +184,18 @@ def _moved_by(batch: Batch, move: _Move) -> Batch:
     )
 
 
-def _length(batch: Batch) -> Array:
-    """What makes a length of a strain, so that both parts of a move weigh alike."""
+def _length(batch: Batch) -> Float[Array, "systems 1 1"]:
+    """The factor of strains in a move, the number of atoms, so that both parts have similar weights."""
     return jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None, None]
 
 
 def _slope(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> _Move:
-    """dH/dy in those coordinates that the engine may move, at the batch's structure."""
+    """dH/dy for the coordinates that the engine moves, at the structure of the batch."""
     results = engine.model.evaluate(batch, neighbors, stress=moves_cell)
     atoms = -jnp.where((batch.atom_mask & ~batch.fixed)[:, None], results.forces, 0)
     if not moves_cell:
         return _Move(atoms, None)
-    # As the algorithm sees it: with its pressure, its mask, its hydrostatic part.
+    # The stress that the algorithm relaxes, with its pressure, mask and hydrostatic part.
     stress = engine.unbalanced_stress(batch.replace(stress=results.stress))
     moving = _cells_that_move(engine, batch)[:, None, None]
     size = jnp.where(moving[:, 0, 0], volume(batch), 0)[:, None, None]
@@ -201,13 +203,13 @@ def _slope(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> _Move
 
 
 def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Callable[[_Move], _Move]:
-    """Products with d²H/dy²."""
+    """The function v -> d²H/dy² v."""
 
     def energy_slope(move: _Move) -> _Move:
-        """The slope at a structure that is moved, in the coordinates of the one that is not."""
+        """dH/dy after a move, in the coordinates before it."""
 
-        def enthalpy(move: _Move) -> Array:
-            at = _moved_by(batch, move)
+        def enthalpy(move: _Move) -> Float[Array, ""]:
+            at = _apply_move(batch, move)
             energy = jnp.where(batch.system_mask, engine.model.energy(at, neighbors), 0)
             if moves_cell:
                 periodic = _cells_that_move(engine, batch)
@@ -220,13 +222,15 @@ def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Cal
     zero = _Move(jnp.zeros_like(batch.positions), jnp.zeros_like(batch.cell) if moves_cell else None)
 
     def product(v: _Move) -> _Move:
-        return _allowed(engine, batch, jax.jvp(energy_slope, (zero,), (_allowed(engine, batch, v),))[1])
+        return _project_move(
+            engine, batch, jax.jvp(energy_slope, (zero,), (_project_move(engine, batch, v),))[1]
+        )
 
     return product
 
 
-def _allowed(engine: Any, batch: Batch, move: _Move) -> _Move:
-    """The part of a move that the engine may make: a projection."""
+def _project_move(engine: Any, batch: Batch, move: _Move) -> _Move:
+    """The projection of a move onto the coordinates that the engine moves."""
     atoms = jnp.where((batch.atom_mask & ~batch.fixed)[:, None], move.atoms, 0)
     if move.cell is None:
         return _Move(atoms, None)
@@ -242,15 +246,15 @@ def _allowed(engine: Any, batch: Batch, move: _Move) -> _Move:
 # -- the solve -------------------------------------------------------------------------------------
 
 
-def _solved(
+def _solve_move(
     engine: Any, batch: Batch, neighbors: Any, moves_cell: bool, change: _Move, tolerance: float
 ) -> _Move:
-    """-(d²H/dy²)^-1 times a change of the slope."""
+    """-(d²H/dy²)^-1 times a change of the gradient."""
     hessian = _hessian(engine, batch, neighbors, moves_cell)
     free = jax.lax.stop_gradient(_free_motions(batch, hessian, moves_cell))
 
     def project(v: _Move) -> _Move:
-        v = _allowed(engine, batch, v)
+        v = _project_move(engine, batch, v)
         for w in free:
             along = sum_by_system(batch, jnp.sum(v.atoms * w, axis=-1))
             v = _Move(v.atoms - to_atoms(batch, along)[:, None] * w, v.cell)
@@ -259,53 +263,57 @@ def _solved(
     def product(v: _Move) -> _Move:
         return project(hessian(project(v)))
 
-    settled = batch.converged | ~batch.system_mask
-    good = jnp.where(settled, 1, jnp.nan).astype(batch.dtype)
+    reliable = batch.converged | ~batch.system_mask
+    factor = jnp.where(reliable, 1, jnp.nan).astype(batch.dtype)
 
     def solve(product: Any, b: _Move) -> _Move:
-        # Backwards b is whatever asks for the solution: of it only what can be reached. NaN comes after the
-        # solve, in both directions, so that it stays with its system.
+        # In reverse mode b is any cotangent, so it must be projected. NaN is applied after the solve, in both
+        # modes, so that it does not spread to other systems.
         x = cg(product, project(b), tol=tolerance)[0]
-        atoms = to_atoms(batch, good)[:, None] * x.atoms
-        return _Move(atoms, None if x.cell is None else good[:, None, None] * x.cell)
+        atoms = to_atoms(batch, factor)[:, None] * x.atoms
+        return _Move(atoms, None if x.cell is None else factor[:, None, None] * x.cell)
 
     move = project(jax.lax.custom_linear_solve(product, project(change), solve, symmetric=True))
     return jax.tree.map(jnp.negative, move)
 
 
-def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Array]:
-    """Translations and rotations of each system that cost no energy, [atoms, 3] each, orthonormal within each
-    system; zero where they do cost energy, or atoms are fixed."""
+def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Float[Array, "atoms 3"]]:
+    """Translations and rotations that cost no energy, orthonormal within each system.
+
+    They are zero for systems in which they cost energy, or with fixed atoms.
+    """
     mass = batch.atom_mask[:, None].astype(batch.dtype)
     count = jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None]
     centre = sum_by_system(batch, batch.positions * mass) / count
     r = (batch.positions - to_atoms(batch, centre)) * mass
-    held = any_by_system(batch, batch.fixed & batch.atom_mask)
+    has_fixed = any_by_system(batch, batch.fixed & batch.atom_mask)
     axes = jnp.eye(3, dtype=batch.dtype)
     motions = [axes[k][None] * mass for k in range(3)]
     motions += [jnp.cross(axes[k][None], r) for k in range(3)]
 
-    def norm(v: Array) -> Array:
+    def norm(v: Float[Array, "atoms 3"]) -> Float[Array, " systems"]:
         return root(sum_by_system(batch, jnp.sum(v * v, axis=-1)))
 
-    def over(v: Array, size: Array, floor: Any) -> Array:
+    def divide(
+        v: Float[Array, "atoms 3"], size: Float[Array, " systems"], floor: Any
+    ) -> Float[Array, "atoms 3"]:
         fit = size > floor
         return to_atoms(batch, jnp.where(fit, 1 / jnp.where(fit, size, 1), 0))[:, None] * v
 
-    # What a direction that does cost energy costs: one that is no motion of the whole.
+    # The scale of the Hessian, from a random direction.
     still = jnp.zeros_like(batch.cell) if moves_cell else None
     rough = jax.random.normal(jax.random.key(1), batch.positions.shape, batch.dtype) * mass
-    scale = norm(hessian(_Move(over(rough, norm(rough), 0), still)).atoms)
+    scale = norm(hessian(_Move(divide(rough, norm(rough), 0), still)).atoms)
     epsilon = jnp.sqrt(jnp.finfo(batch.dtype).eps)
     limit = epsilon * scale + 2 * norm(batch.forces)
-    out: list[Array] = []
+    out: list[Float[Array, "atoms 3"]] = []
     for v in motions:
         length = norm(v)
         for w in out:
             along = sum_by_system(batch, jnp.sum(v * w, axis=-1))
             v = v - to_atoms(batch, along)[:, None] * w
-        v = over(v, norm(v), 1e-6 * length)
-        free = (norm(hessian(_Move(v, still)).atoms) <= limit) & ~held
+        v = divide(v, norm(v), 1e-6 * length)
+        free = (norm(hessian(_Move(v, still)).atoms) <= limit) & ~has_fixed
         out.append(jnp.where(to_atoms(batch, free)[:, None], v, 0))
     return out
 

@@ -1,11 +1,11 @@
-"""The pure loop: steps of an engine as one traced function, for transforms and loops of the user's own."""
+"""The pure loop: steps of an engine as one traced function, for transforms and for loops of users."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -22,7 +22,7 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
     """See `AbstractDynamics.loop`.
 
     Args:
-        with_fresh: whether systems of the state may be fresh: then they are evaluated first.
+        with_fresh: whether systems may be fresh; these are evaluated first.
     """
     if host_hooks(engine.groups):
         check_deliverable(engine.groups, (engine, state))
@@ -60,50 +60,50 @@ def should_continue(
 
     Args:
         stop: number of completed steps after which there is none.
-        stop_on_convergence: not after a step in which a system converged.
-        min_active: not with so few unfinished systems, or fewer.
-        drains: whether the caller drains record buffers: then not with a buffer that the rows of a step may
-            fill. Otherwise a full buffer is an overflow like any other.
+        stop_on_convergence: whether to stop after a step in which a system converged.
+        min_active: stop when no more than this many systems are unfinished.
+        drains: whether the caller drains record buffers. Then there is no step if a buffer lacks room for its
+            rows. Otherwise a full buffer is an overflow like any other.
     """
-    going = (state.step_count < stop) & (unfinished(engine, state) > min_active)
-    going &= ~(stop_on_convergence & jnp.any(state.newly_converged))
-    # Whoever is fresh has no forces yet, and that is no step.
-    going |= jnp.any(state.fresh & engine.active(state.batch))
+    proceed = (state.step_count < stop) & (unfinished(engine, state) > min_active)
+    proceed &= ~(stop_on_convergence & jnp.any(state.newly_converged))
+    # Fresh systems are evaluated even if no step is to follow.
+    proceed |= jnp.any(state.fresh & engine.active(state.batch))
     if drains:
         for buffer, rows in zip(state.records, rows_per_step(engine), strict=True):
-            going &= ~buffer.full(rows)
-    return going & ~jnp.asarray(state.overflow)
+            proceed &= ~buffer.full(rows)
+    return proceed & ~jnp.asarray(state.overflow)
 
 
-def unfinished(engine: Engine, state: DynamicsState) -> Array:
-    """Number of systems that a step has something to do for."""
+def unfinished(engine: Engine, state: DynamicsState) -> Int[Array, ""]:
+    """Number of systems for which there is something left to do."""
     return (engine.active(state.batch) | state.converged_at_start).sum(dtype=jnp.int32)
 
 
 def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> DynamicsState:
     """The state with buffers for all rows that n steps record."""
-    recording = [held for group in engine.groups for held in group.hooks.recording]
+    recording = [entry.hook for group in engine.groups for entry in group.hooks.recording]
     if not recording or not state.records:
         return state
     if is_traced(n):
         raise ValueError("loop with recording hooks needs a concrete n_steps: it fixes shapes.")
     buffers = []
-    for buffer, held, rows in zip(state.records, recording, rows_per_step(engine), strict=True):
-        # Where it is not known how many rows are there, an overflow tells.
+    for buffer, hook, rows in zip(state.records, recording, rows_per_step(engine), strict=True):
+        # If the number of rows that wait is not known, there may be an overflow, which is reported.
         waiting = 0 if is_traced(buffer.count) else int(np.max(buffer.count))
-        more = rows * (int(np.max(n)) // held.hook.frequency + 3)
-        buffers.append(records.grown(buffer, waiting + more))
+        more = rows * (int(np.max(n)) // hook.frequency + 3)
+        buffers.append(records.grow(buffer, waiting + more))
     return state.replace(records=tuple(buffers))
 
 
 def rows_per_step(engine: Engine) -> list[int]:
-    """The most rows that each recording hook makes in a step: one per stage on which it runs."""
-    hooks = [held.hook for group in engine.groups for held in group.hooks.recording]
+    """The largest number of rows of each recording hook in a step: one per stage on which it runs."""
+    hooks = [entry.hook for group in engine.groups for entry in group.hooks.recording]
     return [sum(runs_on(hook, stage) for stage in DynamicsStage) for hook in hooks]
 
 
 def nan_on_overflow(state: DynamicsState) -> DynamicsState:
-    """The state, with NaN for energies and forces if a capacity was too small."""
+    """The state, with energies and forces of NaN if a capacity was too small."""
     batch, nan = state.batch, jnp.where(state.overflow, jnp.nan, 0)
     return state.replace(
         batch=batch.replace(

@@ -1,4 +1,4 @@
-"""Exponentials of 3x3 matrices, one per system: how cells change."""
+"""Exponentials of 3x3 matrices, one per system, for changes of the cell."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,11 +8,13 @@ from jaxtyping import Array, Float
 _TERMS, _DOUBLINGS = 10, 3
 
 
-def exp_and_mean(a: Float[Array, "systems 3 3"]) -> tuple[Array, Array]:
-    """exp(A), and its mean along the way, the integral of exp(t A) over t from 0 to 1.
+def exp_and_mean(
+    a: Float[Array, "systems 3 3"],
+) -> tuple[Float[Array, "systems 3 3"], Float[Array, "systems 3 3"]]:
+    """exp(A) and the integral of exp(t A) over t from 0 to 1.
 
     Taylor's series of A/8, doubled three times: exp(2B) = exp(B)², mean(2B) = mean(B) (exp(B) + 1)/2.
-    Differentiable everywhere, which eigenvectors are not.
+    Differentiable everywhere, unlike a form with eigenvectors.
     """
     one = jnp.broadcast_to(jnp.eye(3, dtype=a.dtype)[None], a.shape)
     a = a / 2**_DOUBLINGS
@@ -26,6 +28,6 @@ def exp_and_mean(a: Float[Array, "systems 3 3"]) -> tuple[Array, Array]:
     return exp, mean
 
 
-def exp(a: Float[Array, "systems 3 3"]) -> Array:
+def exp(a: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3 3"]:
     """exp(A) of each matrix."""
     return exp_and_mean(a)[0]

@@ -18,8 +18,8 @@ def leaf(engine: AbstractDynamics, name: str) -> jax.Array:
     """The value of a parameter.
 
     Raises:
-        ValueError: if there is no such parameter, saying which there are; or if it is a plain value that
-            fixes shapes or choices, or None, so that it cannot be an array.
+        ValueError: if there is no such parameter, with the names of all parameters; or if it is None or a
+            static value (of a shape or a choice), so that it cannot be an array.
     """
     found: Any = None
 
@@ -28,7 +28,7 @@ def leaf(engine: AbstractDynamics, name: str) -> jax.Array:
         found = value
         return value
 
-    _changed(engine, name.split("."), note, engine, name)
+    _change(engine, name.split("."), note, engine, name)
     if not isinstance(found, jax.Array):
         what = "is None: give it a value first" if found is None else f"is fixed at {found!r}: no number"
         raise ValueError(f"{name_of(engine)}: the parameter {name!r} {what}.")
@@ -36,11 +36,11 @@ def leaf(engine: AbstractDynamics, name: str) -> jax.Array:
 
 
 def with_leaf(engine: AbstractDynamics, name: str, value: Any) -> AbstractDynamics:
-    """The engine with another value of a parameter, checked as if it were made with it."""
-    return _changed(engine, name.split("."), lambda _: value, engine, name)
+    """The engine with another value of a parameter, checked like in its constructor."""
+    return _change(engine, name.split("."), lambda _: value, engine, name)
 
 
-def _changed(node: Any, path: list[str], change: Callable[[Any], Any], engine: Any, name: str) -> Any:
+def _change(node: Any, path: list[str], change: Callable[[Any], Any], engine: Any, name: str) -> Any:
     if not path:
         return change(node)
     key, rest = path[0], path[1:]
@@ -48,7 +48,7 @@ def _changed(node: Any, path: list[str], change: Callable[[Any], Any], engine: A
     if key not in children:
         known = ", ".join(children) or "none"
         raise ValueError(f"{name_of(engine)} has no parameter {name!r}; {name_of(node)} has these: {known}.")
-    new = _changed(children[key], rest, change, engine, name)
+    new = _change(children[key], rest, change, engine, name)
     if isinstance(node, HookSet):
         return HookSet([new if k == key else child for k, child in children.items()])
     if isinstance(node, tuple):
@@ -61,7 +61,7 @@ def _changed(node: Any, path: list[str], change: Callable[[Any], Any], engine: A
 
 
 def _children(node: Any) -> dict[str, Any]:
-    """What a name may go on with."""
+    """The children of a node that a name may refer to."""
     if isinstance(node, HookSet | tuple):
         return {str(i): child for i, child in enumerate(node)}
     if not isinstance(node, eqx.Module):

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
@@ -23,9 +23,9 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, temperature
 
 
-Observable = Callable[[Batch], Array]
+Observable = Callable[[Batch], Shaped[Array, " systems"]]
 _ATOMS = 1024
-"""On a CPU, of all combinations that run together."""
+"""On a CPU, the number of atoms of the combinations that run together."""
 
 
 def sweep(
@@ -36,48 +36,48 @@ def sweep(
     n_steps: int | None = None,
     product: bool = True,
     key: Array | None = None,
-    start: Callable[[Any, Batch, Array], Batch] | None = None,
+    start: Callable[[Any, Batch, PRNGKeyArray], Batch] | None = None,
     observe: Mapping[str, Observable] | None = None,
     with_states: bool = False,
     together: int | None = None,
     **more: Any,
 ) -> Any:
-    """Runs a batch once for each combination of values, all of them in one compiled program.
+    """Run a batch once for each combination of values of parameters, in one compiled program.
 
         table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
         table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
 
-    It is `vmap` of `loop`, with lists that grow: where one is too small in any lane, all lanes are run again
-    with larger ones. Memory is that of one run times the number of combinations that run together.
+    It is `vmap` of `loop`, with lists that grow: if a capacity is too small in any combination, all of them
+    run again with a larger one. Memory is that of one run times the number of combinations that run together.
 
     Args:
-        engine: its other parameters stay as they are. It must have no host hooks.
-        parameters, more: for each name a list of values, each a number or, as a row, one per system. Names go
-            through dots: "model.sigma", "stages.1.temperature" of a pipeline, "hooks.0.limit".
-        n_steps: in place of the engine's own.
-        product: all combinations, the first name varying slowest; False: the first values of all lists,
-            then the second ones, ...
-        key: of the run; each combination has noise of its own, `fold_in(key, combination)`. Or keys
-            [combinations]: the same one repeated gives all combinations the same noise.
-        start: start(engine, batch, key) -> batch, traced, with the engine of the combination:
-            what it starts from, for instance velocities of its temperature.
+        engine: gives all other parameters. It must have no host hooks.
+        parameters, more: for each name a list of values, each a number or a row with one value per system.
+            Names may have dots: "model.sigma", "stages.1.temperature" of a pipeline, "hooks.0.limit".
+        n_steps: number of steps; by default that of the engine.
+        product: whether to run all combinations, the first name varying slowest. False: the first values of
+            all lists, then the second values, ...
+        key: key of the run; each combination has different noise, `fold_in(key, combination)`. Or keys
+            [combinations]: equal keys give equal noise.
+        start: start(engine, batch, key) -> batch, traced: the batch from which a combination starts, given
+            its engine; for instance with velocities of its temperature.
         observe: name -> function of the final batch that gives [systems]; by default the energy (eV), the
             temperature (K) and fmax (eV/Å).
-        with_states: also return the final states, each leaf with a leading axis [combinations]; rows of
-            recording hooks are in them.
-        together: so many combinations are mapped at once, one such group after another. By default all of
-            them; on a CPU no more than have about a thousand atoms together, since what a larger
-            group saves in overhead it loses by falling out of the cache.
+        with_states: whether to return the final states, too. Each leaf has a leading axis [combinations];
+            rows of recording hooks are in them.
+        together: number of combinations that are mapped at once; one group of them runs after another. By
+            default all of them; on a CPU as many as have about a thousand atoms together, since larger
+            groups do not fit into the cache.
 
     Returns:
-        A dict of numpy arrays, one row for each combination and system in it: "combination", "system"
-        (its row in the batch), each parameter, each observable, "converged", "failed", "steps_taken".
-        Such a dict is what `pandas.DataFrame` takes.
+        A dict of numpy arrays with one row per combination and system: "combination", "system" (its row in
+        the batch), each parameter, each observable, "converged", "failed", "steps_taken".
+        `pandas.DataFrame` accepts it.
 
     Raises:
-        ValueError: for a name that is no parameter, saying which there are; for values that the engine
-            refuses; for lists of different lengths where product is False; for host hooks, and
-            for recording hooks whose rows would be lost.
+        ValueError: for an unknown parameter, with the names of all parameters; for values that the engine
+            does not accept; for lists of different lengths if product is False; for host hooks, and for
+            recording hooks unless `with_states` is set.
     """
     given = {**(parameters or {}), **more}
     _check_hooks(engine, with_states)
@@ -86,7 +86,7 @@ def sweep(
     count = len(next(iter(values.values())))
     keys = _keys(key, count)
     observe = {"energy": _energy, "temperature": temperature, "fmax": fmax} if observe is None else observe
-    # A swept temperature is a column already.
+    # A swept parameter, such as the temperature, has a column of this name already.
     names = {name: name if name not in values else f"final_{name}" for name in observe}
 
     engine.model.check(batch)
@@ -95,7 +95,7 @@ def sweep(
     batch = jax.device_put(batch)
     arrays = {name: jnp.asarray(v) for name, v in values.items()}
     neighbors = nl.unbuilt_list(batch, engine.model.requirements)
-    # Rows need room, hence a number that is known.
+    # Room for rows of recording hooks needs a known number of steps.
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     budget = budget if engine.n_stages == 1 else budget + 1
@@ -130,16 +130,18 @@ def sweep(
 @eqx.filter_jit
 def _lanes(
     engine: AbstractDynamics,
-    values: dict[str, Array],
+    values: dict[str, Shaped[Array, "combinations ..."]],
     batch: Batch,
     neighbors: nl.NeighborList | None,
-    keys: Array,
+    keys: Shaped[Array, "combinations ..."],
     start: Any,
     observe: tuple[tuple[str, Observable], ...],
     most: int | None,
     lanes: int,
-) -> tuple[dict[str, Array], DynamicsState]:
-    def one(values: dict[str, Array], key: Array) -> tuple[dict[str, Array], DynamicsState]:
+) -> tuple[dict[str, Shaped[Array, "combinations ..."]], DynamicsState]:
+    def run(
+        values: dict[str, Shaped[Array, "..."]], key: PRNGKeyArray
+    ) -> tuple[dict[str, Shaped[Array, "..."]], DynamicsState]:
         mine = engine
         for name, value in values.items():
             mine = with_leaf(mine, name, value)
@@ -148,31 +150,31 @@ def _lanes(
         return {name: f(state.batch) for name, f in observe}, state
 
     if lanes == len(keys):
-        return jax.vmap(one)(values, keys)
-    many = None if lanes == 1 else lanes
-    return jax.lax.map(lambda lane: one(*lane), (values, keys), batch_size=many)
+        return jax.vmap(run)(values, keys)
+    batch_size = None if lanes == 1 else lanes
+    return jax.lax.map(lambda lane: run(*lane), (values, keys), batch_size=batch_size)
 
 
 def _together(asked: int | None, count: int, atoms: int) -> int:
-    """How many combinations are mapped at once: a divisor of their number, so that one program will do."""
+    """Number of combinations mapped at once: a divisor of their number, so that one program suffices."""
     if asked is None:
         asked = count if jax.default_backend() != "cpu" else max(_ATOMS // max(atoms, 1), 1)
     most = min(natural("together")(asked), count)
     return next(n for n in range(most, 0, -1) if count % n == 0)
 
 
-def _energy(batch: Batch) -> Array:
+def _energy(batch: Batch) -> Float[Array, " systems"]:
     return batch.energy
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
-    host = [name_of(held.hook) for group in engine.groups for held in group.hooks.host]
+    host = [name_of(entry.hook) for group in engine.groups for entry in group.hooks.host]
     if host:
         raise ValueError(
             f"sweep: the host hooks {', '.join(host)} cannot be called for many combinations at once: "
             "take them off the engine, or read the final states (with_states=True)."
         )
-    recording = [name_of(held.hook) for group in engine.groups for held in group.hooks.recording]
+    recording = [name_of(entry.hook) for group in engine.groups for entry in group.hooks.recording]
     if recording and not with_states:
         raise ValueError(
             f"sweep: the rows of {', '.join(recording)} come back in the states: ask for them with "
@@ -182,7 +184,7 @@ def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
 
 def _combinations(
     engine: AbstractDynamics, batch: Batch, given: Mapping[str, Any], product: bool
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, "combinations ..."]]:
     """The values of each parameter in each combination, [combinations] or [combinations, systems]."""
     if not given:
         raise ValueError("sweep needs a parameter and its values, such as temperature=[100.0, 200.0].")
@@ -201,10 +203,10 @@ def _combinations(
                 f"not {values.shape[1]}."
             )
         for value in values:
-            # What the engine refuses it refuses here, by its own sentence.
+            # Raises the error of the engine if it does not accept the value.
             with_leaf(engine, name, value if values.ndim == 2 else value.item())
-        whole = jnp.issubdtype(like.dtype, jnp.integer)
-        lists[name] = values.astype(like.dtype if whole else np.result_type(like.dtype, np.float32))
+        integer = jnp.issubdtype(like.dtype, jnp.integer)
+        lists[name] = values.astype(like.dtype if integer else np.result_type(like.dtype, np.float32))
     lengths = {name: len(v) for name, v in lists.items()}
     if not product and len(set(lengths.values())) > 1:
         raise ValueError(f"sweep: with product=False all lists must be of one length, not {lengths}.")
@@ -214,7 +216,7 @@ def _combinations(
     return {name: v[rows[:, k]] for k, (name, v) in enumerate(lists.items())}
 
 
-def _keys(key: Any, count: int) -> Array:
+def _keys(key: Any, count: int) -> Shaped[Array, "combinations ..."]:
     if key is None:
         key = jax.random.key(0)
     if key.ndim == 0:

@@ -1,9 +1,9 @@
-"""In-flight refilling: a batch of fixed shapes through which any number of systems goes.
+"""In-flight refilling: any number of systems pass through a batch of fixed shapes.
 
-The driver takes steps until enough systems are finished. These leave for the sink; what is left moves
-together, the next systems of the stream take the room, and the driver goes on. A system that enters is fresh:
-it begins with what `init` would give it, and the next pass of the loop evaluates it. The others are moved as
-they are, their neighbor lists with them: no bit of their steps changes.
+The driver runs until enough systems are finished. These go to the sink, the others move to the first rows,
+the next systems of the stream take the room, and the driver continues. A system that enters is fresh: it
+begins as in `init`, and the next pass of the loop evaluates it. The other systems and their neighbor lists
+move as they are, so that their steps do not change, bit for bit.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Int, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
@@ -41,9 +41,9 @@ from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.systems.metadata import Metadata
 
 
-#: Of the systems in flight this part is finished when a run is refilled for the first time.
+#: Share of finished systems at which a run is refilled for the first time.
 FIRST_SHARE = 0.4
-#: Bounds of that part later on, and what it is where systems end together.
+#: Bounds of the share later on, and its value if systems end together.
 LEAST, MOST, WAVE = 0.05, 0.7, 0.9
 
 
@@ -52,9 +52,9 @@ class Traffic:
     """What a refilled run did.
 
     Attributes:
-        systems: that went through, `refills` and `steps` of the batch.
-        occupancy: mean part of the system places with an unfinished system, over all steps.
-        seconds: in all; `host_seconds` of them no compiled step was under way.
+        systems: number of systems that finished; `refills`, `steps`: of the batch.
+        occupancy: mean share of places with an unfinished system, over all steps.
+        seconds: total time; `host_seconds`: the part of it in which no compiled step was running.
     """
 
     systems: int = 0
@@ -65,7 +65,9 @@ class Traffic:
     host_seconds: float = 0.0
 
 
-def run(engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: Array | None) -> Any:
+def run(
+    engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: PRNGKeyArray | None
+) -> Any:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
@@ -74,9 +76,9 @@ def run(engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None
     stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))
     try:
         with engine:
-            _opened(out)
+            _open_sink(out)
             try:
-                sampler.traffic = _Refilled(engine, stream, out, key).run()
+                sampler.traffic = _RefilledRun(engine, stream, out, key).run()
             except BaseException:
                 out.close()
                 raise
@@ -91,7 +93,7 @@ def run(engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None
     return Batch.from_host(host.take(np.argsort(host.system_id, kind="stable")))
 
 
-def _opened(sink: Sink) -> None:
+def _open_sink(sink: Sink) -> None:
     try:
         sink.open()
     except Exception as e:
@@ -99,14 +101,14 @@ def _opened(sink: Sink) -> None:
         raise
 
 
-class _Refilled:
-    """A refilled run: the driver's, and what it needs to know of the batch to refill it."""
+class _RefilledRun:
+    """A refilled run: the run of the driver, the stream of systems, and the sizes of those in the batch."""
 
-    def __init__(self, engine: Engine, stream: Stream, sink: Sink, key: Array | None):
+    def __init__(self, engine: Engine, stream: Stream, sink: Sink, key: PRNGKeyArray | None):
         self.engine, self.stream, self.sink = engine, stream, sink
         self.traffic = Traffic()
         self.steps_taken = 0.0
-        #: Steps of the systems that left last: so many that more would say little more.
+        #: Numbers of steps of the systems that left last.
         self.recent: deque[int] = deque(maxlen=10 * stream.sampler.max_systems)
         self.started = time.perf_counter()
         most = stream.sampler.max_systems
@@ -135,27 +137,27 @@ class _Refilled:
         while True:
             resident, step, started = len(self.sizes), driver.report.step, time.perf_counter()
             if self.stream.sampler.shrink and not self.stream.more:
-                # Nobody is left to take the room of who is finished.
+                # No systems wait, so the batch shrinks as systems finish.
                 last = shrink.ShrinkingRun(driver)
                 last.advance(NO_LIMIT)
                 driver.drain()
                 last.restore()
                 places += last.places
             else:
-                few = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
-                driver.advance(NO_LIMIT, few)
+                min_active = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
+                driver.advance(NO_LIMIT, min_active)
                 driver.drain()
                 places += driver.state.batch.system_capacity * (driver.report.step - step)
             taken, stepped = driver.report.step - step, time.perf_counter()
             traffic.steps += taken
             stepping += stepped - started
-            going = self._exchange_systems()
+            any_left = self._exchange_systems()
             refilling = time.perf_counter() - stepped
-            if not going:
+            if not any_left:
                 break
             if self.stream.sampler.refill_share is None and taken and traffic.systems > 2 * judged:
                 judged = traffic.systems
-                # Both of this turn: in earlier ones something was compiled.
+                # Both times are of this turn: earlier turns include compilation.
                 refill = refilling / ((stepped - started) / taken)
                 share = best_share(refill, np.array(self.recent), driver.state.batch.system_capacity)
         traffic.seconds = time.perf_counter() - self.started
@@ -164,12 +166,12 @@ class _Refilled:
         return traffic
 
     def _exchange_systems(self) -> bool:
-        """Finished systems leave, others enter. False if none is left."""
+        """Finished systems leave, others enter. False if no system is left."""
         driver, stream = self.driver, self.stream
         assert driver is not None
         n = len(self.sizes)
         host = finalize(self.engine, driver.with_names()).to_host()
-        # Who converged before the first step stays until ON_CONVERGE has come.
+        # Systems that converged before the first step stay until ON_CONVERGE was called for them.
         announced = ~np.asarray(driver.state.converged_at_start)[:n]
         left = (host.status >= self.engine.exit_status) & announced
         self.traffic.systems += int(left.sum())
@@ -189,7 +191,10 @@ class _Refilled:
         self._enter(stay, entering)
         return True
 
-    def _enter(self, stay: np.ndarray, entering: tuple[HostBatch, np.ndarray] | None) -> None:
+    def _enter(
+        self, stay: Int[np.ndarray, " stay"], entering: tuple[HostBatch, Int[np.ndarray, " entering"]] | None
+    ) -> None:
+        """Move systems that stay to the first rows, and put systems that enter (with their pairs) behind."""
         driver = self.driver
         assert driver is not None
         state = driver.state
@@ -202,9 +207,9 @@ class _Refilled:
         meta = [*driver.meta.filled(len(self.sizes)).of_rows(stay)]
         if host is not None:
             meta += host.meta.filled(len(host))
-        sizes_of = None if state.neighbors is None else state.neighbors.sizes
-        after = _refilled(
-            driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=sizes_of
+        list_sizes = None if state.neighbors is None else state.neighbors.sizes
+        after = _refill_rows(
+            driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes
         )
         driver.meta = Metadata(meta)
         driver.put(unsafe_replace(after, records=state.records))
@@ -213,19 +218,19 @@ class _Refilled:
         self.traffic.refills += 1
 
 
-def best_share(refill: float, steps: np.ndarray, places: int) -> float:
-    """The part of the systems that should be finished before others enter, so that a system costs least.
+def best_share(refill: float, steps: Shaped[np.ndarray, " systems"], places: int) -> float:
+    """The share of systems that should be finished before others enter, for the least cost per system.
 
     Args:
-        refill: what a refill costs, in steps of the batch.
-        steps: that systems took, [systems].
+        refill: cost of a refill, in steps of the batch.
+        steps: number of steps that each system took.
         places: systems in flight.
 
-    Two ways compete. If systems come and go at all times, places become idle one after another; with a
-    part x idle at last, 1 - x/2 of them are busy on the average: a system costs steps / (1 - x/2) of a
-    place's time, and refill / x of refills. The sum is least at x = q / (1 + q/2), q² = 2 refill / steps.
-    But systems that take nearly the same number of steps, and began together, end together: then nearly all
-    are worth waiting for. Which is cheaper is tried on a sample of the systems that have left.
+    There are two candidates. If systems finish at all times, places become idle one after another. If a
+    refill happens when a share x is idle, 1 - x/2 of the places are busy on average: a system costs steps /
+    (1 - x/2) of the time of a place, and refill / x for refills. The sum is least at x = q / (1 + q/2) with
+    q² = 2 refill / steps. But systems that take nearly the same number of steps, and began together, end
+    together: then it is best to wait for nearly all of them. Both are tried on a sample of past systems.
     """
     q = float(np.sqrt(2 * refill / max(steps.mean(), 1e-12)))
     steady = min(max(q / (1 + q / 2), LEAST), MOST)
@@ -233,8 +238,8 @@ def best_share(refill: float, steps: np.ndarray, places: int) -> float:
     return min((steady, WAVE), key=lambda share: _cost(share, refill, sample, places))
 
 
-def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
-    """Steps, with refills counted as such, for a system of those that go through."""
+def _cost(share: float, refill: float, steps: Shaped[np.ndarray, " sample"], places: int) -> float:
+    """Cost per system in steps of the batch, refills included, for a sample of numbers of steps."""
     left, taken = np.array(steps[:places], float), places
     enough, spent, refills = int(np.ceil(share * places)), 0.0, 0
     while True:
@@ -249,12 +254,12 @@ def _cost(share: float, refill: float, steps: np.ndarray, places: int) -> float:
 
 
 @functools.partial(jit_loop, static_argnames="list_sizes")
-def _refilled(
+def _refill_rows(
     engine: Partitioned[Engine],
     state: DynamicsState,
     incoming: Batch,
     plan: RowPlan,
     list_sizes: nl.ListSizes | None,
 ) -> DynamicsState:
-    """The state with rows moved, and others fresh."""
+    """`move_rows`, compiled."""
     return move_rows(engine.combine(), state, incoming, plan, list_sizes)

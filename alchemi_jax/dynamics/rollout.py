@@ -1,9 +1,10 @@
-"""Rollout: a fixed number of steps as a scan, for derivatives backwards through them.
+"""Rollout: a fixed number of steps as a scan, for reverse-mode derivatives.
 
-A `while_loop` has no reverse derivative because the number of steps is not known. A scan has one, and
-rematerialisation says how much: the state is stored now and then, and what lies between is computed again
-when the backward pass gets there (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Two
-levels suffice here, since a state is small beside the intermediate values of a step.
+A `while_loop` has no reverse derivative, because the number of steps is not known; a scan has one.
+Checkpointing
+limits its memory: only some states are stored, and the steps between them are computed again in the backward
+pass (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Two levels suffice here, since a state is
+small compared with the intermediate values of a step.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any)
     stop = state.step_count + n
 
     def step(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
-        # Like the loop, which ends there: a pipeline whose systems are all finished takes no more steps.
+        # Like the loop: no more steps when all systems are finished.
         on = should_continue(engine, state, stop)
         return jax.lax.cond(on, lambda s: take_step(engine, s, False), lambda s: s, state), None
 
-    # In a scan nothing can be merged across the barrier that `prevent_cse` would put there.
-    again = functools.partial(jax.checkpoint, prevent_cse=False)
-    one = step if every is None else again(step)
+    # In a scan the barrier of `prevent_cse` is not needed.
+    remat = functools.partial(jax.checkpoint, prevent_cse=False)
+    one_step = step if every is None else remat(step)
 
     def steps(state: DynamicsState, count: int) -> DynamicsState:
-        return jax.lax.scan(one, state, length=count)[0]
+        return jax.lax.scan(one_step, state, length=count)[0]
 
     if every is None or every in (1, n):
         return nan_on_overflow(steps(state, n))
 
-    @again
+    @remat
     def segment(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
         return steps(state, every), None
 
@@ -62,7 +63,7 @@ def _count(engine: Engine, name: str, value: Any) -> int:
 
 
 def _segment(engine: Engine, n: int, checkpoint: Any) -> int | None:
-    """Steps of a segment, None: nothing is computed again."""
+    """Number of steps between stored states; None: all intermediate values are stored."""
     if checkpoint is None:
         return None
     if checkpoint == "sqrt":

@@ -1,7 +1,7 @@
-"""Rows of a state moved to other places: in a refilled batch, or in a smaller one.
+"""Move the rows of a state to other places: in a refilled batch, or in a smaller one.
 
-What moves is the same state: of the batch, of the algorithms and of the hooks' memories the rows, of the
-neighbor list the references from which it is made again.
+Rows of the batch, of the state of the algorithms and of the memories of hooks move, and the references of the
+neighbor list, from which the list is built again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.enter import restart_rows
@@ -28,7 +29,7 @@ from alchemi_jax.systems.metadata import EMPTY
 from alchemi_jax.systems.segments import to_atoms
 
 
-#: What a system brings; all else starts from scratch, or follows from its place.
+#: Fields that a system brings; the others start from scratch, or follow from its place.
 _BROUGHT = (
     *("positions", "numbers", "masses", "velocities", "fixed"),
     *("cell", "pbc", "charge", "spin", "system_id", "atom_extras", "system_extras"),
@@ -36,20 +37,24 @@ _BROUGHT = (
 
 
 class Capacities(NamedTuple):
-    """Of a batch: places for systems and for atoms."""
+    """Places for systems and for atoms in a batch."""
 
     systems: int
     atoms: int
 
 
 def capacities(batch: Batch) -> Capacities:
-    """Those of a batch."""
+    """The capacities of a batch."""
     return Capacities(batch.system_capacity, batch.atom_capacity)
 
 
 class RowPlan(eqx.Module):
-    """Where the rows of the new batch come from: `kept` [systems] ones from these rows of the old one,
-    `systems` [systems] and `atoms` [atoms]. Arrays of numpy or tracers."""
+    """Where the rows of the new batch come from; numpy arrays or tracers.
+
+    Attributes:
+        kept: [systems], whether a system comes from the old batch.
+        systems, atoms: [systems], [atoms], its rows in the old batch.
+    """
 
     kept: Any
     systems: Any
@@ -57,10 +62,10 @@ class RowPlan(eqx.Module):
 
 
 def check_rows_may_move(engine: Engine, where: str) -> None:
-    """Refuses what would need to know which system is in which row.
+    """Check that neither the engine nor its hooks rely on which system is in which row.
 
     Args:
-        where: why systems move, as the sentence says it: "with a sampler systems come and go".
+        where: why systems move, for the message: "with a sampler systems come and go".
 
     Raises:
         ValueError: naming the engine and its parameter, or the hook.
@@ -82,13 +87,13 @@ def check_rows_may_move(engine: Engine, where: str) -> None:
                 )
 
 
-def plan_rows(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> RowPlan:
-    """Systems that stay come first, in their order.
+def plan_rows(sizes: Int[np.ndarray, " old"], stay: Int[np.ndarray, " stay"], room: Capacities) -> RowPlan:
+    """A plan in which the systems that stay come first, in their order.
 
     Args:
-        sizes: [systems], atoms of all systems in the old batch.
-        stay: rows of those that stay.
-        room: of the new batch.
+        sizes: number of atoms of each system of the old batch.
+        stay: rows of the systems that stay.
+        room: capacities of the new batch.
     """
     rows = atom_rows((np.cumsum(sizes) - sizes)[stay], sizes[stay])
     systems = np.zeros(room.systems, np.int32)
@@ -99,28 +104,31 @@ def plan_rows(sizes: np.ndarray, stay: np.ndarray, room: Capacities) -> RowPlan:
 
 
 def pack_incoming(
-    old: Batch, sizes: np.ndarray, kept: int, host: HostBatch | None, room: Capacities, largest: int = 0
+    old: Batch,
+    sizes: Int[np.ndarray, " systems"],
+    kept: int,
+    host: HostBatch | None,
+    room: Capacities,
+    largest: int = 0,
 ) -> Batch:
-    """The systems that enter, in their rows of the new batch; elsewhere the values of padding.
-
-    Arrays of numpy: compiled code takes them as they are.
+    """The systems that enter, in their rows of the new batch; the other rows are padding. Numpy arrays.
 
     Args:
-        old: says which fields there are, and of which dtypes.
-        sizes: [systems], atoms of all systems of the new batch.
-        kept: so many stay, and come first.
-        host: those that enter, on the host.
-        room: of the new batch.
-        largest: bound for the atoms of a system.
+        old: the old batch, for names and dtypes of the fields.
+        sizes: number of atoms of each system of the new batch.
+        kept: number of systems that stay; they come first.
+        host: the systems that enter.
+        room: capacities of the new batch.
+        largest: bound for the number of atoms of a system.
     """
     n_systems, total = len(sizes), int(sizes.sum())
     length = {"atom": room.atoms, "system": room.systems}
     begin = {"atom": int(sizes[:kept].sum()), "system": kept}
     empty: dict[tuple, np.ndarray] = {}
 
-    def placed(level: str, fill: Any, values: Any, like: Any) -> np.ndarray:
+    def place(level: str, fill: Any, values: Any, like: Any) -> np.ndarray:
         if values is None:
-            # One array for all that are alike.
+            # Fields of the same shape, dtype and fill share one array.
             shape = (length[level], *like.shape[1:])
             key = (fill, shape, like.dtype)
             if key not in empty:
@@ -138,10 +146,10 @@ def pack_incoming(
         like, fill = getattr(old, f.name), f.metadata["fill"]
         given = getattr(host, f.name) if host is not None and f.name in _BROUGHT else None
         if isinstance(like, dict):
-            rows = {k: placed(level, fill, None if given is None else given[k], v) for k, v in like.items()}
+            rows = {k: place(level, fill, None if given is None else given[k], v) for k, v in like.items()}
             fields[f.name] = rows
         else:
-            fields[f.name] = placed(level, fill, given, like)
+            fields[f.name] = place(level, fill, given, like)
     owner = np.full(room.atoms, room.systems, np.int32)
     owner[:total] = np.repeat(np.arange(n_systems, dtype=np.int32), sizes)
     starts = np.full(room.systems, total, np.int32)
@@ -162,8 +170,8 @@ def move_rows(
     """The state with its rows moved. Systems that enter are fresh: the next pass evaluates them. Traced.
 
     Args:
-        incoming: of `pack_incoming`.
-        sizes: of the neighbor list, which the next pass builds again; None: there is none.
+        incoming: result of `pack_incoming`.
+        sizes: capacities of the neighbor list, which the next pass builds again; None: there is no list.
     """
     kept = plan.kept
     atoms = to_atoms(incoming, kept) & incoming.atom_mask
@@ -175,23 +183,23 @@ def move_rows(
     for group in engine.groups:
         for i, initial in enumerate(group.hooks.init(batch), group.memory):
             memory[i] = restart_rows(batch, ~kept, initial, take_rows(memory[i], plan))
-    neighbors, lists = None, state.neighbors
-    if lists is not None and sizes is not None:
-        # A carrier of the references, of the new shapes while all else is of the old.
+    neighbors, old_list = None, state.neighbors
+    if old_list is not None and sizes is not None:
+        # Only the references have the new shapes here; `resized` makes the rest.
         references = unsafe_replace(
-            lists,
-            ref_positions=lists.ref_positions[plan.atoms],
-            ref_cell=lists.ref_cell[plan.systems],
-            ref_inverse=lists.ref_inverse[plan.systems],
-            ref_pbc=lists.ref_pbc[plan.systems],
-            ref_id=jnp.where(kept, lists.ref_id[plan.systems], -2),
+            old_list,
+            ref_positions=old_list.ref_positions[plan.atoms],
+            ref_cell=old_list.ref_cell[plan.systems],
+            ref_inverse=old_list.ref_inverse[plan.systems],
+            ref_pbc=old_list.ref_pbc[plan.systems],
+            ref_id=jnp.where(kept, old_list.ref_id[plan.systems], -2),
         )
         neighbors = nl.resized(references, sizes)
     flags = {
         name: jnp.where(kept, getattr(state, name)[plan.systems], value) for name, value in FLAGS.items()
     }
     flags["fresh"] = flags["fresh"] & batch.system_mask
-    # The algorithm's rows of systems that enter are made when they are evaluated.
+    # Systems that enter get their state of the algorithm when they are evaluated.
     return state.replace(
         batch=batch,
         neighbors=neighbors,
@@ -202,6 +210,6 @@ def move_rows(
 
 
 def take_rows(tree: Any, plan: RowPlan) -> Any:
-    """A tree whose fields declare levels, with its rows moved."""
+    """A tree with fields that declare levels, with its rows moved."""
     index = {"atom": plan.atoms, "system": plan.systems}
     return map_by_level(lambda level, x: x if level == "shared" else x[index[level]], tree)

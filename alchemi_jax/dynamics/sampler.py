@@ -1,7 +1,7 @@
-"""Sampler: structures from anywhere, as a stream that fits a batch of fixed size.
+"""Sampler: structures from any source, as a stream that fits a batch of fixed size.
 
-Structures are read ahead, a window of them at a time, in a thread of their own, and are kept as one
-HostBatch; the policy says which of them goes next. Nothing here knows an engine; `refill` takes them.
+Structures are read ahead in another thread, a window at a time, and are kept as one HostBatch; the policy
+decides which of them is next. This module does not depend on engines; `refill` uses it.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Int
 
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.stored import StoredSystems
@@ -32,43 +33,43 @@ POLICIES = ("first come", "best fit", "largest first")
 
 
 class Sampler:
-    """What `engine.run(sampler=...)` takes its systems from.
+    """The source of the systems of `engine.run(sampler=...)`.
 
     Args:
         source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path
-            of a file that ASE reads (an extxyz file is read as the run goes on); a Batch or HostBatch; or a
+            of a file that ASE reads (an extxyz file is read during the run); a Batch or HostBatch; or a
             sink, such as ZarrData, with what was written to it.
-        max_systems: systems in flight.
-        max_atoms: atoms in flight, padding aside; by default what `max_systems` systems of mean size need,
-            and no less than the largest has. Counted over the source if it has a length, else over
-            the first window.
-        max_pairs: pairs within cutoff and skin in flight, estimated from densities: a bound for memory where
+        max_systems: number of systems in flight.
+        max_atoms: number of atoms in flight, without padding; by default what `max_systems` systems of mean
+            size need, and at least the size of the largest system. The mean is taken over the source if its
+            sizes are known, otherwise over the first window.
+        max_pairs: pairs within cutoff and skin in flight, estimated from densities: a bound for memory if
             systems differ in density. None: no bound.
-        policy: who goes next. "first come": in the order of the source; "best fit": the largest of the window
-            that fits the room; "largest first": the largest of the window, waiting until it fits, which
-            leaves small ones for the end and so keeps the device full for longest.
-        unfit: "raise", or "skip" with a warning, a system that is larger than the bounds or that the
+        policy: which system is next. "first come": in the order of the source; "best fit": the largest system
+            of the window that fits into the room; "largest first": the largest system of the window as soon
+            as it fits, which leaves small systems for the end and keeps the device full for longest.
+        unfit: "raise", or "skip" with a warning, for a system that is larger than the bounds or that the
             model cannot treat; `skipped` lists them.
-        window: structures that are read ahead, at least two for each system in flight.
-        dtype: of the floats, as for `Batch.from_ase`.
-        refill_share: so much of the systems in flight is finished before others enter; by default what costs
-            least, from the times that steps and refills take. What is computed does not depend on it.
-        shrink: when the source is empty and half of the systems are finished, go on with a batch half as
-            large, and so on, as `engine.run(batch, shrink=True)` does.
-        skip: system_ids that are passed over, of systems that an earlier run has finished.
-        prepare: what is made of each window of systems when it was read, a Batch of a Batch, such as
+        window: number of structures that are read ahead, at least two for each system in flight.
+        dtype: dtype of the floats, as in `Batch.from_ase`.
+        refill_share: share of the systems in flight that must be finished before others enter; by default the
+            one with the least cost, from the times that steps and refills take. Results do not depend on it.
+        shrink: whether to continue with a batch of half the size when the source is empty and half of the
+            systems are finished, and so on, as `engine.run(batch, shrink=True)` does.
+        skip: system_ids of systems to leave out, such as those that an earlier run has finished.
+        prepare: a function Batch -> Batch that is applied to each window of systems after reading, such as
             `lambda batch: initialize_velocities(batch, 300.0)`.
 
-    Each system keeps as its `system_id` its place in the source, from 0; of a Batch its own. Per-atom and
-    per-system extras that all structures of the first window have go along as arrays, others as `info`.
+    The `system_id` of a system is its place in the source, from 0; systems of a Batch keep theirs. Extras
+    that all structures of the first window have become arrays, others go into `info`.
 
     Attributes:
-        skipped: (system_id, name, reason) of what was left out in the last run.
-        traffic: what the last run did: systems, refills, steps, occupancy, seconds.
+        skipped: (system_id, name, reason) of the systems that the last run left out.
+        traffic: statistics of the last run: systems, refills, steps, occupancy, seconds.
 
     Raises:
         ValueError: naming the argument.
-        TypeError: for a source or an entry that is no structure.
+        TypeError: for a source or an entry that is not a structure.
     """
 
     def __init__(
@@ -117,8 +118,8 @@ class Sampler:
         bounds = f"max_systems={self.max_systems}, max_atoms={self.max_atoms}"
         return f"Sampler({many}, {bounds}, policy={self.policy!r})"
 
-    def sizes(self) -> np.ndarray | None:
-        """[systems] atoms of each system, if that is known without reading the source."""
+    def sizes(self) -> Int[np.ndarray, " systems"] | None:
+        """Number of atoms of each system, if it is known without reading the source."""
         if isinstance(self.source, Batch | HostBatch):
             return self.source.to_host().atoms_per_system
         if isinstance(self.source, list | tuple) and self.source:
@@ -126,7 +127,7 @@ class Sampler:
         return None
 
     def chunks(self) -> Iterator[HostBatch]:
-        """The source as batches of `window` systems each; a batch as it is."""
+        """The source as batches of `window` systems; if it is a batch, as this batch."""
         prepare = self.prepare
         for host in self._batches():
             left = np.isin(host.system_id, list(self.skip), invert=True)
@@ -139,11 +140,13 @@ class Sampler:
         if isinstance(source, Batch | HostBatch):
             host = source.to_host()
             if len(np.unique(host.system_id)) < len(host):
-                raise ValueError("the system_id of the systems of a Batch must differ, to tell them apart.")
+                raise ValueError(
+                    "the system_id of all systems of a Batch must differ, since they identify the systems."
+                )
             yield host
             return
         if isinstance(source, ZarrData):
-            # Read as the run goes on; rows that come meanwhile are not seen.
+            # Read during the run. Rows that are written meanwhile are not included.
             stored = StoredSystems(source.path) if len(source) else None
             for first in range(0, stored.n_systems if stored else 0, self.window):
                 assert stored is not None
@@ -164,7 +167,7 @@ class Sampler:
             yield _with_ids(host, np.array([number for number, _ in entry]))
 
 
-def _with_ids(host: HostBatch, ids: np.ndarray) -> HostBatch:
+def _with_ids(host: HostBatch, ids: Int[np.ndarray, " systems"]) -> HostBatch:
     return unsafe_replace(host, system_id=ids.astype(np.int32))
 
 
@@ -177,7 +180,7 @@ def _structures(source: Any) -> Iterator[Any]:
     try:
         yield from ase.io.iread(os.fspath(source), ":")
     except Exception as e:
-        # Readers raise anything, from StopIteration to AssertionError.
+        # The readers of ASE raise exceptions of all types.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise ValueError(f"{source} cannot be read by ASE: {reason}.") from e
 
@@ -194,7 +197,7 @@ def _data(number: int, structure: Any) -> AtomicData | System:
 
 
 class Stream:
-    """One pass through a sampler's source, for one model: what waits, and who is next.
+    """One pass through the source of a sampler: the systems that wait, and which is next.
 
     `check` raises a ValueError for a batch with a system that cannot be treated.
     """
@@ -205,7 +208,7 @@ class Stream:
         self._chunks = sampler.chunks()
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
         self._coming: Future | None = self._reader.submit(next, self._chunks, None)
-        #: What waits, and what is known of it, [systems] each; which of it was not taken yet.
+        #: The systems of the window; their needs, pairs and order; which of them still wait.
         self.waiting: HostBatch | None = None
         self.needs: Needs | None = None
         self._pairs = self._order = np.zeros(0, int)
@@ -225,23 +228,23 @@ class Stream:
         self._leave_out()
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stop reading ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def __len__(self) -> int:
-        """Systems that wait and have been read."""
+        """Number of systems that were read and wait."""
         return int(self._left.sum())
 
     @property
     def more(self) -> bool:
-        """Whether anything waits, read or not."""
+        """Whether any system waits, read or not."""
         return len(self) > 0 or self._coming is not None
 
-    def _sizes(self) -> np.ndarray:
+    def _sizes(self) -> Int[np.ndarray, " systems"]:
         return np.zeros(0, int) if self.waiting is None else self.waiting.atoms_per_system
 
     def _read(self) -> None:
-        """Another chunk, and the thread goes on to the next."""
+        """Take the chunk that was read ahead, and start reading the next one."""
         coming = self._coming
         chunk = None if coming is None else coming.result()
         if chunk is None:
@@ -261,7 +264,7 @@ class Stream:
                 raise ValueError(f"structures of one source must have the same arrays; some lack {odd}.")
             chunk = HostBatch.concatenate([before, chunk])
             if self.needs is not None and needs is not None:
-                needs = Needs.joined([self.needs.taken(rows), needs])
+                needs = Needs.join([self.needs.take(rows), needs])
         self.waiting, self.needs = chunk, needs
         self._left = np.ones(len(chunk), bool)
         sizes = self._sizes()
@@ -272,13 +275,13 @@ class Stream:
             self._widen(sizes)
             self._leave_out()
 
-    def _widen(self, sizes: np.ndarray) -> None:
-        """Makes `largest`, the capacity for the atoms of one system, hold systems of these sizes."""
+    def _widen(self, sizes: Int[np.ndarray, " systems"]) -> None:
+        """Increase `largest`, the capacity for the atoms of one system, for systems of these sizes."""
         largest = round_up(int(sizes.max()), widths_per_octave(self.max_atoms))
         self.largest = max(self.largest, min(largest, self.max_atoms))
 
     def _leave_out(self) -> None:
-        """Systems that can never be in the batch."""
+        """Refuse or skip systems that cannot be in the batch."""
         if self.waiting is None:
             return
         sizes, most = self._sizes(), self.sampler.max_pairs
@@ -309,8 +312,10 @@ class Stream:
         self.sampler.skipped.append((int(self.waiting.system_id[row]), name, reason))
         self._left[row] = False
 
-    def take(self, systems: int, atoms: int, pairs: float | int) -> tuple[HostBatch, np.ndarray] | None:
-        """The next systems that fit so much room, and the pairs of each; None if none fits."""
+    def take(
+        self, systems: int, atoms: int, pairs: float | int
+    ) -> tuple[HostBatch, Int[np.ndarray, " taken"]] | None:
+        """The next systems that fit into this room, and the pairs of each; None if none fits."""
         while self._coming is not None and len(self) <= self.sampler.window // 2:
             self._read()
         if self.waiting is None:

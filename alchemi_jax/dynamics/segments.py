@@ -1,4 +1,4 @@
-"""Compiled segments: steps until the host has something to do, and the few numbers that it then reads."""
+"""Compiled segments: steps until the host has something to do, and the report that it then reads."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.loop import should_continue, unfinished
@@ -20,13 +20,13 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 
 
-#: 7 to 30 % faster pair loops on a CPU with AVX-512; other backends do not look at it.
+#: Pair loops are 7 to 30 % faster on a CPU with AVX-512. Other backends ignore the option.
 _WIDE = {"xla_cpu_prefer_vector_width": 512}
-#: `jax.jit` for what runs in every step.
+#: `jax.jit` for code that runs in every step.
 jit_loop = functools.partial(jax.jit, compiler_options=_WIDE)
-#: `jax.jit` for what runs once: it compiles in a third of the time, to slower code.
+#: `jax.jit` for code that runs once: compiled in a third of the time, to slower code.
 jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-#: equinox passes the options on, its types do not say so.
+#: The types of equinox do not declare compiler options.
 _filter_jit: Any = eqx.filter_jit
 
 
@@ -35,10 +35,10 @@ class Report:
 
     Attributes:
         step: number of completed steps.
-        active: systems that a step has something to do for.
-        newly: systems that converged in the last step.
-        failed: systems that have failed.
-        overflow: whether a capacity was too small: the segment must be replayed.
+        active: number of unfinished systems (see `loop.unfinished`).
+        newly: number of systems that converged in the last step.
+        failed: number of systems that have failed.
+        overflow: whether a capacity was too small, so that the segment must be replayed.
         counts: rows in each record buffer.
     """
 
@@ -49,7 +49,7 @@ class Report:
 
 
 def report_numbers(engine: Engine, state: DynamicsState) -> Int[Array, " numbers"]:
-    """What a `Report` is made of. Traced."""
+    """The numbers of a `Report`. Traced."""
     numbers = [
         state.step_count,
         unfinished(engine, state),
@@ -64,7 +64,7 @@ def report_numbers(engine: Engine, state: DynamicsState) -> Int[Array, " numbers
 def run_segment(
     engine: Engine, state: DynamicsState, stop: Any, stop_on_convergence: Any, min_active: Any
 ) -> tuple[DynamicsState, Int[Array, " numbers"]]:
-    """Steps until `stop` or whatever else `should_continue` asks for, and the report. Traced."""
+    """Steps while `should_continue` is true, and the numbers of the report. Traced."""
     state = state.replace(newly_converged=jnp.zeros_like(state.newly_converged))
     state = jax.lax.while_loop(
         lambda s: should_continue(engine, s, stop, stop_on_convergence, min_active, drains=True),
@@ -83,7 +83,7 @@ def compiled_segment(
 
 
 @jit_once
-def compiled_initial_state(engine: Partitioned[Engine], batch: Batch, key: Array) -> DynamicsState:
+def compiled_initial_state(engine: Partitioned[Engine], batch: Batch, key: PRNGKeyArray) -> DynamicsState:
     """`initial_state` without a neighbor list, compiled."""
     return initial_state(engine.combine(), batch, None, key)
 
@@ -104,7 +104,7 @@ def compiled_entry(engine: Partitioned[Engine], state: DynamicsState) -> Dynamic
 def compiled_phases(
     engine: Engine, at: DynamicsState | StepCarry, first: int, last: int
 ) -> tuple[StepCarry, Int[Array, " numbers"]]:
-    """Phases first .. last-1 of a step, from its beginning or from the phase before."""
+    """Phases first .. last-1 of a step, from a state (first = 0) or the carry of the phase before."""
     carry = begin(engine, at) if isinstance(at, DynamicsState) else at
     carry = run_phases(engine, carry, STEP[first:last])
     return carry, report_numbers(engine, carry.state)
@@ -113,9 +113,9 @@ def compiled_phases(
 def evaluate_fresh(
     engine: Partitioned[Engine], state: DynamicsState, has_records: bool = False
 ) -> tuple[DynamicsState, Report]:
-    """The state after fresh systems were evaluated, with lists that hold them, and its report. Takes no step.
+    """The state after fresh systems were evaluated, with capacities that suffice, and its report.
 
-    It is the program of the run's own loop that does it.
+    No step is taken. The compiled program is that of the loop.
     """
     while True:
         after, numbers = compiled_segment(engine, state, np.int32(-1), np.bool_(False), np.int32(0))

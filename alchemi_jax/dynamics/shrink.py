@@ -1,11 +1,11 @@
-"""A run whose batch becomes smaller: finished systems leave the compute.
+"""A run in which the batch becomes smaller, so that finished systems cost nothing.
 
-In a batch of fixed shapes a finished system costs as much as one that moves. Where half of the places
-are idle, those that still move are put together into a batch half as large, or a quarter, and so on, and
-the run goes on there. Each size is compiled once in a process. At the end, or when the run is stopped,
-all systems are back in their rows.
+In a batch of fixed shapes a finished system costs as much as one that moves. When half of the places are
+idle, the unfinished systems move to a batch of half the size, later of a quarter, and so on, and the run
+continues there. Each size is compiled once in a process. At the end, or when the run is stopped, all systems
+are back in their rows.
 
-When it happens is a matter of who is finished, never of time: the same run does the same again.
+When the batch shrinks depends on which systems are finished, never on time: a run is reproducible.
 """
 
 import functools
@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.driver import Run
@@ -40,7 +41,7 @@ from alchemi_jax.systems.metadata import Metadata
 
 
 def check(engine: Engine, batch: Batch) -> None:
-    """Refuses what relies on the same systems in the same rows.
+    """Check that neither the engine nor its hooks rely on the same systems in the same rows.
 
     Raises:
         ValueError: naming the hook, or the engine and its parameter.
@@ -48,7 +49,7 @@ def check(engine: Engine, batch: Batch) -> None:
     check_rows_may_move(engine, "with shrink=True systems change their rows")
     lengths = capacities(batch)
     for group in engine.groups:
-        for hook in (held.hook for held in [*group.hooks.host, *group.hooks.recording]):
+        for hook in (entry.hook for entry in [*group.hooks.host, *group.hooks.recording]):
             if not flag(hook, "follows_systems"):
                 raise ValueError(
                     f"{name_of(hook)} is not known to follow systems from row to row, as shrink=True wants "
@@ -64,13 +65,13 @@ def check(engine: Engine, batch: Batch) -> None:
 
 
 LEAST = 16
-"""A batch is not made smaller than by this factor: then it costs little, and each size must be compiled."""
+"""The largest factor by which a batch shrinks: then it costs little, and each size must be compiled."""
 
 
 class ShrinkingRun:
-    """Steps of a run, in ever smaller batches; `restore` makes it one of all systems again.
+    """Steps of a run in smaller and smaller batches; `restore` returns to the batch of all systems.
 
-    Until then the states that were left behind are held: in all at most as much again as the first.
+    Until then the larger states are kept: together at most twice the memory of the first.
     """
 
     def __init__(self, run: Run):
@@ -80,55 +81,59 @@ class ShrinkingRun:
         self.least = -(-run.state.batch.system_capacity // LEAST)
         #: Places for systems in all steps together.
         self.places = 0
-        #: What was left behind, and who went on from there; the largest batch first.
-        self.left: list[tuple[DynamicsState, Metadata, RowPlan, np.ndarray]] = []
+        #: State, names, plan and sizes of each larger batch, the largest first.
+        self.larger: list[tuple[DynamicsState, Metadata, RowPlan, np.ndarray]] = []
 
     def advance(self, stop: int) -> None:
-        """Until `stop` completed steps, or until all systems are finished."""
-        few = self.run.state.batch.system_capacity // 2
+        """Run until `stop` completed steps, or until all systems are finished."""
+        min_active = self.run.state.batch.system_capacity // 2
         while True:
             first = self.run.report.step
-            self.run.advance(stop, few)
+            self.run.advance(stop, min_active)
             self.places += (self.run.report.step - first) * self.run.state.batch.system_capacity
             if not self.run.report.active or self.run.report.step >= stop:
                 return
-            # Where their atoms are too many for half the room, fewer are waited for.
-            few = (self.run.state.batch.system_capacity if self._shrink() else self.run.report.active) // 2
+            # If their atoms did not fit into half the room, try again with half as many systems.
+            min_active = (
+                self.run.state.batch.system_capacity if self._shrink() else self.run.report.active
+            ) // 2
 
     def _shrink(self) -> bool:
         run = self.run
         run.drain()
         state = run.state
         status = np.asarray(state.batch.status)[: len(self.sizes)]
-        going = (status < run.engine.exit_status) | np.asarray(state.converged_at_start)[: len(self.sizes)]
-        stay = np.flatnonzero(going & (self.sizes > 0))
-        room = smaller(capacities(state.batch), len(stay), int(self.sizes[stay].sum()), self.least)
+        unfinished = (status < run.engine.exit_status) | np.asarray(state.converged_at_start)[
+            : len(self.sizes)
+        ]
+        stay = np.flatnonzero(unfinished & (self.sizes > 0))
+        room = shrink_room(capacities(state.batch), len(stay), int(self.sizes[stay].sum()), self.least)
         if room is None:
             return False
         meta = run.meta
-        self.left.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
-        after = shrunk(run.device, state, self.sizes, stay, room)
+        self.larger.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
+        after = shrink_state(run.device, state, self.sizes, stay, room)
         run.meta = meta.of_rows(stay)
         run.put(after)
         self.sizes = self.sizes[stay]
         return True
 
     def restore(self) -> None:
-        """Puts all systems back where they were."""
+        """Put all systems back into their rows."""
         run, state = self.run, self.run.state
-        if not self.left:
+        if not self.larger:
             return
-        while self.left:
-            before, run.meta, plan, sizes = self.left.pop()
-            state = merged(before, state, plan, sizes)
+        while self.larger:
+            before, run.meta, plan, sizes = self.larger.pop()
+            state = merge_back(before, state, plan, sizes)
         run.put(jax.device_put(state))
 
 
-def smaller(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capacities | None:
-    """Room halved as often as so many systems and atoms still fit; None where it would stay as it is.
+def shrink_room(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capacities | None:
+    """The capacities, halved as often as the systems and atoms still fit; None if not even once.
 
     Args:
-        least: places for systems below which it is not halved.
+        least: least number of places for systems.
     """
     out = room
     while True:
@@ -140,45 +145,47 @@ def smaller(room: Capacities, systems: int, atoms: int, least: int = 1) -> Capac
         out = half
 
 
-def shrunk(
+def shrink_state(
     engine: Partitioned[Engine],
     state: DynamicsState,
-    sizes: np.ndarray,
-    stay: np.ndarray,
+    sizes: Int[np.ndarray, " old"],
+    stay: Int[np.ndarray, " stay"],
     room: Capacities,
 ) -> DynamicsState:
     """The state of some of the systems in a batch of other capacities.
 
     Args:
-        sizes: [systems], atoms of all systems.
-        stay: rows of those that go on.
+        sizes: number of atoms of each system.
+        stay: rows of the systems that continue.
     """
     plan = plan_rows(sizes, stay, room)
     incoming = pack_incoming(state.batch, sizes[stay], len(stay), None, room)
     list_sizes = None
     if state.neighbors is not None:
         list_sizes = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
-    return _shrunk(engine, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes)
+    return _shrink_state(engine, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes)
 
 
 @functools.partial(jit_loop, static_argnames="list_sizes")
-def _shrunk(
+def _shrink_state(
     engine: Partitioned[Engine],
     state: DynamicsState,
     incoming: Batch,
     plan: RowPlan,
     list_sizes: nl.ListSizes | None,
 ) -> DynamicsState:
-    whole = engine.combine()
-    after = move_rows(whole, state, incoming, plan, list_sizes)
-    return after.replace(records=empty_buffers(whole, after))
+    combined = engine.combine()
+    after = move_rows(combined, state, incoming, plan, list_sizes)
+    return after.replace(records=empty_buffers(combined, after))
 
 
-def merged(before: DynamicsState, after: DynamicsState, plan: RowPlan, sizes: np.ndarray) -> DynamicsState:
-    """`before` with the rows that moved as they are in `after`, and all else that is not of systems.
+def merge_back(
+    before: DynamicsState, after: DynamicsState, plan: RowPlan, sizes: Int[np.ndarray, " old"]
+) -> DynamicsState:
+    """The larger state `before` with the rows of the smaller state `after`, and its shared fields.
 
-    Arrays of numpy. The neighbor list stays that of before: a function of its references, it is renewed
-    where these are far.
+    Numpy arrays. The neighbor list is that of `before`: as a function of its references it is built again
+    when it is due.
     """
     n = int(np.asarray(plan.kept).sum())
     systems = np.asarray(plan.systems)[:n]
@@ -195,11 +202,11 @@ def merged(before: DynamicsState, after: DynamicsState, plan: RowPlan, sizes: np
         out[rows] = np.asarray(new)[:count]
         return out
 
-    stays = ("batch_idx", "first_atom", "atoms_per_system", "largest")
+    layout = ("batch_idx", "first_atom", "atoms_per_system", "largest")
     batch = unsafe_replace(
-        map_by_level(put, before.batch, after.batch), **{name: getattr(before.batch, name) for name in stays}
+        map_by_level(put, before.batch, after.batch), **{name: getattr(before.batch, name) for name in layout}
     )
-    # Who was left behind did not move in the last step.
+    # Systems that are not in the smaller batch did not move in the last step.
     flags = {name: getattr(before, name) for name in FLAGS}
     flags |= {name: np.zeros(before.batch.system_capacity, bool) for name in ("newly_converged", "moved")}
     return unsafe_replace(

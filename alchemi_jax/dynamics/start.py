@@ -1,8 +1,8 @@
 """Before the first step: the state that a run begins with.
 
-`init` makes a state in which every system is fresh, and lets the compiled loop of the run evaluate it: one
-program holds neighbor list and model, not two. Inside a transform, where nothing can be chosen on the host,
-only those phases of a step are run that the first evaluation needs.
+`init` makes a state in which all systems are fresh, and the compiled loop of the run evaluates it, so that
+only one program contains neighbor list and model. Inside a transform, where nothing can be chosen on the
+host, only the phases of a step that the first evaluation needs are run.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
@@ -25,11 +25,11 @@ from alchemi_jax.systems.outcome import Outcome
 
 
 def initial_state(
-    engine: Engine, batch: Batch, neighbors: nl.NeighborList | None, key: Array
+    engine: Engine, batch: Batch, neighbors: nl.NeighborList | None, key: PRNGKeyArray
 ) -> DynamicsState:
-    """The state in which nothing is evaluated yet: bookkeeping from scratch, memories, empty buffers. Traced.
+    """The state before the first evaluation: bookkeeping from scratch, memories, empty buffers. Traced.
 
-    The algorithm's own state holds zeros until the first evaluation.
+    The state of the algorithm is zero until the first evaluation.
     """
     batch = start_bookkeeping(batch)
     own = jax.eval_shape(lambda b: own_state(engine, b), batch)
@@ -46,21 +46,21 @@ def initial_state(
     return state.replace(records=empty_buffers(engine, state))
 
 
-def initial_flags(batch: Batch) -> dict[str, Array]:
-    """The fields of a state with a row per system, for systems that nothing has happened to."""
+def initial_flags(batch: Batch) -> dict[str, Shaped[Array, " systems"]]:
+    """The initial values of the fields of a state with a row per system."""
     dtypes = {"came_from": jnp.int32, "time_error": batch.dtype}
     shape = batch.status.shape
     return {name: jnp.full(shape, value, dtypes.get(name, bool)) for name, value in FLAGS.items()}
 
 
 def evaluate_first(engine: Engine, state: DynamicsState) -> DynamicsState:
-    """The state after its first evaluation, fit for all transforms."""
+    """The state after its first evaluation. Works under all transforms."""
     fresh = state.fresh & engine.active(state.batch)
     carry = make_carry(state, jnp.zeros_like(fresh), fresh, jnp.zeros((), bool))
     return run_phases(engine, carry, FIRST_EVALUATION).state
 
 
-def init_like(engine: Engine, batch: Batch, key: Array | None, like: DynamicsState) -> DynamicsState:
+def init_like(engine: Engine, batch: Batch, key: PRNGKeyArray | None, like: DynamicsState) -> DynamicsState:
     """See `AbstractDynamics.init`."""
     key = jax.random.key(0) if key is None else key
     device = engine.on_device()
@@ -74,22 +74,22 @@ evaluate_first_compiled = eqx.filter_jit(evaluate_first)
 
 
 def empty_buffers(engine: Engine, state: DynamicsState) -> tuple[records.RecordBuffer, ...]:
-    """Those of the recording hooks, for rows of such a batch."""
+    """Empty buffers of the recording hooks, for rows of this batch."""
     carry = make_carry(state, engine.active(state.batch), None, jnp.ones((), bool))
     return tuple(
-        records.allocate(held.hook, engine._build_context(carry, _first_stage(held.hook), group))
+        records.allocate(entry.hook, engine._build_context(carry, _first_stage(entry.hook), group))
         for group in engine.groups
-        for held in group.hooks.recording
+        for entry in group.hooks.recording
     )
 
 
 def _first_stage(hook: Any) -> DynamicsStage:
-    """Where a hook runs first, so that its buffer is made for what it will see there."""
+    """The first stage that a hook runs on: its buffer is made for the context of this stage."""
     return next((s for s in DynamicsStage if runs_on(hook, s)), DynamicsStage.AFTER_STEP)
 
 
 def start_bookkeeping(batch: Batch) -> Batch:
-    """A batch of which no step was taken."""
+    """The batch with the bookkeeping of a run without any step."""
     systems = batch.status.shape
     return batch.replace(
         status=jnp.zeros(systems, jnp.int32),

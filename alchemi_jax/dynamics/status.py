@@ -1,9 +1,9 @@
-"""The end of a step: systems that converged, were stopped, or used up their budget of steps move on."""
+"""The end of a step: systems that converged, were stopped, or used up their budget of steps advance."""
 
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import StepCarry
@@ -14,7 +14,7 @@ from alchemi_jax.systems.outcome import Outcome
 
 
 def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
-    """Steps and time are counted; status and outcome of those that converged, stopped or expired move on."""
+    """Count steps and time; advance status and outcome of systems that converged, stopped or expired."""
     state, batch, code = carry.state, carry.state.batch, carry.code
     announced = state.converged_at_start & carry.is_step
     stopped = carry.evaluated & (batch.outcome == Outcome.STOPPED)
@@ -28,7 +28,7 @@ def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
         expired = carry.active & ~arrived & (code == number) & (stage_steps >= part.n_steps)
         status = status + expired
         if engine.n_stages > 1 and waits_for_convergence(engine, number):
-            # What counts is the last relaxation that a system went through.
+            # `converged` refers to the last relaxation of a system.
             converged = converged & ~expired
     if engine.n_stages > 1 and engine.n_steps is not None:
         used_up = carry.active & (steps_taken >= engine.n_steps)
@@ -60,9 +60,13 @@ def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
     )
 
 
-def _advance_time(engine: Engine, carry: StepCarry) -> tuple[Array, Array]:
-    """Time of each system after the step, fs, and what rounding took from it (Kahan's sum): a plain sum in
-    float32 no longer grows after 10^7 steps."""
+def _advance_time(
+    engine: Engine, carry: StepCarry
+) -> tuple[Float[Array, " systems"], Float[Array, " systems"]]:
+    """Time of each system after the step and its rounding error, fs, by Kahan's summation.
+
+    A plain sum in float32 would no longer grow after 10^7 steps.
+    """
     state, batch = carry.state, carry.state.batch
     own = state.integrator if engine.n_stages > 1 else (state.integrator,)
     dt = None
@@ -79,15 +83,17 @@ def _advance_time(engine: Engine, carry: StepCarry) -> tuple[Array, Array]:
     return jnp.where(carry.active, time, batch.time), jnp.where(carry.active, error, state.time_error)
 
 
-def within(group: Group, mask: Bool[Array, " systems"], code: Array) -> Bool[Array, " systems"]:
-    """Those of the mask that are in one of the group's parts of the pipeline."""
+def within(
+    group: Group, mask: Bool[Array, " systems"], code: Int[Array, " systems"]
+) -> Bool[Array, " systems"]:
+    """The systems of a mask that are in one of the parts of the pipeline that a group belongs to."""
     if group.codes is None:
         return mask
     return mask & jnp.any(jnp.stack([code == number for number in group.codes]), axis=0)
 
 
 def waits_for_convergence(engine: Engine, number: int) -> bool:
-    """Whether a hook decides who has converged in a part of the pipeline."""
+    """Whether a hook judges convergence in a part of the pipeline."""
     return any(
         flag(hook, "judges_convergence")
         for group in engine.groups

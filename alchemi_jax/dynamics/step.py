@@ -1,4 +1,4 @@
-"""One step, from begin to end: `STEP` is its order, the functions below are its phases.
+"""One step, from begin to end: `STEP` lists its phases in order.
 
 Each phase takes engine and carry and returns the carry. The driver may run a part of `STEP`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_evaluated, start_fresh
@@ -42,10 +42,10 @@ class HooksAt:
 
 
 def begin(engine: Engine, state: DynamicsState, with_fresh: bool = True) -> StepCarry:
-    """Who moves in this step.
+    """The carry of a step that begins: which systems it moves, and which it evaluates for the first time.
 
     Args:
-        with_fresh: whether a system may be fresh, not evaluated yet. A loop that begins with the state of
+        with_fresh: whether there may be fresh systems, not evaluated yet. A loop that starts from a state of
             `init` has none, and compiles less.
     """
     if engine.n_stages > 1:
@@ -62,8 +62,13 @@ def begin(engine: Engine, state: DynamicsState, with_fresh: bool = True) -> Step
     return make_carry(state, active, fresh, is_step)
 
 
-def make_carry(state: DynamicsState, active: Array, fresh: Array | None, is_step: Array) -> StepCarry:
-    """A step that begins with this state, for these systems."""
+def make_carry(
+    state: DynamicsState,
+    active: Bool[Array, " systems"],
+    fresh: Bool[Array, " systems"] | None,
+    is_step: Bool[Array, ""],
+) -> StepCarry:
+    """The carry of a step that begins with this state; arguments as the fields of `StepCarry`."""
     return StepCarry(
         state=dataclasses.replace(state, newly_converged=jnp.zeros_like(active), moved=active),
         start=state.batch,
@@ -76,11 +81,11 @@ def make_carry(state: DynamicsState, active: Array, fresh: Array | None, is_step
 
 
 def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
-    """The state with new forces for systems that entered a part whose hooks shape them."""
+    """The state with new forces for systems that entered a part with hooks that change the forces."""
     entered = engine.active(state.batch) & state.fresh & (state.came_from >= 0)
     arrays, rest = eqx.partition(engine.on_device(), eqx.is_array)
 
-    # Of the neighbor list only whether it was too small: the rest is expensive to copy.
+    # Only the report of the neighbor list is returned: the list is expensive to copy.
     def evaluate(operands: tuple) -> tuple:
         arrays, state, entered = operands
         none = jnp.zeros_like(entered)
@@ -102,34 +107,36 @@ def _renew_forces(engine: Engine, state: DynamicsState) -> DynamicsState:
     )
 
 
-def _list_report(state: DynamicsState) -> dict[str, Array]:
+def _list_report(state: DynamicsState) -> dict[str, Shaped[Array, "..."]]:
     neighbors = state.neighbors
     return {} if neighbors is None else {"overflow": neighbors.overflow, "needs": neighbors.needs}
 
 
 def pre_update(engine: Engine, carry: StepCarry) -> StepCarry:
-    """What the algorithm does before the forces are renewed."""
+    """The update of the algorithm before forces are computed."""
     return _update(engine, carry, "pre_update")
 
 
 def compute(engine: Engine, carry: StepCarry) -> StepCarry:
-    """Neighbor list, energies, forces, stress; systems in which something is not finite fail."""
+    """Neighbor list, energies, forces, stress. Systems with values that are not finite fail."""
     batch, neighbors = carry.state.batch, carry.state.neighbors
     if neighbors is not None:
         neighbors = nl.update(batch, neighbors)
     results = results_of(engine.model, batch, neighbors, stress=reads_stress(engine))
+    # What is done with the results must not change how they are computed, not by one bit.
+    results = jax.lax.optimization_barrier(results)
     forces = jnp.where(batch.fixed[:, None], 0, results.forces).astype(batch.dtype)
     new = batch.replace(energy=results.energy.astype(batch.dtype), forces=forces)
     if results.stress is not None:
         new = new.replace(stress=results.stress.astype(batch.dtype))
     lost, reason = find_lost_results(new)
     carry = carry.update(batch=new, neighbors=neighbors)
-    # Of systems that do not move everything is still as it was when the step began.
+    # Systems that do not move are as they were when the step began, so they need not be kept.
     return fail(engine, carry, carry.evaluated & lost, reason, keep=carry.evaluated & ~lost)
 
 
 def post_update(engine: Engine, carry: StepCarry) -> StepCarry:
-    """What the algorithm does after the forces are renewed."""
+    """The update of the algorithm after forces are computed."""
     before = carry.state.batch
     carry = _update(engine, carry, "post_update")
     found = find_lost(before, carry.state.batch)
@@ -137,16 +144,16 @@ def post_update(engine: Engine, carry: StepCarry) -> StepCarry:
 
 
 def separate(engine: Engine, carry: StepCarry) -> StepCarry:
-    """What reads the result of a step must not change how it is computed, not by one bit."""
+    """A barrier: code that reads the result of a step must not change, by fusion, how it is computed."""
     return carry.update(batch=jax.lax.optimization_barrier(carry.state.batch))
 
 
 def end(engine: Engine, carry: StepCarry) -> StepCarry:
-    """The step is counted, unless it only evaluated."""
+    """Count the step, unless it only evaluated fresh systems."""
     return carry.update(step_count=carry.state.step_count + carry.is_step)
 
 
-#: A step from beginning to end. The one place that knows the order.
+#: The phases of a step. Their order is defined here and nowhere else.
 STEP: tuple[Phase, ...] = (
     HooksAt(DynamicsStage.BEFORE_STEP),
     HooksAt(DynamicsStage.BEFORE_PRE_UPDATE),
@@ -166,7 +173,7 @@ STEP: tuple[Phase, ...] = (
     end,
 )
 
-#: What of it a system goes through that is evaluated for the first time.
+#: The phases for systems that are evaluated for the first time.
 FIRST_EVALUATION: tuple[Phase, ...] = (
     HooksAt(DynamicsStage.BEFORE_COMPUTE),
     compute,
@@ -179,12 +186,12 @@ FIRST_EVALUATION: tuple[Phase, ...] = (
 
 
 def step(engine: Engine, state: DynamicsState, with_fresh: bool = True) -> DynamicsState:
-    """One step of every system that is not finished. Pure."""
+    """One step of all systems that are not finished. Pure."""
     return run_phases(engine, begin(engine, state, with_fresh), STEP).state
 
 
 def run_phases(engine: Engine, carry: StepCarry, phases: tuple[Phase, ...]) -> StepCarry:
-    """Some phases of a step, in order."""
+    """Run some phases of a step, in order."""
     for phase in phases:
         name = phase.stage.name.lower() if isinstance(phase, HooksAt) else getattr(phase, "__name__", "phase")
         with jax.named_scope(name):
@@ -193,7 +200,7 @@ def run_phases(engine: Engine, carry: StepCarry, phases: tuple[Phase, ...]) -> S
 
 
 def reads_stress(engine: Engine) -> bool:
-    """Whether the stress is evaluated in every step: the algorithm or a hook reads it."""
+    """Whether the algorithm or a hook reads the stress, so that every step evaluates it."""
     hooks = (hook for group in engine.groups for hook in group.hooks)
     return engine.needs_stress or any(flag(hook, "needs_stress") for hook in hooks)
 
@@ -201,7 +208,7 @@ def reads_stress(engine: Engine) -> bool:
 def _update(engine: Engine, carry: StepCarry, update: str) -> StepCarry:
     """An update of the algorithm for the active systems; the others stay as they are, bit for bit.
 
-    A system stays in the part in which it began the step, whatever a hook makes of its status.
+    A system is updated by the part in which it began the step, even if a hook has changed its status since.
     """
     state, old = carry.state, carry.state.batch
     batch, integrator = apply_update(

@@ -1,4 +1,4 @@
-"""The moves that integrators are made of."""
+"""Building blocks of integrators: kick, drift, targets and noise; and calls of an algorithm."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped, UInt32
 
 from alchemi_jax.errors import (
     UserCodeError,
@@ -23,24 +23,24 @@ from alchemi_jax.systems.segments import number_in_system, to_atoms
 from alchemi_jax.units import ACCELERATION
 
 
-def per_system_value(batch: Batch, value: Any) -> Array:
-    """A parameter, a number or one per system, in the dtype of the run; shorter rows are filled up."""
+def per_system_value(batch: Batch, value: Any) -> Float[Array, "*n"]:
+    """A parameter, a number or one per system, in the dtype of the run; padding gets the last value."""
     return filled_up(jnp.asarray(value).astype(batch.dtype), batch.system_capacity)
 
 
-def filled_up(value: Array, systems: int) -> Array:
-    """A number as it is, or one value per system with its last one for the padding."""
+def filled_up(value: Shaped[Array, "*n"], systems: int) -> Shaped[Array, "*m"]:
+    """A number as it is, or one value per system; padding gets the last value."""
     missing = systems - value.shape[0] if value.ndim else 0
     return jnp.pad(value, (0, missing), mode="edge") if missing > 0 else value
 
 
-def by_system(batch: Batch, value: Any) -> Array:
-    """A parameter of each system, [systems], in the dtype of the run."""
+def by_system(batch: Batch, value: Any) -> Float[Array, " systems"]:
+    """A parameter of each system, in the dtype of the run."""
     return jnp.broadcast_to(per_system_value(batch, value), batch.energy.shape)
 
 
-def at_atoms(batch: Batch, value: Any) -> Array:
-    """A parameter at each atom, [atoms, 1], or the number itself if it is the same for all."""
+def at_atoms(batch: Batch, value: Any) -> Float[Array, "atoms 1"] | Float[Array, ""]:
+    """A parameter of each atom, or the number itself if it is the same for all."""
     value = per_system_value(batch, value)
     return to_atoms(batch, value)[:, None] if value.ndim else value
 
@@ -56,28 +56,28 @@ def drift(batch: Batch, dt: Any) -> Batch:
     return batch.replace(positions=batch.positions + at_atoms(batch, dt) * batch.velocities)
 
 
-def target(batch: Batch, asked: Any, own: Any) -> Array:
-    """What a thermostat or barostat keeps to, [systems]: what a hook asked for, else the engine's own."""
+def target(batch: Batch, asked: Any, own: Any) -> Float[Array, " systems"]:
+    """The temperature or pressure to keep: the one that a hook set, otherwise that of the engine."""
     return jnp.where(jnp.isnan(asked), per_system_value(batch, own), asked)
 
 
 # -- noise -----------------------------------------------------------------------------------------
 
 
-#: In place of an atom's number.
+#: Used in place of the number of an atom for noise of a system.
 _OF_SYSTEM = 2**32 - 1
 
 
-def stage_key(key: Array, code: int) -> Array:
-    """The key of a stage of a pipeline: in the first one that of the run."""
+def stage_key(key: PRNGKeyArray, code: int) -> PRNGKeyArray:
+    """The key of a part of a pipeline; in the first part it is the key of the run."""
     return key if code == 0 else jax.random.fold_in(key, code)
 
 
-def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
-    """Standard normal numbers, [atoms, 3], for this step of each system.
+def normal_noise(batch: Batch, key: PRNGKeyArray, salt: Any = None) -> Float[Array, "atoms 3"]:
+    """Standard normal numbers for this step of each system.
 
-    They depend on key, system_id, the steps since the system entered its stage (or `salt`), and
-    the atom's number in its system: not on row, batch mates or padding.
+    They depend on key, system_id, the steps since the system entered its part of the pipeline (or `salt`),
+    and the number of the atom in its system, but not on row, padding or other systems.
     """
     systems = _system_keys(batch, key, salt)
     local = number_in_system(batch)
@@ -85,12 +85,14 @@ def normal_noise(batch: Batch, key: Array, salt: Any = None) -> Array:
     return jax.vmap(lambda k: jax.random.normal(k, (3,), batch.dtype))(atoms)
 
 
-def system_keys(batch: Batch, key: Array) -> Array:
-    """A key of each system for this step, [systems], under the law of `normal_noise`."""
+def system_keys(batch: Batch, key: PRNGKeyArray) -> Key[Array, " systems"] | UInt32[Array, "systems 2"]:
+    """A key of each system for this step; it depends on the same as `normal_noise`."""
     return jax.vmap(lambda k: jax.random.fold_in(k, _OF_SYSTEM))(_system_keys(batch, key, None))
 
 
-def _system_keys(batch: Batch, key: Array, salt: Any) -> Array:
+def _system_keys(
+    batch: Batch, key: PRNGKeyArray, salt: Any
+) -> Key[Array, " systems"] | UInt32[Array, "systems 2"]:
     steps = batch.stage_steps if salt is None else jnp.full_like(batch.stage_steps, salt)
     return jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(
         batch.system_id.astype(jnp.uint32), steps.astype(jnp.uint32)
@@ -100,11 +102,11 @@ def _system_keys(batch: Batch, key: Array, salt: Any) -> Array:
 # -- calling an algorithm --------------------------------------------------------------------------
 
 
-def apply_update(engine: Any, update: str, batch: Batch, state: Any, key: Array) -> tuple[Batch, Any]:
-    """`engine.pre_update` or `post_update`, with the key where the algorithm asks for it.
+def apply_update(engine: Any, update: str, batch: Batch, state: Any, key: PRNGKeyArray) -> tuple[Batch, Any]:
+    """Call `engine.pre_update` or `post_update`, with the key if the method has this parameter.
 
     Raises:
-        UserCodeError: naming the algorithm, if what comes back is not a batch and a state as they were.
+        UserCodeError: naming the algorithm, if it does not return a batch and a state of the same structure.
     """
     method, who, function = getattr(engine, update), name_of(engine), getattr(type(engine), update)
     with user_errors(f"{who}.{update}", "algorithm"):
@@ -122,7 +124,7 @@ def apply_update(engine: Any, update: str, batch: Batch, state: Any, key: Array)
 
 
 def own_state(engine: Any, batch: Batch) -> Any:
-    """`engine.init_state`, whose fields must declare their levels.
+    """Call `engine.init_state` and check that the fields of the state declare their levels.
 
     Raises:
         UserCodeError: naming the algorithm and the field.

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from alchemi_jax.dynamics.updates import normal_noise, per_system_value
 from alchemi_jax.parameters import positive
@@ -14,16 +14,16 @@ from alchemi_jax.systems.segments import any_by_system, sum_by_system, to_atoms
 from alchemi_jax.units import ACCELERATION, KB
 
 
-#: Partitioned from the noise of steps, which are counted from zero.
+#: A step number that no run reaches, so that this noise differs from that of all steps.
 _SALT = 2**31 - 1
 
 
-def initialize_velocities(batch: Batch, temperature: Any, key: Array | None = None) -> Batch:
+def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | None = None) -> Batch:
     """The batch with velocities from the Maxwell-Boltzmann distribution.
 
-    Each component is normal with variance k_B T/m; then the motion of the centre of mass is taken off
+    Each component is normal with variance k_B T/m; then the motion of the centre of mass is removed
     (`remove_com_motion`), so that the mean kinetic energy is that of 3N - 3 degrees of freedom. Fixed atoms
-    stay at rest. What a system gets depends on key and system_id alone.
+    stay at rest. The velocities of a system depend only on key and system_id.
 
     Args:
         temperature: K, a number or one per system.
@@ -39,16 +39,17 @@ def initialize_velocities(batch: Batch, temperature: Any, key: Array | None = No
     return remove_com_motion(batch.replace(velocities=jnp.where(batch.fixed[:, None], 0, velocities)))
 
 
-def to_atoms_speed(batch: Batch, temperature: Any) -> Array:
-    """sqrt(k_B T/m) of each atom, Å/fs, [atoms, 1]."""
+def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:
+    """sqrt(k_B T/m) of each atom, Å/fs."""
     energy = jnp.broadcast_to(per_system_value(batch, temperature), batch.energy.shape) * KB
     return jnp.sqrt(to_atoms(batch, energy) / batch.masses * ACCELERATION)[:, None]
 
 
 def remove_com_motion(batch: Batch) -> Batch:
-    """The batch with the velocity of each system's centre of mass taken off, as far as it is free.
+    """The batch without the motion of the centre of mass of each system.
 
-    Systems with fixed atoms, and single atoms, are left as they are: there it is motion like any other.
+    Systems with fixed atoms, and single atoms, are not changed: there this motion is not conserved, or all
+    there is.
     """
     free = (batch.atoms_per_system > 1) & ~any_by_system(batch, batch.fixed & batch.atom_mask)
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))

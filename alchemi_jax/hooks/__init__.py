@@ -1,6 +1,6 @@
 """Hooks: the protocol, the context that hooks see, and all that a workflow needs to call them.
 
-Nothing here knows of dynamics: any loop with stages of its own can hold a `HookSet`.
+It does not depend on dynamics: any loop with stages can use a `HookSet`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Calling traced hooks: when one is due, what it may change, and whether what comes back fits."""
+"""Call traced hooks: when one is due, what it may change, and checks of what it returns."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,7 +32,8 @@ def make_memory(hook: TracedHook, batch: Batch) -> Any:
     """The memory of a hook before the first step.
 
     Raises:
-        UserCodeError: naming the hook, for what is no pytree of arrays, or has not the rows that it declares.
+        UserCodeError: naming the hook, if the memory is not a pytree of arrays, or lacks the rows that it
+            declares.
     """
     with user_errors(f"{name_of(hook)}.init", "hook"):
         memory = hook.init(batch)
@@ -52,14 +53,14 @@ def make_memory(hook: TracedHook, batch: Batch) -> Any:
 def call_traced(
     hook: TracedHook, ctx: _C, stage: Enum, fields: tuple[str, ...], due: Bool[Array, ""] | None
 ) -> _C:
-    """The context after a traced hook: of what it returns, some fields and the memory; all else as before.
+    """The context after a traced hook, with the memory and some fields of the context that it returned.
 
     Args:
-        fields: those that the hook may change.
-        due: whether it is called; None: always.
+        fields: the fields that the hook may change.
+        due: whether the hook is called; None: always.
 
     Raises:
-        UserCodeError: naming the hook, so that a mistake is not found in a while_loop.
+        UserCodeError: naming the hook, in place of an error of the while_loop around it.
     """
     before = {name: getattr(ctx, name) for name in (*fields, "memory")}
 
@@ -72,9 +73,9 @@ def call_traced(
                 f"{name_of(hook)} returned {description(new)} at {stage.name}: a traced hook returns the "
                 f"context, for example ctx.with_batch(forces=...){location(function)}."
             )
-        who = name_of(hook)
+        hook_name = name_of(hook)
         return {
-            name: check_same_structure(who, name, getattr(new, name), old, function)
+            name: check_same_structure(hook_name, name, getattr(new, name), old, function)
             for name, old in values.items()
         }
 
@@ -83,11 +84,11 @@ def call_traced(
 
 
 def due_at(hook: Any, step_count: Any) -> Bool[Array, ""] | None:
-    """Whether a hook's frequency says that it is called in this step; None: in every step."""
+    """Whether a hook is called in this step, by its frequency; None: in every step."""
     return None if hook.frequency == 1 else jnp.asarray(step_count % hook.frequency == 0)
 
 
-#: What a workflow may do around each call: context, number of the hook, hook -> the context that the hook
-#: gets and whether it is due; and, with the context after the call, what of it is kept.
+#: Functions of a workflow around each call. Before: (context, number of the hook, hook) -> the context for
+#: the hook, and whether it is due. After: (context before, context after, number, hook) -> context to keep.
 Before = Callable[[Any, int, TracedHook], tuple[Any, Bool[Array, ""] | None]]
 After = Callable[[Any, Any, int, TracedHook], Any]

@@ -14,10 +14,10 @@ MOST_REASONS = 8
 
 
 def check_hook(hook: Any, what: str) -> None:
-    """Whether something is a hook with a sensible frequency.
+    """Check that an object is a hook with a valid frequency.
 
     Raises:
-        TypeError, ValueError: beginning with `what`.
+        TypeError, ValueError: with messages that begin with `what`.
     """
     if isinstance(hook, type):
         raise TypeError(f"{what} is a class: pass an instance of {hook.__name__}.")
@@ -26,8 +26,8 @@ def check_hook(hook: Any, what: str) -> None:
         missing += [] if callable(hook) else ["__call__(ctx, stage)"]
         raise TypeError(f"{what} is not a hook: it has no {' and no '.join(missing)}.")
     frequency = hook.frequency
-    whole = isinstance(frequency, int | np.integer) and not isinstance(frequency, bool)
-    if not whole or frequency < 1:
+    integer = isinstance(frequency, int | np.integer) and not isinstance(frequency, bool)
+    if not integer or frequency < 1:
         raise ValueError(f"{what}: frequency must be a positive int, not {frequency!r}.")
     if not hasattr(hook, "_runs_on_stage") and not isinstance(hook.stage, Enum):
         raise TypeError(f"{what}: stage must be a member of an Enum, not {hook.stage!r}.")
@@ -37,7 +37,7 @@ def check_hook(hook: Any, what: str) -> None:
 
 
 def check_stages(hook: Any, types: tuple[type[Enum], ...]) -> None:
-    """Whether a hook fits a workflow whose stages are of these enums.
+    """Check that a hook fits a workflow with stages of these enums.
 
     Raises:
         TypeError: naming the hook.
@@ -51,9 +51,9 @@ def check_stages(hook: Any, types: tuple[type[Enum], ...]) -> None:
 
 
 def _check_overload(hook: Any, stage: Enum) -> None:
-    """A hook for several workflows overloads `__call__` by the enum: one must fit."""
+    """Check that, if `__call__` is overloaded with plum, one overload takes the stage."""
     call: Any = next((vars(c)["__call__"] for c in type(hook).__mro__ if "__call__" in vars(c)), None)
-    # Importing plum is slow, and whoever has made an overload has imported it.
+    # Importing plum is slow, and it has been imported if there is an overload.
     plum = sys.modules.get("plum")
     if plum is None or not isinstance(call, plum.Function):
         return

@@ -1,37 +1,44 @@
-"""HookContext: what a hook sees, of whichever kind and in whichever workflow."""
+"""HookContext: the argument of all hooks, of each kind and in each workflow."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 
 
 _C = TypeVar("_C", bound="HookContext")
 
+if TYPE_CHECKING:
+    SeenBatch = Batch
+else:
+    # Host hooks see a HostBatch. For the type checker both are alike: they have the same fields.
+    SeenBatch = Batch | HostBatch
+
 
 class HookContext(eqx.Module):
     """One pytree for traced hooks (JAX arrays) and host hooks (numpy arrays without padding).
 
-    A workflow fills in what it has; the rest is None. Subclass it to add fields.
+    Fields that a workflow does not have are None. Subclass it to add fields.
 
     Attributes:
         batch: the systems.
         step_count: number of completed steps, zero in the first.
         model: the model of the workflow.
-        converged_mask: [systems], those that newly converged in this step (ON_CONVERGE).
-        active_mask: [systems], those that this dispatch moves; the others are frozen.
-        stages: of a hook that belongs to some stages of a pipeline, their codes; None: to the whole.
-        memory: of this hook alone (traced hooks): what its `init` made or its last call left.
-        workflow: the engine, or whatever dispatches.
-        loss, optimizer, lr_scheduler, gradients, epoch, global_rank: of a training workflow.
+        converged_mask: [systems], the systems that converged in this step (at ON_CONVERGE).
+        active_mask: [systems], the systems that this call moves; the others are frozen.
+        stages: codes of the parts of a pipeline that the hook belongs to; None: to all of it.
+        memory: the memory of this traced hook, from its `init` or its last call.
+        workflow: the engine, or another object that calls the hooks.
+        loss, optimizer, lr_scheduler, gradients, epoch, global_rank: fields of a training workflow.
     """
 
-    batch: Batch
+    batch: SeenBatch
     step_count: Any = None
     model: Any = None
     converged_mask: Any = None
@@ -55,14 +62,15 @@ class HookContext(eqx.Module):
         return dataclasses.replace(self, memory=memory)
 
     def stop(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
-        """The context with some systems stopped: neither converged nor failed, and final.
+        """The context with some systems stopped: they are finished, neither converged nor failed.
 
-        A system that is stopped before the update of a step does not move any more; later in a step, it ends
-        with that step. Systems that are finished, or that this call does not move, stay as they are.
+        A system that is stopped before the update of a step does not move any more; if it is stopped later in
+        a step, it ends with that step. Finished systems, and systems that this call does not move, do not
+        change.
 
         Args:
-            mask: [systems].
-            reason: number of the text in the hook's `reasons`.
+            mask: the systems to stop.
+            reason: index of the text in the `reasons` of the hook.
         """
         batch = self.batch
         stopped = self._unfinished(mask)
@@ -72,8 +80,10 @@ class HookContext(eqx.Module):
         )
 
     def fail(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
-        """The context with some systems failed: each goes back to the state in which the step began, and
-        stays there. Arguments as of `stop`."""
+        """The context with some systems failed: they return to the state in which the step began.
+
+        They stay in it. Arguments as in `stop`.
+        """
         batch = self.batch
         failed = self._unfinished(mask)
         return self.with_batch(
@@ -81,5 +91,5 @@ class HookContext(eqx.Module):
         )
 
     def _unfinished(self, mask: Bool[Array, " systems"]) -> Bool[Array, " systems"]:
-        going = jnp.asarray(mask) & (self.batch.outcome == Outcome.RUNNING) & self.batch.system_mask
-        return going if self.active_mask is None else going & self.active_mask
+        unfinished = jnp.asarray(mask) & (self.batch.outcome == Outcome.RUNNING) & self.batch.system_mask
+        return unfinished if self.active_mask is None else unfinished & self.active_mask

@@ -1,9 +1,9 @@
-"""Calling the hooks of a stage inside a compiled step: traced ones, rows for the recording ones, and in a
-loop of the user's own the host hooks.
+"""Call the hooks of a stage inside a compiled step: traced hooks, rows of recording hooks, and, in a loop of
+a user, host hooks.
 
-A workflow carries through its step a *carry*: any immutable object with `memory`, `records` and `step_count`,
-and a method `update(**fields)` that returns it with some of these changed. What a workflow decides for itself
-is a `Dispatcher`; the one here calls every hook by its frequency and takes back the fields that it names.
+The step of a workflow passes on a *carry*: an immutable object with `memory`, `records` and `step_count`, and
+a method `update(**fields)` that returns a copy with some fields changed. A `Dispatcher` has the decisions of
+a workflow; the base class calls each hook by its frequency and takes back the fields in `fields`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from alchemi_jax.transforms import cond_changed
 if TYPE_CHECKING:
 
     class Carry(Protocol):
-        """What the machinery reads of the object that a step carries."""
+        """The fields that dispatch needs of the object that a step passes on."""
 
         @property
         def memory(self) -> tuple[Any, ...]: ...
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
         def update(self, **fields: Any) -> Any: ...
 
 else:
-    # Checked by the type checker alone: at run time a check would evaluate every property at every call.
+    # Only for the type checker: a check at run time would evaluate all properties in each call.
     Carry = Any
 
 _K = TypeVar("_K", bound="Carry")
 
 
 class Dispatcher(Generic[_K]):
-    """What a workflow decides about its hooks. Subclass it and override what differs.
+    """The decisions of a workflow about its hooks. Subclass it and override what differs.
 
     Attributes:
-        groups: of hooks, from `make_groups`.
-        fields: of the context, those that traced hooks may change.
+        groups: groups of hooks, from `make_groups`.
+        fields: fields of the context that traced hooks may change.
     """
 
     groups: tuple[Group, ...]
     fields: tuple[str, ...] = ("batch",)
 
     def context(self, carry: _K, stage: Enum, group: Group) -> HookContext:
-        """What the hooks of a group see at a stage."""
+        """The context for the hooks of a group at a stage."""
         raise NotImplementedError
 
     def condition(self, carry: _K, stage: Enum, group: Group) -> Bool[Array, ""] | None:
@@ -67,14 +67,14 @@ class Dispatcher(Generic[_K]):
         """The context that a traced hook gets, and whether it is due (None: yes).
 
         Args:
-            number: of the hook among all traced hooks of the workflow.
+            number: index of the hook among all traced hooks of the workflow.
         """
         return ctx, due_at(hook, carry.step_count)
 
     def after(
         self, carry: _K, stage: Enum, group: Group, given: Any, changed: Any, number: int, hook: TracedHook
     ) -> Any:
-        """What of a traced hook's context is kept: `given` as it was before the call, `changed` after it."""
+        """The context to keep after a traced hook, from the context before the call and the one after it."""
         return changed
 
     def take_back(self, carry: _K, stage: Enum, values: dict[str, Any]) -> _K:
@@ -94,8 +94,8 @@ def dispatch(dispatcher: Dispatcher[_K], carry: _K, stage: Enum) -> _K:
             carry = _run_traced(dispatcher, carry, stage, group)
     for group in groups:
         carry = _record(dispatcher, carry, stage, group)
-    # The driver takes host hooks off what it compiles and calls them itself. They are here where a user puts
-    # a step or a loop into code of their own.
+    # The driver removes host hooks from the engine that it compiles, and calls them itself. They are present
+    # only if a user calls step or loop.
     call_from_device(dispatcher, carry, stage)
     return carry
 
@@ -126,23 +126,23 @@ def _run_traced(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group
 
 def _record(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group) -> _K:
     buffers = list(carry.records)
-    for i, held in enumerate(group.hooks.recording, group.records):
-        # `init` inside a transform evaluates before there are buffers.
-        if i >= len(buffers) or not runs_on(held.hook, stage):
+    for i, entry in enumerate(group.hooks.recording, group.records):
+        # There are no buffers yet in the first evaluation by `init` inside a transform.
+        if i >= len(buffers) or not runs_on(entry.hook, stage):
             continue
         due = all_of(
             dispatcher.condition(carry, stage, group),
             dispatcher.observed(carry),
-            due_at(held.hook, carry.step_count),
+            due_at(entry.hook, carry.step_count),
         )
         ctx = dispatcher.context(carry, stage, group)
-        with jax.named_scope(type(held.hook).__name__):
-            buffers[i] = records.append(held.hook, buffers[i], ctx, True if due is None else due)
+        with jax.named_scope(type(entry.hook).__name__):
+            buffers[i] = records.append(entry.hook, buffers[i], ctx, True if due is None else due)
     return carry.update(records=tuple(buffers)) if buffers else carry
 
 
 def all_of(*conditions: Bool[Array, ""] | None) -> Bool[Array, ""] | None:
-    """Whether all conditions hold; None stands for one that always does."""
+    """Whether all conditions are true; None is a condition that is always true."""
     out: Any = None
     for condition in conditions:
         if condition is not None:

@@ -1,4 +1,4 @@
-"""Groups of hooks: those of a workflow, and in a pipeline those of each of its parts."""
+"""Groups of hooks: the hooks of a workflow, and in a pipeline the hooks of each part."""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -10,8 +10,8 @@ from alchemi_jax.hooks.set import HookSet
 class Group(NamedTuple):
     """Hooks that see the systems of some parts of a pipeline.
 
-    `codes` are the numbers of these parts, None: all. The group's traced hooks have their memory from place
-    `memory` of the tuple of all memories on, its recording hooks their buffer from place `records` on.
+    `codes` are the numbers of these parts; None: all parts. `memory` is the index of the memory of the first
+    traced hook in the tuple of all memories, `records` that of the first buffer in the tuple of all buffers.
     """
 
     codes: tuple[int, ...] | None
@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
 
 def make_groups(sets: Iterable[tuple[tuple[int, ...] | None, HookSet]]) -> tuple[Group, ...]:
-    """Groups with their places, the outermost first."""
+    """Groups with their indices in the tuples of memories and buffers, the outermost first."""
     groups, memory, records = [], 0, 0
     for codes, hooks in sets:
         groups.append(Group(codes, hooks, memory, records))
@@ -39,8 +39,10 @@ def make_groups(sets: Iterable[tuple[tuple[int, ...] | None, HookSet]]) -> tuple
 
 
 def in_order(groups: tuple[Group, ...], stage: Enum) -> tuple[Group, ...]:
-    """The order in which groups are called: the hooks of a sum bracket those of its parts, first at
-    BEFORE_*, last elsewhere."""
+    """The groups in the order in which they are called.
+
+    Hooks of a pipeline come before those of its parts at BEFORE_* stages, and after them at other stages.
+    """
     if len(groups) == 1 or stage.name.startswith("BEFORE_"):
         return groups
 

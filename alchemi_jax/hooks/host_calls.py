@@ -1,4 +1,4 @@
-"""Host hooks: the context that they see, and calls by `io_callback` from a compiled loop of the user's."""
+"""Host hooks: their context, and calls by `io_callback` from a compiled loop of a user."""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -18,17 +18,17 @@ from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.systems.metadata import Metadata
 
 
-#: By name: what they are is no part of JAX's public interface.
+#: Names of tracers: the classes are not in the public API of JAX.
 _REFUSED = {"BatchTracer": "vmap", "JVPTracer": "grad", "LinearizeTracer": "grad"}
 
 
 def host_hooks(groups: Iterable[Group]) -> list[Any]:
     """All host hooks of some groups."""
-    return [held.hook for group in groups for held in group.hooks.host]
+    return [entry.hook for group in groups for entry in group.hooks.host]
 
 
 def check_deliverable(groups: tuple[Group, ...], tree: Any) -> None:
-    """Host hooks have no meaning for many lanes at once, nor for a derivative.
+    """Refuse arrays that are traced by vmap or grad, under which host hooks have no meaning.
 
     Raises:
         ValueError: naming the hooks and the alternative.
@@ -40,31 +40,33 @@ def check_deliverable(groups: tuple[Group, ...], tree: Any) -> None:
 
 
 def refuse_transforms(groups: tuple[Group, ...], tree: Any) -> Any:
-    """The same tree, which says what `check_deliverable` says when a transform comes from outside of a
-    jit, where it cannot be seen while the loop is traced."""
+    """The same tree, with rules that raise the error of `check_deliverable` under vmap and grad.
+
+    For transforms around a jit, which are not visible while the loop is traced.
+    """
 
     @jax.custom_batching.custom_vmap
-    def same(arrays: Any) -> Any:
+    def refuse_vmap(arrays: Any) -> Any:
         return arrays
 
-    @same.def_vmap
+    @refuse_vmap.def_vmap
     def _(axis_size: int, in_batched: Any, arrays: Any) -> Any:
         raise ValueError(refusal(groups, "vmap"))
 
     @jax.custom_jvp
-    def held(arrays: Any) -> Any:
-        return same(arrays)
+    def refuse_grad(arrays: Any) -> Any:
+        return refuse_vmap(arrays)
 
-    @held.defjvp
+    @refuse_grad.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         raise ValueError(refusal(groups, "grad"))
 
     arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(held(arrays), rest)
+    return eqx.combine(refuse_grad(arrays), rest)
 
 
 def refusal(groups: tuple[Group, ...], transform: str) -> str:
-    """The error where host hooks cannot be called."""
+    """The message of the error if host hooks cannot be called."""
     names = ", ".join(map(name_of, host_hooks(groups)))
     return (
         f"the host hooks {names} cannot be called from a loop under {transform}: write a "
@@ -73,9 +75,9 @@ def refusal(groups: tuple[Group, ...], transform: str) -> str:
 
 
 def call_from_device(dispatcher: Any, carry: Any, stage: Enum) -> None:
-    """Calls the host hooks of a stage from compiled code, where they are due."""
+    """Call the host hooks of a stage from compiled code, if they are due."""
     for group in in_order(dispatcher.groups, stage):
-        hooks = [held.hook for held in group.hooks.host if runs_on(held.hook, stage)]
+        hooks = [entry.hook for entry in group.hooks.host if runs_on(entry.hook, stage)]
         if hooks:
             _call_group(dispatcher, carry, stage, group, hooks)
 
@@ -100,7 +102,7 @@ def _call_group(dispatcher: Any, carry: Any, stage: Enum, group: Group, hooks: l
 
 
 def host_context(ctx: HookContext, meta: Metadata, step: int) -> HookContext:
-    """The context as host hooks see it, with a HostBatch under these names."""
+    """The context for host hooks: with a HostBatch, and masks without padding."""
     host = ctx.batch.to_host(meta=meta)
     n = len(host)
 

@@ -1,4 +1,4 @@
-"""Opening and closing hooks, and the notes that name a hook in an exception."""
+"""Open and close hooks, and add the name of a hook to exceptions."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,9 @@ from alchemi_jax.errors import UserCodeError, name_of
 
 
 class Openings:
-    """How often the hooks of a set are open, and how to close them; shared by all copies of an engine.
+    """How many times the hooks of a set are open, and how to close them. All copies of an engine share it.
 
-    All are equal, so that compiled code does not depend on it.
+    All instances are equal, so that compiled code does not depend on them.
     """
 
     def __init__(self):
@@ -24,18 +24,18 @@ class Openings:
         return 0
 
     def open(self, hooks: Iterable[Any]) -> None:
-        """Enters every hook that has `__enter__`, in order; within another opening it only counts."""
+        """Enter each hook that has `__enter__`, in order; if they are open already, only count."""
         if self.depth == 0:
             with contextlib.ExitStack() as stack:
                 for hook in hooks:
                     if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
                         with note_errors(hook, "when it was opened"):
-                            stack.enter_context(_entered(hook))
+                            stack.enter_context(_enter_hook(hook))
                 self.stack = stack.pop_all()
         self.depth += 1
 
     def close(self, *exc: Any) -> None:
-        """Leaves the hooks in reverse order, when the outermost opening ends."""
+        """Exit the hooks in reverse order, when the outermost opening ends."""
         self.depth -= 1
         if self.depth > 0:
             return
@@ -51,8 +51,8 @@ class Openings:
 
 
 @contextlib.contextmanager
-def _entered(hook: Any) -> Iterator[None]:
-    """The hook opened; it cannot swallow an exception, and an error in closing it names it."""
+def _enter_hook(hook: Any) -> Iterator[None]:
+    """A context with the hook open. The hook cannot suppress exceptions, and errors in closing name it."""
     hook.__enter__()
     try:
         yield
@@ -66,7 +66,7 @@ def _entered(hook: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def note_errors(hook: Any, when: str) -> Iterator[None]:
-    """Adds the hook's name and the place to whatever exception passes."""
+    """Add the name of the hook and the place to an exception that passes."""
     try:
         yield
     except UserCodeError:

@@ -1,4 +1,4 @@
-"""The three kinds of hook, and what a workflow asks of one.
+"""The three kinds of hook, and the attributes that a workflow reads of a hook.
 
 | kind | what you write | where it runs | may change the run |
 |---|---|---|---|
@@ -8,8 +8,8 @@
 
 A hook of frequency f is called in the steps 0, f, 2f, ... at its stage. For several stages give the
 hook a method `_runs_on_stage(stage) -> bool`. A hook with `__enter__` and `__exit__` is opened when
-a run (or the `with` block around several) starts and closed at its end. Whatever else is asked of a
-hook is in `HookFlags`, with its default.
+a run (or the `with` block around several) starts and closed at its end. `HookFlags` has all other
+attributes, with defaults.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ from alchemi_jax.systems.batch import Batch
 
 @runtime_checkable
 class Hook(Protocol):
-    """Anything with a stage, a frequency and a call; no base class is needed."""
+    """An object with a stage, a frequency and a call; no base class is needed."""
 
     stage: Enum | None
     frequency: int
@@ -36,37 +36,38 @@ class Hook(Protocol):
 
 
 class HookFlags:
-    """What a workflow asks of a hook besides stage, frequency and call, with the defaults.
+    """Attributes that a workflow reads of a hook besides stage and frequency, with their defaults.
 
-    Set one as an attribute of the hook or of its class; no base class is needed. Nothing else is asked.
+    Set one as an attribute of the hook or of its class; no base class is needed. No other attributes are
+    read.
     """
 
     needs_stress: bool = False
-    """The hook reads `batch.stress`: the model then gives it in every step."""
+    """The hook reads `batch.stress`, so the model computes it in every step."""
     reads_batch: bool = True
-    """Host hooks: the hook looks at `ctx.batch`. With False nothing is copied to the host for it."""
+    """Host hooks: the hook reads `ctx.batch`. With False the batch is not copied to the host."""
     judges_convergence: bool = False
-    """Traced hooks at AFTER_STEP: the hook decides by `status` who has converged. It is then also asked of
-    systems that were just evaluated for the first time, before they take a step."""
+    """Traced hooks at AFTER_STEP: the hook marks converged systems by increasing `status`. It is also called
+    for systems that were just evaluated for the first time, before they take a step."""
     sets_targets: tuple[str, ...] = ()
     """"temperature" or "pressure": the hook writes `batch.target_...`, which the engine must follow."""
     needs_fixed_systems: bool = False
-    """The hook relates the systems of a batch to one another: none may leave, enter or change its row."""
+    """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False
-    """Host and recording hooks: the hook knows systems by `system_id`, so that they may change their rows."""
+    """Host and recording hooks: the hook identifies systems by `system_id`, so they may change their rows."""
     reasons: tuple[str, ...] = ()
     """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
 
 
 def flag(hook: Any, name: str) -> Any:
-    """What a hook says, or the default of `HookFlags`."""
+    """An attribute of a hook, or its default in `HookFlags`."""
     return getattr(hook, name, getattr(HookFlags, name))
 
 
 def runs_on(hook: Any, stage: Enum) -> bool:
     """Whether a hook is called at a stage."""
-    asked = getattr(hook, "_runs_on_stage", None)
-    return bool(asked(stage)) if asked is not None else hook.stage == stage
+    method = getattr(hook, "_runs_on_stage", None)
+    return bool(method(stage)) if method is not None else hook.stage == stage
 
 
 class TracedHook(eqx.Module):
@@ -83,14 +84,14 @@ class TracedHook(eqx.Module):
     def init(self, batch: Batch) -> Any:
         """The memory before the first step, a pytree of arrays; None by default.
 
-        What has a row per system or per atom says so: a Module with fields `per_system()` and `per_atom()`,
-        or `PerSystem(array)`, `PerAtom(array)` (all in `alchemi_jax.levels`). Anything else is shared by
-        all systems and stays as it is when systems enter, leave or change rows.
+        Arrays with a row per system or per atom must be declared: as fields `per_system()` and `per_atom()`
+        of a Module, or as `PerSystem(array)` and `PerAtom(array)` (all in `alchemi_jax.levels`). All other
+        arrays are shared by all systems and do not change when systems enter, leave or change rows.
         """
         return None
 
     def check(self, batch: Batch) -> None:
-        """Called once, on the host, before the first step.
+        """Check that the hook fits the batch. Called once, on the host, before the first step.
 
         Raises:
             ValueError: if the hook does not fit the batch.
@@ -98,14 +99,14 @@ class TracedHook(eqx.Module):
 
     @abstractmethod
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        """The new context. Of it, the batch and the memory are taken back."""
+        """The new context. Only its batch and memory are used."""
 
 
 class RecordingHook:
-    """Rows recorded inside the compiled loop and written on the host, many at a time.
+    """Rows that are recorded inside the compiled loop and written on the host, many at a time.
 
-    Set `stage` and `frequency`; write `record` and `write`. The device is not stopped: rows wait in
-    a buffer until it is full, the segment ends or the run is over.
+    Set `stage` and `frequency`, and define `record` and `write`. The device does not stop for them: rows wait
+    in a buffer until it is full, a segment ends, or the run ends.
     """
 
     stage: Any = None
@@ -113,16 +114,16 @@ class RecordingHook:
 
     @abstractmethod
     def record(self, ctx: HookContext) -> Any:
-        """One row: a pytree of arrays whose shapes do not depend on data. Traced."""
+        """One row: a pytree of arrays with shapes that do not depend on data. Traced."""
 
     @abstractmethod
     def write(self, rows: Any) -> None:
-        """Takes rows as numpy arrays with a leading axis `rows`, in order. On the host."""
+        """Write rows, numpy arrays with a leading axis `rows`, in order. On the host."""
 
     def trace_key(self) -> Hashable:
-        """What `record` depends on: hooks of one class and equal keys share compiled code."""
+        """A key of what `record` depends on: hooks of one class with equal keys share compiled code."""
         return id(self)
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
-        """Record and write at once: the hook in a workflow that has no buffers."""
+        """Record and write a row: for workflows without buffers."""
         self.write(jax.tree.map(lambda x: np.asarray(x)[None], self.record(ctx)))

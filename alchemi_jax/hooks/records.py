@@ -1,7 +1,7 @@
 """RecordBuffer: rows of a recording hook that wait on the device until the host fetches them.
 
-A row is packed into words of 32 bits: a step that records nothing then updates one small array
-in place, whatever the hook records.
+A row is packed into words of 32 bits, so that a step that records nothing only updates one small array in
+place.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Int, Shaped, UInt32
 
 from alchemi_jax.errors import (
     UserCodeError,
@@ -32,7 +32,7 @@ _LEAST, _MOST = 16, 1024
 
 
 class RecordBuffer(eqx.Module):
-    """`count` rows, oldest first; beyond them the contents mean nothing. `rows` gives them as recorded."""
+    """`count` rows, oldest first; further contents have no meaning. `rows` gives the rows as recorded."""
 
     words: UInt32[Data, "rows words"]
     count: Int[Data, ""]
@@ -44,7 +44,7 @@ class RecordBuffer(eqx.Module):
         return self.words.shape[-2]
 
     def full(self, rows: int = 1) -> Bool[Array, ""]:
-        """Whether so many further rows need the buffer to be drained first."""
+        """Whether there is no room for this many further rows."""
         return self.count > self.capacity - rows
 
     @property
@@ -54,13 +54,13 @@ class RecordBuffer(eqx.Module):
 
     @property
     def rows(self) -> Any:
-        """What `record` returned, each leaf with a leading axis [rows]; mapped buffers keep their axes."""
-        return self.layout.unpacked(self.words)
+        """The results of `record`, each leaf with a leading axis [rows]; mapped buffers keep their axes."""
+        return self.layout.unpack(self.words)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the leaves of a row are in its words."""
+    """The order of the leaves of a row in its words."""
 
     tree: Any
     leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
@@ -71,7 +71,7 @@ class Layout:
         leaves, tree = jax.tree.flatten(row)
         return cls(tree, tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves))
 
-    def packed(self, row: Any) -> UInt32[Array, " words"]:
+    def pack(self, row: Any) -> UInt32[Array, " words"]:
         """A row as words."""
         parts = [
             _to_words(jnp.asarray(leaf, dtype))
@@ -79,7 +79,7 @@ class Layout:
         ]
         return jnp.concatenate(parts) if parts else jnp.zeros(0, jnp.uint32)
 
-    def unpacked(self, words: Any) -> Any:
+    def unpack(self, words: Any) -> Any:
         """Rows from words [..., words] of JAX or numpy; the axes of each leaf replace the last one."""
         out, first = [], 0
         for shape, dtype in self.leaves:
@@ -102,7 +102,7 @@ def _words_of(dtype: np.dtype) -> int:
     return max(dtype.itemsize // 4, 1)
 
 
-def _to_words(leaf: Array) -> UInt32[Array, " words"]:
+def _to_words(leaf: Shaped[Array, "..."]) -> UInt32[Array, " words"]:
     flat = leaf.reshape(-1)
     if jnp.iscomplexobj(flat):
         flat = jnp.stack([flat.real, flat.imag], axis=-1).reshape(-1)
@@ -136,7 +136,7 @@ def _from_words(words: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 
 def allocate(hook: RecordingHook, ctx: HookContext, capacity: int | None = None) -> RecordBuffer:
-    """An empty buffer for the rows that `hook.record(ctx)` makes: a few MiB of them."""
+    """An empty buffer for the rows that `hook.record(ctx)` makes; by default of a few MiB."""
     layout = Layout.of(jax.eval_shape(lambda: _row(hook, ctx)))
     if capacity is None:
         capacity = min(max(_BYTES // max(4 * layout.words, 1), _LEAST), _MOST)
@@ -147,29 +147,30 @@ def allocate(hook: RecordingHook, ctx: HookContext, capacity: int | None = None)
 def append(
     hook: RecordingHook, buffer: RecordBuffer, ctx: HookContext, due: Bool[Array, ""] | bool
 ) -> RecordBuffer:
-    """The buffer with one row more, if it is due. If the buffer is full, the row is lost and it says so.
+    """The buffer with one more row, if it is due. If the buffer is full, the row is lost and `overflow` is
+    set.
 
-    The row is made under a `cond` and always put in place: a row that is not due lies beyond `count`,
-    and the buffer itself never passes through the `cond`, which would copy it.
+    The row is made inside a `cond` and always written: if it is not due, it is beyond `count`. The buffer
+    does not pass through the `cond`, which would copy it.
     """
 
-    def made() -> Array:
-        who, layout = f"{name_of(hook)}.record", buffer.layout
-        return layout.packed(
-            check_same_structure(who, "row", _row(hook, ctx), layout.like(), type(hook).record)
+    def make() -> UInt32[Array, " words"]:
+        function_name, layout = f"{name_of(hook)}.record", buffer.layout
+        return layout.pack(
+            check_same_structure(function_name, "row", _row(hook, ctx), layout.like(), type(hook).record)
         )
 
-    def skip() -> Array:
+    def skip() -> UInt32[Array, " words"]:
         return jnp.zeros(buffer.layout.words, jnp.uint32)
 
-    row = made() if due is True else jax.lax.cond(due, made, skip)
+    row = make() if due is True else jax.lax.cond(due, make, skip)
     words = jax.lax.dynamic_update_index_in_dim(buffer.words, row, buffer.count, 0)
     count = buffer.count + jnp.asarray(due, jnp.int32)
     return dataclasses.replace(buffer, words=words, count=count)
 
 
 def _row(hook: RecordingHook, ctx: HookContext) -> Any:
-    """What the hook records now, a pytree of arrays."""
+    """The row that the hook records now, a pytree of arrays."""
     with user_errors(f"{name_of(hook)}.record", "hook"):
         row = hook.record(ctx)
     leaves = jax.tree_util.tree_leaves_with_path(row, is_leaf=lambda x: x is None)
@@ -182,7 +183,7 @@ def _row(hook: RecordingHook, ctx: HookContext) -> Any:
     return row
 
 
-def grown(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
+def grow(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     """The buffer with room for at least `capacity` rows."""
     more = capacity - buffer.capacity
     if more <= 0:

@@ -1,4 +1,4 @@
-"""HookSet: the hooks of a workflow, classified by kind, checked, opened, closed and called."""
+"""HookSet: the hooks of a workflow by kind; it checks, opens, closes and calls them."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ _C = TypeVar("_C", bound=HookContext)
 
 
 class StaticHook:
-    """A host hook as static data: compared by identity, whatever the hook's own equality."""
+    """A host hook as static data: compared by identity, not by the equality of the hook."""
 
     __slots__ = ("hook",)
 
@@ -45,7 +45,7 @@ class StaticHook:
 
 
 class StaticRecorder(StaticHook):
-    """A recording hook as static data: compared by what its `record` depends on."""
+    """A recording hook as static data: compared by its `trace_key`, stage and frequency."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class HookSet(eqx.Module):
     """The hooks of a workflow, from any iterable of them.
 
     Raises:
-        TypeError: for something that is no hook; ValueError for a bad frequency. Both name it.
+        TypeError: for an object that is not a hook; ValueError: for an invalid frequency. Both name the hook.
     """
 
     traced: tuple[TracedHook, ...]
@@ -79,8 +79,8 @@ class HookSet(eqx.Module):
 
     def __iter__(self) -> Iterator[Any]:
         yield from self.traced
-        yield from (held.hook for held in self.recording)
-        yield from (held.hook for held in self.host)
+        yield from (entry.hook for entry in self.recording)
+        yield from (entry.hook for entry in self.host)
 
     def __len__(self) -> int:
         return len(self.traced) + len(self.recording) + len(self.host)
@@ -89,17 +89,17 @@ class HookSet(eqx.Module):
         return "[" + ", ".join(repr(hook) for hook in self) + "]"
 
     def on_device(self) -> "HookSet":
-        """The set without host hooks: what compiled code may depend on."""
+        """The set without host hooks, for compiled code."""
         if not self.host:
             return self
         return unsafe_replace(self, host=())
 
     def check_stages(self, accepted: Any) -> None:
-        """Whether every hook fits a workflow whose stages are of the enum(s) `accepted` (None: any).
+        """Check that each hook fits a workflow with stages of the enum(s) `accepted` (None: any).
 
         Raises:
-            TypeError: naming the hook, for a stage of another enum, or a `__call__` of
-                `plum.dispatch` overloads none of which takes a stage on which the hook runs.
+            TypeError: naming the hook, for a stage of another enum, or if no `plum.dispatch` overload of
+                `__call__` takes a stage on which the hook runs.
         """
         if accepted is None:
             return
@@ -111,7 +111,7 @@ class HookSet(eqx.Module):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Opens the hooks that can be opened; within another opening it does nothing."""
+        """A context in which the hooks are open; within another such context it does nothing."""
         self.open()
         try:
             yield
@@ -122,11 +122,11 @@ class HookSet(eqx.Module):
             self.close()
 
     def open(self) -> None:
-        """Enters every hook that has `__enter__`, in order."""
+        """Enter each hook that has `__enter__`, in order."""
         self.openings.open(self)
 
     def close(self, *exc: Any) -> None:
-        """Leaves them again, in reverse order, when the outermost opening ends."""
+        """Exit the hooks, in reverse order, when the outermost opening ends."""
         self.openings.close(*exc)
 
     # -- calling ---------------------------------------------------------------------------------
@@ -151,11 +151,12 @@ class HookSet(eqx.Module):
         """The context and the memories after the traced hooks of a stage, in order. Traced.
 
         Args:
-            memory: of each traced hook, as `init` made it or the last call left it.
-            fields: of the context, those that hooks may change; changes of others are dropped.
-            before: before(ctx, i, hook) -> ctx, due: the context that hook i gets, and whether it is
-                called (None: yes); by default as it is, and by its frequency.
-            after: after(ctx before, ctx after, i, hook) -> ctx: what of a call is kept; by default all.
+            memory: of each traced hook, from `init` or the last call.
+            fields: fields of the context that hooks may change; other changes are dropped.
+            before: before(ctx, i, hook) -> ctx, due: the context that hook i gets, and whether it is called
+                (None: yes); by default the context as it is, and the frequency of the hook.
+            after: after(ctx before, ctx after, i, hook) -> ctx: the context to keep; by default the one
+                after the call.
         """
         memories = list(memory)
         for i, hook in enumerate(self.traced):
@@ -173,21 +174,21 @@ class HookSet(eqx.Module):
         return ctx, tuple(memories)
 
     def host_due(self, stage: Enum, step: int) -> bool:
-        """Whether a host hook is to be called at a stage of a step."""
-        return any(step % held.hook.frequency == 0 and runs_on(held.hook, stage) for held in self.host)
+        """Whether a host hook is due at a stage of a step."""
+        return any(step % entry.hook.frequency == 0 and runs_on(entry.hook, stage) for entry in self.host)
 
     def reads_batch(self, stage: Enum, step: int) -> bool:
-        """Whether a host hook that is due looks at the batch; one with `reads_batch = False` does not."""
+        """Whether a host hook that is due reads the batch."""
         return any(
-            flag(held.hook, "reads_batch")
-            for held in self.host
-            if step % held.hook.frequency == 0 and runs_on(held.hook, stage)
+            flag(entry.hook, "reads_batch")
+            for entry in self.host
+            if step % entry.hook.frequency == 0 and runs_on(entry.hook, stage)
         )
 
     def run_host(self, ctx: HookContext, stage: Enum, step: int) -> None:
-        """Calls the host hooks that are due. What goes wrong is noted with hook, stage and step."""
-        for held in self.host:
-            hook = held.hook
+        """Call the host hooks that are due. Exceptions get a note with hook, stage and step."""
+        for entry in self.host:
+            hook = entry.hook
             if step % hook.frequency != 0 or not runs_on(hook, stage):
                 continue
             with note_errors(hook, f"at {stage.name} of step {step}"):

@@ -1,4 +1,4 @@
-"""Trajectory: what a run wrote to a ZarrData store, read back a piece at a time."""
+"""Trajectory: reads what a run wrote to a ZarrData store, without loading all of it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Int, Shaped
 
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.viewer import moving
+from alchemi_jax.systems.viewer import draw_frames
 
 
 class Trajectory:
-    """A store of ZarrData as a sequence of frames, without loading it.
+    """A store of ZarrData as a sequence of frames, without loading all of it.
 
-    A frame is what one write brought: all systems of the batch for a SnapshotHook, those that had just
-    converged for a ConvergedSnapshotHook. A row is one system in one frame. Positions, and all else,
-    are read from the disk as they are asked for; in memory are three numbers a row.
+    A frame has the systems of one write: all systems of the batch for a SnapshotHook, those that had just
+    converged for a ConvergedSnapshotHook. A row is one system in one frame. Positions and other fields are
+    read from disk when they are used; only three numbers per row are in memory.
 
-    It shows what was committed when it was opened, also while a run goes on writing; `refresh` looks
-    again.
+    It shows what was committed when it was opened, also while a run is writing; `refresh` includes what was
+    committed since.
 
         traj = Trajectory("traj.zarr")
         traj[-1]                          # the last frame, a HostBatch
@@ -34,10 +35,10 @@ class Trajectory:
         traj.to_ase(slice(None, None, 10))
 
     Args:
-        path: of the store.
+        path: path of the store.
 
     Raises:
-        ValueError: if there is none, or something else.
+        ValueError: if there is no store at the path.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -45,16 +46,16 @@ class Trajectory:
         self.refresh()
 
     def refresh(self) -> Trajectory:
-        """Looks what has been committed since; returns itself."""
+        """Include what has been committed since; returns itself."""
         self._stored = StoredSystems(self.path)
         frame = self._stored.frame
         begins = np.concatenate([[True], frame[1:] != frame[:-1]])[: len(frame)]
-        #: Row at which each frame begins, and the end.
+        #: Row at which each frame begins, and the number of rows.
         self._bounds = np.append(np.flatnonzero(begins), len(frame))
-        self._ids: np.ndarray | None = None
+        self._ids: Int[np.ndarray, " rows"] | None = None
         return self
 
-    # -- what there is ---------------------------------------------------------------------------
+    # -- contents --------------------------------------------------------------------------------
 
     @property
     def n_frames(self) -> int:
@@ -63,30 +64,30 @@ class Trajectory:
 
     @property
     def n_rows(self) -> int:
-        """Number of systems of all frames."""
+        """Number of rows: of systems, counted in each frame."""
         return self._stored.n_systems
 
     @property
     def fields(self) -> list[str]:
-        """Names of what is stored of each system or atom, extras included."""
+        """Names of the fields that are stored, extras included."""
         return list(self._stored.fields)
 
     @property
-    def system_ids(self) -> np.ndarray:
-        """[different systems] their ids, in increasing order."""
+    def system_ids(self) -> Int[np.ndarray, " systems"]:
+        """The ids of all systems, in increasing order."""
         return np.unique(self._row_ids())
 
     @property
-    def frame_of_row(self) -> np.ndarray:
-        """[rows] which frame each row belongs to."""
+    def frame_of_row(self) -> Int[np.ndarray, " rows"]:
+        """The frame that each row belongs to."""
         return np.repeat(np.arange(self.n_frames), np.diff(self._bounds))
 
     @property
-    def atoms_of_row(self) -> np.ndarray:
-        """[rows] number of atoms of each row."""
+    def atoms_of_row(self) -> Int[np.ndarray, " rows"]:
+        """The number of atoms of each row."""
         return self._stored.sizes
 
-    def _row_ids(self) -> np.ndarray:
+    def _row_ids(self) -> Int[np.ndarray, " rows"]:
         if self._ids is None:
             self._ids = np.asarray(self["system_id"][:]) if self.n_rows else np.zeros(0, np.int32)
         return self._ids
@@ -109,8 +110,8 @@ class Trajectory:
     def __iter__(self) -> Iterator[HostBatch]:
         return (self.to_batch(i) for i in range(self.n_frames))
 
-    def rows(self, frames: Any = slice(None)) -> np.ndarray:
-        """[rows] of a frame or of a slice of frames.
+    def rows(self, frames: Any = slice(None)) -> Int[np.ndarray, " rows"]:
+        """The rows of a frame or of a slice of frames.
 
         Raises:
             IndexError: if there is no such frame.
@@ -139,14 +140,14 @@ class Trajectory:
         return self._stored.batch(rows)
 
     def to_ase(self, frames: Any = slice(None)) -> list[Atoms]:
-        """The systems of a frame, or of a slice of frames, one ase.Atoms a row."""
+        """The systems of a frame, or of a slice of frames, one ase.Atoms per row."""
         return self.to_batch(frames).to_ase() if len(self.rows(frames)) else []
 
     def system(self, system_id: int) -> SystemSeries:
         """One system through all its frames.
 
         Raises:
-            KeyError: if there is no system of this id.
+            KeyError: if there is no system with this id.
             ValueError: if systems of different sizes have this id.
         """
         rows = np.flatnonzero(self._row_ids() == system_id)
@@ -165,7 +166,7 @@ class Trajectory:
 
     # -- tables ----------------------------------------------------------------------------------
 
-    def _scalars(self) -> dict[str, np.ndarray]:
+    def _scalars(self) -> dict[str, Shaped[np.ndarray, " rows"]]:
         out = {"frame": self.frame_of_row}
         for name in self.fields:
             field = self[name]
@@ -174,7 +175,7 @@ class Trajectory:
         return out
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame of the fields that are one number per system, with the rows of the trajectory.
+        """A pandas.DataFrame with the rows of the trajectory and the fields that are one number per system.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -183,7 +184,7 @@ class Trajectory:
         return pandas.DataFrame(self._scalars()).rename_axis("row")
 
     def to_xarray(self) -> Any:
-        """The same as an xarray.Dataset along the dimension `row`; frame and system_id are coordinates.
+        """The same as an xarray.Dataset with the dimension `row`; frame and system_id are coordinates.
 
         Raises:
             ImportError: if xarray is not installed.
@@ -195,13 +196,13 @@ class Trajectory:
     # -- showing ---------------------------------------------------------------------------------
 
     def view(self, system_id: int | None = None, frames: slice = slice(None), **options: Any) -> Any:
-        """One system (the first by default) as it moves, in a notebook: see `SystemSeries.view`."""
+        """An animation of one system (by default the first) in a notebook: see `SystemSeries.view`."""
         return self.system(int(self.system_ids[0]) if system_id is None else system_id).view(
             frames, **options
         )
 
     def summary(self) -> list[tuple[str, str]]:
-        """What there is, as names and texts: systems, frames, fields."""
+        """The contents as pairs of name and text: systems, frames, fields."""
         ids, sizes = self.system_ids, self._stored.sizes
         atoms = "" if not len(sizes) else f", {sizes.min()} to {sizes.max()} atoms each"
         if len(sizes) and sizes.min() == sizes.max():
@@ -232,12 +233,13 @@ def _optional(name: str) -> Any:
 
 
 class Field:
-    """One field of all rows; slices are read from the disk. Per system [rows, ...], per atom
-    [atoms of all rows, ...].
+    """One field of all rows; slices are read from disk.
+
+    The shape is [rows, ...] for a field per system, [atoms of all rows, ...] for a field per atom.
 
     Attributes:
         level: "system" or "atom".
-        shape, dtype: of the whole.
+        shape, dtype: of the field for all rows.
     """
 
     def __init__(self, stored: StoredSystems, name: str):
@@ -286,25 +288,33 @@ class Field:
 
 
 class SystemSeries:
-    """One system through its frames. Every field of the trajectory is an attribute, read when asked for:
-    `positions` is [frames, atoms, 3], `energy` [frames], `steps_taken` [frames].
+    """One system in all its frames.
+
+    Each field of the trajectory is an attribute, read when it is used: `positions` is [frames, atoms, 3],
+    `energy` [frames], `steps_taken` [frames].
 
     Attributes:
         id: its system_id.
-        rows, frames: [frames] where it is in the trajectory.
+        rows, frames: [frames], its rows and frames in the trajectory.
     """
 
-    def __init__(self, stored: StoredSystems, system_id: int, rows: np.ndarray, frames: np.ndarray):
+    def __init__(
+        self,
+        stored: StoredSystems,
+        system_id: int,
+        rows: Int[np.ndarray, " frames"],
+        frames: Int[np.ndarray, " frames"],
+    ):
         self._stored, self.id, self.rows, self.frames = stored, system_id, rows, frames
 
     @property
     def n_frames(self) -> int:
-        """Number of frames that the system is in."""
+        """Number of frames with the system."""
         return len(self.rows)
 
     @property
     def name(self) -> str:
-        """What errors call the system."""
+        """The name of the system in errors."""
         return self._stored.meta(self.rows[:1])[0].name
 
     def __len__(self) -> int:
@@ -324,19 +334,19 @@ class SystemSeries:
         return [*super().__dir__(), *self._stored.fields]
 
     def to_batch(self, frames: slice = slice(None)) -> HostBatch:
-        """A HostBatch with a system for each frame."""
+        """A HostBatch with one system per frame."""
         return self._stored.batch(self.rows[frames])
 
     def to_ase(self, frames: slice = slice(None)) -> list[Atoms]:
-        """One ase.Atoms a frame."""
+        """One ase.Atoms per frame."""
         return self.to_batch(frames).to_ase()
 
     def view(
         self, frames: slice = slice(None), *, width: int = 640, height: int = 480, interval: int = 50
     ) -> Any:
-        """The system as it moves through some frames, in a notebook: `interval` ms each, over and over.
+        """An animation of the system in a notebook, in a loop with `interval` ms per frame.
 
-        All positions go into the notebook: of a long run take every tenth frame, `slice(None, None, 10)`.
+        All positions become part of the notebook: for a long run use `slice(None, None, 10)`, for example.
 
         Raises:
             IndexError: if there are no such frames.
@@ -345,7 +355,7 @@ class SystemSeries:
         shown = self.to_ase(frames)
         if not shown:
             raise IndexError(f"{self.name} has {self.n_frames} frames, none of them in {frames}.")
-        return moving(shown, width, height, interval)
+        return draw_frames(shown, width, height, interval)
 
     def __repr__(self) -> str:
         atoms = self._stored.sizes[self.rows[0]]

@@ -1,4 +1,4 @@
-"""Models: potentials that turn a batch into energies, forces and stress."""
+"""Models: potentials that give energies, forces and stress of a batch."""
 
 from typing import TYPE_CHECKING
 

@@ -15,23 +15,22 @@ from alchemi_jax.systems.batch import Batch
 
 
 class ASEModel(AbstractModel):
-    """A calculator of ASE: DFT codes, DFT-D3, what has no JAX form.
+    """A calculator of ASE: DFT codes, DFT-D3, and whatever else is not in JAX.
 
-    Each evaluation goes to the host and calls the calculator for one system after another; nothing is
-    batched, and the device waits. It works in compiled loops, and under `vmap`, one lane after another.
-    Results are in the dtype of the batch, whatever the calculator computes in. Atoms given to it have
-    numbers, positions, cell, pbc and masses, the batch's per-atom extras as arrays, and its per-system
-    extras, `charge` and `spin` in `info`.
+    Each evaluation calls the calculator on the host, for one system after another, while the device waits. It
+    works in compiled loops, and under `vmap` one lane after another. Results have the dtype of the batch. The
+    Atoms that the calculator gets have numbers, positions, cell, pbc and masses, the per-atom extras of the
+    batch as arrays, and its per-system extras, `charge` and `spin` in `info`.
 
-    `energy` has a first derivative, in positions (minus the calculator's forces) and, where a system is
-    periodic in all directions, in the cell (from its stress). Derivatives of `evaluate`, and so second
-    ones, are refused.
+    `energy` has a first derivative with respect to positions (minus the calculator's forces) and, for systems
+    that are periodic in all directions, to the cell (from its stress). Derivatives of `evaluate`, hence
+    second derivatives, are refused.
 
-    Stress is NaN for a calculator without stress. An exception in the calculator ends the run with an
+    Stress is NaN if the calculator has none. An exception in the calculator ends the run with an
     error that names the system.
 
     Args:
-        calculator: of ASE; one for all systems, so it sees another system at each call.
+        calculator: of ASE. There is one for all systems, so it gets another system at each call.
     """
 
     calculator: Any = eqx.field(static=True)
@@ -47,7 +46,7 @@ class ASEModel(AbstractModel):
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
         inputs = (batch.positions, batch.cell, _rest(batch))
-        energy, forces, found = _refusing(self.calculator, stress, *inputs)
+        energy, forces, found = _evaluate(self.calculator, stress, *inputs)
         return Results(energy, forces, found if stress else None)
 
     def check(self, batch: Batch) -> None:
@@ -63,8 +62,8 @@ def _key(system: Any, numbers: np.ndarray) -> tuple[int, bytes]:
 
 
 class _Calculator:
-    """A calculator, compared by identity, and the names of systems that `check` saw, for its errors:
-    inside a compiled loop a batch has only ids."""
+    """A calculator, compared by identity, and the names of the systems that `check` was given. Errors use
+    them: inside a compiled loop a batch has ids but no names."""
 
     def __init__(self, calculator: Any):
         if isinstance(calculator, type) or not hasattr(calculator, "get_potential_energy"):
@@ -122,13 +121,13 @@ class _Calculator:
 
 
 def _rest(batch: Batch) -> dict[str, Any]:
-    """What the calculator needs besides positions and cells, and nothing that has a gradient."""
+    """What the calculator needs besides positions and cells; nothing of it has a gradient."""
     names = ("numbers", "masses", "pbc", "charge", "spin", "atoms_per_system", "first_atom", "system_id")
     names += ("atom_extras", "system_extras")
     return {name: getattr(batch, name) for name in names}
 
 
-def _call(held: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
+def _call(calculator: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
     kind = positions.dtype
     shapes = (
         jax.ShapeDtypeStruct(cell.shape[:1], kind),
@@ -137,18 +136,18 @@ def _call(held: _Calculator, stress: bool, positions: Array, cell: Array, rest: 
     )
 
     def host(positions: Any, cell: Any, rest: Any) -> tuple:
-        return held.compute(stress, positions, cell, rest)
+        return calculator.compute(stress, positions, cell, rest)
 
     return jax.pure_callback(host, shapes, positions, cell, rest, vmap_method="sequential")
 
 
 @eqx.filter_custom_jvp
-def _refusing(held: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
-    return _call(held, stress, positions, cell, rest)
+def _evaluate(calculator: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
+    return _call(calculator, stress, positions, cell, rest)
 
 
-@_refusing.def_jvp
-def _refusing_jvp(primals: tuple, tangents: tuple) -> tuple:
+@_evaluate.def_jvp
+def _refuse_derivative(primals: tuple, tangents: tuple) -> tuple:
     raise NotImplementedError(
         f"ASEModel({primals[0]!r}) cannot be differentiated here: a calculator of ASE gives energies and "
         "forces, no derivatives of forces. Differentiate model.energy, once."
@@ -156,15 +155,15 @@ def _refusing_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 @eqx.filter_custom_jvp
-def _energy(held: _Calculator, positions: Array, cell: Array, rest: Any) -> Array:
-    return _call(held, False, positions, cell, rest)[0]
+def _energy(calculator: _Calculator, positions: Array, cell: Array, rest: Any) -> Array:
+    return _call(calculator, False, positions, cell, rest)[0]
 
 
 @_energy.def_jvp
 def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    held, positions, cell, rest = primals
+    calculator, positions, cell, rest = primals
     d_positions, d_cell = tangents[1:3]
-    energy, forces, stress = _refusing(held, d_cell is not None, positions, cell, rest)
+    energy, forces, stress = _evaluate(calculator, d_cell is not None, positions, cell, rest)
     systems = len(energy)
     counts = rest["atoms_per_system"]
     owner = jnp.repeat(jnp.arange(systems), counts, total_repeat_length=len(positions))
@@ -177,7 +176,7 @@ def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     if d_positions is not None:
         change = change - total(jnp.sum(forces * d_positions, axis=-1))
     if d_cell is not None:
-        # The energy of a strain F of positions and cell: dE/dF = V stress, at F = 1.
+        # For a strain F of positions and cell, dE/dF = V stress at F = 1.
         periodic = jnp.all(rest["pbc"], axis=-1)
         safe = jnp.where(periodic[:, None, None], cell, jnp.eye(3, dtype=cell.dtype)[None])
         moment = total(positions[:, :, None] * forces[:, None, :])

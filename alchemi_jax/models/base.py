@@ -1,4 +1,4 @@
-"""AbstractModel: what turns a batch into energies, forces and stress; SumModel: several of them."""
+"""AbstractModel: energies, forces and stress of a batch; SumModel: the sum of several models."""
 
 import dataclasses
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from alchemi_jax.systems.segments import any_by_system, to_atoms
 
 
 class Results(eqx.Module):
-    """What a model says of a batch: eV, eV/Å, eV/Å³ (tensile positive, None if not asked for)."""
+    """Results of a model: eV, eV/Å, eV/Å³ (positive under tension, None if not asked for)."""
 
     energy: Float[Array, " systems"]
     forces: Float[Array, "atoms 3"]
@@ -29,8 +29,8 @@ class Results(eqx.Module):
 class AbstractModel(Described):
     """A potential. Write `energy`; forces and stress come from its gradient.
 
-    A model with a `cutoff` (Å) gets a neighbor list that reaches so far and a `skin` (Å) further, kept
-    up to date by the engine; one without (None) gets None. Override `requirements` to ask for edges,
+    A model with a `cutoff` (Å) gets a neighbor list of this cutoff plus a `skin` (Å), which the engine keeps
+    up to date. A model without a cutoff (None) gets None. Override `requirements` to ask for edges,
     `evaluate` where forces are known in closed form, and `check` to refuse batches that it cannot treat.
     """
 
@@ -75,15 +75,15 @@ class AbstractModel(Described):
 class SumModel(AbstractModel):
     """The sum of potentials, `a + b`: energies, forces and stress add up.
 
-    All share one neighbor list, that of the part which reaches furthest; each sees it with its own
-    cutoff. So a part of short reach loops over more neighbors than it would alone.
+    All share one neighbor list, that of the part with the largest cutoff, and each part uses its own cutoff.
+    So a part with a short cutoff loops over more neighbors than it would alone.
 
     Args:
-        parts: the models; sums among them are taken apart.
+        parts: the models; sums among them are flattened.
 
     Raises:
         ValueError: for no parts at all; from `check`, what the parts raise.
-        TypeError: for a part that is no model.
+        TypeError: for a part that is not a model.
     """
 
     parts: tuple[AbstractModel, ...]
@@ -99,20 +99,20 @@ class SumModel(AbstractModel):
         self.parts = tuple(flat)
 
     @property
-    def _furthest(self) -> AbstractModel | None:
+    def _longest(self) -> AbstractModel | None:
         near = [p for p in self.parts if p.cutoff is not None]
         return max(near, key=lambda p: p.cutoff or 0, default=None)
 
     @property
     def cutoff(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Å, the largest of the parts; None if none has one."""
-        part = self._furthest
+        part = self._longest
         return None if part is None else part.cutoff
 
     @property
     def skin(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å, that of the part which reaches furthest."""
-        part = self._furthest
+        """Å, that of the part with the largest cutoff."""
+        part = self._longest
         return AbstractModel.skin if part is None else part.skin
 
     @property
@@ -124,11 +124,11 @@ class SumModel(AbstractModel):
         )
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        first, *rest = (p.energy(batch, _seen_by(p, neighbors)) for p in self.parts)
+        first, *rest = (p.energy(batch, _list_for(p, neighbors)) for p in self.parts)
         return sum(rest, start=first)
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        first, *rest = (p.evaluate(batch, _seen_by(p, neighbors), stress=stress) for p in self.parts)
+        first, *rest = (p.evaluate(batch, _list_for(p, neighbors), stress=stress) for p in self.parts)
         energy, forces, total = first.energy, first.forces, first.stress
         for r in rest:
             energy, forces = energy + r.energy, forces + r.forces
@@ -144,8 +144,8 @@ class SumModel(AbstractModel):
         return " + ".join(map(repr, self.parts))
 
 
-def _seen_by(part: AbstractModel, neighbors: NeighborList | None) -> NeighborList | None:
-    """The list as a list of the part's own cutoff, with the rest as skin."""
+def _list_for(part: AbstractModel, neighbors: NeighborList | None) -> NeighborList | None:
+    """The list with the cutoff of the part; the rest of its reach is skin."""
     if part.cutoff is None or neighbors is None or part.cutoff == neighbors.cutoff:
         return neighbors if part.cutoff is not None else None
     skin = neighbors.cutoff + neighbors.skin - part.cutoff
@@ -153,18 +153,18 @@ def _seen_by(part: AbstractModel, neighbors: NeighborList | None) -> NeighborLis
 
 
 def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Array:
-    """`model.energy`, which must be one number a system."""
+    """`model.energy`, checked to be one number per system."""
     with user_errors(f"{name_of(model)}.energy", "model"):
         energy = model.energy(batch, neighbors)
     _check(model, "energy", energy, batch, type(model).energy)
     return jnp.asarray(energy)
 
 
-#: What each result is, and where it mostly goes wrong.
+#: What each result is, for the error message.
 _MEANING = {
-    "energy": "one number a system, for instance by segments.sum_by_system",
-    "forces": "a row an atom",
-    "stress": "a matrix a system",
+    "energy": "one number per system, for instance by segments.sum_by_system",
+    "forces": "one row per atom",
+    "stress": "one matrix per system",
 }
 
 
@@ -184,9 +184,9 @@ def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
 
 
 def strained_gradient(batch: Batch, energy: Callable[[Batch], Array]) -> tuple[Array, Array, Array]:
-    """An energy of the batch, its gradient in the positions, and in a strain of positions and cell.
+    """An energy of the batch, its gradient with respect to positions, and to a strain of positions and cell.
 
-    The strain is applied to both together, r -> r (1 + strain), and made symmetric.
+    The strain acts on both, r -> r (1 + strain), and is made symmetric.
     Returns [systems] eV, [atoms, 3] eV/Å, [systems, 3, 3] eV.
     """
 
@@ -219,7 +219,11 @@ def per_volume(batch: Batch, virial: Float[Array, "systems 3 3"]) -> Float[Array
 def results_of(
     model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
 ) -> Results:
-    """`model.evaluate`, whose results must have the shapes of the batch's."""
+    """`model.evaluate`, checked to give results of the right shapes.
+
+    Raises:
+        UserCodeError: naming the model and the result.
+    """
     function = type(model).evaluate
     with user_errors(f"{name_of(model)}.evaluate", "model"):
         results = model.evaluate(batch, neighbors, stress=stress)
@@ -236,12 +240,12 @@ def results_of(
 def evaluate_checked(
     model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
 ) -> Results:
-    """`model.evaluate`, in the dtype of the batch, with what a model may get wrong made plain.
+    """`model.evaluate`, checked, in the dtype of the batch.
 
-    Positions that are not finite drop out of every cutoff: their system's energy says so.
+    An atom whose position is not finite is beyond every cutoff, so the energy of its system is set to NaN.
 
     Raises:
-        UserCodeError: naming the model, for results that are no floats of the shapes of the batch's.
+        UserCodeError: naming the model, for results that are not floats or have wrong shapes.
     """
     results = results_of(model, batch, neighbors, stress=stress)
     lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))

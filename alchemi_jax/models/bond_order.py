@@ -1,15 +1,15 @@
-"""AbstractBondOrder: three-body potentials, energies of bonds in the company of others.
+"""AbstractBondOrder: three-body potentials, in which the energy of a bond depends on the other bonds.
 
     E = 1/2 sum_i sum_j bond(r_ij, xi_ij),    xi_ij = sum_{k != j} angle(r_ij, r_ik, cos theta_jik)
 
-Angles cost the square of the number of bonds, so the few neighbors within the cutoff are brought to the
-first slots (the list also holds those within the skin), and loops over pairs of slots go as far as the
-atom with most bonds needs. Nothing in them is longer than the atoms, memory is that of the neighbor
-matrix. The slopes of each bond and angle come from differentiation on the spot; forces and stress are
-sums of them.
+The number of angles is the square of the number of bonds. So the few neighbors within the cutoff are moved
+to the first slots (the list also has those within the skin), and loops over pairs of slots end at the largest
+number of bonds of an atom. No array in them is longer than the number of atoms; the memory is that of the
+neighbor matrix. Each bond and angle is differentiated in the loop; forces and stress are sums of these
+slopes.
 
-Derivatives beyond the first, and those in parameters, go another way: over all slots, in a scan
-that keeps no more in memory either, but which is slower by (slots / bonds)².
+Higher derivatives, and derivatives with respect to parameters, use a scan over all slots. It needs no more
+memory, but is slower by (slots / bonds)².
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ class AbstractBondOrder(AbstractModel):
 
     @abstractmethod
     def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
-        """Energy of bonds from a to b, eV; half of it counts, as the bond from b to a comes, too.
+        """Energy of bonds from a to b, eV. Half of it is counted, because the bond from b to a comes too.
 
-        Called for distances r up to somewhat beyond the cutoff, where it may be anything finite.
+        It is also called for distances r somewhat beyond the cutoff, where any finite value will do.
         """
 
     @abstractmethod
     def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
-        """What the bond from a to c adds to xi of the bond from a to b."""
+        """Contribution of the bond from a to c to xi of the bond from a to b."""
 
     def atom_parameters(self, batch: Batch) -> Any:
         """Arrays [atoms], gathered for the atoms of each bond; none by default."""
@@ -75,7 +75,7 @@ class AbstractBondOrder(AbstractModel):
         return Results(energy, forces, per_volume(batch, virial(batch, sums)))
 
     def _bonds(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
-        """Vectors, mask, number of slots in use and parameters, bonds first; the atom of each slot."""
+        """Vectors, mask, number of used slots and parameters of the bonds; atom in each slot; model."""
         if neighbors is None:
             raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
         model = cast(self, batch.dtype)
@@ -85,7 +85,7 @@ class AbstractBondOrder(AbstractModel):
         atom = dataclasses.replace(neighbors, index=index).neighbor_atom()
         inside = atom < n
         d = tuple(c[index] - c[None, :n] for c in places)
-        # Slots without a bond stand at a place where everything is finite.
+        # Slots without a bond get a vector at which everything is finite.
         d = tuple(jnp.where(inside, c, 1.5 * self.cutoff if a == 0 else 0.0) for a, c in enumerate(d))
         own = model.atom_parameters(batch)
         other = jax.tree.map(lambda v: v[index], extend(own, neighbors))
@@ -93,8 +93,7 @@ class AbstractBondOrder(AbstractModel):
 
 
 def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple[Array, Array]:
-    """The neighbor matrix with those within the cutoff in the first slots, no others, and how many
-    slots they take."""
+    """The neighbor matrix with only the neighbors within the cutoff, in the first slots, and their number."""
     slots, n = neighbors.index.shape
     column = jnp.arange(n)
 
@@ -113,7 +112,7 @@ def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple
 
 
 def _scatter(values: Array, atom: Int[Array, "slots atoms"], n: int) -> Float[Array, " atoms"]:
-    """What each atom receives from the slots that it stands in."""
+    """Sum over the slots in which each atom is."""
     return jnp.zeros(n, values.dtype).at[atom.reshape(-1)].add(values.reshape(-1), mode="drop")
 
 
@@ -122,13 +121,13 @@ def _norm(x: Array, y: Array, z: Array) -> Array:
 
 
 def _value_and_slopes(f: Any, *arguments: Array) -> tuple[Array, tuple[Array, ...]]:
-    """Of an elementwise function."""
+    """Value and derivatives of an elementwise function."""
     value, pull = jax.vjp(f, *arguments)
     return value, pull(jnp.ones_like(value))
 
 
 def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
-    """Energy of each atom, and the slopes against each of its vectors, [slots, atoms]."""
+    """Energy of each atom, and its derivatives with respect to each vector of the atom, [slots, atoms]."""
 
     def slot(k: Array) -> tuple:
         x, y, z = (c[k] for c in d)
@@ -138,14 +137,14 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
         energy, slopes = carry
         (xj, yj, zj), rj, here, b = slot(j)
 
-        def company(k: Array) -> tuple:
+        def other_bond(k: Array) -> tuple:
             (x, y, z), rk, there, c = slot(k)
             cosine = (xj * x + yj * y + zj * z) / (rj * rk)
             f = lambda rj, rk, cosine: model.angle(rj, rk, cosine, own, b, c)  # noqa: E731
             return (x, y, z), rk, cosine, here & there & (k != j), f
 
         def gather(k: Array, xi: Array) -> Array:
-            _, rk, cosine, counts, f = company(k)
+            _, rk, cosine, counts, f = other_bond(k)
             return xi + jnp.where(counts, f(rj, rk, cosine), 0)
 
         xi = jax.lax.fori_loop(0, used, gather, jnp.zeros_like(rj))
@@ -154,7 +153,7 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
 
         def push(k: Array, carry: tuple) -> tuple:
             mine, slopes = carry
-            (x, y, z), rk, cosine, counts, f = company(k)
+            (x, y, z), rk, cosine, counts, f = other_bond(k)
             _, (by_j, by_k, by_cosine) = _value_and_slopes(f, rj, rk, cosine)
             by_j, by_k, by_cosine = (jnp.where(counts, by_xi * s, 0) for s in (by_j, by_k, by_cosine))
             cross = by_cosine / (rj * rk)
@@ -177,7 +176,7 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
 
 
 def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, other: Any) -> Array:
-    """Energy of each atom, as a function that JAX differentiates any number of times."""
+    """Energy of each atom, as a function that JAX can differentiate any number of times."""
     x, y, z = d
     r = _norm(x, y, z)
     wide = jax.tree.map(lambda v: v[None], own)
@@ -196,7 +195,7 @@ def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, o
 
 
 def _reference(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
-    """What `_fast` gives, by way of `_atoms`."""
+    """The same as `_fast`, by differentiating `_atoms`."""
 
     def total(d: tuple) -> tuple[Array, Array]:
         energy = _atoms(model, d, inside, own, other)

@@ -22,21 +22,22 @@ class EAM(AbstractEmbedded):
     """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r),  rho_i = sum_j rho_ij(r), functions from tables.
 
     Make one with `EAM.read`, or from arrays with `EAM.from_tables`. The tables of F, rho and r phi are
-    joined by cubic splines with not-a-knot ends, as matscipy does (ASE splines phi instead of r phi, and
-    LAMMPS takes slopes from differences of five points: with the usual fine tables they agree to about
-    six digits). Beyond the last density F goes on as a straight line, as in LAMMPS. Pairs beyond the
-    cutoff of the file do not count, whatever the tables hold there.
+    interpolated by cubic splines with not-a-knot ends, as in matscipy. (ASE interpolates phi instead of r
+    phi, and LAMMPS takes slopes from five points: with the usual fine tables they agree to about six digits.)
+    Beyond the last density F is continued as a straight line, as in LAMMPS. Pairs beyond the cutoff of the
+    file do not count, whatever the tables have there.
 
     Attributes:
-        embedding: [elements, knots, 4], cubic coefficients of F (eV) on each interval, in units of it.
-        density: [elements, elements, knots, 4], of the density at the first element from the second.
+        embedding: [elements, knots, 4], coefficients of F (eV) on each interval, as a cubic of the part of
+            the interval, 0 to 1.
+        density: [elements, elements, knots, 4], of the density that the second element makes at the first.
         pair: [elements, elements, knots, 4], of r phi, eV Å.
         elements: symbols.
         density_step, distance_step: of the tables, the latter in Å.
         cutoff, skin: Å.
 
     Raises:
-        ValueError: from `check`, an element of the batch without tables.
+        ValueError: from `check`, for an element of the batch without tables.
 
     Source: M. S. Daw, M. I. Baskes, Phys. Rev. B 29, 6443 (1984); M. W. Finnis, J. E. Sinclair, Philos.
     Mag. A 50, 45 (1984) for densities of pairs of elements.
@@ -58,16 +59,16 @@ class EAM(AbstractEmbedded):
         form: str | None = None,
         skin: float = 1.0,
     ) -> "EAM":
-        """From a file of LAMMPS's and DYNAMO's forms.
+        """Reads a file in a format of LAMMPS and DYNAMO.
 
         Args:
-            path: of the file; for funcfl, of one element each, also several.
-            form: "funcfl" (LAMMPS's eam), "setfl" (eam.alloy) or "fs" (eam.fs); by default told from the
-                name: .eam or .funcfl, .alloy or .setfl, .fs.
+            path: of the file; for funcfl, with one element per file, also a list of files.
+            form: "funcfl" (LAMMPS's eam), "setfl" (eam.alloy) or "fs" (eam.fs); by default known from
+                the name: .eam or .funcfl, .alloy or .setfl, .fs.
 
         Raises:
-            ValueError: naming the file, for an unknown form, words that are no numbers, too few or too
-                many values, or several funcfl files of different grids.
+            ValueError: naming the file, for an unknown form, words that are not numbers, too few or too
+                many values, or several funcfl files with different grids.
         """
         single = isinstance(path, str | os.PathLike)
         paths = [Path(path)] if single else [Path(p) for p in path]  # pyright: ignore[reportArgumentType]
@@ -84,7 +85,7 @@ class EAM(AbstractEmbedded):
 
     @classmethod
     def from_tables(cls, tables: EAMTables, skin: float = 1.0) -> "EAM":
-        """From tables of one's own."""
+        """Makes the potential from arrays."""
         return cls(
             elements=tuple(chemical_symbols[z] for z in tables.elements),
             embedding=_spline(tables.embedding),
@@ -104,7 +105,7 @@ class EAM(AbstractEmbedded):
         return tuple(atomic_number(e) for e in self.elements)
 
     def pair_functions(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array, Array]:
-        # Unused slots are far beyond the tables: their cubes must not overflow.
+        # Unused slots are far beyond the tables, and their cubes must not overflow.
         r = jnp.sqrt(jnp.minimum(squared, 4 * self.cutoff**2))
         n = len(self.elements)
         knots = self.pair.shape[-2]
@@ -120,7 +121,7 @@ class EAM(AbstractEmbedded):
         return phi, g_ab, g_ab if n == 1 else of(self.density, b, a)
 
     def embedding_energy(self, density: Array, kind: Array) -> Array:
-        """F, eV, of densities at atoms of the kinds (places in `elements`)."""
+        """F, eV, of densities, [atoms]; `kind` is the index of the atom's element in `elements`."""
         knots = self.embedding.shape[-2]
         x = density / self.density_step
         knot = jnp.clip(x.astype(jnp.int32), 0, knots - 1)

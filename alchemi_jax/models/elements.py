@@ -1,4 +1,4 @@
-"""Parameters by element and by pair of elements, and the refusal of what has none."""
+"""Parameters by element and by pair of elements, and checks that a batch has them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,11 @@ from alchemi_jax.transforms import is_traced
 
 
 def atomic_number(key: str | int) -> int:
-    """Of a chemical symbol, or an atomic number as it is. Raises ValueError for an unknown symbol."""
+    """The atomic number of a chemical symbol; a number is returned as it is.
+
+    Raises:
+        ValueError: for an unknown symbol.
+    """
     if isinstance(key, str):
         if key not in atomic_numbers:
             raise ValueError(f"{key!r} is no chemical symbol.")
@@ -24,8 +28,8 @@ def atomic_number(key: str | int) -> int:
 
 
 def by_element(name: str) -> Callable[[Any], Array]:
-    """A converter: a number to a scalar leaf, a dict of elements to a table over the atomic numbers
-    0 to 118 (NaN where there is no parameter)."""
+    """A converter: a number becomes a scalar leaf, a dict of elements a table over the atomic numbers 0 to
+    118 (NaN where there is no parameter)."""
 
     def convert(value: Any) -> Array:
         if isinstance(value, Mapping):
@@ -47,22 +51,22 @@ def by_element(name: str) -> Callable[[Any], Array]:
 
 
 class ByPair(eqx.Module):
-    """A parameter for each pair of elements: a symmetric matrix over a few of them.
+    """A parameter for each pair of elements, a symmetric matrix.
 
     Attributes:
-        values: [elements, elements], NaN where there is none.
-        elements: their atomic numbers.
+        values: [elements, elements], NaN for pairs without a value.
+        elements: atomic numbers.
     """
 
     values: Array
     elements: tuple[int, ...] = eqx.field(static=True)
 
     def types(self, numbers: Int[Array, " atoms"]) -> Int[Array, " atoms"]:
-        """Row of each atom's element (the last one for an element that is not there)."""
+        """Row of the element of each atom (the last row for an element that is not there)."""
         return types_of(self.elements, numbers)
 
     def of(self, a: Array, b: Array) -> Array:
-        """The values of pairs of rows."""
+        """Values for pairs of rows."""
         return self.values.reshape(-1)[a * len(self.elements) + b]
 
     def pairs(self) -> list[str]:
@@ -84,7 +88,7 @@ def _pair(a: int, b: int) -> str:
 
 
 def by_pair(name: str) -> Callable[[Any], Any]:
-    """A converter: a number to a scalar leaf, a dict of pairs of elements to a `ByPair`."""
+    """A converter: a number becomes a scalar leaf, a dict of pairs of elements a `ByPair`."""
 
     def convert(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -116,24 +120,24 @@ def by_pair(name: str) -> Callable[[Any], Any]:
 
 
 def types_of(elements: tuple[int, ...], numbers: Int[Array, " atoms"]) -> Int[Array, " atoms"]:
-    """Place of each atom's element in `elements` (the last place for an element that is not there)."""
+    """Index of the element of each atom in `elements` (the last one for an element that is not there)."""
     table = np.full(len(chemical_symbols), len(elements) - 1, np.int32)
     table[list(elements)] = np.arange(len(elements))
     return jnp.asarray(table)[numbers]
 
 
-# -- refusing ----------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------
 
 
 def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
-    """Refuse a batch with an element that has no parameters.
+    """Refuses a batch with an element that has no parameters.
 
     Args:
-        name: what is missing, as "epsilon".
+        name: of the parameter, such as "epsilon".
         known: atomic numbers, or a table over atomic numbers that is finite where there are parameters.
 
     Raises:
-        ValueError: naming the system, the element and atom, and what there is.
+        ValueError: naming the system, the element, the atom, and the elements that have parameters.
     """
     if isinstance(known, tuple):
         have = np.isin(np.arange(len(chemical_symbols)), known)
@@ -153,10 +157,10 @@ def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
 
 
 def check_pairs(model: Any, batch: Batch, name: str, table: Any) -> None:
-    """Refuse a batch with a system two of whose elements have no parameter for their pair.
+    """Refuses a batch in which a pair of elements of one system has no parameter.
 
     Raises:
-        ValueError: naming the system, the pair, and what there is.
+        ValueError: naming the system, the pair, and the pairs that have parameters.
     """
     if not isinstance(table, ByPair):
         return

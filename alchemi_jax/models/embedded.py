@@ -1,4 +1,4 @@
-"""AbstractEmbedded: energies of atoms in the density that their neighbors make (EAM, EMT, glue)."""
+"""AbstractEmbedded: the energy of an atom depends on a density from its neighbors (EAM, EMT, glue)."""
 
 from abc import abstractmethod
 from typing import Any
@@ -19,34 +19,33 @@ class AbstractEmbedded(AbstractModel):
     """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r), with rho_i = sum_j g_ij(r).
 
     Write `pair_functions` and `embedding_energy`, and `atom_parameters` if atoms differ. Forces and
-    stress are closed forms of a second sum over the neighbors: the slope of a pair is that of
-    phi_ij + F'_i g_ij + F'_j g_ji.
+    stress are a second sum over the neighbors, of the derivative of phi_ij + F'_i g_ij + F'_j g_ji.
     """
 
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
     def pair_functions(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array, Array]:
-        """phi (eV), g_ab: the density at a from b, and g_ba: that at b from a; of squared distances, Å².
+        """phi (eV), g_ab (the density at a from b) and g_ba (that at b from a), from squared distances, Å².
 
-        a, b: what `atom_parameters` gave for the two atoms.
+        a, b: values of `atom_parameters` at the two atoms.
         """
 
     @abstractmethod
     def embedding_energy(self, density: Array, a: Any) -> Array:
-        """F of each atom, eV, of its density, [atoms]; density 0 is an atom alone."""
+        """F of each atom, eV, as a function of its density, [atoms]. A single atom has density 0."""
 
     def atom_parameters(self, batch: Batch) -> Any:
         """Arrays [atoms], gathered for both atoms of each pair; none by default."""
         return ()
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        model, places, values = self._prepared(batch, neighbors)
+        model, places, values = self._prepare(batch, neighbors)
         energy, _ = model._atoms(batch, neighbors, places, values)
         return sum_by_system(batch, energy)
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        model, places, values = self._prepared(batch, neighbors)
+        model, places, values = self._prepare(batch, neighbors)
         energy, slope = model._atoms(batch, neighbors, places, values)
         terms = _virial_terms if stress else _force_terms
         values = (values, extend(slope, neighbors))  # pyright: ignore[reportArgumentType]
@@ -57,14 +56,14 @@ class AbstractEmbedded(AbstractModel):
             return Results(energy, forces, None)
         return Results(energy, forces, per_volume(batch, virial(batch, sums[3:])))
 
-    def _prepared(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
+    def _prepare(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
         if neighbors is None:
             raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
         model = cast(self, batch.dtype)
         return model, coordinates(batch, neighbors), extend(model.atom_parameters(batch), neighbors)
 
     def _atoms(self, batch: Batch, neighbors: Any, places: tuple, values: Any) -> tuple[Array, Array]:
-        """Energy of each atom and F' of each atom, zero for padding."""
+        """Energy and F' of each atom, zero for padding."""
         pair, density = neighbor_sums(_density_terms, self, places, values, neighbors)
         own = jax.tree.map(lambda v: v[: batch.atom_capacity], values)
         energy, slope = jax.jvp(

@@ -31,11 +31,11 @@ PARAMETERS = {
 }
 
 _BETA = 1.809
-"""(16 pi/3)^(1/3)/sqrt(2), rounded as the parameters were fitted with."""
+"""(16 pi/3)^(1/3)/sqrt(2), rounded as for the fit of the parameters."""
 
 
 class EMT(AbstractEmbedded):
-    """Effective medium theory, as in ASE's EMT: Al, Cu, Ag, Au, Ni, Pd, Pt and, for play, H, C, N, O.
+    """Effective medium theory, as in ASE's EMT: Al, Cu, Ag, Au, Ni, Pd, Pt and, for tests only, H, C, N, O.
 
         E = sum_i [ E0 (1 + lambda s) e^(-lambda s) + 6 V0 e^(-kappa s) - E0 ]
             - 1/2 sum_ij V0_i/(2 gamma2_i) chi_ij w(r) e^(-kappa_j (r/beta - s0_j)) + the same of j, i
@@ -45,21 +45,21 @@ class EMT(AbstractEmbedded):
 
     gamma1, gamma2 make s zero in the fcc crystal of three shells of neighbors. rc, the mean of the third
     and fourth neighbor distance there, and a (w is 10^-4 at the fourth) are those of the largest s0.
-    The energy of atoms apart is -E0 each: energies are as those of ASE, relative to the bulk metals.
+    The energy of a single atom is -E0: energies are relative to the bulk metals, as in ASE.
 
     Args:
-        elements: symbols or atomic numbers. None, the default, takes all eleven, and the cutoff is that
-            of ASE: rc = 5.38 Å of silver, summed to 0.5 Å beyond. Named elements alone take rc from the
-            largest of them, summed to 1.045 rc: ASAP's convention, ASE's `asap_cutoff=True`.
+        elements: symbols or atomic numbers. None, the default, takes all eleven; rc is then 5.38 Å, that of
+            silver, and the cutoff rc + 0.5 Å, as in ASE. For named elements rc is that of the largest of them
+            and the cutoff 1.045 rc: the convention of ASAP, `asap_cutoff=True` in ASE.
         parameters: [elements, 7], of each element E0 (eV), s0 (bohr), V0 (eV), eta2, kappa, lambda
-            (1/bohr) and n0 (1/bohr³); by default the published ones. A leaf, to fit; rc stays that
-            of the published s0.
-        skin: Å by which the neighbor list reaches further.
+            (1/bohr) and n0 (1/bohr³); by default the published ones. A leaf, so it can be fitted; rc
+            always follows from the published s0.
+        skin: Å, added to the cutoff of the neighbor list.
 
     The attribute `cutoff`, Å, follows from the elements.
 
     Raises:
-        ValueError: for elements without parameters; from `check`, naming system and element.
+        ValueError: for elements without parameters; from `check`, naming the system and the element.
 
     Source: K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996); parameters as in ASE.
     """

@@ -27,24 +27,23 @@ class Ewald(AbstractModel):
           + 2 pi ke/V sum_{k != 0} e^(-k²/(4 alpha²))/k² |sum_i q_i e^(i k r_i)|²
           - ke alpha/sqrt(pi) sum_i q_i² - pi ke Q²/(2 V alpha²)
 
-    ke = e²/(4 pi epsilon_0). The last term is that of an even background which makes up for a net charge
-    Q. Both sums are direct: at a fixed cutoff the second costs N² (hundreds to a few thousand
-    atoms); its waves are the same for all systems of a batch, so that shapes are fixed.
+    ke = e²/(4 pi epsilon_0). The last term is that of a uniform background that compensates a net charge
+    Q. Both sums are direct. At a fixed cutoff the second one costs N², so it is for hundreds to a few
+    thousand atoms. All systems of a batch have the same number of waves, so that shapes are fixed.
 
     Args:
-        charges: e. A dict of elements, one number, or the name of a per-atom extra of the batch: by default
-            what `atoms.set_initial_charges` has set.
+        charges: e. A dict of elements, one number, or the name of a per-atom extra of the batch; by default
+            the charges of `atoms.set_initial_charges`.
         cutoff: of the first sum, Å.
-        accuracy: what each sum may miss, relative to the charges next to one another; alpha =
-            sqrt(-ln accuracy)/cutoff follows.
-        waves: how many multiples of the three reciprocal vectors the second sum takes. `Ewald.of` chooses
-            them for a batch. Where a cell grows so much in a run that they no longer suffice, the energy is
-            NaN and the system failed.
-        skin: Å by which the neighbor list reaches further.
+        accuracy: relative error of each sum; alpha = sqrt(-ln accuracy)/cutoff follows.
+        waves: number of multiples of each reciprocal vector in the second sum. `Ewald.of` chooses it for a
+            batch. If a cell grows so much during a run that it no longer suffices, the energy is NaN and the
+            system fails.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: from `check`, for a system that is not periodic in all directions or needs more waves,
-            an element without charge, or a batch without the extra.
+        ValueError: from `check`, for a system that is not periodic in all directions or that needs more
+            waves, for an element without charge, or for a batch without the extra.
 
     Source: P. P. Ewald, Ann. Phys. 369, 253 (1921); S. W. de Leeuw, J. W. Perram, E. R. Smith, Proc. R.
     Soc. A 373, 27 (1980).
@@ -66,7 +65,8 @@ class Ewald(AbstractModel):
 
     @classmethod
     def of(cls, batch: Batch, margin: float = 1.1, **arguments: Any) -> "Ewald":
-        """With waves enough for a batch, and for cells `margin` times as long; other arguments as above."""
+        """An Ewald with enough waves for a batch, also if its cells become `margin` times as long. Other
+        arguments are those of the class."""
         model = cls(**arguments)
         rows = np.asarray(batch.system_mask) & np.asarray(batch.pbc).all(axis=-1)
         needed = np.asarray(model._needed(batch.cell))[rows].max(axis=0, initial=0)
@@ -79,7 +79,7 @@ class Ewald(AbstractModel):
         return math.sqrt(-math.log(self.accuracy)) / self.cutoff
 
     def _needed(self, cell: Array) -> Array:
-        """Multiples of the reciprocal vectors that are not beyond the accuracy, [systems, 3]."""
+        """Multiples of the reciprocal vectors that the accuracy needs, [systems, 3]."""
         longest = 2 * self.alpha * math.sqrt(-math.log(self.accuracy))
         return longest * jnp.sqrt(jnp.sum(cell**2, axis=-1)) / (2 * math.pi)
 
@@ -148,7 +148,7 @@ class _Screened(AbstractPair):
 
 
 class _Waves(AbstractModel):
-    """The sum over waves, and what a charge has with itself and the background."""
+    """The sum over waves, the self-energy of the charges and the energy with the background."""
 
     charges: Array = eqx.field(converter=as_parameter)
     alpha: float = eqx.field(static=True)
@@ -174,7 +174,7 @@ class _Waves(AbstractModel):
 
         @jax.checkpoint
         def plane(energy: Array, n: Array) -> tuple[Array, None]:
-            """Waves (n1, n2, all n3); those of -n1 are the same ones, turned around."""
+            """Waves (n1, n2, all n3). Those of -n1 give the same, so they are counted twice."""
             angle = turns[:, 0] * n[0] + turns[:, 1] * n[1]
             u, v = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
             real = sum_by_system(batch, u * cosine - v * sine)

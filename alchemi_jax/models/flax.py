@@ -19,10 +19,10 @@ class FlaxModel(AbstractModel):
     Args:
         module: its `__call__(batch, neighbors)` gives the energy of each system, eV, [systems];
             `alchemi_jax.neighbors.pair_vectors` gives it the pairs.
-        variables: what `module.init(key, batch, neighbors)` made, or training left. They are leaves:
-            new values do not compile anew, and gradients with respect to them are those of any field.
-        cutoff: reach of the neighbor list, Å.
-        skin: Å by which the list reaches further.
+        variables: from `module.init(key, batch, neighbors)` or from training. They are leaves: new values do
+            not recompile, and gradients are taken with respect to them as to any field.
+        cutoff: of the neighbor list, Å.
+        skin: Å, added to the cutoff of the list.
 
     Forces and stress are gradients of the energy.
     """

@@ -1,4 +1,4 @@
-"""HarmonicModel: every atom in a well of its own. For tests and for learning."""
+"""HarmonicModel: every atom in its own harmonic well, for tests and for learning."""
 
 import equinox as eqx
 import jax.numpy as jnp

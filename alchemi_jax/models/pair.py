@@ -1,12 +1,16 @@
-"""Pair potentials: one loop over the neighbor slots, written once.
+"""Pair potentials and the loop over neighbors that they share.
 
-A potential gives the energy of a pair as a function of the squared distance; its slope comes from
-forward differentiation of that one expression, unless it is given in closed form. On a CPU the
-loop runs over the slots of the neighbor matrix, with one gather of each coordinate and no
-axis of length 3; free systems of like and small sizes stand as rows beside one another, and all their
-pairs are taken without a gather, in half the time. On an accelerator the whole matrix is one kernel. All are
-differentiable any number of times, in positions, cell and parameters: the loops carry a rule that falls
-back on the matrix.
+A potential gives the energy of a pair as a function of the squared distance. The derivative comes from
+forward differentiation, unless it is given in closed form. There are three kernels:
+
+- on a CPU, a loop over the slots of the neighbor matrix, with one gather of each coordinate and no axis of
+  length 3;
+- on a CPU, for free systems of similar and small sizes: the systems are arranged side by side and all pairs
+  are taken without a gather, in half the time;
+- on an accelerator, the whole matrix at once.
+
+They can be differentiated any number of times with respect to positions, cell and parameters, because the
+loops have a rule that uses the matrix.
 """
 
 from abc import abstractmethod
@@ -26,7 +30,7 @@ from alchemi_jax.systems.segments import number_in_system, row_index, sum_by_sys
 
 
 def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
-    """Energy of each pair and its slope against the squared distance, zero beyond the cutoff."""
+    """Energy of each pair and its derivative in the squared distance, zero beyond the cutoff."""
     inside = squared <= model.cutoff**2
     energy, slope = model.pair_terms(squared, a, b)
     return jnp.where(inside, energy, 0), jnp.where(inside, slope, 0)
@@ -43,7 +47,8 @@ def _terms(model: "AbstractPair", d: list, a: Any, b: Any, virial: bool) -> tupl
 
 
 def _gather(values: Any, index: Array) -> Any:
-    """Without the checks of indices that NumPy's semantics ask for: they cost a tenth of the loop."""
+    """Gathers without the checks of indices that NumPy's semantics need: they take a tenth of the loop's
+    time."""
     return jax.tree.map(
         lambda v: v.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False), values
     )
@@ -59,7 +64,7 @@ def _matrix(model, extended, parameters, neighbors: NeighborList, virial: bool) 
 
 
 def _slots(model, extended, parameters, neighbors: NeighborList, virial: bool) -> tuple:
-    """One slot after another; only as many as are in use."""
+    """One slot after another, as many as are in use."""
     n = neighbors.index.shape[1]
     centre = [c[:n] for c in extended]
     own = jax.tree.map(lambda v: v[:n], parameters)
@@ -80,13 +85,13 @@ class _Rows(NamedTuple):
     atom: Int[Array, "largest systems"]
     real: Bool[Array, "largest systems"]
     place: Int[Array, " atoms"]
-    """Where each atom stands among them."""
+    """Index of each atom in the flattened rows."""
     count: Int[Array, ""]
-    """Rows with an atom."""
+    """Number of rows with an atom."""
 
 
 def _rows_of(batch: Batch, neighbors: NeighborList) -> _Rows | None:
-    """The rows if their pairs are not many more than those of the list; shapes decide, not data."""
+    """The rows, if their pairs are not many more than those of the list. Shapes decide, not data."""
     places = batch.largest * batch.system_capacity
     few = places <= 1.25 * batch.atom_capacity and batch.largest <= 2 * neighbors.slots
     if neighbors.sizes.periodic or not few:
@@ -99,7 +104,7 @@ def _rows_of(batch: Batch, neighbors: NeighborList) -> _Rows | None:
 
 
 def _side_by_side(model, extended, parameters, rows: _Rows, virial: bool) -> tuple:
-    """All pairs of each system, one row after another beside all others, in the order of `_slots`."""
+    """All pairs of each system: one row after another against all rows. Results as from `_slots`."""
     coordinates, own = _gather((extended, parameters), rows.atom)
     number = jnp.arange(len(rows.atom), dtype=jnp.int32)[:, None]
 
@@ -151,7 +156,7 @@ def _accumulate_jvp(primals, tangents, *, virial: bool):
 class AbstractPair(AbstractModel):
     """A pair potential: write `pair_energy`, and `atom_parameters` if atoms differ.
 
-    The fields `cutoff` and `skin` (Å) are plain numbers, not leaves: they fix the reach of the list.
+    The fields `cutoff` and `skin` (Å) are plain numbers, not leaves: they set the range of the list.
     """
 
     cutoff: eqx.AbstractVar[float]
@@ -160,13 +165,13 @@ class AbstractPair(AbstractModel):
     def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
         """Energy of pairs, eV, from squared distances, Å².
 
-        a, b: what `atom_parameters` gave for the two atoms.
+        a, b: values of `atom_parameters` at the two atoms.
         """
 
     def pair_terms(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
         """Energy of pairs, eV, and its derivative in the squared distance, eV/Å².
 
-        By differentiating `pair_energy`; write it where a closed form saves divisions.
+        By default from differentiating `pair_energy`. Override it where a closed form saves divisions.
         """
         one = jnp.ones_like(squared)
         return jax.jvp(lambda s: self.pair_energy(s, a, b), (squared,), (one,))
@@ -209,18 +214,18 @@ class LennardJones(AbstractPair):
     """The 12-6 potential, u(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6) for r <= cutoff.
 
     Args:
-        epsilon: depth, eV. A number for all atoms, or per element: a dict of symbols or atomic
-            numbers, or an array over atomic numbers 0 to 118. Unlike atoms mix by the
-            Lorentz-Berthelot rules, sqrt(e_i e_j) and (s_i + s_j)/2.
-        sigma: where u is zero, Å; like epsilon.
+        epsilon: depth, eV. A number for all atoms, or per element: a dict of symbols or atomic numbers, or an
+            array over atomic numbers 0 to 118. Different elements mix by the Lorentz-Berthelot rules,
+            sqrt(e_i e_j) and (s_i + s_j)/2.
+        sigma: the distance at which u is zero, Å; given like epsilon.
         cutoff: Å.
         shift: subtract u(cutoff) from each pair, so that the energy is continuous there (ASE's
             LennardJones does).
-        skin: Å by which the neighbor list reaches further.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: for a cutoff that is not positive, an unknown element; from `check`, an element
-            of the batch without parameters.
+        ValueError: for a cutoff that is not positive or an unknown element; from `check`, for an element of
+            the batch without parameters.
 
     Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
     """
@@ -233,7 +238,7 @@ class LennardJones(AbstractPair):
 
     @classmethod
     def noble_gases(cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0) -> "LennardJones":
-        """Ne, Ar, Kr and Xe, fitted to the gases' second virial coefficients.
+        """Ne, Ar, Kr and Xe, fitted to the second virial coefficients of the gases.
 
         Source: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), table 20.2.
         """
@@ -284,10 +289,10 @@ class Morse(AbstractPair):
         width: 1/Å; the force constant at the minimum is 2 depth width².
         r0: distance of the minimum, Å.
         cutoff: Å.
-        onset: Å. If given, the energy is multiplied by the quintic smoothstep that falls from one
-            there to zero at the cutoff, twice continuously differentiable, as in ASE's
-            MorsePotential (whose rho0 is width times r0).
-        skin: Å by which the neighbor list reaches further.
+        onset: Å. If given, the energy is multiplied by a function that falls from one at the onset to zero at
+            the cutoff (a quintic, twice continuously differentiable), as in ASE's MorsePotential, where rho0
+            is width times r0.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
     """

@@ -19,21 +19,21 @@ from alchemi_jax.units import COULOMB
 class Buckingham(AbstractPair):
     """Exponential repulsion and dispersion, u(r) = A exp(-r/rho) - C/r^6 for r <= cutoff.
 
-    LAMMPS's `buck`, in eV and Å. For ions add an `Ewald`. At short distances, a few tenths of an Å
-    for common parameters, -C/r^6 wins and atoms fall into each other: start from sane structures.
+    LAMMPS's `buck`, in eV and Å. For ions add an `Ewald`. At short distances, a few tenths of an Å for
+    common parameters, -C/r^6 dominates and atoms collapse onto each other: start from reasonable structures.
 
     Args:
         A: eV. A number for all pairs, or a dict of pairs of elements, {("Mg", "O"): 1428.5, ...}; there
             are no mixing rules, so a pair without interaction has A = 0 and C = 0.
-        rho: Å, like A.
-        C: eV Å^6, like A.
+        rho: Å, given like A.
+        C: eV Å^6, given like A.
         cutoff: Å.
         shift: subtract u(cutoff) from each pair, so that the energy is continuous there.
-        skin: Å by which the neighbor list reaches further.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: for a cutoff that is not positive, an unknown element; from `check`, a pair of
-            elements in a system of the batch without parameters.
+        ValueError: for a cutoff that is not positive or an unknown element; from `check`, for a pair of
+            elements of one system without parameters.
 
     Source: R. A. Buckingham, Proc. R. Soc. A 168, 264 (1938).
     """
@@ -70,21 +70,23 @@ def _largest(sigma: Any) -> float:
 
 
 class SoftSphere(AbstractPair):
-    """Spheres that push where they overlap, u(r) = (epsilon/alpha) (1 - r/sigma)^alpha for r < sigma.
+    """Spheres that repel each other where they overlap.
 
-    Purely repulsive and finite at r = 0: for random packings, and to part atoms that were put at
-    random. alpha = 2 are harmonic springs, 5/2 Hertz's contact.
+    u(r) = (epsilon/alpha) (1 - r/sigma)^alpha for r < sigma.
+
+    Purely repulsive and finite at r = 0: for random packings, and to separate atoms at random positions. With
+    alpha = 2 the spheres are harmonic springs, 5/2 is the Hertzian contact.
 
     Args:
         epsilon: eV. A number, or per element (a dict of symbols or an array over atomic numbers);
-            unlike atoms mix as sqrt(e_i e_j).
-        sigma: diameter, Å; like epsilon; unlike spheres touch at (s_i + s_j)/2.
-        alpha: exponent, more than 1 for a continuous force.
+            different elements mix as sqrt(e_i e_j).
+        sigma: diameter, Å; given like epsilon; different spheres touch at (s_i + s_j)/2.
+        alpha: exponent, larger than 1 for a continuous force.
         cutoff: Å, by default the largest sigma.
-        skin: Å by which the neighbor list reaches further.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: for an unknown element; from `check`, an element of the batch without parameters, or
+        ValueError: for an unknown element; from `check`, for an element of the batch without parameters, or
             a sigma larger than the cutoff.
 
     Source: C. S. O'Hern, L. E. Silbert, A. J. Liu, S. R. Nagel, Phys. Rev. E 68, 011306 (2003).
@@ -113,7 +115,7 @@ class SoftSphere(AbstractPair):
         sigma = self.sigma if a[1] is None else a[1] + b[1]
         overlap = 1 - jnp.sqrt(squared) / sigma
         inside = overlap > 0
-        # The logarithm in the slope against alpha must not see zero.
+        # The derivative in alpha has a logarithm, which must not get zero.
         return jnp.where(inside, epsilon / self.alpha * jnp.where(inside, overlap, 0.5) ** self.alpha, 0)
 
     def check(self, batch: Batch) -> None:
@@ -132,7 +134,7 @@ _SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.181
 
 
 class ZBL(AbstractPair):
-    """Screened repulsion of nuclei, for collisions and as a floor under other potentials.
+    """Screened repulsion of nuclei, for collisions and for short distances under other potentials.
 
         u(r) = ke Z_i Z_j / r  sum_k c_k exp(-d_k r/a) + S(r),    a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23)
 
@@ -141,18 +143,17 @@ class ZBL(AbstractPair):
         S(r) = C                                             r < onset
         S(r) = C + A/3 (r - onset)³ + B/4 (r - onset)⁴       onset <= r <= cutoff
 
-    where A, B, C make energy, force and curvature vanish at the cutoff: LAMMPS's `zbl`, its "inner" the
-    onset and its "outer" the cutoff.
+    where A, B, C make energy, force and curvature vanish at the cutoff. This is LAMMPS's `zbl`; its "inner"
+    is the onset and its "outer" the cutoff.
 
     Args:
-        onset: Å, where the switching begins.
+        onset: Å, where the switching function starts.
         cutoff: Å.
-        charges: nuclear charges, e: by default the atomic numbers, for all elements; a number, or a
-            dict of elements, otherwise.
-        skin: Å by which the neighbor list reaches further.
+        charges: nuclear charges, e; by default the atomic numbers. A number, or a dict of elements.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: for an onset that is not below the cutoff; from `check`, an element without charge.
+        ValueError: for an onset that is not below the cutoff; from `check`, for an element without charge.
 
     Source: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Matter (1985).
     """
@@ -177,7 +178,7 @@ class ZBL(AbstractPair):
                 if self.charges.ndim
                 else jnp.full_like(batch.masses, self.charges)
             )
-        # Padding has no charge, and 0**0.23 no slope.
+        # Padding has no charge, and the derivative of 0**0.23 is infinite.
         z = jnp.where(batch.atom_mask, z, 1)
         return z, z**0.23
 

@@ -1,8 +1,8 @@
-"""Sums over the neighbors of each atom, for models of which a pair energy is not the whole.
+"""Sums over the neighbors of each atom, for models that are more than a pair energy.
 
-`neighbor_sums` is the loop that pair potentials have, for any terms: one neighbor slot after another on
-a CPU, with nothing longer than the atoms in the loop; the whole neighbor matrix at once elsewhere. It
-may be differentiated any number of times: its rule falls back on the matrix.
+`neighbor_sums` is the loop of pair potentials for any terms: on a CPU one neighbor slot after another, with
+no array longer than the number of atoms; elsewhere the whole neighbor matrix at once. It can be
+differentiated any number of times, because its rule uses the matrix.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def coordinates(batch: Batch, neighbors: NeighborList) -> tuple[Array, Array, Ar
 
 
 def extend(values: Any, neighbors: NeighborList) -> Any:
-    """Per-atom arrays as arrays over the extended array (the far place gets the first atom's)."""
+    """Arrays of atoms as arrays over the extended array (the far place gets the value of the first atom)."""
     return jax.tree.map(lambda v: jnp.concatenate([v, v[neighbors.source], v[:1]]), values)
 
 
@@ -62,7 +62,7 @@ def neighbor_sums(terms: Terms, model: Any, places: tuple, values: Any, neighbor
     Args:
         terms: a module-level function, terms(model, (x, y, z), own, other) -> tuple of arrays: for
             vectors from an atom to a neighbor, Å, and the values of both, [atoms] or broadcast to
-            [neighbors, atoms]. Unused slots are 10^6 Å away: terms there must be zero, and
+            [neighbors, atoms]. Unused slots are 10^6 Å away; terms must be zero there, and
             differentiable.
         places: from `coordinates`.
         values: arrays over the extended array, from `extend`.
@@ -84,7 +84,7 @@ def _neighbor_sums_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 def jvp_of(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple:
-    """Values and tangents of f, where a tangent that is None does not move its primal."""
+    """Values and tangents of f. A tangent None means that its primal is constant."""
     moves = jax.tree.map(lambda t: t is not None, tuple(tangents), is_leaf=lambda t: t is None)
     moving = eqx.filter(tuple(primals), moves)
     rest = eqx.filter(tuple(primals), moves, inverse=True)

@@ -1,4 +1,4 @@
-"""StillingerWeber: silicon and its like, by pairs and by angles that want to be tetrahedral."""
+"""StillingerWeber: pairs and angles, for silicon and other tetrahedral materials."""
 
 from typing import Any
 
@@ -15,26 +15,26 @@ from alchemi_jax.transforms import is_traced
 
 
 class StillingerWeber(AbstractBondOrder):
-    """Pairs and angles within a sigma, for one element.
+    """Pairs and angles with the range a sigma, for one element.
 
         E = sum_{i<j} A epsilon [B (sigma/r)^p - (sigma/r)^q] e^{sigma/(r - a sigma)}
           + sum_i sum_{j<k} lam epsilon (cos theta_jik - cos0)²
             e^{gamma sigma/(r_ij - a sigma)} e^{gamma sigma/(r_ik - a sigma)}
 
-    Both end smoothly at a sigma, with all their derivatives. The defaults are silicon's; see
-    `water` for another set.
+    Both vanish smoothly at a sigma, with all derivatives. The defaults are those of silicon; `water` is
+    another set.
 
     Args:
         epsilon: eV.
         sigma: Å.
         lam: strength of the angles.
-        gamma, A, B, p, q, a, cos0: without unit.
+        gamma, A, B, p, q, a, cos0: dimensionless.
         element: symbol of the only element that the parameters are for.
-        cutoff: Å, reach of the neighbor list; by default a sigma, and at least that.
-        skin: Å by which the neighbor list reaches further.
+        cutoff: of the neighbor list, Å; by default a sigma, and never less.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: from `check`, for another element in the batch, or a sigma beyond the cutoff.
+        ValueError: from `check`, for another element in the batch, or if a sigma is beyond the cutoff.
 
     Source: F. H. Stillinger, T. A. Weber, Phys. Rev. B 31, 5262 (1985).
     """

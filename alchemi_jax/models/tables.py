@@ -11,12 +11,12 @@ from alchemi_jax.units import COULOMB
 
 @dataclasses.dataclass(frozen=True)
 class EAMTables:
-    """What an EAM file holds, as numpy arrays.
+    """The contents of an EAM file, as numpy arrays.
 
     Attributes:
         elements: atomic numbers.
         embedding: [elements, n_density], eV, on the grid 0, density_step, ...
-        density: [elements, elements, n_distance], at an atom of the first element, from one of the
+        density: [elements, elements, n_distance], at an atom of the first element from an atom of the
             second, on the grid 0, distance_step, ... (Å).
         pair: [elements, elements, n_distance], r phi(r), eV Å.
         cutoff: Å.
@@ -32,7 +32,11 @@ class EAMTables:
 
 
 def form_of(path: Path) -> str:
-    """'funcfl', 'setfl' or 'fs', by the name of the file. Raises ValueError for others."""
+    """'funcfl', 'setfl' or 'fs', by the name of the file.
+
+    Raises:
+        ValueError: for other names.
+    """
     suffix = path.suffix.lower()
     forms = {".eam": "funcfl", ".funcfl": "funcfl", ".alloy": "setfl", ".setfl": "setfl", ".fs": "fs"}
     if suffix not in forms:
@@ -44,7 +48,7 @@ def form_of(path: Path) -> str:
 
 
 class _Words:
-    """The words of a file after its comment lines, taken one after another."""
+    """Reads the words of a file one after another, without its comment lines."""
 
     def __init__(self, path: Path, comments: int):
         lines = path.read_text().splitlines()[comments:]
@@ -99,7 +103,8 @@ def _grid(words: _Words) -> tuple[int, float, int, float, float]:
 
 
 def read_funcfl(paths: list[Path]) -> EAMTables:
-    """One element a file. Unlike pairs have the product of the effective charges, as in LAMMPS's `eam`."""
+    """Reads files of one element each. Pairs of different elements have the product of the effective charges,
+    as in LAMMPS's `eam`."""
     elements, embedding, density, charge, grids = [], [], [], [], []
     for path in paths:
         words = _Words(path, 1)
@@ -129,8 +134,11 @@ def read_funcfl(paths: list[Path]) -> EAMTables:
 
 
 def read_setfl(path: Path, by_pair: bool) -> EAMTables:
-    """Any number of elements; with `by_pair` (eam.fs) the density depends on both elements: the k-th
-    in the section of element j is that from an atom of element j at one of element k."""
+    """Reads a file of any number of elements.
+
+    With `by_pair` (eam.fs) the density depends on both elements: the k-th table in the section of element j
+    is the density that an atom of element j makes at an atom of element k.
+    """
     words = _Words(path, 3)
     n = words.count()
     names = [words.word() for _ in range(n)]

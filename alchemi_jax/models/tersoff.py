@@ -1,4 +1,4 @@
-"""Tersoff: bonds whose strength depends on their surroundings."""
+"""Tersoff: bonds with a strength that depends on the other bonds."""
 
 import itertools
 import math
@@ -20,12 +20,12 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 
-#: In the order of LAMMPS's files, after three elements.
+#: In the order of LAMMPS's files, where they follow three elements.
 NAMES = ("m", "gamma", "lam3", "c", "d", "cos0", "n", "beta", "lam2", "B", "R", "D", "lam1", "A")
 
 
 class Tersoff(AbstractBondOrder):
-    """Tersoff's potential, and those of Brenner's, Erhart's and Albe's form.
+    """The potential of Tersoff, and those in the form of Brenner and of Erhart and Albe.
 
         E = 1/2 sum_i sum_{j != i} f(r_ij) [A e^(-lam1 r_ij) - b_ij B e^(-lam2 r_ij)]
         b_ij = (1 + (beta xi_ij)^n)^(-1/(2n))
@@ -33,23 +33,23 @@ class Tersoff(AbstractBondOrder):
         g(x) = gamma [1 + c²/d² - c²/(d² + (x - cos0)²)]
         f(r) = 1 below R - D, 1/2 - 1/2 sin(pi (r - R)/(2 D)), 0 beyond R + D
 
-    LAMMPS's form: every parameter is one of three elements, the atom i, that of its bond j, and the third
-    atom k; two-body terms take it from (i, j, j). A (eV), B (eV), R, D (Å), lam1, lam2, lam3 (1/Å), the
-    others without unit.
+    As in LAMMPS, every parameter depends on three elements: those of atom i, of the other atom j of the bond,
+    and of the third atom k. Two-body terms take it from (i, j, j). Units: A, B eV; R, D Å; lam1, lam2, lam3
+    1/Å; the others are dimensionless.
 
     Make one with `Tersoff.group_iv()` (C, Si, Ge), `Tersoff.silicon_carbide()`, or from a file of
-    LAMMPS's with `Tersoff.read`.
+    LAMMPS with `Tersoff.read`.
 
     Args:
         elements: symbols.
-        parameters: of each of the 14 names an array [elements, elements, elements]; leaves. NaN marks
-            elements that have none with one another.
-        cutoff: Å, reach of the neighbor list; by default the largest R + D, and at least that.
-        skin: Å by which the neighbor list reaches further.
+        parameters: an array [elements, elements, elements] for each of the 14 names; leaves. NaN marks
+            triples without parameters.
+        cutoff: of the neighbor list, Å; by default the largest R + D, and never less.
+        skin: Å, added to the cutoff of the neighbor list.
 
     Raises:
-        ValueError: for names that are missing or m other than 1 and 3; from `check`, an element or a pair
-            of elements without parameters.
+        ValueError: for missing names or m other than 1 and 3; from `check`, for an element or a pair of
+            elements without parameters.
 
     Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988); 39, 5566 (1989).
     """
@@ -87,7 +87,7 @@ class Tersoff(AbstractBondOrder):
     def from_entries(
         cls, entries: Mapping[tuple[str, ...], Mapping[str, Any]], skin: float = 0.5
     ) -> "Tersoff":
-        """From the 14 parameters of triples of elements; triples that are left out have none (NaN)."""
+        """From the 14 parameters of triples of elements; other triples have none (NaN)."""
         elements = tuple(dict.fromkeys(key[0] for key in entries))
         tables = {name: np.full((len(elements),) * 3, 1.0 if name == "m" else np.nan) for name in NAMES}
         for key, values in entries.items():
@@ -104,14 +104,14 @@ class Tersoff(AbstractBondOrder):
     def read(
         cls, path: str | os.PathLike, elements: Sequence[str] | None = None, skin: float = 0.5
     ) -> "Tersoff":
-        """From a file of LAMMPS's `tersoff` style, in its metal units.
+        """Reads a file of LAMMPS's `tersoff` style, in metal units.
 
         Args:
             path: of the file.
-            elements: to take from it; by default all.
+            elements: those to take from it; by default all.
 
         Raises:
-            ValueError: naming the file, for values that are missing or no numbers, or elements that it
+            ValueError: naming the file, for values that are missing or not numbers, or elements that it
                 does not have.
         """
         path = Path(path)

@@ -15,9 +15,9 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 
-#: What runs once compiles faster so; equinox passes the options on, its types do not say so.
+#: Compiled without optimization, since it runs once. The types of equinox do not declare the options.
 _filter_jit: Any = eqx.filter_jit
-_updated = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})(update)
+_update_once = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})(update)
 
 
 def allocate(
@@ -34,13 +34,13 @@ def allocate(
         neighbors = allocate(batch, model.requirements)
         energies = model.energy(batch, neighbors)
 
-    For other positions of the same batch bring it up to date with `update(batch, neighbors)`, also inside
-    transforms; where a capacity is too small then, `neighbors.overflow` is set.
+    For other positions of the same batch bring it up to date with `update(batch, neighbors)`, which also
+    works inside transforms. If a capacity is then too small, `neighbors.overflow` is set.
 
     Args:
-        cutoff: Å; or the `requirements` of a model, which say the rest, too.
-        skin: Å by which the list reaches further, so that `update` need not build it each time.
-        edges: whether `neighbors.edges` is wanted. `reverse_edges`: whether `neighbors.edges.reverse` is.
+        cutoff: Å; or the `requirements` of a model, which include the other options.
+        skin: Å added to the cutoff, so that `update` does not build the list each time.
+        edges: whether to make `neighbors.edges`. `reverse_edges`: whether to make `neighbors.edges.reverse`.
         builder: see `guess_sizes`.
 
     Raises:
@@ -56,7 +56,7 @@ def allocate(
     if neighbors is None:
         raise ValueError("neighbors.allocate: a model without a cutoff needs no list; give it None.")
     while True:
-        found = _updated(batch, neighbors)
+        found = _update_once(batch, neighbors)
         if not bool(found.overflow):
             return found
         neighbors = enlarge(neighbors, np.asarray(found.needs))
@@ -69,12 +69,11 @@ def unbuilt_list(
     waiting: Needs | None = None,
     copies: int = 1,
 ) -> NeighborList | None:
-    """An empty list with room for what a model needs, as far as can be told without building it; None for a
-    model without a cutoff.
+    """An empty list with estimated capacities for what a model needs; None for a model without a cutoff.
 
     Args:
         builder, waiting: see `guess_sizes`.
-        copies: room for so many times the systems.
+        copies: how many copies of the batch there is to be room for.
     """
     r = requirements
     if r.cutoff is None:

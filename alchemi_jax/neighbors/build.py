@@ -1,11 +1,11 @@
-"""Building a neighbor list on the device: images, groups, hits, slots."""
+"""Build a neighbor list on the device: images, then groups, then hits, then slots."""
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
@@ -22,7 +22,7 @@ from alchemi_jax.systems.segments import any_by_system, largest_of, to_atoms
 def empty_list(
     batch: Batch, cutoff: float, skin: float, sizes: ListSizes, reverse_edges: bool = False
 ) -> NeighborList:
-    """A list of the right shapes in which every system is due."""
+    """A list of the right shapes in which every system is due for building."""
     return _empty(
         sizes,
         cutoff,
@@ -35,22 +35,25 @@ def empty_list(
     )
 
 
-def enlarge(neighbors: NeighborList, needs: np.ndarray) -> NeighborList:
-    """A list with room for `needs`, not built: the next `update` builds it from the same references, so that
-    systems whose list is not due get the very same sums as before. On the host; compiles nothing."""
+def enlarge(neighbors: NeighborList, needs: Int[np.ndarray, " sizes"]) -> NeighborList:
+    """A list with room for `needs`, not built. On the host; compiles nothing.
+
+    The next `update` builds it from the same references, so that systems that are not due get the same sums
+    as before, bit for bit.
+    """
     return resized(neighbors, grow(neighbors.sizes, needs))
 
 
 def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
-    """The list of the same references with other capacities, not built."""
-    kept = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
+    """A list with other capacities and the same references, not built."""
+    names = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
     reverse = neighbors.edges is not None and neighbors.edges.reverse is not None
-    arrays = {name: getattr(neighbors, name) for name in kept}
+    arrays = {name: getattr(neighbors, name) for name in names}
     return _empty(sizes, neighbors.cutoff, neighbors.skin, reverse, **arrays)
 
 
 def _empty(sizes: ListSizes, cutoff: float, skin: float, reverse_edges: bool, **kept: Any) -> NeighborList:
-    """Arrays of numpy, but for what is kept: nothing is compiled to make them."""
+    """An empty list. New arrays are made with numpy, so that nothing is compiled to make them."""
     n, s, dtype = kept["ref_positions"].shape[0], kept["ref_cell"].shape[0], kept["ref_cell"].dtype
     places = n + sizes.images
     fields = {
@@ -87,10 +90,10 @@ def _no_edges(capacity: int, n: int, dtype: Any, reverse: bool) -> EdgeList:
 
 
 def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"]) -> NeighborList:
-    """The list from the present positions of stale systems and the references of the others."""
+    """The list from the present positions of stale systems and the reference positions of the others."""
     stale_atom = to_atoms(batch, stale)[:, None]
     positions = jnp.where(stale_atom, batch.positions, neighbors.ref_positions)
-    # What is not finite is flagged by the energy; here it only must not spread.
+    # Positions that are not finite show in the energy. Here they must not affect other atoms.
     safe = jnp.where(jnp.isfinite(positions), positions, 0).T
     cell = jnp.where(stale[:, None, None], batch.cell, neighbors.ref_cell)
     sizes, reach = neighbors.sizes, neighbors.cutoff + neighbors.skin
@@ -130,9 +133,9 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
     # Edges are counted by `update`, at the present positions.
     needs = jnp.stack([*needs, jnp.zeros((), jnp.int32)])
     used = jnp.minimum(needs[0], sizes.neighbors)
-    # Of two buildings before the host looks it must hear of both.
+    # If the list is built twice before the host reads `needs`, the larger needs of both are reported.
     needs = jnp.where(neighbors.overflow, jnp.maximum(needs, neighbors.needs), needs)
-    held = jnp.array(dataclasses.astuple(sizes), jnp.int32)
+    available = jnp.array(dataclasses.astuple(sizes), jnp.int32)
     return dataclasses.replace(
         neighbors,
         index=index,
@@ -148,7 +151,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         ref_id=batch.system_id,
         complete=free & ~missing,
         needs=needs,
-        overflow=neighbors.overflow | jnp.any(needs > held),
+        overflow=neighbors.overflow | jnp.any(needs > available),
         builds=neighbors.builds + 1,
         built=jnp.ones((), bool),
     )

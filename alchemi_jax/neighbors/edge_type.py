@@ -11,19 +11,19 @@ from alchemi_jax.systems.segments import to_atoms
 class EdgeList(eqx.Module):
     """Pairs within the cutoff, each in both directions, in the order of the receivers.
 
-    The vector of an edge, from its receiver to the image of its sender, is
-    `positions[senders] + shifts @ cell - positions[receivers]` (`vectors` does that).
+    The vector of an edge points from its receiver to the image of its sender:
+    `positions[senders] + shifts @ cell - positions[receivers]`. The method `vectors` computes it.
 
     Attributes:
-        senders: [edges], the neighbor; the number of atoms, which is no atom, in padding. Segment
-            sums drop it.
-        receivers: [edges], the atom whose neighbor it is; likewise.
-        shifts: [edges, 3], whole numbers of lattice vectors, relative to raw positions.
+        senders: [edges], the neighbor. In padding it is the number of atoms, an index out of range, which
+            segment sums drop.
+        receivers: [edges], the atom that has this neighbor. Padding as in `senders`.
+        shifts: [edges, 3], numbers of lattice vectors, relative to positions as they are (not wrapped).
         mask: [edges], False in padding.
-        reverse: [edges], for each edge the one from its receiver to its sender; of padding itself. None where
-            it is not asked for.
-        needed: number of edges, those that found no room included.
-        overflow: there are more edges than room for them, and those beyond are missing: `vectors` are NaN.
+        reverse: [edges], the index of the opposite edge; in padding the index of the edge itself. None unless
+            a model asks for it.
+        needed: number of edges, including those for which there was no room.
+        overflow: there were more edges than room. Some are missing, so `vectors` are NaN.
     """
 
     senders: Int[Array, " edges"]
@@ -35,17 +35,17 @@ class EdgeList(eqx.Module):
     overflow: Bool[Array, ""]
 
     def vectors(self, batch: Batch, padding: float = 1.0e3) -> Float[Array, "edges 3"]:
-        """From receivers to senders, Å; differentiable in positions and cell.
+        """Vectors from receivers to senders, Å; differentiable in positions and cell.
 
         Args:
-            padding: Å, length of the vectors of padding: finite, so that gradients are, and beyond
-                every cutoff.
+            padding: length of the vectors in padding, Å. It must be finite, so that gradients are finite, and
+                beyond every cutoff.
         """
         last = batch.atom_capacity - 1
         i, j = jnp.minimum(self.receivers, last), jnp.minimum(self.senders, last)
         cell = to_atoms(batch, batch.cell)[i]
-        there = batch.positions[j] + jnp.einsum("ea,eab->eb", self.shifts, cell)
+        sender = batch.positions[j] + jnp.einsum("ea,eab->eb", self.shifts, cell)
         far = jnp.array([padding, 0, 0], batch.dtype)
-        vectors = jnp.where(self.mask[:, None], there - batch.positions[i], far[None])
-        # No wrong number comes out if `overflow` is not checked.
+        vectors = jnp.where(self.mask[:, None], sender - batch.positions[i], far[None])
+        # NaN, so that missing edges cannot go unnoticed.
         return vectors + jnp.where(self.overflow, jnp.nan, 0).astype(batch.dtype)

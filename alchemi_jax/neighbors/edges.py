@@ -1,10 +1,10 @@
-"""The same list as edges, for graph models: senders, receivers, shifts and a mask, of fixed length."""
+"""The pairs of a neighbor list as edges of fixed number: senders, receivers, shifts and a mask."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import population_count
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.list import NeighborList, pair_vectors
@@ -17,10 +17,10 @@ _WORD = 32
 
 
 def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> int:
-    """A capacity for `edge_list`, on the host: the present number of edges and some room.
+    """A capacity for `edge_list`, on the host: the present number of edges times `room`, rounded up.
 
     Args:
-        room: factor.
+        room: factor by which the capacity exceeds the present number.
     """
     near = np.asarray(pair_vectors(batch, neighbors)[3]) & np.asarray(neighbors.index < neighbors.far)
     return round_up(int(np.ceil(near.sum() * room)) + 1, 8, 16)
@@ -31,15 +31,15 @@ def edge_list(
 ) -> EdgeList:
     """Edges of the pairs within the cutoff at the present positions.
 
-    A model that asks for edges in its `requirements` finds them in `neighbors.edges`, whose capacity grows.
+    A model that asks for edges in its `requirements` gets them in `neighbors.edges`; their capacity grows.
 
     Args:
-        neighbors: brought up to date for this batch, as a model gets it.
-        capacity: number of edges to make room for (`edge_capacity` finds one); None: so many as
-            the list has slots, which always suffices but is padding by half.
+        neighbors: a list that is up to date for this batch, as a model gets it.
+        capacity: room for this many edges (`edge_capacity` finds a number). None: one edge per slot of the
+            list, which always suffices, but about half of it is padding.
         reverse: whether to find the reverse of each edge.
 
-    Pure, for jit and vmap. Indices carry no derivative: `EdgeList.vectors` does.
+    Pure, for jit and vmap. Indices have no derivative; `EdgeList.vectors` has one.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
     n, slots = batch.atom_capacity, neighbors.slots
@@ -69,8 +69,10 @@ def edge_list(
 
 
 def _within_both_ways(batch: Batch, neighbors: NeighborList) -> Bool[Array, "slots atoms"]:
-    """Which pairs are within the cutoff, by a distance that is the same number in both directions: an edge
-    at the very cutoff must not lack its reverse."""
+    """Which pairs are within the cutoff.
+
+    The distance is the same number in both directions, so that an edge at exactly the cutoff has its reverse.
+    """
     n = batch.atom_capacity
     place = jnp.minimum(neighbors.index, neighbors.far - 1)
     atom = neighbors.atom_of(place)
@@ -83,16 +85,23 @@ def _within_both_ways(batch: Batch, neighbors: NeighborList) -> Bool[Array, "slo
     return squared <= neighbors.cutoff**2
 
 
-def _reverse_of(senders: Array, receivers: Array, shifts: Array) -> Int[Array, " edges"]:
-    """Edges sorted as they are, and as they are the other way round, come in the same order."""
+def _reverse_of(
+    senders: Int[Array, " edges"], receivers: Int[Array, " edges"], shifts: Float[Array, "edges 3"]
+) -> Int[Array, " edges"]:
+    """The opposite of each edge: edges sorted forward and edges sorted backward come in the same order."""
     x, y, z = (shifts[:, k] for k in range(3))
     forward = jnp.lexsort((z, y, x, senders, receivers))
     backward = jnp.lexsort((-z, -y, -x, receivers, senders))
     return jnp.zeros(len(senders), jnp.int32).at[backward].set(forward.astype(jnp.int32))
 
 
-def _compact(near: Bool[Array, "slots atoms"], capacity: int) -> tuple[Array, Array, Array, Array]:
-    """Slot and atom of each True, atom by atom: hits as bits of words, the k-th by population counts."""
+def _compact(
+    near: Bool[Array, "slots atoms"], capacity: int
+) -> tuple[Int[Array, " edges"], Int[Array, " edges"], Bool[Array, " edges"], Bool[Array, ""]]:
+    """Slot and atom of each True, atom by atom; which of them are valid; whether there were more.
+
+    Each True is a bit of a word, and population counts find the k-th bit.
+    """
     slots, n = near.shape
     words = -(-slots // _WORD)
     bits = jnp.pad(near, ((0, words * _WORD - slots), (0, 0))).reshape(words, _WORD, n)

@@ -1,8 +1,8 @@
-"""Groups: some atoms of one system beside all places that may be near them.
+"""Groups: some atoms of one system, with candidates for their neighbors.
 
-Both builders make groups, and pairs are found in groups alone. Brute force: the atoms of a system
-beside all its atoms and images. Cell list: the atoms of a cell beside those of the 27 cells around it.
-A group holds so many atoms that the arrays of all groups have little padding.
+Both builders make groups, and pairs are only looked for within groups. Brute force: the candidates of the
+atoms of a system are all its atoms and images. Cell list: the candidates of the atoms of a cell are the
+places in the 27 cells around it. Groups have a size at which their arrays have little padding.
 """
 
 from typing import NamedTuple
@@ -20,36 +20,36 @@ from alchemi_jax.systems.segments import largest_of, use_rows
 
 
 ROWS = 32
-"""Atoms of a group, where a group is not a whole system."""
+"""Atoms in a group, unless a group is an entire system."""
 WORD = 32
-"""Candidates that are tested in one turn."""
+"""Candidates that are tested together."""
 _ENOUGH_CELLS = 12
 """Along each axis of a system."""
 
 
 class Groups(NamedTuple):
-    """Who is to be compared with whom. Places are those of the extended array, -1: none."""
+    """Atoms and the candidates to compare them with. Places index the extended array; -1 is none."""
 
     atoms: Int[Array, "groups rows"]
     candidates: Int[Array, "candidates groups"]
-    """Whole words of them."""
+    """Padded to a multiple of WORD."""
     count: Int[Array, " groups"]
     """Candidates of each group."""
     place: Int[Array, " atoms"]
-    """Where each atom stands in `atoms`, flattened."""
-    needs: tuple[Array, Array]
-    """Candidates of a group, and groups: only a cell list can have too few of these."""
+    """The index of each atom in `atoms`, flattened."""
+    needs: tuple[Int[Array, ""], Int[Array, ""]]
+    """Most candidates of a group, and number of groups: only a cell list can have too few groups."""
 
 
 class _Runs(NamedTuple):
-    """Candidates as runs of an order of places."""
+    """Candidates as ranges of an order of places."""
 
     start: Int[Array, "runs groups"]
     length: Int[Array, "runs groups"]
 
 
 def brute_force(batch: Batch, images: Images, candidates: int) -> Groups:
-    """All atoms and images of a system beside each of its atoms."""
+    """Groups in which the candidates of each atom are all atoms and images of its system."""
     n, needed = batch.atom_capacity, jnp.zeros((), jnp.int32)
     start = jnp.stack([batch.first_atom, n + images.first])
     length = jnp.stack([batch.atoms_per_system, images.count])
@@ -65,7 +65,7 @@ def brute_force(batch: Batch, images: Images, candidates: int) -> Groups:
 
 
 def group_capacity(batch: Batch) -> int:
-    """Groups that always suffice if a group is part of a system."""
+    """A number of groups that always suffices if each group is part of one system."""
     return batch.atom_capacity // ROWS + batch.system_capacity
 
 
@@ -89,19 +89,19 @@ def cell_list(
     groups: int,
     candidates: int,
 ) -> Groups:
-    """The 27 cells around it beside each atom.
+    """Groups in which the candidates of each atom are the places in the 27 cells around it.
 
-    Cells follow the lattice vectors, are at least as wide as the reach, and begin at the least
-    coordinate of a system's atoms; one more on each side takes the images.
+    Cells follow the lattice vectors, are at least as wide as the reach, and begin at the least coordinate of
+    the atoms of a system. One more cell on each side contains the images.
 
     Args:
         extended: coordinates of all places, Å.
         owner: the system of each place.
-        one_cell: systems whose atoms are to be in one cell, whatever their distances.
+        one_cell: systems with all atoms in one cell, whatever their distances.
     """
     n, places = batch.atom_capacity, len(owner)
-    # Cells are numbered in 31 bits, however far apart the atoms of a free system are. Where cell and
-    # place together fit into 32, sorting is five times faster.
+    # The number of a cell must fit into 31 bits, however far apart the atoms of a free system are. Sorting is
+    # five times faster if cell and place together fit into 32 bits.
     narrow = (2**32 / places / batch.system_capacity) ** (1 / 3) >= _ENOUGH_CELLS
     most = (
         int((2 ** (32 if narrow else 31) / (places if narrow else 1) / batch.system_capacity) ** (1 / 3)) - 3
@@ -143,27 +143,33 @@ def cell_list(
 
 
 class _Split(NamedTuple):
-    atoms: Array
-    place: Array
-    needed: Array
+    atoms: Int[Array, "groups rows"]
+    place: Int[Array, " atoms"]
+    needed: Int[Array, ""]
 
 
-def _split(n: int, keys: Array, order: Array, is_atom: Array, groups: int) -> _Split:
-    """The atoms of an order by key, split where the key changes and after every ROWS atoms.
+def _split(
+    n: int,
+    keys: Int[Array, " places"],
+    order: Int[Array, " places"],
+    is_atom: Bool[Array, " places"],
+    groups: int,
+) -> _Split:
+    """Atoms in the order of their keys, split where the key changes and after every ROWS atoms.
 
     Args:
         n: number of atoms.
-        order: of places; those that are no atoms are left out.
+        order: places sorted by key; those that are not atoms are left out.
     """
     capacity = groups * ROWS
-    # How many atoms of its key come up to each place: the sum begins anew at a place that is marked.
+    # The number of atoms with the same key up to each place: the sum restarts where the key changes.
     changes = jnp.concatenate([jnp.ones(1, bool), keys[1:] != keys[:-1]])
     count = is_atom.astype(jnp.int32) + jnp.where(changes, MOST, 0)
     count = scan_with(lambda a, b: jnp.where(b >= MOST, b, a + b), count, jnp.zeros((), jnp.int32))
     rank = (count - 1) % ROWS
     group = running_sum((is_atom & (rank == 0)).astype(jnp.int32)) - 1
     place = jnp.where(is_atom & (group < groups), group * ROWS + rank, capacity)
-    # Both ways in one scatter: the atom in each place, and the place of each atom.
+    # One scatter for both: the atom in each place, and the place of each atom.
     both = jnp.full(capacity + n, -1, jnp.int32)
     target = jnp.concatenate(
         [jnp.where(place < capacity, place, capacity + n), jnp.where(is_atom, capacity + order, capacity + n)]
@@ -174,8 +180,8 @@ def _split(n: int, keys: Array, order: Array, is_atom: Array, groups: int) -> _S
     )
 
 
-def _fill(split: _Split, runs: _Runs, order: Array | None, capacity: int) -> Groups:
-    """Candidate by candidate from the runs."""
+def _fill(split: _Split, runs: _Runs, order: Int[Array, " places"] | None, capacity: int) -> Groups:
+    """Groups with the candidates that the runs describe."""
     number = jnp.arange(-(-capacity // WORD) * WORD, dtype=jnp.int32)[:, None]
     place, count = number, jnp.zeros_like(runs.start[0])
     for start, length in zip(runs.start, runs.length, strict=True):

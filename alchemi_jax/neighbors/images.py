@@ -1,8 +1,8 @@
-"""Which periodic images matter: those near the box that holds a system's wrapped atoms.
+"""The periodic images that matter: those near the box that contains the wrapped atoms of a system.
 
-Along each lattice vector the shifts that bring an atom within reach of the box are a range of
-integers, so the images of an atom are the box of three ranges without the zero shift. They are
-numbered by arithmetic; nothing is searched.
+Along each lattice vector, the shifts that bring an atom within reach of the box are a range of integers. The
+images of an atom are the product of three ranges without the zero shift, so their numbers follow from
+arithmetic, without a search.
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from alchemi_jax.systems.segments import max_by_system
 
 
 class Images(NamedTuple):
-    """Images of all systems, one system after another, atom by atom; coordinates apart."""
+    """Images of all systems, sorted by system and atom; arrays of vectors have one row per coordinate."""
 
     source: Int[Array, " images"]
     shift: Float[Array, "3 places"]
-    """What brings each atom into the cell, and of images, relative to the raw position of the source."""
+    """Lattice shifts: of atoms, into the cell; of images, relative to the raw position of the source."""
     first: Int[Array, " systems"]
     count: Int[Array, " systems"]
     total: Int[Array, ""]
@@ -32,19 +32,19 @@ class Images(NamedTuple):
     reach: Float[Array, "3 systems"]
     """Reach along each lattice vector, with a margin."""
     inverse: Float[Array, "systems 3 3"]
-    number: tuple[Array, Array, Array]
-    """Of each atom: the number of its first image, [atoms]; the least shift of its images, relative
-    to the wrapped atom, and how many there are, along each lattice vector, [3, atoms]."""
+    number: tuple[Int[Array, " atoms"], Int[Array, "3 atoms"], Int[Array, "3 atoms"]]
+    """For each atom: the number of its first image; the least shift of its images along each lattice vector,
+    relative to the wrapped atom; the number of shifts along each lattice vector."""
 
 
 def no_images(batch: Batch, positions: Float[Array, "3 atoms"], reach: float) -> Images:
-    """Those of systems none of which is periodic: a place for one, and `total` says if one is needed.
+    """Images for a batch without periodic systems: room for one. `total` exceeds it if a system is periodic.
 
     Args:
         positions: finite.
     """
     n, s = batch.atom_capacity, batch.system_capacity
-    none, atoms = jnp.zeros(s, jnp.int32), jnp.zeros((3, n), jnp.int32)
+    none, shifts = jnp.zeros(s, jnp.int32), jnp.zeros((3, n), jnp.int32)
     periodic = jnp.any(batch.pbc & batch.system_mask[:, None])
     box = _bounds(batch, positions)
     return Images(
@@ -58,30 +58,34 @@ def no_images(batch: Batch, positions: Float[Array, "3 atoms"], reach: float) ->
         high=box[1],
         reach=jnp.full((3, s), _with_margin(reach), batch.dtype),
         inverse=jnp.broadcast_to(jnp.eye(3, dtype=batch.dtype), (s, 3, 3)),
-        number=(jnp.zeros(n, jnp.int32), atoms, jnp.ones((3, n), jnp.int32)),
+        number=(jnp.zeros(n, jnp.int32), shifts, jnp.ones((3, n), jnp.int32)),
     )
 
 
 def _to_atoms(batch: Batch, values: Shaped[Array, "k systems"]) -> Shaped[Array, "k atoms"]:
-    """`segments.to_atoms` of coordinates apart."""
+    """`segments.to_atoms` for arrays with one row per coordinate."""
     return gather_columns(values, jnp.minimum(batch.batch_idx, batch.system_capacity - 1))
 
 
 def _bounds(batch: Batch, along: Float[Array, "3 atoms"]) -> Float[Array, "2 3 systems"]:
-    """Least coordinates of each system's atoms, with the other sign, and largest ones."""
+    """The least coordinates of the atoms of each system, negated, and the largest ones."""
     both = jnp.stack([-along, along])
     return jax.vmap(jax.vmap(lambda x: max_by_system(batch, x, -jnp.inf)))(both)
 
 
 def _with_margin(reach: Any) -> Any:
-    """A little more than reach: what rounding puts on the wrong side only costs an image."""
+    """A little more than `reach`, so that rounding adds an image rather than loses one."""
     return reach * (1 + 1e-4) + 1e-4
 
 
 def find_images(
-    batch: Batch, positions: Float[Array, "3 atoms"], inv: Array, reach: float, capacity: int
+    batch: Batch,
+    positions: Float[Array, "3 atoms"],
+    inv: Float[Array, "systems 3 3"],
+    reach: float,
+    capacity: int,
 ) -> Images:
-    """Images within `reach` (Å) of the box, along the lattice vectors, that holds the wrapped atoms.
+    """Images within `reach` (Å) of the box, along the lattice vectors, that contains the wrapped atoms.
 
     Args:
         positions: finite.
@@ -89,7 +93,7 @@ def find_images(
     """
     n = batch.atom_capacity
     margin = _with_margin(reach / face_distances(inv)).T
-    # The three axes at once: what there is to compile counts here more than what there is to run.
+    # The three axes at once: here the time to compile matters more than the time to run.
     along = times_matrices(positions, inv, batch.batch_idx)
     periodic = _to_atoms(batch, batch.pbc.T) & batch.atom_mask[None]
     whole = jnp.where(periodic, jnp.floor(along), 0)
@@ -102,18 +106,18 @@ def find_images(
     width = jnp.where(periodic, last - first + 1, 1)
     product = width[0] * width[1] * width[2] - 1
     width = width.astype(jnp.int32)
-    # One that is not a number counts as too many.
+    # NaN becomes MOST, which is too many for any capacity.
     count = jnp.where(product < MOST, product, MOST).astype(jnp.int32)
 
     end = running_sum(count)
     start, total = end - count, end[-1]
-    # So many atoms have all their images before this one.
+    # The atom of an image: the number of atoms that have all their images before this one.
     image = jnp.arange(capacity, dtype=jnp.int32)
     source = jnp.minimum(count_upto(end, image), n - 1)
-    # Where the atom itself would be among its images.
+    # The number that the zero shift, the atom itself, would have among its images.
     zero = (-least[0] * width[1] - least[1]) * width[2] - least[2]
     begin = least - whole.astype(jnp.int32)
-    # One array of all that is gathered: else XLA computes what is above again for each image.
+    # One array of all that is gathered: otherwise XLA repeats the computation above for each image.
     table = jnp.stack([start, zero, width[1] * width[2], width[2], begin[0], begin[1], begin[2]])
     of = gather_columns(table, source)
     number = image - of[0]
@@ -129,9 +133,12 @@ def find_images(
     return Images(source, shift, ends[0], ends[1] - ends[0], total, -box[0], box[1], margin, inv, number)
 
 
-def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[Array, "*n"]:
-    """Where the image of an atom by a lattice shift, relative to the wrapped atom, stands in the
-    extended array; -1 if it is not among the images."""
+def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Int[Array, "*n"]]) -> Int[Array, "*n"]:
+    """The index in the extended array of an atom moved by a lattice shift; -1 if it is not among the images.
+
+    Args:
+        shift: three numbers of lattice vectors for each atom, relative to the wrapped atom.
+    """
     start, least, width = images.number
     number, zero = jnp.zeros_like(atom), jnp.zeros_like(atom)
     inside, own = jnp.ones(atom.shape, bool), jnp.ones(atom.shape, bool)
@@ -144,7 +151,9 @@ def place_of(images: Images, atom: Int[Array, "*n"], shift: list[Array]) -> Int[
     return jnp.where(own, atom, jnp.where(inside, image, -1))
 
 
-def _divide(number: Array, divisor: Array) -> tuple[Array, Array]:
-    """Quotient and remainder of small positive integers: division of floats is vectorised."""
+def _divide(
+    number: Int[Array, " images"], divisor: Int[Array, " images"]
+) -> tuple[Int[Array, " images"], Int[Array, " images"]]:
+    """Quotient and remainder of small positive integers, through floats: their division is vectorized."""
     quotient = jnp.floor((number.astype(jnp.float32) + 0.5) / divisor.astype(jnp.float32)).astype(jnp.int32)
     return quotient, number - quotient * divisor

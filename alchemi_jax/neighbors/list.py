@@ -1,14 +1,14 @@
-"""NeighborList: who is near whom, as a matrix of fixed capacity over atoms and their images.
+"""NeighborList: the neighbors of each atom, as a matrix of fixed capacity over atoms and their images.
 
-Every periodic image that may matter is an entry of its own in an extended array of positions: first
-the atoms, wrapped into the cell, then images (atom plus lattice shift), then one place far away that
-unused slots point to. A pair kernel so needs one gather for each coordinate and neither minimum images nor
-masks, in any cell, however small or skewed. `index[k, i]` is the k-th neighbor of atom i in the
-extended array; each pair stands in the rows of both atoms.
+Each periodic image that may matter is an entry of an extended array of positions: first the atoms, wrapped
+into the cell, then images (atom plus lattice shift), then one place far away that unused slots point to. A
+pair kernel then needs one gather per coordinate and neither minimum images nor masks, in any cell, however
+small or skewed. `index[k, i]` is the k-th neighbor of atom i in the extended array; each pair occurs twice,
+once for each of its atoms.
 
 The list is a function of the positions and cells for which it was last due, system by system
-(`ref_positions`, `ref_cell`). When one system is due all are built again, the others from their own
-references, so that no sum changes its order because of other systems.
+(`ref_positions`, `ref_cell`). When one system is due, the lists of all systems are built again, the others
+from their own references, so that no sum changes its order because of other systems.
 """
 
 import dataclasses
@@ -25,11 +25,12 @@ from alchemi_jax.systems.batch import Batch
 
 
 FAR = 1.0e6
-"""Å. Where unused slots point: beyond any cutoff, yet its sixth power is finite in float32."""
+"""Coordinate of the place that unused slots point to, Å: beyond any cutoff; its sixth power is finite in
+float32."""
 
 
 ALL_PAIRS = 32
-"""A free system of at most so many atoms lists all its pairs, and its list is never due again."""
+"""A free system of at most this many atoms lists all its pairs, and its list is never due again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +42,28 @@ class ListSizes:
     images: int
     """Images of all systems together."""
     candidates: int
-    """Places that one atom is compared with; lattice shifts to try, for the builder "warp"."""
+    """Places that one atom is compared with. For the builder "warp": lattice shifts to try."""
     groups: int
     """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
     edges: int = 0
-    """Edges of all systems together; 0: none are asked for."""
+    """Edges of all systems together; 0: no edges are made."""
 
     @property
     def periodic(self) -> bool:
-        """Whether there is room for images; else all that is about cells is left out. One place is always
-        there: XLA copies a list in every step of a loop that carries an array without elements."""
+        """Whether there is room for images; if not, nothing about cells is computed.
+
+        `images` is at least 1: in a loop that carries an array without elements, XLA copies the list in every
+        step.
+        """
         return self.images > 1
 
     @property
     def builder(self) -> str:
-        """Who makes the list: "brute force", "cell list" or "warp"."""
+        """How the list is built: "brute force", "cell list" or "warp"."""
         return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
 
     def times(self, factor: float | int) -> "ListSizes":
-        """For so many times the systems: what is counted over all of them changes."""
+        """Capacities for `factor` times the systems: those that count over all systems change."""
         images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
         groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
         edges = math.ceil(self.edges * factor)
@@ -67,21 +71,22 @@ class ListSizes:
 
 
 class NeighborList(eqx.Module):
-    """Neighbors within `cutoff + skin` at the last building; see the module's text.
+    """Neighbors within `cutoff + skin` when the list was last built; see the text of the module.
 
     Attributes:
-        index: [neighbors, atoms], into the extended array.
-        used: the largest number of neighbors that any atom has: slots beyond it are unused.
+        index: [neighbors, atoms], indices into the extended array.
+        used: the largest number of neighbors of an atom; slots beyond it are unused.
         source: [images], the atom of each image.
         shift: [3, atoms + images], lattice shift of each place of the extended array.
-        offset: [3, atoms + images], Å, that shift times the present cell.
-        complete: [systems], the list holds all pairs of a free system and is never due.
-        needs: what the last building needed, in the order of ListSizes: what the driver grows to.
-        overflow: a capacity was too small. No force from this list may be used.
-        edges: pairs within the cutoff at the last update, where a model asks for them.
-        builds: how often it was built.
-        built: False for an empty list: the next update builds it, of systems that are not due from their
-            references.
+        offset: [3, atoms + images], the shift times the present cell, Å.
+        complete: [systems], whether the list contains all pairs of a free system, so that it is never due.
+        needs: [sizes], the capacities that the last building needed, in the order of ListSizes; the driver
+            grows to them.
+        overflow: whether a capacity was too small. Forces from this list must not be used then.
+        edges: pairs within the cutoff at the last update, if a model asks for them.
+        builds: number of times that the list was built.
+        built: False for an empty list. The next update builds it, from the references of systems that are
+            not due.
     """
 
     index: Int[Array, "neighbors atoms"]
@@ -112,7 +117,7 @@ class NeighborList(eqx.Module):
 
     @property
     def far(self) -> int:
-        """Where unused slots point."""
+        """The index that unused slots have."""
         return self.ref_positions.shape[0] + self.source.shape[0]
 
     def neighbor_atom(self) -> Int[Array, "neighbors atoms"]:
@@ -120,22 +125,29 @@ class NeighborList(eqx.Module):
         return self.atom_of(self.index)
 
     def atom_of(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
-        """The atom that stands, or whose image stands, at a place of the extended array."""
+        """The atom at a place of the extended array, or the atom of the image there."""
         n = self.ref_positions.shape[0]
         atoms = jnp.arange(n, dtype=jnp.int32)
         return jnp.concatenate([atoms, self.source, jnp.array([n], jnp.int32)])[place]
 
 
-def lattice_offset(shift: Array, cell: Array, owner: Array) -> Array:
-    """Shifts times cells, [3, places], Å."""
+def lattice_offset(
+    shift: Float[Array, "3 places"], cell: Float[Array, "systems 3 3"], owner: Int[Array, " places"]
+) -> Float[Array, "3 places"]:
+    """Shifts times cells, Å. `owner` is the system of each place."""
     return times_matrices(shift, cell, owner)
 
 
 @jax.custom_jvp
-def _offset(offset: Array, shift: Array, cell: Array, owner: Array) -> Array:
+def _offset(
+    offset: Float[Array, "3 places"],
+    shift: Float[Array, "3 places"],
+    cell: Float[Array, "systems 3 3"],
+    owner: Int[Array, " places"],
+) -> Float[Array, "3 places"]:
     """The cached offset of each place, differentiable with respect to the cell.
 
-    `offset` is kept up to date by `update`; its gradient comes from the shift that it stands for.
+    `update` keeps `offset` up to date; its gradient comes from the shift.
     """
     return offset
 
@@ -143,7 +155,7 @@ def _offset(offset: Array, shift: Array, cell: Array, owner: Array) -> Array:
 @_offset.defjvp
 def _offset_jvp(primals, tangents):
     _, shift, _, owner = primals
-    # Not the bare `offset`: that would have no derivative, so that second ones lost half of the cell's.
+    # Not `offset` itself: it has no derivative, so second derivatives would lose half of the cell's part.
     return _offset(*primals), lattice_offset(shift, tangents[2], owner)
 
 
@@ -153,7 +165,7 @@ def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_imag
 
 
 def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Array, " extended"]]:
-    """x, y and z of atoms (wrapped), images and the far place, Å: what pair kernels gather from.
+    """x, y and z of atoms (wrapped), images and the far place, Å; pair kernels gather from them.
 
     Differentiable in positions and cell.
     """
@@ -177,11 +189,16 @@ def extended_positions(batch: Batch, neighbors: NeighborList) -> Float[Array, "e
 
 def pair_vectors(
     batch: Batch, neighbors: NeighborList
-) -> tuple[Array, Array, Array, Bool[Array, "neighbors atoms"]]:
+) -> tuple[
+    Float[Array, "neighbors atoms"],
+    Float[Array, "neighbors atoms"],
+    Float[Array, "neighbors atoms"],
+    Bool[Array, "neighbors atoms"],
+]:
     """Vectors from each atom to its neighbors, one coordinate at a time, and which are within the cutoff.
 
-    Returns x, y, z, each [neighbors, atoms], Å, and the mask. For models that are not pair
-    potentials; differentiable in positions and cell.
+    Returns x, y, z (Å) and the mask. For models that are not pair potentials; differentiable in positions and
+    cell.
     """
     n = batch.atom_capacity
     x, y, z = (c[neighbors.index] - c[None, :n] for c in extended_coordinates(batch, neighbors))

@@ -8,10 +8,10 @@ class Requirements:
     """What a model needs of a neighbor list; never a capacity, which the driver finds and grows.
 
     Attributes:
-        cutoff: Å, how far the list reaches; None: no list at all.
-        skin: Å, how far it reaches further, so that it need not be built in every step.
-        edges: whether `neighbors.edges` is there, the pairs within the cutoff as an `EdgeList`.
-        reverse_edges: whether `neighbors.edges.reverse` is there, too.
+        cutoff: Å, the distance up to which pairs are listed; None: no list.
+        skin: Å added to the cutoff, so that the list is not built in every step.
+        edges: whether to make `neighbors.edges`, the pairs within the cutoff as an `EdgeList`.
+        reverse_edges: whether to make `neighbors.edges.reverse`, too.
     """
 
     cutoff: float | None

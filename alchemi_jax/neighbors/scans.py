@@ -1,6 +1,6 @@
 """Running sums and searches as loops of few kernels.
 
-XLA makes eight kernels of a `cumsum` of some thousand numbers on a CPU, and twenty of a `repeat`, and each
+On a CPU XLA makes eight kernels of a `cumsum` of some thousand numbers and twenty of a `repeat`, and each
 takes longer to compile than to run. These loops are two kernels each and about as fast.
 """
 
@@ -12,21 +12,23 @@ from jaxtyping import Array, Int, Shaped
 
 
 MOST = 1 << 24
-"""Running sums stop here, so that what a collapsed cell asks for cannot overflow integers."""
+"""Running sums do not exceed this, so that the needs of a collapsed cell cannot overflow integers."""
 
 
 def scan_with(
-    join: Callable[[Array, Array], Array], values: Shaped[Array, " n"], nothing: Shaped[Array, ""]
+    join: Callable[[Shaped[Array, " n"], Shaped[Array, " n"]], Shaped[Array, " n"]],
+    values: Shaped[Array, " n"],
+    nothing: Shaped[Array, ""],
 ) -> Shaped[Array, " n"]:
-    """All values up to each joined by an associative function: in turn k with what is 2^k before.
+    """The prefixes of an array under an associative function. Round k joins each with the one 2^k before.
 
     Args:
-        nothing: what joins without effect from the left.
+        nothing: the neutral element on the left.
     """
     n = len(values)
     before = jnp.full(n, nothing, values.dtype)
 
-    def double(k: Array, joined: Array) -> Array:
+    def double(k: Int[Array, ""], joined: Shaped[Array, " n"]) -> Shaped[Array, " n"]:
         earlier = jax.lax.dynamic_slice(jnp.concatenate([before, joined]), (n - (1 << k),), (n,))
         return join(earlier, joined)
 
@@ -34,16 +36,16 @@ def scan_with(
 
 
 def running_sum(values: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Sum of all values up to each, at most MOST; none is negative or larger than that."""
+    """Cumulative sum, at most MOST. No value may be negative or larger than MOST."""
     return scan_with(lambda a, b: jnp.minimum(a + b, MOST), values, jnp.zeros((), values.dtype))
 
 
 def count_upto(ascending: Int[Array, " n"], limits: Int[Array, "*m"]) -> Int[Array, "*m"]:
-    """How many of some ascending numbers are at most as large as each limit, bit by bit from the highest."""
+    """How many of the ascending numbers are at most as large as each limit; a search bit by bit."""
     n = len(ascending)
     bits = n.bit_length()
 
-    def decide(k: Array, count: Array) -> Array:
+    def decide(k: Int[Array, ""], count: Int[Array, "*m"]) -> Int[Array, "*m"]:
         more = count + (1 << (bits - 1 - k))
         last = jnp.minimum(more, n) - 1
         number = ascending.at[last].get(mode="promise_in_bounds", wrap_negative_indices=False)

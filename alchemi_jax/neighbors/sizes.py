@@ -1,9 +1,10 @@
-"""Capacities of a list, chosen on the host before the first building, and grown when they were too small."""
+"""Capacities of a list: estimated on the host before it is first built, and grown when too small."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
@@ -14,36 +15,36 @@ from alchemi_jax.systems.segments import use_rows
 
 
 _SORTED_PLACE = 1000
-"""Comparisons in the time that a cell list spends on sorting one place of the extended array."""
+"""Sorting one place of the extended array takes a cell list as long as this many comparisons."""
 _MOST_CELLS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What the lists of single systems need, [systems] each: counted, or estimated from densities."""
+    """What the list of each system needs: counted, or estimated from densities."""
 
-    neighbors: np.ndarray
-    """Of the atom that has most."""
-    everyone: np.ndarray
+    neighbors: Shaped[np.ndarray, " systems"]
+    """Of the atom with the most."""
+    everyone: Shaped[np.ndarray, " systems"]
     """Atoms and images."""
-    images: np.ndarray
-    """At least one of a periodic system."""
-    groups: np.ndarray
-    """Rows of atoms in cells."""
-    in_cells: np.ndarray
+    images: Shaped[np.ndarray, " systems"]
+    """At least 1 for a periodic system."""
+    groups: Shaped[np.ndarray, " systems"]
+    """Groups of at most ROWS atoms of one cell."""
+    in_cells: Shaped[np.ndarray, " systems"]
     """Atoms and images in the cells around one."""
-    tried: np.ndarray
-    """Images of each atom that the kernels of `warp` try."""
-    edges: np.ndarray
+    tried: Shaped[np.ndarray, " systems"]
+    """Lattice shifts per atom that the kernels of `warp` try."""
+    edges: Shaped[np.ndarray, " systems"]
     """Pairs within the cutoff, in both directions."""
 
-    def taken(self, rows: np.ndarray) -> "Needs":
-        """Of some of the systems."""
+    def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
+        """The needs of some of the systems."""
         return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
     @classmethod
-    def joined(cls, parts: Sequence["Needs"]) -> "Needs":
-        """Of several batches."""
+    def join(cls, parts: Sequence["Needs"]) -> "Needs":
+        """The needs of several batches, one after another."""
         names = [f.name for f in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
@@ -57,16 +58,16 @@ def guess_sizes(
     waiting: Needs | None = None,
     edges: bool = False,
 ) -> ListSizes:
-    """Capacities for the atoms as they are now, with some room; if too small, the driver grows them.
+    """Capacities for the present positions, with some room. If one is too small, the driver grows it.
 
-    Images and cells are counted, neighbors estimated from densities. The builder is whichever makes
-    fewer comparisons; the sizes say which.
+    Images and cells are counted, neighbors are estimated from densities. Unless given, the builder is the one
+    that makes fewer comparisons.
 
     Args:
         cutoff, skin: Å.
         builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
             of nvalchemi-toolkit-ops, where that is installed.
-        waiting: the needs of all systems of which as many as the batch has places may be in it one day.
+        waiting: the needs of all systems that may enter the batch, as many at a time as it has places.
         edges: whether there is to be room for edges.
 
     Raises:
@@ -78,8 +79,8 @@ def guess_sizes(
     needs = list_needs(batch, cutoff, skin) if waiting is None else waiting
     places = batch.system_capacity
 
-    def most(values: np.ndarray) -> float:
-        """Of so many systems together."""
+    def most(values: Shaped[np.ndarray, " n"]) -> float:
+        """The most that a full batch of systems can need together."""
         return float(np.partition(values, -places)[-places:].sum() if len(values) > places else values.sum())
 
     rows = places * batch.largest if use_rows(batch) else group_capacity(batch) * ROWS
@@ -90,7 +91,7 @@ def guess_sizes(
     # Small batches of free clusters share compiled code.
     per_octave = 8 if needs.images.any() else widths_per_octave(batch.atom_capacity)
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), min(per_octave, 4), 1)
-    # One where no system is periodic: see `ListSizes.periodic`.
+    # 1 if no system is periodic: see `ListSizes.periodic`.
     room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1
     edge_room = round_up(int(np.ceil(most(needs.edges))) + 1, 8, 16) if edges else 0
     if builder == "warp":
@@ -108,7 +109,7 @@ def guess_sizes(
 
 
 def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
-    """What the list of each system of a batch needs, with atoms where they are now."""
+    """What the list of each system of a batch needs at the present positions."""
     counts = np.asarray(batch.atoms_per_system).astype(np.int64)
     systems = int((counts > 0).sum())
     n, counts = int(counts.sum()), counts[:systems]
@@ -129,7 +130,7 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     images = np.add.reduceat(copies, first)
     everyone = counts + images * 1.05
 
-    # Neighbors from the density of the space that the atoms fill and the part of a sphere in it.
+    # Neighbors from the density of the atoms in the space that they occupy, and the part of a sphere in it.
     span = (high - low) * faces
     extent = span + np.where(pbc, np.maximum(faces / counts[:, None], 3.0), 3.0)
     filled = np.where(pbc, np.minimum(faces, extent), extent).prod(axis=1)
@@ -146,8 +147,8 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     width = np.maximum((high - low) / inner, margin)
     at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
     key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2] + owner * float(_MOST_CELLS)
-    places, held = np.unique(key, return_counts=True)
-    groups = np.bincount((places // _MOST_CELLS).astype(np.int64), np.ceil(held / ROWS), systems)
+    occupied, atoms = np.unique(key, return_counts=True)
+    groups = np.bincount((occupied // _MOST_CELLS).astype(np.int64), np.ceil(atoms / ROWS), systems)
     around = np.where(pbc, 3 * width * faces, np.minimum(3 * width * faces, extent)).prod(axis=1)
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 
@@ -155,18 +156,20 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried, edges)
 
 
-def _working_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """`geometry.working_cell` in numpy, up to the choice of the vectors that do not matter."""
+def _working_cells(
+    cell: Float[np.ndarray, "systems 3 3"], pbc: Bool[np.ndarray, "systems 3"]
+) -> Float[np.ndarray, "systems 3 3"]:
+    """`geometry.working_cell` in numpy; the vectors along directions that are not periodic may differ."""
     full = cell.copy()
     for pattern in {tuple(p) for p in pbc.tolist()} - {(True, True, True)}:
-        those, periodic = (pbc == np.array(pattern)[None]).all(axis=1), np.array(pattern)
-        rows = cell[those][:, periodic]
-        full[np.ix_(those, ~periodic)] = np.linalg.svd(rows)[2][:, periodic.sum() :]
+        chosen, periodic = (pbc == np.array(pattern)[None]).all(axis=1), np.array(pattern)
+        rows = cell[chosen][:, periodic]
+        full[np.ix_(chosen, ~periodic)] = np.linalg.svd(rows)[2][:, periodic.sum() :]
     return full
 
 
-def grow(sizes: ListSizes, needs: np.ndarray) -> ListSizes:
-    """Capacities that hold `needs`, with some room so that the next step does not overflow again."""
-    held = dataclasses.astuple(sizes)
-    new = [round_up(int(n * 1.1) + 1, 8) if n > h else h for n, h in zip(needs.tolist(), held, strict=True)]
+def grow(sizes: ListSizes, needs: Int[np.ndarray, " sizes"]) -> ListSizes:
+    """Capacities that suffice for `needs`, with some room so that the next step does not overflow again."""
+    old = dataclasses.astuple(sizes)
+    new = [round_up(int(n * 1.1) + 1, 8) if n > h else h for n, h in zip(needs.tolist(), old, strict=True)]
     return ListSizes(*new)

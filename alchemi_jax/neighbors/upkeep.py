@@ -1,4 +1,4 @@
-"""Keeping a neighbor list up to date: when it is due, system by system, and what is renewed then."""
+"""Keep a neighbor list up to date: when it is due, system by system, and what is renewed then."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Shaped
 
 from alchemi_jax.neighbors.build import build
 from alchemi_jax.neighbors.edge_type import EdgeList
@@ -20,27 +20,29 @@ from alchemi_jax.transforms import cond_any
 
 
 def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
-    """Systems whose list may miss a pair.
+    """Systems in which the list may miss a pair.
 
-    With deformation F = 1 + E since the last building and u the largest displacement beyond it, a
-    pair that was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are
-    raw: a wrapped atom asks for a new list because its shifts changed.
+    With deformation F = 1 + E since the list was built and u the largest displacement beyond it, a pair that
+    was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are not wrapped: if an
+    atom was moved by a lattice vector, its shifts changed and the list is due.
     """
     moved, size = batch.positions - neighbors.ref_positions, jnp.zeros((), batch.dtype)
     if neighbors.sizes.periodic:
-        moved, size = _strained(batch, neighbors, moved)
+        moved, size = _subtract_strain(batch, neighbors, moved)
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     furthest = jnp.sqrt(max_by_system(batch, x * x + y * y + z * z))
     reach = neighbors.cutoff + neighbors.skin
     used_up = (1 - size) * reach - 2 * furthest < neighbors.cutoff
-    # A position that is not finite must not pass for one that has not moved.
+    # Positions that are not finite do not make the list due: the energy shows them.
     lost = ~jnp.isfinite(furthest)
     fresh = (batch.system_id != neighbors.ref_id) | _differ(batch.pbc, neighbors.ref_pbc)
     return batch.system_mask & (fresh | (~neighbors.complete & (used_up & ~lost)))
 
 
-def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Array, Array]:
-    """Displacements beyond those that follow the strain of the cell since the last building, and |E|."""
+def _subtract_strain(
+    batch: Batch, neighbors: NeighborList, moved: Float[Array, "atoms 3"]
+) -> tuple[Float[Array, "atoms 3"], Float[Array, " systems"]]:
+    """Displacements without those that follow the strain E of the cell since the list was built, and |E|."""
     change = jnp.where(batch.pbc[:, :, None], batch.cell - neighbors.ref_cell, 0)
     inv = neighbors.ref_inverse
     strain = inv[:, :, :1] * change[:, :1] + inv[:, :, 1:2] * change[:, 1:2] + inv[:, :, 2:] * change[:, 2:]
@@ -49,20 +51,20 @@ def _strained(batch: Batch, neighbors: NeighborList, moved: Array) -> tuple[Arra
 
 
 def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
-    """Whether the offsets of images are those of another cell."""
+    """Whether the offsets of images belong to another cell than the present one."""
     if not neighbors.sizes.periodic:
         return jnp.zeros((), bool)
     return any_of(_differ(batch.cell, neighbors.offset_cell))
 
 
-def _differ(a: Array, b: Array) -> Bool[Array, " systems"]:
-    """Where rows of two arrays differ: elementwise, hence no kernel of its own."""
+def _differ(a: Shaped[Array, "systems *dims"], b: Shaped[Array, "systems *dims"]) -> Bool[Array, " systems"]:
+    """Rows in which two arrays differ; elementwise, so that XLA makes no kernel for it."""
     different = (a != b).reshape(len(a), -1)
     return functools.reduce(operator.or_, (different[:, k] for k in range(different.shape[1])))
 
 
 def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
-    """Whether `due` needs to be asked: one pass over the atoms, without sorting them by system."""
+    """Whether `due` may be true for a system: one pass over the atoms, without sums by system."""
     moved = batch.positions - neighbors.ref_positions
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     # A little early, so that rounding cannot make it late.
@@ -74,10 +76,9 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """The list brought up to date: built again where due, offsets renewed where a cell changed.
+    """The list for the present positions: built again if due, with new offsets if a cell changed.
 
-    Nothing of it is differentiated: gradients go through the positions and the cell that
-    `extended_positions` puts together.
+    Nothing is differentiated here: gradients go through the positions and cells in `extended_positions`.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
 
@@ -104,7 +105,7 @@ def _renew_offsets(operands: tuple[Batch, NeighborList]) -> NeighborList:
 
 
 def _renew_edges(batch: Batch, neighbors: NeighborList, old: EdgeList) -> NeighborList:
-    """The list with the edges of the present positions; what room they need is reported with it."""
+    """The list with the edges of the present positions; `needs` includes the room that they need."""
     edges = edge_list(batch, neighbors, neighbors.sizes.edges, reverse=old.reverse is not None)
     before = jnp.where(neighbors.overflow, neighbors.needs[-1], 0)
     needs = jnp.concatenate([neighbors.needs[:-1], jnp.maximum(edges.needed, before)[None]])

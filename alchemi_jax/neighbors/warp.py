@@ -1,8 +1,8 @@
 """Pairs found by nvalchemi-toolkit-ops, through its JAX bindings: for GPUs, `pip install alchemi-jax[warp]`.
 
-Its kernels give atoms and lattice shifts; here they become places of the extended array, so that the
-list, its skin, its overflow and all that is built on it are the same. The kernels fill rows in an order
-that depends on the device's scheduling, so rows are sorted: a list stays a function of its references.
+Its kernels give atoms and lattice shifts. Here they become places of the extended array, so that the list has
+the same form as with other builders. The kernels fill rows in an order that depends on the scheduling of the
+device, so rows are sorted: the list remains a function of its references.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.neighbors.geometry import working_cell
 from alchemi_jax.neighbors.images import Images, place_of
@@ -37,18 +37,23 @@ def load() -> Callable[..., Any]:
 
 
 def find_pairs(
-    batch: Batch, wrapped: Array, cell: Array, images: Images, reach: float, sizes: ListSizes
-) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"], Array]:
-    """Places near each atom in ascending order, that of no atom beyond the last; how many; shifts tried at
-    most.
+    batch: Batch,
+    wrapped: Float[Array, "atoms 3"],
+    cell: Float[Array, "systems 3 3"],
+    images: Images,
+    reach: float,
+    sizes: ListSizes,
+) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"], Int[Array, ""]]:
+    """Neighbors of each atom in ascending order of places, the far place in unused slots; their numbers; the
+    most lattice shifts that any system needs.
 
     Args:
-        wrapped: [atoms, 3], Å, inside the cell.
-        cell: [systems, 3, 3], Å, the references'.
+        wrapped: positions inside the cell, Å.
+        cell: reference cells, Å.
     """
     around = jnp.where(batch.pbc & batch.system_mask[:, None], jnp.ceil(images.reach.T), 0).astype(jnp.int32)
     tried = jnp.prod(2 * around + 1, axis=1, dtype=jnp.int32)
-    # A cell without volume would not do, and a system without atoms has none.
+    # The kernels need cells with a volume; padding systems have none.
     eye = jnp.eye(3, dtype=batch.dtype)[None]
     full = jnp.where(batch.system_mask[:, None, None], working_cell(cell, batch.pbc), eye)
     end = jnp.concatenate([batch.first_atom, batch.atoms_per_system.sum(dtype=jnp.int32)[None]])
@@ -60,7 +65,7 @@ def find_pairs(
         wrap_positions=False,
     )
 
-    # Under vmap its results are wrong (0.5.0): one lane after another.
+    # Results of version 0.5.0 are wrong under vmap, so the lanes run one after another.
     @jax.custom_batching.sequential_vmap
     def run(positions, cell, pbc, owner, end, around, tried):
         return kernel(
@@ -76,8 +81,8 @@ def find_pairs(
 
     atoms, found, shifts = run(wrapped, full, batch.pbc, batch.batch_idx, end, around, tried)
     used = (jnp.arange(sizes.neighbors)[:, None] < found[None]) & batch.atom_mask[None]
-    there = jnp.where(used, atoms.T, 0)
-    place = place_of(images, there, [shifts[:, :, k].T for k in range(3)])
+    neighbor = jnp.where(used, atoms.T, 0)
+    place = place_of(images, neighbor, [shifts[:, :, k].T for k in range(3)])
     last = jnp.iinfo(jnp.int32).max
     place = jnp.sort(jnp.where(used & (place >= 0), place, last), axis=0)
     far = len(images.source) + batch.atom_capacity

@@ -1,4 +1,4 @@
-"""AtomicData: one system on the host, the unit from which batches are made."""
+"""AtomicData: one system on the host; batches are made from a list of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ase.data import atomic_masses
 from alchemi_jax import units
 
 
-#: Entries of `Atoms.arrays` that AtomicData holds as fields of its own.
+#: Entries of `Atoms.arrays` that are fields of AtomicData.
 _OWN_ARRAYS = frozenset({"numbers", "positions", "momenta", "masses"})
-#: Entries of `Atoms.info` that AtomicData holds as fields of its own.
+#: Entries of `Atoms.info` that are fields of AtomicData.
 _OWN_INFO = frozenset({"charge", "spin"})
 
 
@@ -30,22 +30,22 @@ class AtomicData:
         numbers: [atoms], atomic numbers.
         cell: [3, 3], rows are the lattice vectors, Å; zero for a free system.
         pbc: [3], periodic along each lattice vector.
-        masses: [atoms], amu; the standard weights if not given.
+        masses: [atoms], amu; standard atomic weights if not given.
         velocities: [atoms, 3], Å/fs; zero if not given.
         fixed: [atoms], atoms that must not move.
         charge: total charge, e.  spin: multiplicity.
         energy, forces, stress: results, NaN until a model was evaluated (eV, eV/Å, eV/Å³).
-        atom_extras, system_extras: further arrays, by name; the dictionary says their level.
-        info: anything else that belongs to the system (any Python values), kept for the way back.
-        constraints: ASE constraints other than FixAtoms; kept for the way back, not applied.
-        name: what errors and warnings call this system.
+        atom_extras, system_extras: further arrays per atom and of the system, by name.
+        info: other Python values that belong to the system; `to_ase` returns them.
+        constraints: ASE constraints other than FixAtoms; not applied, `to_ase` returns them.
+        name: used in errors and warnings.
 
     Raises:
-        ValueError: in one sentence that names the system and the field, for wrong shapes, values
-            that are not finite, no atoms at all, or a periodic cell without volume.
+        ValueError: naming the system and the field, for wrong shapes, values that are not finite, no atoms,
+            or a periodic cell without volume.
     """
 
-    # Anything that numpy turns into an array of the right shape; float64 or int32 arrays afterwards.
+    # Anything that numpy converts to an array of the right shape; float64 or int32 arrays afterwards.
     positions: Any
     numbers: Any
     cell: Any = dataclasses.field(default_factory=lambda: np.zeros((3, 3)))
@@ -101,7 +101,7 @@ class AtomicData:
         self._check_cell()
 
     def _check_cell(self) -> None:
-        """The periodic lattice vectors must span as many dimensions as there are."""
+        """Check that the periodic lattice vectors are linearly independent."""
         rows = self.cell[self.pbc]
         if not len(rows):
             return
@@ -117,10 +117,10 @@ class AtomicData:
 
     @classmethod
     def from_ase(cls, atoms: Atoms, name: str = "system") -> AtomicData:
-        """From ASE; the input is left alone and no results are invented or taken over.
+        """From ASE. The input is not changed; results of a calculator are not taken over.
 
-        Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is for the way back.
-        FixAtoms becomes `fixed`; other constraints are noted, not applied.
+        Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
+        `fixed`; other constraints are kept, but not applied.
         """
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():
@@ -162,7 +162,7 @@ class AtomicData:
         )
 
     def to_ase(self) -> Atoms:
-        """To ASE, with results (where there are any) in a SinglePointCalculator."""
+        """To ASE, with results, if there are any, in a SinglePointCalculator."""
         info = dict(self.info)
         kept_arrays = info.pop("_arrays", {})
         atoms = Atoms(

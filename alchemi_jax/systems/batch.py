@@ -1,7 +1,7 @@
-"""Batch: many systems of atoms as one padded graph of JAX arrays, for compiled code.
+"""Batch: many systems of atoms as padded JAX arrays, for compiled code.
 
-Arrays are as long as the capacity; padding atoms are at the end and have `batch_idx == system_capacity`, so
-that segment sums drop them.
+The capacities are the lengths of the arrays. Padding atoms are at the end and have
+`batch_idx == system_capacity`, so that segment sums drop them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Batch(AbstractBatch[jax.Array]):
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
     `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
     `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
-    `reason` why it failed or was stopped, as a number (`engine.reason_text` has the words); `failed` is true
-    where the outcome is FAILED.
-    `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
-    barostat; NaN: what the engine says.
+    `reason` is a number that says why it failed or was stopped (`engine.reason_text` gives the text);
+    `failed` is true where the outcome is FAILED.
+    `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
+    they are NaN the values of the engine hold.
 
-    To read: `len(batch)` is the true number of systems, `for system in batch` and `batch[3]` give one of them
-    (a `System`), `batch[mask]`, `batch[[1, 4]]` and `to_host` a `HostBatch`, which is numpy without padding.
+    `len(batch)` is the true number of systems; `for system in batch` and `batch[3]` give one of them (a
+    `System`); `batch[mask]`, `batch[[1, 4]]` and `to_host` give a `HostBatch`, numpy arrays without padding.
     These fetch the arrays from the device. `batch["energy"]` is the padded array of a field or extra.
 
     Names, `info` and constraints (`meta`) stay with a batch that is copied on the host; jit, vmap and
@@ -68,12 +68,12 @@ class Batch(AbstractBatch[jax.Array]):
         results of a calculator are not taken over. The input is left alone.
 
         Args:
-            dtype: of the floats, hence of the run: by default JAX's own (float64 if
-                `jax_enable_x64` is set, else float32).
-            atom_capacity, system_capacity: lengths of the padded arrays; by default the counts
-                rounded up to a few sizes, so that similar batches share compiled code.
-            names: what errors call the systems; by default "system 3 (Ar13)".
-            largest: capacity for the atoms of one system; by default rounded up to a few sizes. Batches share
+            dtype: dtype of the floats and of the run; by default that of JAX (float64 if `jax_enable_x64` is
+                set, else float32).
+            atom_capacity, system_capacity: lengths of the padded arrays; by default the counts rounded up to
+                one of a few sizes, so that similar batches share compiled code.
+            names: names of the systems in errors; by default "system 3 (Ar13)".
+            largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
                 compiled code if all three capacities are the same.
 
         Raises:
@@ -102,8 +102,8 @@ class Batch(AbstractBatch[jax.Array]):
     ) -> Batch:
         """From AtomicData, one per system; arguments as in `from_ase`.
 
-        Extras that all systems have become arrays, others stay `info`; of the former only those named in
-        `extras`, if it is given.
+        Extras that all systems have (if `extras` is given, those named in it) become arrays, others go into
+        `info`.
         """
         data = list(data)
         if not data:
@@ -120,7 +120,7 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
     ) -> Batch:
-        """From a HostBatch, all fields and names kept; capacities as in `from_ase`."""
+        """From a HostBatch, with all fields and names; capacities as in `from_ase`."""
         host = host.to_host()
         fields = {name: getattr(host, name) for name, _ in level_fields(host)}
         return cls.from_fields(fields, host.meta, atom_capacity, system_capacity, largest=largest)
@@ -135,7 +135,7 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
     ) -> Batch:
-        """From arrays without padding: every field but `batch_idx` and `first_atom`, which follow."""
+        """From arrays without padding: all fields except `batch_idx` and `first_atom`, which are computed."""
         counts = np.asarray(fields["atoms_per_system"], np.int32)
         n_atoms, n_systems = int(counts.sum()), len(counts)
         room = batch_capacities(counts, atom_capacity, system_capacity, largest)
@@ -166,7 +166,7 @@ class Batch(AbstractBatch[jax.Array]):
         atom_capacity: int | None = None,
         system_capacity: int | None = None,
     ) -> Batch:
-        """The systems of several batches in one, all their fields kept.
+        """The systems of several batches in one, with all their fields.
 
         Raises:
             ValueError: if they have different dtypes or extras.
@@ -177,10 +177,10 @@ class Batch(AbstractBatch[jax.Array]):
     # -- changing --------------------------------------------------------------------------------
 
     def select(self, mask: Bool[Data, " systems"], other: Batch) -> Batch:
-        """This batch's systems where `mask` [systems] holds, `other`'s elsewhere, level by level.
+        """The systems of this batch where `mask` is true, those of `other` elsewhere.
 
-        Both hold systems of the same sizes in the same rows. Names go with the systems; under a transform,
-        where it is not known which are chosen, both must have the same ones, or there are none.
+        Both have systems of the same sizes in the same rows. Names go with the systems. Under a transform,
+        where the mask has no values, names are kept only if both batches have the same.
         """
         atom_mask = jnp.take(jnp.asarray(mask), self.batch_idx, mode="clip")
         chosen = select(atom_mask, mask, self, other)
@@ -197,13 +197,13 @@ class Batch(AbstractBatch[jax.Array]):
         """Some systems (a mask or indices; all by default) as numpy arrays without padding.
 
         Args:
-            meta: names, `info` and constraints of all systems, by default this batch's own.
+            meta: names, `info` and constraints of all systems; by default those of this batch.
 
         Raises:
             IndexError: if there is no such system.
             ValueError: under a transform, or for a mapped batch.
         """
-        # A Module's attribute costs a microsecond each time.
+        # Reading an attribute of a Module takes a microsecond.
         values = vars(self)
         fields = {name: values[name] for name, _ in level_fields(self)}
         if is_traced(fields):
@@ -248,16 +248,16 @@ class Batch(AbstractBatch[jax.Array]):
         """One ase.Atoms per system, in order, with results in a SinglePointCalculator.
 
         Args:
-            like: a batch with the same systems, to take names, `info` and constraints from, for a batch
-                that came out of jit or vmap, where these are dropped. Systems are matched by `system_id`.
+            like: a batch with the same systems that provides names, `info` and constraints, which jit and
+                vmap drop. Systems are matched by `system_id`.
 
         Raises:
-            ValueError: if `like` has no names, or not these systems.
+            ValueError: if `like` has no names, or other systems.
         """
         return self.to_host().to_ase(like)
 
     def view(self, systems: Any = None, *, width: int = 640, height: int = 480) -> Any:
-        """Some systems to turn with the mouse, in a notebook: see `HostBatch.view`."""
+        """A picture in a notebook of some systems: see `HostBatch.view`."""
         return self.to_host().view(systems, width=width, height=height)
 
     def _repr_html_(self) -> str:
@@ -275,19 +275,15 @@ class Batch(AbstractBatch[jax.Array]):
         return f"Batch({summary(self)}; {size})"
 
 
-#: What `as_batch` takes.
-Systems = Batch | HostBatch | Atoms | AtomicData | System | Iterable[Atoms | AtomicData | System]
-
-
 def as_batch(systems: Any, dtype: Any = None) -> Batch:
-    """A Batch of whatever holds systems: a Batch (as it is), a HostBatch, ase.Atoms, AtomicData, a System,
-    or an iterable of these three.
+    """A Batch from a Batch (returned as it is), a HostBatch, ase.Atoms, AtomicData, a System, or an iterable
+    of the last three.
 
     Args:
-        dtype: of the floats, as in `Batch.from_ase`, of what is not a batch yet.
+        dtype: dtype of the floats as in `Batch.from_ase`, unless the systems are a batch already.
 
     Raises:
-        ValueError: naming what is no system.
+        ValueError: naming the entry that is not a system.
     """
     if isinstance(systems, Batch):
         return systems

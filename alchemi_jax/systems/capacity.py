@@ -1,9 +1,10 @@
-"""Sizes and dtype of padded arrays: a few sizes an octave, so that similar batches share compiled code."""
+"""Sizes and dtype of padded arrays: a few sizes per octave, so that similar batches share compiled code."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 
 def round_up(n: int, per_octave: int = 8, least: int = 1) -> int:
@@ -17,16 +18,16 @@ def round_up(n: int, per_octave: int = 8, least: int = 1) -> int:
 
 
 def sizes_per_octave(atoms: int) -> int:
-    """Sizes between a power of two and the next, for arrays of a batch of so many atoms.
+    """Number of sizes between a power of two and the next, for arrays of a batch with this many atoms.
 
-    In a small batch padding costs next to nothing and compiling seconds: up to 128 atoms sizes are powers
-    of two. From 2,048 atoms on no more than an eighth is padding.
+    In a small batch padding costs almost nothing, but compiling takes seconds: up to 128 atoms sizes are
+    powers of two. From 2,048 atoms on at most an eighth is padding.
     """
     return 1 if atoms <= 128 else 2 if atoms <= 512 else 4 if atoms < 2048 else 8
 
 
 def widths_per_octave(atoms: int) -> int:
-    """The same for `largest` and the widths of neighbor lists: powers of two up to 512 atoms."""
+    """As `sizes_per_octave`, for `largest` and widths of neighbor lists: powers of two up to 512 atoms."""
     return 1 if atoms <= 512 else sizes_per_octave(atoms)
 
 
@@ -39,12 +40,18 @@ class Capacities(NamedTuple):
 
 
 def batch_capacities(
-    counts: np.ndarray, atoms: int | None = None, systems: int | None = None, largest: int | None = None
+    counts: Int[np.ndarray, " systems"],
+    atoms: int | None = None,
+    systems: int | None = None,
+    largest: int | None = None,
 ) -> Capacities:
-    """Capacities for systems of so many atoms each; those that are not given are rounded up to a few sizes.
+    """Capacities for a batch; those that are not given are rounded up to one of a few sizes.
+
+    Args:
+        counts: number of atoms of each system.
 
     Raises:
-        ValueError: for one that is too small.
+        ValueError: for a capacity that is too small.
     """
     n, most = int(counts.sum()), int(counts.max(initial=1))
     return Capacities(
@@ -63,7 +70,7 @@ def _capacity(name: str, given: int | None, needed: int, what: str, per_octave: 
 
 
 def float_dtype(dtype: Any) -> np.dtype:
-    """The run's dtype; float64 that JAX would silently narrow is an error."""
+    """The dtype of a run; float64 that JAX would silently make float32 is an error."""
     wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
     if wanted.kind != "f":
         raise ValueError(f"dtype must be a float type, not {wanted}.")

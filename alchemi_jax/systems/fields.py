@@ -1,8 +1,8 @@
-"""AbstractBatch: the fields of many systems of atoms, whichever arrays hold them.
+"""AbstractBatch: the fields of many systems of atoms, for JAX arrays or numpy arrays.
 
-The atoms of all systems are one after another, `batch_idx` says to which system each belongs. Every field
-declares its level (`alchemi_jax.systems.levels`). `Batch` holds padded JAX arrays, `HostBatch` numpy arrays
-without padding.
+The atoms of all systems are one after another; `batch_idx` is the system of each atom. Every field declares
+its level (`alchemi_jax.systems.levels`). `Batch` has padded JAX arrays, `HostBatch` numpy arrays without
+padding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from alchemi_jax.systems.outcome import Outcome
 from alchemi_jax.transforms import is_traced
 
 
-#: Arrays of a batch.
+#: The type of the arrays of a batch.
 A = TypeVar("A", jax.Array, np.ndarray)
 _B = TypeVar("_B", bound="AbstractBatch")
 
@@ -40,11 +40,11 @@ class AbstractBatch(eqx.Module, Generic[A]):
     Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
     `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
     `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
-    `reason` why it failed or was stopped, as a number (`engine.reason_text` has the words); `failed` is true
-    where the outcome is FAILED.
-    `target_temperature` (K) and `target_pressure` (GPa) are what hooks ask of thermostat and
-    barostat; NaN: what the engine says.
-    `meta` has names, `info` and constraints: one SystemMeta per system, empty where they are not known.
+    `reason` is a number that says why it failed or was stopped (`engine.reason_text` gives the text);
+    `failed` is true where the outcome is FAILED.
+    `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
+    they are NaN the values of the engine hold.
+    `meta` has names, `info` and constraints: one SystemMeta per system; empty if they are not known.
     """
 
     positions: Float[A, "atoms 3"] = per_atom()
@@ -79,10 +79,10 @@ class AbstractBatch(eqx.Module, Generic[A]):
     system_extras: dict[str, Shaped[A, "systems ..."]] = per_system()
 
     largest: int = eqx.field(static=True)  # pyright: ignore[reportGeneralTypeIssues]
-    """Capacity for the atoms of one system: the width of a row of `segments`."""
+    """Capacity for the atoms of one system: the width of the rectangle of `segments`."""
     meta: Metadata = without_arrays(default=EMPTY, converter=as_metadata)
 
-    # -- asking ----------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
     @property
     def atom_capacity(self) -> int:
@@ -96,7 +96,7 @@ class AbstractBatch(eqx.Module, Generic[A]):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the floats."""
+        """The dtype of the floats."""
         return np.dtype(self.positions.dtype)
 
     @property
@@ -161,7 +161,7 @@ class AbstractBatch(eqx.Module, Generic[A]):
         """A batch with some fields or extras changed; an unknown name is an error."""
         own, atom, system = {}, {}, {}
         for key, value in fields.items():
-            # A structure may come with an array that is called like a field: the field is meant.
+            # An extra may have the same name as a field; the field takes precedence.
             if key in self.__dataclass_fields__:
                 own[key] = value
             elif key in self.atom_extras:
@@ -177,13 +177,13 @@ class AbstractBatch(eqx.Module, Generic[A]):
         return dataclasses.replace(self, **own)
 
     def with_meta(self: _B, meta: Metadata | None) -> _B:
-        """The batch with the names, `info` and constraints of its systems, in order; None: not known."""
+        """The batch with names, `info` and constraints, one SystemMeta per system; None: not known."""
         return unsafe_replace(self, meta=as_metadata(meta))
 
     def with_reasons(self: _B, texts: Mapping[int, str]) -> _B:
-        """The batch with reasons in words, by row, for `outcome_text`, tables and stores.
+        """The batch with texts of reasons, by row, for `outcome_text`, tables and stores.
 
-        Other rows have none afterwards.
+        Other rows have no text afterwards.
         """
         if not texts and not any(m.reason for m in self.meta):
             return self

@@ -1,4 +1,4 @@
-"""HostBatch: many systems as numpy arrays without padding, to read; and System, one of them."""
+"""HostBatch: many systems as numpy arrays without padding; System: one of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 from ase import Atoms
+from jaxtyping import Shaped
 
 from alchemi_jax.html import table
 from alchemi_jax.systems.atoms import AtomicData
@@ -17,13 +18,13 @@ from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields, unsafe_make
 from alchemi_jax.systems.metadata import EMPTY, Metadata
 from alchemi_jax.systems.packing import pack, unpack
-from alchemi_jax.systems.viewer import still
+from alchemi_jax.systems.viewer import draw_structures
 from alchemi_jax.transforms import is_traced
 
 
-#: So many systems of a batch are shown in a notebook.
+#: Number of systems of a batch that are shown in a notebook.
 _SHOWN = 10
-#: What says where atoms are in the arrays, and means nothing of a single system.
+#: Fields that say where atoms are in the arrays; they have no meaning for a single system.
 _PLACES = ("batch_idx", "first_atom", "atoms_per_system")
 
 
@@ -32,7 +33,7 @@ class System:
 
     Every field and extra of the batch is an attribute, without the axis of systems: `positions` and `forces`
     are [atoms, 3], `cell` is [3, 3], `energy`, `outcome`, `steps_taken` are numbers. `system["tags"]` does
-    the same for extras with names that are no Python names. Arrays are views of the batch.
+    the same for names that are not Python names. Arrays are views of the batch.
 
     Attributes:
         name, info, constraints: see SystemMeta.
@@ -48,7 +49,7 @@ class System:
 
     @property
     def name(self) -> str:
-        """What errors and warnings call the system."""
+        """The name of the system in errors and warnings."""
         return self._host.name_of(self._row)
 
     @property
@@ -63,20 +64,21 @@ class System:
 
     @property
     def outcome_text(self) -> str:
-        """How its run ended, in words: "failed: energy is not finite"."""
+        """How its run ended: "failed: energy is not finite"."""
         return self._host.outcome_text(self._row)
 
     @property
-    def atom_extras(self) -> dict[str, np.ndarray]:
-        """name -> [atoms, ...]."""
+    def atom_extras(self) -> dict[str, Shaped[np.ndarray, "atoms ..."]]:
+        """Extras per atom, by name."""
         return {name: self._cut("atom", values) for name, values in self._host.atom_extras.items()}
 
     @property
     def system_extras(self) -> dict[str, Any]:
-        """name -> a number or an array."""
+        """Extras of the system, by name: numbers or arrays."""
         return {name: self._cut("system", values) for name, values in self._host.system_extras.items()}
 
-    def _cut(self, level: str, values: np.ndarray) -> Any:
+    def _cut(self, level: str, values: Shaped[np.ndarray, "rows *dims"]) -> Any:
+        """The part of an array that belongs to the system."""
         if level == "system":
             return values[self._row]
         first = int(self._host.first_atom[self._row])
@@ -106,19 +108,20 @@ class System:
 
 
 class HostBatch(AbstractBatch[np.ndarray]):
-    """Many systems as numpy arrays without padding, with names and `info`; what host hooks, sinks and
-    trajectories hold. Fields and units are those of `Batch`.
+    """Many systems as numpy arrays without padding, with names and `info`.
+
+    Host hooks, sinks and trajectories use it. Fields and units are those of `Batch`.
 
     `len(host)` is the number of systems; `for system in host` and `host[3]` give one of them, a `System`;
     `host[mask]`, `host[[1, 4]]` and `host[2:5]` give a HostBatch; `host["energy"]` is a field or extra.
-    `Batch.from_host(host)` is the way to the device.
+    `Batch.from_host(host)` copies it to the device.
     """
 
     # -- making ----------------------------------------------------------------------------------
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], meta: Metadata | None = None) -> HostBatch:
-        """From arrays without padding: every field but `batch_idx` and `first_atom`, which follow."""
+        """From arrays without padding: all fields except `batch_idx` and `first_atom`, which are computed."""
         counts = np.asarray(fields["atoms_per_system"], np.int32)
         derived = {
             "batch_idx": np.repeat(np.arange(len(counts), dtype=np.int32), counts),
@@ -140,7 +143,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
 
     @classmethod
     def concatenate(cls, hosts: Sequence[HostBatch]) -> HostBatch:
-        """The systems of several batches in one, all their fields kept.
+        """The systems of several batches in one, with all their fields.
 
         Raises:
             ValueError: if they have different dtypes or extras.
@@ -199,7 +202,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
         return self if systems is None else select_rows(self, systems)
 
     def to_host(self, systems: Any = None) -> HostBatch:
-        """The same as `take`, as a Batch has it."""
+        """The same as `take`; the counterpart of `Batch.to_host`."""
         return self.take(systems)
 
     def to_data_list(self, like: AbstractBatch | None = None) -> list[AtomicData]:
@@ -211,31 +214,33 @@ class HostBatch(AbstractBatch[np.ndarray]):
         """One ase.Atoms per system, in order, with results in a SinglePointCalculator.
 
         Args:
-            like: a batch with the same systems, to take names, `info` and constraints from, for a batch
-                that came out of jit or vmap, where these are dropped. Systems are matched by `system_id`.
+            like: a batch with the same systems that provides names, `info` and constraints, which jit and
+                vmap drop. Systems are matched by `system_id`.
 
         Raises:
-            ValueError: if `like` has no names, or not these systems.
+            ValueError: if `like` has no names, or other systems.
         """
         return [data.to_ase() for data in self.to_data_list(like)]
 
     # -- showing ---------------------------------------------------------------------------------
 
     def view(self, systems: Any = None, *, width: int = 640, height: int = 480) -> Any:
-        """Some systems (a mask or indices; the first nine by default) to turn with the mouse, in a notebook.
+        """A picture in a notebook of some systems (a mask or indices; by default the first nine).
+
+        It turns with the mouse.
 
         Raises:
-            IndexError: if none is chosen, or there is no such system.
+            IndexError: if no system is chosen, or there is no such system.
             ImportError: if py3Dmol is not installed.
         """
         rows = np.arange(min(len(self), 9)) if systems is None else np.atleast_1d(systems)
         shown = self.take(rows).to_ase()
         if not shown:
             raise IndexError(f"the batch has {len(self)} systems, none of them in {systems}.")
-        return still(shown, width, height)
+        return draw_structures(shown, width, height)
 
     def html_table(self, caption: str) -> str:
-        """A table of the systems, the first ten if there are many."""
+        """A table of the systems, at most ten."""
         rows: list[tuple[Any, ...]] = []
         for row, system in zip(range(_SHOWN), self, strict=False):
             fmax = np.linalg.norm(system.forces, axis=1).max()
@@ -268,7 +273,7 @@ def select_rows(host: HostBatch, systems: Any) -> HostBatch:
     Raises:
         IndexError: if there is no such system, or the mask has another length.
     """
-    # A Module's attribute costs a microsecond each time.
+    # Reading an attribute of a Module takes a microsecond.
     values = vars(host)
     counts, meta = values["atoms_per_system"], values["meta"]
     n, n_atoms = int((counts > 0).sum()), int(counts.sum())
@@ -279,7 +284,7 @@ def select_rows(host: HostBatch, systems: Any) -> HostBatch:
         if systems.dtype == bool and systems.shape not in ((n,), counts.shape):
             shape = len(systems) if systems.ndim == 1 else systems.shape
             raise IndexError(f"the mask has {shape} entries, but the batch has {n} systems.")
-        # An empty list is an array of floats.
+        # numpy makes an array of floats of an empty list.
         index = np.flatnonzero(systems) if systems.dtype == bool or not systems.size else systems
         if index.ndim != 1 or index.dtype.kind not in "iu":
             raise IndexError(f"systems are chosen by a mask or by a list of whole numbers, not by {systems}.")
@@ -287,12 +292,12 @@ def select_rows(host: HostBatch, systems: Any) -> HostBatch:
             raise IndexError(f"the batch has {n} systems, there is no system {odd[0]}.")
         rows = index
         atoms = atom_rows(values["first_atom"][index], counts[index])
-    cut = {"atom": atoms, "system": rows}
+    chosen = {"atom": atoms, "system": rows}
     fields: dict[str, Any] = {}
     for name, level in level_fields(host):
         value = values[name]
         extras = isinstance(value, dict)
-        fields[name] = {k: v[cut[level]] for k, v in value.items()} if extras else value[cut[level]]
+        fields[name] = {k: v[chosen[level]] for k, v in value.items()} if extras else value[chosen[level]]
     if systems is not None:
         counts = fields["atoms_per_system"]
         fields["first_atom"] = (np.cumsum(counts) - counts).astype(np.int32)
@@ -305,7 +310,7 @@ def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
     """The names, `info` and constraints that another batch has for these systems, by `system_id`.
 
     Raises:
-        ValueError: if the other batch has none, or not these systems.
+        ValueError: if the other batch has no names, or other systems.
     """
     if is_traced(like.system_id) or np.ndim(like.system_id) != 1:
         raise ValueError("like= takes a batch of arrays on the host side of jit and vmap.")
@@ -318,7 +323,7 @@ def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
     ids, sizes = np.asarray(like.system_id)[:n].tolist(), np.asarray(like.atoms_per_system)[:n].tolist()
     at = {number: row for row, number in enumerate(ids)}
     if len(at) < n:
-        raise ValueError("like= takes a batch whose system_id differ, to tell its systems apart.")
+        raise ValueError("like= takes a batch in which all system_id differ, so that systems can be matched.")
     rows = []
     for number, size in zip(host.system_id.tolist(), host.atoms_per_system.tolist(), strict=True):
         row = at.get(number)
@@ -326,8 +331,8 @@ def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
             raise ValueError(f"the batch of like= has no system with system_id {number}.")
         if sizes[row] != size:
             raise ValueError(
-                f"the batch of like= holds other systems: that of system_id {number} has {sizes[row]} atoms "
-                f"there and {size} here."
+                f"the batch of like= has other systems: that of system_id {number} has {sizes[row]} "
+                f"atoms there and {size} here."
             )
         rows.append(row)
     return like.meta.of_rows(np.array(rows, int))

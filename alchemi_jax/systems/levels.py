@@ -1,8 +1,8 @@
-"""Per atom, per system or shared: the level that a field declares, and what follows from it.
+"""Per atom, per system or shared: the level that a field declares, and functions that use it.
 
-A level is never guessed from a shape, because a batch of one-atom systems has as many atoms as
-systems. `Batch` and the states of the algorithms declare their fields with `per_atom()`,
-`per_system()` or, for anything else, a plain field.
+A level is never guessed from a shape: in a batch of one-atom systems there are as many atoms as systems.
+`Batch` and the states of the algorithms declare their fields with `per_atom()`, `per_system()` or, for
+anything else, a plain field.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.errors import UserCodeError, description
 from alchemi_jax.systems.metadata import EMPTY
@@ -24,7 +24,7 @@ Level = Literal["atom", "system", "shared"]
 if TYPE_CHECKING:
     Data = jax.Array
 else:
-    # On the host a module may hold numpy arrays; for the type checker they are the same.
+    # On the host the arrays of a module may be numpy; the type checker need not know.
     Data = jax.Array | np.ndarray
 _M = TypeVar("_M")
 
@@ -45,7 +45,7 @@ def level_fields(module: Any) -> tuple[tuple[str, Level], ...]:
 
 
 def without_arrays(**kwargs: Any) -> Any:
-    """A field that holds no array and yet is no static data, such as names: a pytree node without leaves."""
+    """A field that is neither an array nor static data, such as names: a pytree node without leaves."""
     return eqx.field(metadata={"level": None}, **kwargs)
 
 
@@ -57,13 +57,13 @@ def _levels(kind: type) -> tuple[tuple[str, Level], ...]:
 
 
 class PerSystem(eqx.Module):
-    """An array, or a tree of arrays, with one row per system: a memory of a hook that is nothing else."""
+    """An array, or a tree of arrays, with one row per system: for memories of hooks."""
 
     value: Any = per_system()
 
 
 class PerAtom(eqx.Module):
-    """An array, or a tree of arrays, with one row per atom."""
+    """An array, or a tree of arrays, with one row per atom: for memories of hooks."""
 
     value: Any = per_atom()
 
@@ -71,8 +71,8 @@ class PerAtom(eqx.Module):
 def map_by_level(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """`jax.tree.map` of function(level, leaf, ...) over a tree, with the level that each leaf has.
 
-    Fields of Modules have the level that they declare. Tuples, lists, dictionaries and fields that declare
-    none are looked into; a leaf without a level is "shared". Shapes are not asked.
+    Fields of Modules have the level that they declare. The function descends into tuples, lists, dictionaries
+    and fields that declare none; a leaf without a level is "shared". Shapes do not matter.
     """
     if isinstance(tree, eqx.Module):
         changed = {}
@@ -92,15 +92,15 @@ def map_by_level(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def check_levels(who: str, tree: Any, rows: Mapping[Level, int], at: str = "") -> None:
-    """Whether what declares a row per system or per atom has that many rows.
+    """Check that fields with a row per system or per atom have the right number of rows.
 
     Args:
-        who: the function that made the tree, as the sentence calls it.
+        who: name of the function that made the tree, for the message.
         rows: length of each level.
-        at: where that function is, as the sentence ends.
+        at: file and line of that function, the end of the message.
 
     Raises:
-        UserCodeError: naming the first field that has not.
+        UserCodeError: naming the first field with another number of rows.
     """
     if isinstance(tree, eqx.Module):
         for name, level in level_fields(tree):
@@ -119,43 +119,47 @@ def check_levels(who: str, tree: Any, rows: Mapping[Level, int], at: str = "") -
             check_levels(who, part, rows, at)
 
 
-def atom_rows(first_atom: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[atoms] Rows of the atoms of some systems, one system after another, on the host.
+def atom_rows(
+    first_atom: Int[np.ndarray, " systems"], counts: Int[np.ndarray, " systems"]
+) -> Int[np.ndarray, " atoms"]:
+    """Rows of the atoms of some systems, one system after another, on the host.
 
     Args:
-        first_atom, counts: [systems], where each begins, and how many atoms it has.
+        first_atom, counts: the row of the first atom of each system, and its number of atoms.
     """
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(first_atom, counts) + within
 
 
 def unsafe_replace(module: _M, **fields: Any) -> _M:
-    """`dataclasses.replace` for what is known to fit: without `__init__`, converters and checks, which
-    take a tenth of a millisecond wherever a compiled loop has just used the caches."""
+    """`dataclasses.replace` for values that are known to fit: without `__init__`, converters and checks.
+
+    These take a tenth of a millisecond after a compiled loop has filled the caches.
+    """
     if fields.get("meta", EMPTY) is None:
-        # One tree structure for all batches, whether names are known or not.
+        # All batches have the same tree structure, with or without names.
         fields["meta"] = EMPTY
     return unsafe_make(type(module), {**module.__dict__, **fields})
 
 
 def unsafe_make(kind: type[_M], fields: dict[str, Any]) -> _M:
-    """A Module of fields that are known to fit, all of them: without `__init__`, converters and checks."""
+    """A Module from all its fields, known to fit: without `__init__`, converters and checks."""
     new = object.__new__(kind)
     new.__dict__.update(fields)
     return new
 
 
-def _where(mask: Array, new: Any, old: Any) -> Any:
+def _where(mask: Bool[Array, " rows"], new: Any, old: Any) -> Any:
     if new is old:
         return old
     return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(new) - 1)), new, old)
 
 
 def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
-    """`new` where the mask of a field's level holds, `old` elsewhere; shared fields come from `new`.
+    """`new` where the mask of the level of a field is true, `old` elsewhere; shared fields come from `new`.
 
-    Both are Modules of one type with fields that declare levels, None, or tuples of these. Fields that are
-    the same object in both are passed through, so that a freeze costs only what changed.
+    Both are Modules of one type with fields that declare levels, None, or tuples of these. A field that is
+    the same object in both is passed through, so that freezing costs only as much as has changed.
     """
     if new is None or old is None:
         return new

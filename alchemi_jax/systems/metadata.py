@@ -1,4 +1,4 @@
-"""What a system carries that is no array, and how it stays with a batch on the host."""
+"""Names, `info` and other data of systems that are not arrays, and how they stay with a batch on the host."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxtyping import Int
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SystemMeta:
-    """What a system carries that is no array.
+    """The data of a system that are not arrays.
 
     Attributes:
-        name: what errors and warnings call it.
-        info: any Python values, kept for the way back to ASE.
-        constraints: ASE constraints that are not applied, kept for the way back.
-        reason: why its last run failed or was stopped, in words: "energy is not finite".
+        name: used in errors and warnings.
+        info: any Python values; `to_ase` returns them.
+        constraints: ASE constraints that are not applied; `to_ase` returns them.
+        reason: why its last run failed or was stopped: "energy is not finite".
     """
 
     name: str
@@ -29,10 +29,10 @@ class SystemMeta:
 
 
 class Metadata(Sequence[SystemMeta]):
-    """One SystemMeta per system, in order; empty where they are not known.
+    """One SystemMeta per system, in order; empty if they are not known.
 
-    It is a pytree node without leaves and without static data. `dataclasses.replace` keeps it; whatever takes
-    a batch apart and makes it again (jit, vmap, `jax.tree.map`, `jax.device_put`) gives an empty one. So all
+    It is a pytree node without leaves and without static data. `dataclasses.replace` keeps it; functions that
+    flatten and unflatten a batch (jit, vmap, `jax.tree.map`, `jax.device_put`) return an empty one. So all
     batches of the same shapes have the same tree structure: names never cause a compilation, and compiled
     code never returns the names of the batch with which it was traced.
     """
@@ -59,12 +59,12 @@ class Metadata(Sequence[SystemMeta]):
         return f"Metadata({list(self._entries)!r})"
 
     def of_rows(self, rows: Int[np.ndarray, " some"]) -> Metadata:
-        """Those of the systems in these rows; empty if one of them is not known."""
+        """The entries of some rows; empty if one of them is not known."""
         known = bool(self) and np.max(rows, initial=-1) < len(self)
         return Metadata(self[i] for i in rows) if known else EMPTY
 
     def filled(self, n: int) -> Metadata:
-        """Those of `n` systems; where they are not known, named by their row."""
+        """The entries of `n` systems; those that are not known are named by their row."""
         return Metadata([*self[:n], *(SystemMeta(f"system {i}") for i in range(len(self), n))])
 
 
@@ -74,7 +74,7 @@ jax.tree_util.register_pytree_node(Metadata, lambda meta: ((), None), lambda aux
 
 
 def as_metadata(meta: Any) -> Metadata:
-    """What a batch holds, from any iterable of SystemMeta, or None."""
+    """Metadata from any iterable of SystemMeta; None gives an empty one."""
     if isinstance(meta, Metadata):
         return meta
     return EMPTY if meta is None else Metadata(meta)

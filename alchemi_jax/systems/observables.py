@@ -1,4 +1,4 @@
-"""Observables: per-system scalars of a Batch or a HostBatch. All are [systems], traced or not."""
+"""Observables of the systems of a Batch or a HostBatch, traced or not."""
 
 from typing import Any
 
@@ -45,12 +45,12 @@ def momentum(batch: AbstractBatch) -> Float[Array, "systems 3"]:
 def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
     """Degrees of freedom that the temperature counts.
 
-    Three for each atom that is not fixed, less three where the centre of mass is held at rest: that
-    is for algorithms which conserve momentum (NVE, Nosé-Hoover), in systems without fixed atoms.
+    Three for each atom that is not fixed, minus three if the centre of mass stays at rest: with algorithms
+    that conserve momentum (NVE, Nosé-Hoover), in systems without fixed atoms.
 
     Args:
-        centre_of_mass: whether the centre of mass moves freely and so counts (Langevin); by default
-            it counts where the total momentum is not zero.
+        centre_of_mass: whether the centre of mass moves freely, so that it counts (Langevin); by default it
+            counts where the total momentum is not zero.
     """
     free = sum_by_system(batch, jnp.where(batch.fixed, 0, 1))
     some_fixed = free < batch.atoms_per_system
@@ -77,16 +77,16 @@ def volume(batch: AbstractBatch) -> Float[Array, " systems"]:
 
 
 def pressure(batch: AbstractBatch) -> Float[Array, " systems"]:
-    """GPa, kinetic part included; NaN where there is no stress (not evaluated, or not periodic).
+    """Pressure with its kinetic part, GPa; NaN where there is no stress (not evaluated, or not periodic).
 
-    P V = (2 E_kin - V tr stress) / 3; the kinetic part is that of the velocities as they are.
+    P V = (2 E_kin - V tr stress) / 3; the kinetic part includes the motion of the centre of mass.
     """
     trace = batch.stress[:, 0, 0] + batch.stress[:, 1, 1] + batch.stress[:, 2, 2]
     return (2 * kinetic_energy(batch) / volume(batch) - trace) / 3 / GPA
 
 
 def kinetic_stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
-    """What moving atoms add to the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
+    """The kinetic part of the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
     return -kinetic_tensor(batch) / volume(batch)[:, None, None]
 
 
@@ -96,9 +96,9 @@ def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
 
 
 def enthalpy(batch: AbstractBatch, pressure: Any) -> Float[Array, " systems"]:
-    """Potential and kinetic energy and P V, eV, at an outer pressure in GPa, a number or [systems]."""
-    outer = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
-    return batch.energy + kinetic_energy(batch) + outer * volume(batch)
+    """Potential and kinetic energy and P V, eV, at an external pressure in GPa, a number or [systems]."""
+    external = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
+    return batch.energy + kinetic_energy(batch) + external * volume(batch)
 
 
 def density(batch: AbstractBatch) -> Float[Array, " systems"]:

@@ -4,37 +4,39 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 
 class Outcome(IntEnum):
     """How the run of a system ended, as `batch.outcome` has it. Every outcome but RUNNING is final."""
 
     RUNNING = 0
-    """It is not finished: steps are left, or the run was interrupted."""
+    """Not finished: steps are left, or the run was interrupted."""
     CONVERGED = 1
-    """It is finished, and the last relaxation that it went through met its criteria."""
+    """Finished; the last relaxation of the system met its criteria."""
     OUT_OF_STEPS = 2
-    """Its budget of steps is used up; for molecular dynamics the normal end."""
+    """The budget of steps is used up: the normal end of molecular dynamics."""
     STOPPED = 3
-    """A hook asked for it (`ctx.stop`); `reason` says which."""
+    """Stopped by a hook (`ctx.stop`); `reason` says why."""
     FAILED = 4
-    """Something of it was not finite; it is in its last finite state. `reason` says what."""
+    """A field was not finite, or a hook called `ctx.fail`; the system is in its last finite state. `reason`
+    says which."""
 
     @property
     def text(self) -> str:
-        """In words: "out of steps"."""
+        """The outcome as text: "out of steps"."""
         return self.name.lower().replace("_", " ")
 
     def describe(self, reason: str = "") -> str:
-        """In words with the reason, if there is one: "failed: energy is not finite"."""
+        """The outcome as text with the reason, if there is one: "failed: energy is not finite"."""
         return f"{self.text}: {reason}" if reason else self.text
 
 
-#: By the words that stores and files have.
+#: Outcomes by their texts in stores and files.
 BY_TEXT = {outcome.text: outcome for outcome in Outcome}
 
 
-def outcome_from_flags(converged: Any, failed: Any) -> np.ndarray:
-    """[systems] outcomes as far as the flags tell: of files that were written without outcomes."""
+def outcome_from_flags(converged: Any, failed: Any) -> Int[np.ndarray, "*systems"]:
+    """Outcomes from flags, for files that were written without outcomes."""
     known = np.where(np.asarray(converged), Outcome.CONVERGED, Outcome.RUNNING)
     return np.where(np.asarray(failed), Outcome.FAILED, known).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Arrays of many systems from AtomicData, one per system, and back."""
+"""From AtomicData, one per system, to the arrays of a batch, and back."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from alchemi_jax.systems.outcome import Outcome
 def pack(
     data: Sequence[Any], dtype: np.dtype, extras: Collection[str] | None = None
 ) -> tuple[dict[str, Any], Metadata]:
-    """Fields of a batch without padding, `batch_idx` and `first_atom` left out, and what is no array.
+    """Fields of a batch without padding, except `batch_idx` and `first_atom`, and the metadata.
 
     Args:
-        data: AtomicData, or what has its attributes, one per system.
-        dtype: of the floats.
+        data: AtomicData or objects with the same attributes, one per system.
+        dtype: dtype of the floats.
         extras: see `Batch.from_data_list`.
     """
     counts = np.array([len(d) for d in data], np.int32)
@@ -75,7 +75,7 @@ def pack(
 def _common_extras(
     extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype, wanted: Collection[str] | None
 ) -> dict[str, Any]:
-    """Extras that every system has, with one trailing shape: name -> dtype in the batch."""
+    """Extras that every system has with the same trailing shape: name -> dtype in the batch."""
     out = {}
     for key in extras[0]:
         if not all(key in e for e in extras) or (wanted is not None and key not in wanted):
@@ -89,7 +89,7 @@ def _common_extras(
 
 
 def unpack(host: AbstractBatch[np.ndarray], system: int) -> AtomicData:
-    """The system in one row of numpy arrays without padding."""
+    """AtomicData of one system of a HostBatch."""
     first = int(host.first_atom[system])
     atoms = slice(first, first + int(host.atoms_per_system[system]))
     meta = host.meta[system] if host.meta else SystemMeta(f"system {system}")

@@ -1,16 +1,17 @@
 """Reductions over the atoms of each system, and the way back from systems to atoms.
 
-The atoms of a system are contiguous, so a system is a row of [systems, atoms of the largest]. Where
-that rectangle holds little padding, a gather into rows and a sum along them costs a third of a
-`segment_sum` (performance notes of the design); a batch of very unequal systems takes the segments.
+The atoms of a system are contiguous, so a system is a row of a rectangle [systems, atoms of the largest]. If
+the rectangle has little padding, a gather into rows and a sum along them costs a third of a `segment_sum`.
+Batches of very unequal systems use `segment_sum`.
 
-Precision in float32: sums are made in blocks, rows of blocks first and then the blocks, so that the
-rounding error of a sum over N atoms grows as sqrt(N) terms in the worst case, not as N.
+Precision in float32: sums are made in blocks, within blocks first and then over blocks, so that the rounding
+error of a sum over N atoms grows at most like that of sqrt(N) terms, not of N.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def use_rows(batch: AbstractBatch) -> bool:
 def row_index(
     batch: AbstractBatch,
 ) -> tuple[Int[Array, "systems largest"], Bool[Array, "systems largest"]]:
-    """Atom index and validity of each place of the rectangle [systems, largest]."""
+    """Index of the atom in each place of the rectangle [systems, largest], and whether there is one."""
     place = jnp.arange(batch.largest, dtype=jnp.int32)
     valid = place[None] < batch.atoms_per_system[:, None]
     index = jnp.where(valid, batch.first_atom[:, None] + place[None], 0)
@@ -40,28 +41,31 @@ def row_index(
 
 
 def to_atoms(batch: AbstractBatch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
-    """Each atom's value of its system (padding atoms get that of the last system)."""
+    """For each atom the value of its system. Padding atoms get that of the last system."""
     if use_rows(batch) and values.ndim <= 2 and jnp.issubdtype(values.dtype, jnp.inexact):
-        # On a CPU XLA would put a sum over atoms into the gather, and make it again for each atom: 60 % of
-        # LBFGS. It does not where there is a broadcast in between; of the two only one is read.
-        twice = jnp.broadcast_to(values[..., None], (*values.shape, 2))
-        return jnp.take(twice, batch.batch_idx, axis=0, mode="clip")[..., 0]
+        # On a CPU XLA would fuse a sum over atoms into the gather and repeat it for each atom (60 % of the
+        # time of LBFGS). A broadcast in between prevents that; only one of the two copies is read.
+        doubled = jnp.broadcast_to(values[..., None], (*values.shape, 2))
+        return jnp.take(doubled, batch.batch_idx, axis=0, mode="clip")[..., 0]
     return jnp.take(values, batch.batch_idx, axis=0, mode="clip")
 
 
 def number_in_system(batch: AbstractBatch) -> Int[Array, " atoms"]:
-    """The number of each atom in its system, [atoms]; that of padding means nothing."""
+    """The number of each atom in its system; meaningless for padding."""
     return jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
 
 
-def _rows(batch: AbstractBatch, values: Data, fill) -> Array:
+def _rows(
+    batch: AbstractBatch, values: Shaped[Data, "atoms *dims"], fill: Any
+) -> Shaped[Array, "systems largest *dims"]:
+    """Values of atoms as a rectangle of one row per system, with `fill` in its padding."""
     index, valid = row_index(batch)
     rows = jnp.take(values, index, axis=0, mode="clip")
     return jnp.where(valid.reshape(valid.shape + (1,) * (values.ndim - 1)), rows, fill)
 
 
-def _blocked_sum(rows: Array) -> Array:
-    """Sum over axis 1, in blocks of at most _BLOCK terms; the barrier keeps XLA from merging them."""
+def _blocked_sum(rows: Shaped[Array, "systems n *dims"]) -> Shaped[Array, "systems *dims"]:
+    """Sum over axis 1, in blocks of at most _BLOCK terms; the barrier keeps XLA from merging the sums."""
     n = rows.shape[1]
     if n <= _BLOCK:
         return rows.sum(axis=1)
@@ -75,10 +79,10 @@ def _blocked_sum(rows: Array) -> Array:
 def sum_by_system(
     batch: AbstractBatch, values: Shaped[Data, "atoms *dims"]
 ) -> Shaped[Array, "systems *dims"]:
-    """Sum over the atoms of each system; padding atoms are left out."""
+    """Sum over the atoms of each system; padding is left out."""
     if use_rows(batch):
         return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
-    # Blocks of at most _BLOCK atoms of one system, then the blocks of each system.
+    # Sums over blocks of at most _BLOCK atoms of one system, then over the blocks of each system.
     systems = batch.system_capacity
     blocks = batch.atom_capacity // _BLOCK + systems
     per_system = -(-batch.atoms_per_system // _BLOCK)
@@ -104,10 +108,10 @@ def max_by_system(
 
 
 def largest_of(values: Shaped[Array, "*dims n"]) -> Shaped[Array, "*dims"]:
-    """The largest along the last axis.
+    """The maximum over the last axis.
 
-    On a CPU XLA makes one kernel of a reduction along axes of at most 32 numbers and several of one along
-    more, and each takes longer to compile than to run: so the axis is cut into pieces.
+    On a CPU XLA makes one kernel of a reduction over at most 32 numbers and several of one over more, and
+    each takes longer to compile than to run. So the axis is split into pieces.
     """
     n, pieces = values.shape[-1], ()
     while n > _PIECE:
@@ -118,15 +122,15 @@ def largest_of(values: Shaped[Array, "*dims n"]) -> Shaped[Array, "*dims"]:
     least = jnp.array(-jnp.inf if inexact else -jnp.iinfo(values.dtype).max, values.dtype)
     filling = [(0, 0, 0)] * (values.ndim - 1) + [(0, n * math.prod(pieces) - values.shape[-1], 0)]
     rows = jax.lax.pad(values, least, filling).reshape(*values.shape[:-1], n, *pieces)
-    # Two reductions of the same kind XLA would make one again.
+    # A maximum and a minimum: XLA would merge two reductions of the same kind.
     return -jnp.min(-rows.max(axis=range(-len(pieces), 0)), axis=-1)
 
 
 def any_of(values: Bool[Array, " n"]) -> Bool[Array, ""]:
-    """Whether any is True."""
+    """Whether any value is True."""
     return largest_of(values.astype(jnp.int32)) > 0
 
 
 def any_by_system(batch: AbstractBatch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
-    """Whether any atom of each system has the property."""
+    """For each system whether the value of any of its atoms is True."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0

@@ -1,4 +1,4 @@
-"""What `view()` of batches and trajectories draws in a notebook, by 3Dmol.js."""
+"""Pictures of structures in a notebook, by 3Dmol.js: `view()` of batches and trajectories."""
 
 import io
 import itertools
@@ -7,26 +7,29 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float
 
 
 _STYLE = {"sphere": {"scale": 0.35, "colorscheme": "Jmol"}, "stick": {"radius": 0.1, "colorscheme": "Jmol"}}
 
 
-def still(structures: Sequence[Atoms], width: int, height: int) -> Any:
-    """A py3Dmol.view with a field for each structure, near a square of them; each turns by itself."""
+def draw_structures(structures: Sequence[Atoms], width: int, height: int) -> Any:
+    """A py3Dmol.view with a panel for each structure, in a nearly square grid; each turns by itself."""
     columns = int(np.ceil(np.sqrt(len(structures))))
     rows = -(-len(structures) // columns)
     view = _py3dmol().view(width=width, height=height, viewergrid=(rows, columns), linked=False)
     for k, atoms in enumerate(structures):
-        field = divmod(k, columns)
-        view.addModel(_xyz([atoms]), "xyz", viewer=field)
-        _finish(view, atoms, viewer=field)
+        panel = divmod(k, columns)
+        view.addModel(_xyz([atoms]), "xyz", viewer=panel)
+        _finish(view, atoms, viewer=panel)
     return view
 
 
-def moving(frames: Sequence[Atoms], width: int, height: int, interval: int) -> Any:
-    """A py3Dmol.view that plays the frames of one system over and over, `interval` ms each; the cell is
-    the first frame's."""
+def draw_frames(frames: Sequence[Atoms], width: int, height: int, interval: int) -> Any:
+    """A py3Dmol.view that plays the frames of one system in a loop, `interval` ms each.
+
+    The cell is that of the first frame.
+    """
     view = _py3dmol().view(width=width, height=height)
     view.addModelsAsFrames(_xyz(frames), "xyz")
     _finish(view, frames[0])
@@ -38,14 +41,14 @@ def _finish(view: Any, atoms: Atoms, **where: Any) -> None:
     view.setStyle(_STYLE, **where)
     for a, b in _edges(atoms):
         view.addLine({"start": _point(a), "end": _point(b), "color": "gray"}, **where)
-    # Along an axis of a crystal each atom would hide those behind it.
+    # Seen along an axis of a crystal, atoms hide the atoms behind them.
     view.rotate(-20, "y", **where)
     view.rotate(15, "x", **where)
     view.zoomTo(**where)
 
 
-def _edges(atoms: Atoms) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The edges of the cell, none if there is no cell."""
+def _edges(atoms: Atoms) -> list[tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]]:
+    """Begin and end of each edge of the cell; an empty list if there is no cell."""
     if atoms.cell.rank != 3:
         return []
     cell = atoms.cell.array
@@ -53,7 +56,7 @@ def _edges(atoms: Atoms) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(a @ cell, (a + e) @ cell) for a in corners for e in np.eye(3, dtype=int) if not a @ e]
 
 
-def _point(x: np.ndarray) -> dict[str, float]:
+def _point(x: Float[np.ndarray, " 3"]) -> dict[str, float]:
     return dict(zip("xyz", map(float, x), strict=True))
 
 

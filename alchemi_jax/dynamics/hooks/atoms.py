@@ -1,4 +1,4 @@
-"""Hooks that hold or move atoms: FreezeAtomsHook and WrapPeriodicHook."""
+"""Hooks that fix or move atoms: FreezeAtomsHook and WrapPeriodicHook."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from alchemi_jax.systems.segments import to_atoms
 
 
 class FreezeAtomsHook(TracedHook):
-    """Holds atoms where they are. Traced, at BEFORE_COMPUTE, in `init` too.
+    """Fixes atoms. Traced, at BEFORE_COMPUTE, in the first evaluation too.
 
-    Writes `fixed`, `velocities` (zero) and so the forces on them (zero): they leave the degrees of
-    freedom that a temperature counts, and come out of the run fixed. Costs one pass over the atoms.
+    Writes `fixed` and `velocities`. Fixed atoms have no velocity and no force, a temperature does not count
+    them, and they are still fixed after the run. Costs one pass over the atoms.
 
     Args:
         atoms: a mask over the atoms of the batch, their indices in it, or a function of the batch that
@@ -49,7 +49,7 @@ class FreezeAtomsHook(TracedHook):
             raise ValueError(f"FreezeAtomsHook takes indices from 0 to {n - 1}, got {atoms.tolist()}.")
 
     def init(self, batch: Batch) -> PerAtom:
-        """Which atoms, [atoms]: decided once."""
+        """Mask of the atoms to fix, [atoms]. It is made once."""
         n = batch.atom_capacity
         if callable(self.atoms):
             mask = jnp.asarray(self.atoms(batch))
@@ -62,17 +62,17 @@ class FreezeAtomsHook(TracedHook):
         return PerAtom(mask & batch.atom_mask)
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        held = ctx.memory.value
-        velocities = jnp.where(held[:, None], 0, ctx.batch.velocities)
-        return ctx.with_batch(fixed=ctx.batch.fixed | held, velocities=velocities)
+        frozen = ctx.memory.value
+        velocities = jnp.where(frozen[:, None], 0, ctx.batch.velocities)
+        return ctx.with_batch(fixed=ctx.batch.fixed | frozen, velocities=velocities)
 
 
 class WrapPeriodicHook(TracedHook):
     """Moves atoms by lattice vectors into the cell, along periodic directions.
 
     Traced, at AFTER_POST_UPDATE. Reads `positions`, `cell`, `pbc`; writes `positions`. Energies and
-    forces stay what they are; the neighbor list is renewed when an atom was moved. Costs one pass over the
-    atoms, and that renewal.
+    forces do not change. The neighbor list is built again when an atom was moved. Costs one pass over the
+    atoms, and that list.
     """
 
     frequency: int = 1
@@ -85,6 +85,6 @@ class WrapPeriodicHook(TracedHook):
         periodic = to_atoms(batch, batch.pbc) & batch.atom_mask[:, None]
         shift = jnp.where(periodic, jnp.floor(fractional), 0)
         moved = jnp.einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
-        # Atoms inside keep their bits.
+        # Not a bit of an atom inside the cell changes.
         outside = jnp.any(shift != 0, axis=1, keepdims=True)
         return ctx.with_batch(positions=jnp.where(outside, batch.positions - moved, batch.positions))

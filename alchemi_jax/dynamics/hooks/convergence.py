@@ -1,4 +1,4 @@
-"""ConvergenceHook: decides which systems have arrived, and moves their status."""
+"""ConvergenceHook: decides which systems have converged, and advances their status."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +18,10 @@ from alchemi_jax.systems.segments import any_by_system
 
 
 FMAX = 0.05
-"""eV/Å. The criterion without criteria."""
+"""eV/Å. The default criterion."""
 
 SMAX = 6e-4
-"""eV/Å³, 0.1 GPa. The further criterion without criteria, where a cell is relaxed."""
+"""eV/Å³, 0.1 GPa. The second default criterion, where a cell is relaxed."""
 
 _REDUCTIONS: dict[str, Callable[..., Array]] = {
     "norm": lambda x, axis: jnp.sqrt(jnp.sum(x * x, axis=axis)),
@@ -37,16 +37,16 @@ class Criterion(Described):
 
     Args:
         key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or "smax", the largest
-            component of the stress that the algorithm works against (that of the batch, less what an outer
-            pressure balances and what a mask holds), eV/Å³; or "energy_change", |E - E at the check
-            before|, eV, infinite at the first.
-        threshold: a value at or below it has converged.
-        reduce_op: how an entry's own axes are reduced: norm, max, min, mean, sum. Without it
-            the largest absolute value counts.
-        reduce_dims: the axes to reduce, of the whole array, by default the last; of others the
-            largest counts. An atom's or system's own axis, 0, cannot be one of them.
-        custom_op: in place of reduction and threshold, a function from the array to a mask, per atom
-            or per system as the array is.
+            component of the stress that the algorithm relaxes (that of the batch plus an external pressure,
+            without the components that a mask excludes), eV/Å³; or "energy_change", |E - E at the last
+            check|, eV, infinite at the first check.
+        threshold: a value at or below it counts as converged.
+        reduce_op: how the axes of one entry are reduced: norm, max, min, mean, sum. Without it the largest
+            absolute value counts.
+        reduce_dims: the axes to reduce, numbered as in the whole array, by default the last. Of the remaining
+            axes the largest value counts. Axis 0, that of atoms or systems, cannot be reduced.
+        custom_op: a function from the array to a mask, per atom or per system like the array; it replaces
+            reduction and threshold.
     """
 
     key: str = eqx.field(static=True, default="fmax")
@@ -64,7 +64,7 @@ class Criterion(Described):
     def converged(
         self, batch: Batch, previous_energy: Float[Array, " systems"] | None, stress: Array | None = None
     ) -> Bool[Array, " systems"]:
-        """Which systems meet the criterion."""
+        """[systems] Those that meet the criterion."""
         if self.key == "energy_change":
             assert previous_energy is not None
             values, level = jnp.abs(batch.energy - previous_energy), "system"
@@ -85,7 +85,7 @@ class Criterion(Described):
         else:
             met = self._reduced(values) <= self.threshold
         if level == "atom":
-            # Every atom must meet it; what does not compare (NaN) does not meet it.
+            # Every atom must meet it. NaN does not meet it.
             return ~any_by_system(batch, ~met)
         return met
 
@@ -113,21 +113,22 @@ class Criterion(Described):
 
 
 class ConvergenceHook(TracedHook):
-    """Moves the status of systems that meet all criteria. Traced, at AFTER_STEP.
+    """Advances the status of systems that meet all criteria. Traced, at AFTER_STEP.
 
-    Reads the fields that the criteria name; writes `status`. A system that it moves is newly
-    converged in this step: ON_CONVERGE follows.
+    Reads the fields that the criteria name; writes `status`. A system whose status it advances has newly
+    converged in this step, and ON_CONVERGE follows. It is also called after the first evaluation, so that a
+    system that meets the criteria at the start takes no step.
 
     Args:
         criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
-            custom_op), Criterion objects, or one of either; all must be met. Without any: fmax at
-            or below 0.05 eV/Å and, where the cell is relaxed, smax at or below 6e-4 eV/Å³ (0.1 GPa).
-        source_status: look only at systems of this status; by default at all unfinished ones.
-        target_status: what their status becomes; by default one more than it is.
-        frequency: check every so many steps.
+            custom_op), Criterion objects, or a single one of either. All must be met. By default fmax at or
+            below 0.05 eV/Å and, where the cell is relaxed, smax at or below 6e-4 eV/Å³ (0.1 GPa).
+        source_status: judge only systems with this status; by default all unfinished systems.
+        target_status: their new status; by default one more than the old one.
+        frequency: number of steps from one check to the next.
 
     Raises:
-        ValueError, TypeError: for a criterion that is none, naming it.
+        ValueError, TypeError: naming what is wrong with a criterion.
     """
 
     criteria: tuple[Criterion, ...]
@@ -166,20 +167,20 @@ class ConvergenceHook(TracedHook):
 
     @classmethod
     def from_forces(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """The same criterion, spelled by the field: the norm of the forces of every atom."""
+        """The same criterion written with the field: the norm of the force on every atom."""
         criterion = {"key": "forces", "threshold": threshold, "reduce_op": "norm", "reduce_dims": -1}
         return cls(criterion, **kwargs)
 
     @classmethod
     def from_stress(cls, threshold: Any = SMAX, **kwargs: Any) -> "ConvergenceHook":
-        """Converged where the largest component of the stress is at or below `threshold`, eV/Å³: of that
-        which the algorithm works against, so under an outer pressure what this does not balance."""
+        """Converged where the largest component of the stress is at or below `threshold`, eV/Å³. Under an
+        external pressure it is that of the stress plus the pressure."""
         return cls({"key": "smax", "threshold": threshold}, **kwargs)
 
     @property
     def needs_stress(self) -> bool:
         """Whether a criterion reads the stress."""
-        # By default it is read where a cell is relaxed, and there the algorithm needs it anyway.
+        # By default it is read where a cell is relaxed; the algorithm needs it there anyway.
         return not self.by_default and any(c.key in ("stress", "smax") for c in self.criteria)
 
     def init(self, batch: Batch) -> PerSystem | None:
@@ -193,7 +194,7 @@ class ConvergenceHook(TracedHook):
         if self.source_status is not None:
             met = met & (batch.status == self.source_status)
         stress, relaxed = batch.stress, jnp.zeros_like(met)
-        # A workflow that is no engine knows of no cells.
+        # A workflow that is not an engine relaxes no cells.
         if hasattr(ctx.workflow, "unbalanced_stress"):
             stress, relaxed = ctx.workflow.unbalanced_stress(batch), ctx.workflow.relaxes_cell(batch)
         previous = None if ctx.memory is None else ctx.memory.value

@@ -19,8 +19,8 @@ from alchemi_jax.systems.observables import force_norms
 class MaxForceClampHook(TracedHook):
     """Shortens forces that are longer than a limit, keeping their direction. Traced, at AFTER_COMPUTE.
 
-    Reads and writes `forces`, also in `init`. For starts with atoms too close; forces then are no
-    gradient of the energy. Costs one pass over the atoms.
+    Reads and writes `forces`, in the first evaluation too. For structures with atoms too close to one
+    another. Shortened forces are not the gradient of the energy. Costs one pass over the atoms.
 
     Args:
         limit: eV/Å.
@@ -41,22 +41,23 @@ class MaxForceClampHook(TracedHook):
 
 
 class BiasedPotentialHook(TracedHook):
-    """Adds an energy of one's own to the model's: a restraint, an umbrella, metadynamics. Traced.
+    """Adds an energy of yours to that of the model: a restraint, an umbrella, metadynamics. Traced.
 
-    At AFTER_COMPUTE, in `init` too: reads and writes `energy`, `forces` and, where it was evaluated,
-    `stress`, by the gradient of the bias. With `deposit`, at AFTER_STEP as well: the memory changes there.
-    Costs the bias and its gradient.
+    At AFTER_COMPUTE, in the first evaluation too, it reads and writes `energy`, `forces` and, where it was
+    evaluated, `stress`, by the gradient of the bias. With `deposit` it is called at AFTER_STEP too and
+    changes its memory there. Costs the bias and its gradient.
 
     Args:
-        bias: differentiable function of the batch that gives eV per system, [systems]; with
+        bias: differentiable function of the batch that gives the energy of each system, [systems], eV; with
             `memory`, a function of batch and memory.
-        memory: what the bias remembers before the first step, a pytree of arrays. What has a row per system
-            is wrapped in `alchemi_jax.levels.PerSystem`, or is a Module whose fields declare it.
+        memory: the memory before the first step, a pytree of arrays. Arrays with a row per system are wrapped
+            in `alchemi_jax.levels.PerSystem`, or are fields of a Module that declares them.
         deposit: function of batch and memory that gives the new memory, called after the steps 0,
             every, 2 every, ...
-        every: steps between deposits.
+        every: number of steps from one deposit to the next.
 
-    A bias is compiled code: an eqx.Module may hold numbers that change, a lambda made anew compiles anew.
+    The bias is part of the compiled code. Numbers that change belong in an eqx.Module; every new lambda
+    recompiles.
     """
 
     bias: Callable[..., Array]
@@ -99,10 +100,10 @@ class BiasedPotentialHook(TracedHook):
             return energy
 
         energy, slope, virial = strained_gradient(batch, bias)
-        held = batch.atom_mask & ~batch.fixed
+        free = batch.atom_mask & ~batch.fixed
         return ctx.with_batch(
             energy=batch.energy + energy,
-            forces=batch.forces - jnp.where(held[:, None], slope, 0),
-            # NaN, where there is no stress, stays NaN.
+            forces=batch.forces - jnp.where(free[:, None], slope, 0),
+            # NaN, where there is no stress, remains NaN.
             stress=batch.stress + per_volume(batch, virial),
         )

@@ -1,6 +1,6 @@
-"""Hooks that watch a run and stop systems: NaNDetectorHook and EnergyDriftMonitorHook."""
+"""Hooks that watch a run and mark systems as failed: NaNDetectorHook and EnergyDriftMonitorHook."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,17 +18,18 @@ from alchemi_jax.systems.segments import any_by_system
 class NaNDetectorHook(TracedHook):
     """Marks systems in which a field is not finite as failed. Traced, at AFTER_STEP.
 
-    Energies and forces are watched by every engine; this hook watches what else you name. A system
-    that it marks goes back to its last finite state, is frozen and named in a warning. Costs one pass
-    over the fields.
+    Every engine checks energies and forces; this hook checks other fields. A system that it marks is
+    restored to the beginning of the step, frozen and named in a warning. Costs one pass over the fields.
 
     Args:
-        keys: fields or extras of the batch with floats.
+        keys: names of fields or extras of the batch that hold floats.
     """
 
     keys: tuple[str, ...] = eqx.field(static=True, converter=tuple, default=("positions", "velocities"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
+
+    reasons: ClassVar[tuple[str, ...]] = ("a field that it checks is not finite",)
 
     def init(self, batch: Batch) -> None:
         """Raises KeyError for a key that the batch does not have."""
@@ -37,19 +38,19 @@ class NaNDetectorHook(TracedHook):
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         batch = ctx.batch
-        failed = batch.failed
+        failed = jnp.zeros_like(batch.failed)
         for key in self.keys:
             values = jnp.asarray(batch[key])
             lost = ~jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
             failed = failed | (any_by_system(batch, lost) if batch.level(key) == "atom" else lost)
-        return ctx.with_batch(failed=failed & batch.system_mask)
+        return ctx.fail(failed)
 
 
 class Drift(Described):
-    """What EnergyDriftMonitorHook remembers, per system, eV per atom.
+    """The memory of EnergyDriftMonitorHook, per system, eV per atom.
 
-    `reference` is the total energy per atom at the first look (NaN before it), `now` the difference to it
-    at the last one, `worst` the largest absolute difference so far.
+    `reference` is the total energy per atom at the first call (NaN before it), `now` the difference to it at
+    the last call, `worst` the largest absolute difference so far.
     """
 
     reference: Float[Array, " systems"] = per_system()
@@ -58,14 +59,14 @@ class Drift(Described):
 
 
 class EnergyDriftMonitorHook(TracedHook):
-    """Follows the total energy, kinetic plus potential, of constant-energy runs. Traced, at AFTER_STEP.
+    """Monitors the total energy, kinetic plus potential, of constant-energy runs. Traced, at AFTER_STEP.
 
-    Its memory (`state.memory`, a `Drift`) says how far the energy went from its first value. Reads energy,
-    velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
+    Its memory (in `state.memory`, a `Drift`) has the difference of the energy to its first value. Reads
+    energy, velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
 
     Args:
-        threshold: eV per atom; a system whose energy went further is marked failed, put back to the
-            step before and named in a warning. None: only watch.
+        threshold: eV per atom; a system with a larger difference is marked as failed, restored to the
+            beginning of the step and named in a warning. None: no system is marked.
     """
 
     threshold: Array | None = eqx.field(
@@ -73,6 +74,8 @@ class EnergyDriftMonitorHook(TracedHook):
     )
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
+
+    reasons: ClassVar[tuple[str, ...]] = ("the total energy drifted too far",)
 
     def init(self, batch: Batch) -> Drift:
         zero = jnp.zeros_like(batch.energy)
@@ -87,4 +90,4 @@ class EnergyDriftMonitorHook(TracedHook):
         ctx = ctx.with_memory(Drift(reference=reference, now=now, worst=worst))
         if self.threshold is None:
             return ctx
-        return ctx.with_batch(failed=batch.failed | (ctx.active_mask & (jnp.abs(now) > self.threshold)))
+        return ctx.fail(jnp.abs(now) > self.threshold)

@@ -19,15 +19,15 @@ from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.units import KB
 
 
-def _scheduled(hook: Any, batch: Batch) -> Array:
-    """What the hook's schedule says for each system, [systems]."""
-    # In the dtype of the run: an integer divided by a number would be a float32.
+def _target(hook: Any, batch: Batch) -> Float[Array, " systems"]:
+    """The value of the hook's schedule for each system, [systems]."""
+    # In the dtype of the run: an integer divided by a float would be float32.
     steps = batch.stage_steps.astype(batch.dtype)
     return by_system(batch, hook.schedule(steps))
 
 
 class Ramp(Described):
-    """A straight line from `start` to `end` over `n_steps` steps, and `end` from there on."""
+    """A straight line from `start` to `end` over `n_steps` steps, then constant."""
 
     start: Array = eqx.field(converter=as_parameter)
     end: Array = eqx.field(converter=as_parameter)
@@ -40,15 +40,15 @@ class Ramp(Described):
 
 
 class TemperatureScheduleHook(TracedHook):
-    """Sets the temperature of a thermostat step by step. Traced, at BEFORE_STEP.
+    """Sets the temperature of a thermostat in every step. Traced, at BEFORE_STEP.
 
-    Reads `stage_steps`, writes `target_temperature`, K: what the engine's thermostat keeps to from this step
-    on in place of its own temperature. Costs nothing to speak of.
+    Reads `stage_steps`, writes `target_temperature`, K, which replaces the temperature of the engine from
+    this step on. The cost is negligible.
 
     Args:
-        schedule: pure function of the steps that each system has taken in its stage, [systems] floats, that
-            gives K, one for all or [systems]. `TemperatureScheduleHook.ramp(300, 900, 10_000)` is a
-            straight line; start and end may be one per system.
+        schedule: pure function of the number of steps that each system has taken in its part of the pipeline,
+            [systems] floats, that gives K: one value, or [systems]. `TemperatureScheduleHook.ramp(300, 900,
+            10_000)` is a straight line; start and end may be one per system.
 
     Raises:
         TypeError: when it is attached to an engine without thermostat.
@@ -62,24 +62,24 @@ class TemperatureScheduleHook(TracedHook):
 
     @classmethod
     def ramp(cls, start: Any, end: Any, n_steps: int) -> "TemperatureScheduleHook":
-        """From `start` to `end`, K, in `n_steps` steps of each system; then it stays there."""
+        """From `start` to `end`, K, in `n_steps` steps of each system, then constant."""
         start, end = positive("start", zero=True)(start), positive("end", zero=True)(end)
         return cls(schedule=Ramp(start=start, end=end, n_steps=n_steps))
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        return ctx.with_batch(target_temperature=_scheduled(self, ctx.batch))
+        return ctx.with_batch(target_temperature=_target(self, ctx.batch))
 
 
 class PressureScheduleHook(TracedHook):
-    """Sets the pressure of a barostat, or of a relaxation of cells, step by step. Traced, at BEFORE_STEP.
+    """Sets the pressure of a barostat or of a cell relaxation in every step. Traced, at BEFORE_STEP.
 
-    Reads `stage_steps`, writes `target_pressure`, GPa: what the engine keeps to from this step on in place of
-    its own pressure. Costs nothing to speak of.
+    Reads `stage_steps`, writes `target_pressure`, GPa, which replaces the pressure of the engine from this
+    step on. The cost is negligible.
 
     Args:
-        schedule: pure function of the steps that each system has taken in its stage, [systems], that
-            gives GPa, one for all or [systems]. `PressureScheduleHook.ramp(0, 5, 10_000)` is a
-            straight line; start and end may be one per system.
+        schedule: pure function of the number of steps that each system has taken in its part of the pipeline,
+            [systems] floats, that gives GPa: one value, or [systems]. `PressureScheduleHook.ramp(0, 5,
+            10_000)` is a straight line; start and end may be one per system.
 
     Raises:
         TypeError: when it is attached to an engine without a pressure.
@@ -93,18 +93,18 @@ class PressureScheduleHook(TracedHook):
 
     @classmethod
     def ramp(cls, start: Any, end: Any, n_steps: int) -> "PressureScheduleHook":
-        """From `start` to `end`, GPa, in `n_steps` steps of each system; then it stays there."""
+        """From `start` to `end`, GPa, in `n_steps` steps of each system, then constant."""
         return cls(schedule=Ramp(start=finite("start")(start), end=finite("end")(end), n_steps=n_steps))
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
-        return ctx.with_batch(target_pressure=_scheduled(self, ctx.batch))
+        return ctx.with_batch(target_pressure=_target(self, ctx.batch))
 
 
 class Exchange(Described):
-    """What ReplicaExchangeHook remembers.
+    """The memory of ReplicaExchangeHook.
 
-    `rung` is the place of each system in its ladder of temperatures; `attempted` and `accepted` count the
-    swaps between rungs r and r + 1, of all ladders together.
+    `rung` is the position of each system in its ladder of temperatures; `attempted` and `accepted` count the
+    swaps between rungs r and r + 1 over all ladders.
     """
 
     attempted: Int[Array, " pairs"]
@@ -113,25 +113,25 @@ class Exchange(Described):
 
 
 class ReplicaExchangeHook(TracedHook):
-    """Parallel tempering: replicas of a system swap temperatures by Metropolis' rule. Traced.
+    """Parallel tempering: replicas of a system swap temperatures by the Metropolis criterion. Traced.
 
     At BEFORE_STEP. Systems 0 to R - 1 of the batch are the first ladder, one at each of the R temperatures,
-    the next R systems the second, and so on; every ladder holds replicas of one system. After the steps
-    every, 2 every, ... neighbouring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ... in turn) swap with
-    probability min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j))), E being the potential energy, and velocities are
-    scaled by sqrt(T_new/T_old). Systems stay in their rows; temperatures move.
+    the next R systems are the second ladder, and so on. Every ladder has replicas of one system. After the
+    steps every, 2 every, ... neighboring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ... alternate) swap
+    with probability min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j))), with the potential energy E, and velocities
+    are scaled by sqrt(T_new/T_old). Systems keep their rows; the temperatures move.
 
     Reads `energy`; writes `target_temperature` (K) and, in a swap, `velocities`. The memory, an
-    `Exchange`, says who is where and how often swaps were accepted. Costs one small sort when swaps are
-    tried. Its random numbers depend on seed, step and the ladder's first system_id.
+    `Exchange`, has the rung of each system and the counts of swaps. Costs one small sort when swaps are
+    tried. The random numbers depend on seed, step and the first system_id of the ladder.
 
     Args:
-        temperatures: K, the rungs, at least two.
-        every: steps between attempts.
-        seed: of its random numbers.
+        temperatures: K, one per rung, at least two.
+        every: number of steps from one attempt to the next.
+        seed: of the random numbers.
 
     Raises:
-        ValueError: if the temperatures are not positive, or the batch is not made of such ladders.
+        ValueError: if the temperatures are not positive, or the batch does not consist of such ladders.
         TypeError: when it is attached to an engine without thermostat.
 
     Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999).
@@ -183,14 +183,14 @@ class ReplicaExchangeHook(TracedHook):
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         step = jnp.asarray(ctx.step_count)
         due = (step > 0) & (step % self.every == 0)
-        memory: Exchange = jax.lax.cond(due, lambda m: self._swapped(ctx, m), lambda m: m, ctx.memory)
+        memory: Exchange = jax.lax.cond(due, lambda m: self._swap(ctx, m), lambda m: m, ctx.memory)
         kelvin = self.temperatures.astype(ctx.batch.dtype)
         before, after = kelvin[ctx.memory.rung], kelvin[memory.rung]
         scale = jnp.where(before == after, 1, jnp.sqrt(after / before))
         velocities = ctx.batch.velocities * to_atoms(ctx.batch, scale)[:, None]
         return ctx.with_batch(target_temperature=after, velocities=velocities).with_memory(memory)
 
-    def _swapped(self, ctx: HookContext, memory: Exchange) -> Exchange:
+    def _swap(self, ctx: HookContext, memory: Exchange) -> Exchange:
         batch, rungs = ctx.batch, self.rungs
         ladders = batch.system_capacity // rungs
 
@@ -209,16 +209,16 @@ class ReplicaExchangeHook(TracedHook):
         gain = (beta[:-1] - beta[1:])[None] * (energy[:, :-1] - energy[:, 1:])
         key = jax.random.fold_in(jax.random.key(self.seed), ctx.step_count)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows(batch.system_id)[:, 0].astype(jnp.uint32))
-        drawn = jax.vmap(lambda k: jax.random.uniform(k, (rungs - 1,), batch.dtype))(keys)
-        taken = tried & (jnp.log(drawn) < gain)
+        uniform = jax.vmap(lambda k: jax.random.uniform(k, (rungs - 1,), batch.dtype))(keys)
+        accepted = tried & (jnp.log(uniform) < gain)
 
-        up = jnp.pad(taken, ((0, 0), (0, 1)))
-        down = jnp.pad(taken, ((0, 0), (1, 0)))
+        up = jnp.pad(accepted, ((0, 0), (0, 1)))
+        down = jnp.pad(accepted, ((0, 0), (1, 0)))
         target = jnp.arange(rungs, dtype=jnp.int32)[None] + up - down
         rung = jnp.take_along_axis(target, rung, axis=1)
         rest = memory.rung[ladders * rungs :]
         return Exchange(
             rung=jnp.concatenate([rung.reshape(-1), rest]),
             attempted=memory.attempted + tried.sum(0, dtype=jnp.int32),
-            accepted=memory.accepted + taken.sum(0, dtype=jnp.int32),
+            accepted=memory.accepted + accepted.sum(0, dtype=jnp.int32),
         )

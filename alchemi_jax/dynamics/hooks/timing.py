@@ -1,8 +1,8 @@
 """StageTimingHook and ProfilerHook: where the time of a step goes.
 
-Inside one compiled program a stage has no wall-clock of its own. Steps that these hooks look at are
-run stage by stage, each part compiled apart and waited for: slower than a whole step, and truthful
-about its parts.
+Inside one compiled program the stages cannot be timed. A step in which one of these hooks is due is therefore
+run stage by stage: each part is a program of its own, and the host waits for it. Such a step is slower than a
+whole one.
 """
 
 import itertools
@@ -28,17 +28,17 @@ _STAGES = tuple(stage for stage in DynamicsStage if stage is not DynamicsStage.O
 
 
 class StageTimingHook:
-    """Seconds between the stages of a step, run stage by stage and waited for.
+    """Measures the time from each stage of a step to the next.
 
-    Host, at all stages but ON_CONVERGE. `times` has an array of seconds for each stage: from it to the
-    next one. The first step that is looked at compiles the parts and is left out.
-    `print(hook.summary())` is a table of medians.
+    Host, at all stages but ON_CONVERGE. `times` has an array for each stage: seconds from it to the next one.
+    The first measured step compiles the parts and is left out. `print(hook.summary())` prints a table of
+    medians.
 
     Args:
-        frequency: look at every so many steps.
+        frequency: number of steps from one measured step to the next.
     """
 
-    #: It looks at the clock only, so that nothing is fetched from the device for it.
+    #: It needs the clock only, so nothing is fetched from the device for it.
     reads_batch = False
 
     def __init__(self, frequency: int = 1):
@@ -60,11 +60,11 @@ class StageTimingHook:
                 self._steps.append(self._step)
             self._warm = True
         self._last = stage
-        # What the hook itself takes is in no interval.
+        # The time of the hook itself is in no interval.
         self._then = time.perf_counter()
 
     def reset(self) -> None:
-        """Drops what was measured; the next step counts as the first."""
+        """Drops all measurements; the next measured step counts as the first."""
         self._steps: list[dict[DynamicsStage, float]] = []
         self._step: dict[DynamicsStage, float] = {}
         self._warm = False
@@ -79,7 +79,7 @@ class StageTimingHook:
     def summary(self) -> str:
         """Medians in ms, and their shares of a step."""
         if not self._steps:
-            return "StageTimingHook: fewer than two steps were looked at."
+            return "StageTimingHook: fewer than two steps were measured."
         medians = {s: 1e3 * float(np.median(t)) for s, t in self.times.items()}
         total = sum(medians.values())
         lines = [f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({len(self._steps)} steps, stage by stage)"]
@@ -95,13 +95,13 @@ class StageTimingHook:
 class ProfilerHook:
     """Writes a trace that Perfetto (ui.perfetto.dev) and TensorBoard open.
 
-    Host, at all stages but ON_CONVERGE. The whole run is traced; the steps that are due are run stage by
-    stage, each stage a named range (and an NVTX range where `nvtx` is installed), the others as one
-    compiled program.
+    Host, at all stages but ON_CONVERGE. The trace covers the whole run. Steps in which the hook is due are
+    run stage by stage, and each stage is a named range (and an NVTX range if `nvtx` is installed). The other
+    steps run as one compiled program.
 
     Args:
-        folder: for the trace, which JAX puts into `plugins/profile/TIME/`.
-        frequency: mark the stages of every so many steps.
+        folder: where the trace goes; JAX writes it into `plugins/profile/TIME/` there.
+        frequency: number of steps from one step with named stages to the next.
     """
 
     reads_batch = False

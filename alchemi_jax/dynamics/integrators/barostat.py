@@ -16,8 +16,8 @@ from alchemi_jax.systems.segments import to_atoms
 from alchemi_jax.units import ACCELERATION, GPA, KB
 
 
-#: How a cell may change: which of its degrees of freedom each component of the strain belongs to. Those that
-#: a shape does not have are zero, so that it does not matter where they count.
+#: How a cell may change: the degree of freedom to which each component of the strain belongs. Components that
+#: a shape does not have are zero, so it does not matter where they are counted.
 SHAPES = {
     "isotropic": np.zeros((3, 3), int),
     "anisotropic": np.diag([0, 1, 2]),
@@ -26,7 +26,7 @@ SHAPES = {
 
 
 class Barostat(eqx.Module):
-    """Rate of strain of the cell (1/fs, symmetric) and the degrees of freedom of the atoms."""
+    """Rate of strain g of the cell (1/fs, symmetric) and number of degrees of freedom of the atoms."""
 
     rate: Float[Array, "systems 3 3"] = per_system()
     count: Float[Array, " systems"] = per_system()
@@ -38,7 +38,7 @@ def new_barostat(batch: Batch) -> Barostat:
 
 
 def check_periodic(name: str, batch: Batch) -> None:
-    """A cell that changes must be one.
+    """Checks that all systems have a cell that can change.
 
     Raises:
         ValueError: naming the system that is not periodic in all directions.
@@ -51,42 +51,48 @@ def check_periodic(name: str, batch: Batch) -> None:
             )
 
 
-def barostat_mass(batch: Batch, barostat: Barostat, temperature: Any, time: Any) -> Array:
+def barostat_mass(batch: Batch, barostat: Barostat, temperature: Any, time: Any) -> Float[Array, " systems"]:
     """W = (N + 3) k_B T tau²/3, eV fs², [systems]."""
     kt = KB * by_system(batch, temperature)
     return (barostat.count + 3) * kt * by_system(batch, time) ** 2 / 3
 
 
-def barostat_energy(batch: Batch, barostat: Barostat, mass: Array, pressure: Any) -> Array:
+def barostat_energy(
+    batch: Batch, barostat: Barostat, mass: Float[Array, " systems"], pressure: Any
+) -> Float[Array, " systems"]:
     """Kinetic energy of the cell, W tr(g²)/2, and P V, [systems], eV."""
     outer = GPA * target(batch, batch.target_pressure, pressure)
     return twice_kinetic(barostat, mass) / 2 + outer * volume(batch)
 
 
-def twice_kinetic(barostat: Barostat, mass: Array) -> Array:
+def twice_kinetic(barostat: Barostat, mass: Float[Array, " systems"]) -> Float[Array, " systems"]:
     """W tr(g²), [systems], eV."""
     return mass * jnp.sum(barostat.rate**2, axis=(1, 2))
 
 
-def parts(shape: str) -> int:
+def count_parts(shape: str) -> int:
     """The number of degrees of freedom of a cell."""
     return int(SHAPES[shape].max()) + 1
 
 
-def twice_kinetic_of_parts(barostat: Barostat, mass: Array, shape: str) -> Array:
+def twice_kinetic_of_parts(
+    barostat: Barostat, mass: Float[Array, " systems"], shape: str
+) -> Float[Array, "systems parts"]:
     """W g² of each degree of freedom of the cell, [systems, parts], eV."""
     squares = (mass[:, None, None] * barostat.rate**2).reshape(-1, 9)
-    members = np.eye(parts(shape))[SHAPES[shape].reshape(-1)]
+    members = np.eye(count_parts(shape))[SHAPES[shape].reshape(-1)]
     return squares @ jnp.asarray(members, squares.dtype)
 
 
-def scaled(barostat: Barostat, factors: Array, shape: str) -> Barostat:
-    """Each degree of freedom of the cell, [systems, parts], times a factor."""
+def scale_rate(barostat: Barostat, factors: Float[Array, "systems parts"], shape: str) -> Barostat:
+    """The barostat with the rate of each degree of freedom of the cell multiplied by a factor."""
     return Barostat(barostat.rate * factors[:, SHAPES[shape]], barostat.count)
 
 
-def pushed(batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array) -> Barostat:
-    """The rate of strain after dt (fs, [systems]) of inner against outer pressure."""
+def push_cell(
+    batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array
+) -> Barostat:
+    """The barostat after the difference of internal and external pressure has acted for dt, fs."""
     outer = GPA * target(batch, batch.target_pressure, pressure)
     moving = kinetic_tensor(batch)
     double = jnp.trace(moving, axis1=1, axis2=2)
@@ -96,7 +102,7 @@ def pushed(batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: 
     return Barostat(barostat.rate + change, barostat.count)
 
 
-def kicked(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+def kick(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
     """Velocities after dt of dv/dt = f/m - (g + tr(g)/N) v, solved exactly."""
     trace = jnp.trace(barostat.rate, axis1=1, axis2=2)
     drag = barostat.rate + _diagonal(trace / jnp.maximum(barostat.count, 1))
@@ -105,7 +111,7 @@ def kicked(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
     return batch.replace(velocities=_times(batch, batch.velocities, decay) + _times(batch, pull, mean))
 
 
-def drifted(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+def drift(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
     """Positions and cell after dt of dr/dt = v + g r and dh/dt = g h, solved exactly."""
     growth, mean = exp_and_mean(dt[:, None, None] * barostat.rate)
     moved = to_atoms(batch, dt)[:, None] * batch.velocities

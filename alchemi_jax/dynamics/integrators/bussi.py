@@ -21,7 +21,7 @@ from alchemi_jax.units import KB
 
 
 class BussiState(eqx.Module):
-    """The energy that went into the thermostat, eV, and the degrees of freedom that it holds."""
+    """Energy that the thermostat has taken up, eV, and number of degrees of freedom that it acts on."""
 
     heat: Float[Array, " systems"] = per_system()
     count: Float[Array, " systems"] = per_system()
@@ -36,12 +36,13 @@ class NVTBussi(AbstractDynamics):
 
     with c = exp(-dt/tau), tau = `thermostat_time`, K the kinetic energy, R standard normal and S a sum of
     N - 1 squares of standard normal numbers; alpha has the sign of R + sqrt(c/((1 - c) s)). The kinetic
-    energy of N degrees of freedom relaxes to its canonical distribution within tau; dynamics are disturbed
-    little. E + K less what the rescalings put in is conserved. Velocities that are all zero stay so.
+    energy of N degrees of freedom relaxes to its canonical distribution within tau, and the dynamics are
+    disturbed little. E + K minus the energy added by the rescalings is conserved. A system at rest stays at
+    rest.
 
-    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the
-    centre of mass where it is at rest. The noise of a system depends on the run's key, its system_id and its
-    steps alone.
+    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the center of
+    mass if it is at rest. The noise of a system depends only on the key of the run, its system_id and its
+    steps.
 
     Args:
         model: gives energies and forces.
@@ -95,7 +96,7 @@ class NVTBussi(AbstractDynamics):
 
 
 def _noise(batch: Batch, key: Array, count: Array) -> tuple[Array, Array]:
-    """R and S of each system."""
+    """R and S of each system, [systems]."""
 
     def draw(key: Array, others: Array) -> tuple[Array, Array]:
         a, b = jax.random.split(key)

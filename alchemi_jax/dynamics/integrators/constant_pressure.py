@@ -1,4 +1,4 @@
-"""NPH and NPT: constant pressure by a cell that moves."""
+"""NPH and NPT: constant pressure by a moving cell."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from jaxtyping import Array
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
-from alchemi_jax.dynamics.integrators.chain import Chain, advanced, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
 from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
@@ -21,7 +21,7 @@ from alchemi_jax.units import KB
 
 
 class NPH(AbstractDynamics):
-    """Constant pressure and enthalpy: the cell moves under the difference of inner and outer pressure.
+    """Constant pressure and enthalpy: the difference of internal and external pressure moves the cell.
 
     With g the rate of strain of the cell h, symmetric, N degrees of freedom and kinetic energy K,
 
@@ -30,8 +30,8 @@ class NPH(AbstractDynamics):
     - W dg/dt = sum of m v v - V stress - P V + 2K/N, the last two times the unit matrix
 
     with W = (N + 3) k_B T tau²/3 and tau = `barostat_time`. Of g, "isotropic" keeps one third of the trace on
-    the diagonal, "anisotropic" the diagonal, "flexible" all. Each step is half a step of g, of v, a whole
-    one of r and h, then new forces, and half a step of v and of g, each solved exactly.
+    the diagonal, "anisotropic" the diagonal, "flexible" everything. A step is half a step of g, half a step
+    of v, a step of r and h, new forces, half a step of v and half a step of g, each solved exactly.
     E + K + P V + W tr(g²)/2 is conserved.
 
     N is counted when a system begins, by `observables.degrees_of_freedom`. Fixed atoms keep their place
@@ -41,8 +41,7 @@ class NPH(AbstractDynamics):
         model: gives energies, forces and stress.
         dt: time step, fs.
         pressure: P, GPa, of either sign.
-        temperature: K; sets W, and velocities are drawn at it for a system that enters from a
-            relaxation in a pipeline.
+        temperature: K; sets W, and the velocities of a system that enters from a relaxation in a pipeline.
         barostat_time: tau, fs.
         n_steps: budget of steps per system.
         hooks: any; `PressureScheduleHook` sets other pressures.
@@ -88,28 +87,28 @@ class NPH(AbstractDynamics):
 
     def total_energy(self, batch: Batch, state: Barostat) -> Array:
         mass = cells.barostat_mass(batch, state, self.temperature, self.barostat_time)
-        held = cells.barostat_energy(batch, state, mass, self.pressure)
-        return batch.energy + kinetic_energy(batch) + held
+        of_cell = cells.barostat_energy(batch, state, mass, self.pressure)
+        return batch.energy + kinetic_energy(batch) + of_cell
 
 
 class NPT(AbstractDynamics):
     """Constant pressure and temperature: the moving cell of `NPH` with Nosé-Hoover chains.
 
-    One chain of three links, as in `NVTNoseHoover`, holds the atoms. The cell has 1, 3 or 6 degrees of
-    freedom ("isotropic", "anisotropic", "flexible"), and each component of g has a chain of its own, of
-    inertia k_B T tau² with tau = `barostat_time`: one for all of them would hold their sum, and modes of a
-    crystal's cell pass heat to one another so slowly that their shares stay what they were. A step is half
-    a step of all chains, a step of `NPH`, and half a step of all chains. What `NPH` conserves is conserved
+    One chain of three links, as in `NVTNoseHoover`, acts on the atoms. The cell has 1, 3 or 6 degrees of
+    freedom ("isotropic", "anisotropic", "flexible"), and each component of g has its own chain, of inertia
+    k_B T tau² with tau = `barostat_time`. A single chain would control only the sum of their energies, and
+    the modes of a crystal's cell exchange heat so slowly that each would keep its share. A step is half a
+    step of all chains, a step of `NPH`, and half a step of all chains. What `NPH` conserves is conserved
     together with the energies of the chains.
 
-    The ensemble is exp(-(E + P V)/k_B T) over positions relative to the centre of mass, where that is at
-    rest, and dV, dh_xx dh_yy dh_zz or det(h)^(-2) dh. The components of g are those along x, y and z: the
-    path of a flexible cell, though no average, depends on how it lies.
+    The ensemble is exp(-(E + P V)/k_B T), over positions (relative to the center of mass if that is at rest)
+    and dV, dh_xx dh_yy dh_zz or det(h)^(-2) dh. The components of g are those along x, y and z, so the
+    trajectory of a flexible cell depends on its orientation; averages do not.
 
     Args:
         model: gives energies, forces and stress.
         dt: time step, fs.
-        temperature: K.  A hook may set another one; the masses of chains and cell stay those of this one.
+        temperature: K.  A hook may set another one; the masses of chains and cell do not change with it.
         pressure: GPa, of either sign.
         thermostat_time: fs.
         barostat_time: fs.
@@ -150,7 +149,7 @@ class NPT(AbstractDynamics):
 
     def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
         barostat = cells.new_barostat(batch)
-        of_cell = jnp.ones((batch.system_capacity, cells.parts(self.cell)), batch.dtype)
+        of_cell = jnp.ones((batch.system_capacity, cells.count_parts(self.cell)), batch.dtype)
         return barostat, new_chain(batch, 3, barostat.count), new_chain(batch, 3, of_cell)
 
     def pre_update(self, batch: Batch, state: tuple) -> tuple[Batch, tuple]:
@@ -166,9 +165,9 @@ class NPT(AbstractDynamics):
     def total_energy(self, batch: Batch, state: tuple) -> Array:
         barostat, of_atoms, of_cell = state
         mass, atoms, cell = self._masses(batch, state)
-        held = cells.barostat_energy(batch, barostat, mass, self.pressure)
-        held = held + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
-        return batch.energy + kinetic_energy(batch) + held
+        extra = cells.barostat_energy(batch, barostat, mass, self.pressure)
+        extra = extra + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
+        return batch.energy + kinetic_energy(batch) + extra
 
     def _masses(self, batch: Batch, state: tuple) -> tuple[Array, Array, Array]:
         barostat, of_atoms, of_cell = state
@@ -185,25 +184,25 @@ class NPT(AbstractDynamics):
         kt = KB * target(batch, batch.target_temperature, self.temperature)
         dt = by_system(batch, self.dt / 2)
         double = cells.twice_kinetic_of_parts(barostat, mass, self.cell)
-        slower, of_cell = advanced(of_cell, cell, double, kt, dt)
-        scale, of_atoms = advanced(of_atoms, atoms, 2 * kinetic_energy(batch), kt, dt)
-        barostat = cells.scaled(barostat, slower, self.cell)
+        slower, of_cell = advance_chain(of_cell, cell, double, kt, dt)
+        scale, of_atoms = advance_chain(of_atoms, atoms, 2 * kinetic_energy(batch), kt, dt)
+        barostat = cells.scale_rate(barostat, slower, self.cell)
         batch = batch.replace(velocities=batch.velocities * at_atoms(batch, scale))
         return batch, (barostat, of_atoms, of_cell)
 
 
 def _before(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barostat]:
     dt = by_system(batch, engine.dt)
-    barostat = _push(engine, batch, barostat, dt / 2)
-    return cells.drifted(cells.kicked(batch, barostat, dt / 2), barostat, dt), barostat
+    barostat = _push_cell(engine, batch, barostat, dt / 2)
+    return cells.drift(cells.kick(batch, barostat, dt / 2), barostat, dt), barostat
 
 
 def _after(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barostat]:
     dt = by_system(batch, engine.dt)
-    batch = cells.kicked(batch, barostat, dt / 2)
-    return batch, _push(engine, batch, barostat, dt / 2)
+    batch = cells.kick(batch, barostat, dt / 2)
+    return batch, _push_cell(engine, batch, barostat, dt / 2)
 
 
-def _push(engine: Any, batch: Batch, barostat: Barostat, dt: Array) -> Barostat:
+def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Array) -> Barostat:
     mass = cells.barostat_mass(batch, barostat, engine.temperature, engine.barostat_time)
-    return cells.pushed(batch, barostat, mass, engine.pressure, engine.cell, dt)
+    return cells.push_cell(batch, barostat, mass, engine.pressure, engine.cell, dt)

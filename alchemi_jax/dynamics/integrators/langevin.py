@@ -24,10 +24,9 @@ class NVTLangevin(AbstractDynamics):
     - O: v <- c v + sqrt((1 - c²) k_B T/m) xi, with c = exp(-friction dt) and xi standard normal
     - A, then new forces, then B.
 
-    Positions are sampled right to higher order in dt than velocities: in a harmonic well their
-    variance is k_B T/k whatever dt is. The centre of mass moves, so temperatures count 3N degrees of
-    freedom. Friction zero is `NVE`, bit for bit. The noise of a system depends on the run's key, its
-    system_id and its steps alone.
+    Positions are sampled to higher order in dt than velocities: in a harmonic well their variance is k_B T/k
+    at any dt. The center of mass moves, so temperatures count 3N degrees of freedom. With friction 0 this is
+    `NVE`, bit for bit. The noise of a system depends only on the key of the run, its system_id and its steps.
 
     Args:
         model: gives energies and forces.
@@ -63,7 +62,7 @@ class NVTLangevin(AbstractDynamics):
         width = at_atoms(batch, root(-jnp.expm1(-2 * rate)))
         after = at_atoms(batch, jnp.exp(-rate)) * before + width * noise
         after = jnp.where(batch.fixed[:, None], 0, after)
-        # Both halves of the drift at once; without friction, where after is before, exactly dt v.
+        # Both halves of the drift at once. Without friction `after` is `before`, and this is exactly dt v.
         batch = drift(batch.replace(velocities=before + after), self.dt / 2)
         return batch.replace(velocities=after), state
 

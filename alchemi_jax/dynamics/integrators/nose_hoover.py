@@ -6,7 +6,7 @@ import equinox as eqx
 from jaxtyping import Array
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.integrators.chain import Chain, advanced, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
 from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
@@ -20,25 +20,25 @@ from alchemi_jax.units import KB
 class NVTNoseHoover(AbstractDynamics):
     """Constant temperature by a Nosé-Hoover chain of three links.
 
-    With N degrees of freedom and kinetic energy K the atoms and the links move by
+    With N degrees of freedom and kinetic energy K the equations of motion of atoms and links are
 
     - dv/dt = f/m - xi_1 v
     - Q_1 dxi_1/dt = 2K - N k_B T - Q_1 xi_1 xi_2
-    - Q_k dxi_k/dt = Q_(k-1) xi_(k-1)² - k_B T - Q_k xi_k xi_(k+1); the last link has none above it
+    - Q_k dxi_k/dt = Q_(k-1) xi_(k-1)² - k_B T - Q_k xi_k xi_(k+1); the last link has no such term
 
     with Q_1 = N k_B T tau², the others k_B T tau², and tau = `thermostat_time`. A step is half a step of the
     chain (three steps with the weights of Suzuki and Yoshida), velocity Verlet, and half a step of the chain.
-    E + K + sum of Q_k xi_k²/2 + heat is conserved, heat being the integral of k_B T (N xi_1 + xi_2 + xi_3).
+    E + K + sum of Q_k xi_k²/2 + heat is conserved; heat is the integral of k_B T (N xi_1 + xi_2 + xi_3).
 
-    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the centre of
-    mass where it is at rest: where an outer field will move it, let it move from the start. A chain is not
-    ergodic in a single harmonic well; use `NVTLangevin` or `NVTBussi` there.
+    N is counted when a system begins, by `observables.degrees_of_freedom`, which leaves out the center of
+    mass if it is at rest. If an external field is going to move it, give it a velocity at the start. A chain
+    is not ergodic in a single harmonic well; use `NVTLangevin` or `NVTBussi` there.
 
     Args:
         model: gives energies and forces.
         dt: time step, fs.
-        temperature: K.  A hook may set another one; Q stays that of this one.
-        thermostat_time: tau, fs; about the period of the system's slower vibrations.
+        temperature: K.  A hook may set another one; Q does not change with it.
+        thermostat_time: tau, fs; about the period of the slower vibrations of the system.
         n_steps: budget of steps per system.
         hooks: any; `TemperatureScheduleHook` sets other temperatures.
 
@@ -79,5 +79,5 @@ class NVTNoseHoover(AbstractDynamics):
     def _thermostat(self, batch: Batch, state: Chain) -> tuple[Batch, Chain]:
         kt = KB * target(batch, batch.target_temperature, self.temperature)
         double, dt = 2 * kinetic_energy(batch), by_system(batch, self.dt / 2)
-        scale, state = advanced(state, self._inertia(batch, state), double, kt, dt)
+        scale, state = advance_chain(state, self._inertia(batch, state), double, kt, dt)
         return batch.replace(velocities=batch.velocities * at_atoms(batch, scale)), state

@@ -22,8 +22,8 @@ class NVE(AbstractDynamics):
         dt: time step, fs; a number or one per system.
         n_steps: budget of steps per system.
         hooks: any.
-        temperature: K; at it velocities are drawn for a system that enters from a relaxation in a
-            pipeline. None: it goes on with those it has.
+        temperature: K, of the velocities that a system gets when it enters from a relaxation in a pipeline.
+            None: it keeps its own velocities.
 
     Source: Swope et al., J. Chem. Phys. 76, 637 (1982).
     """

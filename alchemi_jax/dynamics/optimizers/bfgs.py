@@ -18,12 +18,13 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 
 
-#: Atoms of one system: beyond, the eigenvectors of each step cost more than most models.
+#: Most atoms of a system. For more, the eigenvectors of each step cost more than most models.
 _MOST = 200
 
 
 class BFGSState(eqx.Module):
-    """The Hessian over the coordinates of a system, eV/Å², and forces and step of the step before."""
+    """The Hessian over the coordinates of a system, eV/Å², and the forces and the displacement of the last
+    step."""
 
     hessian: Float[Array, "systems coordinates coordinates"] = per_system()
     forces: Float[Array, "atoms 3"] = per_atom()
@@ -34,17 +35,17 @@ class BFGSState(eqx.Module):
 class BFGS(AbstractDynamics):
     """Relaxation of the positions by BFGS, each system with its own Hessian B.
 
-    B begins as curvature times the unit matrix and learns from each step s and change y of the gradient,
+    B starts as curvature times the unit matrix. Each step s and change y of the gradient update it,
     B <- B + y y^T/(y·s) - B s s^T B/(s·B s). With eigenvalues w and eigenvectors V the step is
-    V |w|^-1 V^T f, the step of a system cut so that no atom moves further than max_step. This is ASE's BFGS
-    (whose alpha is curvature). A step of a system of n atoms costs about (3n)³ operations. Fixed atoms do
+    V |w|^-1 V^T f, scaled down system by system so that no atom moves further than max_step. This is ASE's
+    BFGS (its alpha is curvature). A step of a system of n atoms costs about (3n)³ operations. Fixed atoms do
     not move.
 
     Args:
         model: gives energies and forces.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
-        curvature: eV/Å², the Hessian where nothing is known yet.
+        curvature: eV/Å², the Hessian at the start.
         max_step: Å.
 
     curvature and max_step are numbers, or one per system.
@@ -82,13 +83,13 @@ class BFGS(AbstractDynamics):
         def rows(values: Array) -> Array:
             return to_rows(batch, values).reshape(batch.system_capacity, -1)
 
-        hessian = jax.vmap(_learned)(
+        hessian = jax.vmap(_update_hessian)(
             state.hessian, rows(state.step), rows(state.forces - batch.forces), state.begun
         )
         w, v = jnp.linalg.eigh(hessian)
         along = jnp.einsum("sij,si->sj", v, rows(batch.forces)) / jnp.abs(w)
         step = jnp.einsum("sij,sj->si", v, along).reshape(batch.system_capacity, -1, 3)
-        # Rounding of the eigenvectors must not move what has no forces.
+        # Rounding errors of the eigenvectors must not move atoms without forces.
         step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
         step = cut_by_atom(batch, step, self.max_step)
         known = jnp.ones_like(state.begun)
@@ -96,8 +97,8 @@ class BFGS(AbstractDynamics):
         return batch.replace(positions=batch.positions + step), after
 
 
-def _learned(hessian: Array, s: Array, y: Array, begun: Array) -> Array:
-    """The Hessian of one system after a step; as it was if the step was too short to learn from."""
+def _update_hessian(hessian: Array, s: Array, y: Array, begun: Array) -> Array:
+    """The Hessian of one system after a step; unchanged if the step was too short to tell anything."""
     ys, bs = jnp.dot(y, s), hessian @ s
     sbs = jnp.dot(s, bs)
     enough = begun & (jnp.max(jnp.abs(s)) >= 1e-7) & (ys != 0) & (sbs != 0)

@@ -1,9 +1,9 @@
 """What a relaxation moves: the atoms, or the atoms and the cell.
 
-A `Vector` has a part for the atoms and one for the cell, None where the cell stays. Coordinates of the cell
-are those of ASE's FrechetCellFilter: with the cell at the start h_0 and F = exp(U), h = h_0 F^T and
-r = z F^T. The vector is (z, n U), n being the number of atoms, so that both parts have lengths; the force on
-it is (f F, -dE/dU / n). With an outer pressure P the energy is E + P V.
+A `Vector` has a part for the atoms and one for the cell, None where the cell is fixed. Coordinates of the
+cell are those of ASE's FrechetCellFilter: with h_0 the cell at the start and F = exp(U), h = h_0 F^T and
+r = z F^T. The vector is (z, n U), n being the number of atoms, so that both parts are lengths. The force on
+it is (f F, -dE/dU / n). With an external pressure P the energy is E + P V.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Vector(NamedTuple):
 
 
 def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Array]:
-    """Products over all coordinates of each system, [systems], of each pair."""
+    """Scalar products over all coordinates of each system, [systems], one for each pair of vectors."""
 
     def product(a: Array, b: Array) -> Array:
         return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
@@ -45,8 +45,8 @@ def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Array]:
     ]
 
 
-def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
-    """The sum of vectors times factors of each system, [systems]."""
+def weighted_sum(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
+    """The sum of vectors times factors, which are one per system, [systems]."""
     at = to_atoms(batch, jnp.stack([factor for factor, _ in terms], axis=-1))
     atoms = sum((at[:, k : k + 1] * v.atoms for k, (_, v) in enumerate(terms)), jnp.zeros((), batch.dtype))
     if any(v.cell is None for _, v in terms):
@@ -55,27 +55,32 @@ def combined(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
     return Vector(atoms, sum(cells, jnp.zeros((), batch.dtype)))
 
 
-def squared_sum(a: Any, b: Any, vv: Array, vf: Array, ff: Array) -> Array:
-    """|a v + b f|² of each system from the products of v and f, [systems]."""
+def squared_sum(
+    a: Any, b: Any, vv: Float[Array, " systems"], vf: Float[Array, " systems"], ff: Float[Array, " systems"]
+) -> Float[Array, " systems"]:
+    """|a v + b f|² of each system, [systems], from the products v·v, v·f and f·f."""
     return a * a * vv + 2 * a * b * vf + b * b * ff
 
 
-def shortening(batch: Batch, squared: Array, longest: Any) -> Array:
-    """The factor that cuts a step to a length (Å) over all coordinates of its system where it is longer.
+def shortening_factor(
+    batch: Batch, squared: Float[Array, " systems"], longest: Any
+) -> Float[Array, " systems"]:
+    """The factor, [systems], that shortens a step to a length (Å) over all coordinates of its system, 1 if it
+    is not longer.
 
     Args:
-        squared: [systems], Å², of the length, from products that are known already.
+        squared: [systems], Å², the square of the length, from products that are known already.
     """
     length = root(jnp.maximum(squared, 0))
     return jnp.minimum(1, by_system(batch, longest) / jnp.where(length > 0, length, 1))
 
 
-def largest_atom(batch: Batch, step: Array) -> Array:
+def largest_atom(batch: Batch, step: Float[Array, "atoms 3"]) -> Float[Array, " systems"]:
     """The largest displacement of an atom of each system, [systems], Å."""
     return root(max_by_system(batch, jnp.sum(step * step, axis=-1)))
 
 
-def cut_by_atom(batch: Batch, step: Array, longest: Any) -> Array:
+def cut_by_atom(batch: Batch, step: Float[Array, "atoms 3"], longest: Any) -> Float[Array, "atoms 3"]:
     """The step, [atoms, 3], scaled system by system so that no atom moves further than `longest`, Å."""
     far = largest_atom(batch, step)
     cut = jnp.minimum(1, by_system(batch, longest) / jnp.where(far > 0, far, 1))
@@ -83,21 +88,23 @@ def cut_by_atom(batch: Batch, step: Array, longest: Any) -> Array:
 
 
 class CellPart(eqx.Module):
-    """Of each system: its deformation and the velocity of n U, Å/fs."""
+    """Of each system: U (`log`), the cell at the start, Å, and the velocity of n U, Å/fs."""
 
     log: Float[Array, "systems 3 3"] = per_system()
     start: Float[Array, "systems 3 3"] = per_system()
     velocity: Float[Array, "systems 3 3"] = per_system()
 
 
-def undeformed(batch: Batch) -> CellPart:
-    """The cell as it is, at rest."""
+def new_cell_part(batch: Batch) -> CellPart:
+    """The present cell as the start, at rest."""
     nothing = jnp.zeros_like(batch.cell)
     return CellPart(nothing, batch.cell, nothing)
 
 
-def unbalanced(batch: Batch, pressure: Any, mask: tuple, hydrostatic: bool) -> Array:
-    """Stress + P in the components that may relax, [systems, 3, 3], eV/Å³."""
+def stress_to_relax(
+    batch: Batch, pressure: Any, mask: tuple, hydrostatic: bool
+) -> Float[Array, "systems 3 3"]:
+    """Stress + P in the components that may relax, [systems, 3, 3], eV/Å³; `pressure` is in GPa."""
     one = jnp.eye(3, dtype=batch.dtype)[None]
     stress = batch.stress + (GPA * by_system(batch, pressure))[:, None, None] * one
     if hydrostatic:
@@ -105,8 +112,10 @@ def unbalanced(batch: Batch, pressure: Any, mask: tuple, hydrostatic: bool) -> A
     return jnp.where(jnp.array(mask)[None], stress, 0)
 
 
-def generalized_forces(batch: Batch, cell: CellPart, stress: Array, mask: tuple) -> Vector:
-    """The force on (z, n U), from the forces and the stress that the cell works against."""
+def generalized_forces(
+    batch: Batch, cell: CellPart, stress: Float[Array, "systems 3 3"], mask: tuple
+) -> Vector:
+    """The force on (z, n U), from the forces and the stress that the cell is to relax."""
     gradient, pull_back = jax.vjp(exp, cell.log)
     virial = -volume(batch)[:, None, None] * stress
     # Force on F: virial F^-T, with F^-1 = exp(-U).
@@ -116,7 +125,7 @@ def generalized_forces(batch: Batch, cell: CellPart, stress: Array, mask: tuple)
     return Vector(jnp.einsum("na,nab->nb", batch.forces, to_atoms(batch, gradient)), on_log)
 
 
-def deformed(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]:
+def deform(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]:
     """Batch and cell after a step of (z, n U)."""
     assert step.cell is not None
     log = cell.log + step.cell / _atoms(batch)

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening, squared_sum
+from alchemi_jax.dynamics.optimizers.coordinates import (
+    Vector,
+    dots,
+    shortening_factor,
+    squared_sum,
+    weighted_sum,
+)
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
@@ -19,8 +25,8 @@ from alchemi_jax.units import ACCELERATION, ASE_TIME
 
 
 class FIREState(eqx.Module):
-    """FIRE's own velocities (Å/fs, of unit masses; `batch.velocities` stay as they are), its time
-    step (fs), mixing, and steps downhill in a row (-1 before the first step)."""
+    """FIRE's own velocities (Å/fs, for masses of 1 amu; `batch.velocities` are left alone), its time step
+    (fs), the mixing parameter, and the number of steps downhill in a row (-1 before the first step)."""
 
     velocities: Float[Array, "atoms 3"] = per_atom()
     dt: Float[Array, " systems"] = per_system()
@@ -29,7 +35,7 @@ class FIREState(eqx.Module):
 
 
 def new_state(batch: Batch, dt: Any, alpha: Any) -> FIREState:
-    """At rest, before the first step."""
+    """The state before the first step, at rest."""
     return FIREState(
         velocities=jnp.zeros_like(batch.positions),
         dt=by_system(batch, dt),
@@ -45,10 +51,10 @@ class FIRE(AbstractDynamics):
 
     - P > 0: v <- (1 - alpha) v + alpha f |v|/|f|; after more than n_min such steps in a row also
       dt <- min(f_inc dt, dt_max), alpha <- f_alpha alpha;
-    - else: v <- 0, dt <- f_dec dt, alpha back to its start;
-    - then v <- v + dt f/m, r <- r + dt v, the step of a system cut to the length max_step;
+    - else: v <- 0, dt <- f_dec dt, alpha <- its initial value;
+    - then v <- v + dt f/m, r <- r + dt v, where a step longer than max_step is shortened to it.
 
-    all masses being 1 amu. This is ASE's FIRE, whose default dt of 0.1 is 1.018 fs here. Fixed atoms
+    All masses are 1 amu. This is ASE's FIRE, whose default dt of 0.1 is 1.018 fs here. Fixed atoms
     do not move.
 
     Args:
@@ -83,18 +89,18 @@ class FIRE(AbstractDynamics):
 
     def pre_update(self, batch: Batch, state: FIREState) -> tuple[Batch, FIREState]:
         force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
-        state, _, move = self._walk(batch, state, force, velocity)
+        state, _, move = self._take_step(batch, state, force, velocity)
         return batch.replace(positions=batch.positions + move.atoms), state
 
-    def _walk(
+    def _take_step(
         self, batch: Batch, state: FIREState, force: Vector, velocity: Vector
     ) -> tuple[FIREState, Vector, Vector]:
-        """The state, the velocity and the step, in whatever coordinates."""
+        """State, velocity and step, in the coordinates of the vectors."""
         power, ff, vv = dots(batch, (force, velocity), (force, force), (velocity, velocity))
         first = state.downhill < 0
         onward = power > 0
 
-        # v <- keep v + pull f, with both factors zero where the velocity starts anew.
+        # v <- keep v + pull f, with both factors zero where the velocity is reset.
         speed_over_force = root(vv / jnp.where(ff > 0, ff, 1))
         keep = jnp.where(onward, 1 - state.alpha, 0)
         pull = jnp.where(onward, state.alpha * speed_over_force, 0)
@@ -110,6 +116,6 @@ class FIRE(AbstractDynamics):
 
         pull = pull + dt * ACCELERATION
         moved = dt * dt * squared_sum(keep, pull, vv, power, ff)
-        velocity = combined(batch, (keep, velocity), (pull, force))
-        move = combined(batch, (dt * shortening(batch, moved, self.max_step), velocity))
+        velocity = weighted_sum(batch, (keep, velocity), (pull, force))
+        move = weighted_sum(batch, (dt * shortening_factor(batch, moved, self.max_step), velocity))
         return FIREState(velocity.atoms, dt, alpha, downhill), velocity, move

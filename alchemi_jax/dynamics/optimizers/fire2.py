@@ -1,4 +1,4 @@
-"""FIRE2: FIRE with a step back where it went uphill."""
+"""FIRE2: FIRE that takes half a step back after it moved uphill."""
 
 from typing import ClassVar
 
@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.optimizers.coordinates import Vector, combined, dots, shortening, squared_sum
+from alchemi_jax.dynamics.optimizers.coordinates import (
+    Vector,
+    dots,
+    shortening_factor,
+    squared_sum,
+    weighted_sum,
+)
 from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
@@ -24,13 +30,13 @@ class FIRE2(AbstractDynamics):
     With force f, velocity v and P = f·v over the atoms of a system, in each step
 
     - P > 0: after more than n_min such steps in a row dt <- min(f_inc dt, dt_max), alpha <- f_alpha alpha;
-      then v <- v + dt f/m, v <- (1 - alpha) v + alpha f |v|/|f|, r <- r + dt v, the step of a system cut
-      to the length max_step;
-    - else: dt <- max(f_dec dt, dt_min), alpha back to its start, r <- r - dt v/2, v <- 0. The step
-      after this one goes on as if P > 0, with the forces of where the retreat led.
+      then v <- v + dt f/m, v <- (1 - alpha) v + alpha f |v|/|f|, r <- r + dt v, where a step longer than
+      max_step is shortened to it;
+    - else: dt <- max(f_dec dt, dt_min), alpha <- its initial value, r <- r - dt v/2, v <- 0. The next step
+      is taken as if P > 0, with the forces at the new positions.
 
     All masses are 1 amu. This is ASE's FIRE2, whose default dt of 0.1 is 1.018 fs here; ASE evaluates
-    the forces twice in a step with P <= 0, which are two steps here. Fixed atoms do not move.
+    the forces twice in a step with P <= 0; here these are two steps. Fixed atoms do not move.
 
     Args:
         model: gives energies and forces.
@@ -65,15 +71,15 @@ class FIRE2(AbstractDynamics):
 
     def pre_update(self, batch: Batch, state: FIREState) -> tuple[Batch, FIREState]:
         force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
-        state, _, move = self._walk(batch, state, force, velocity)
+        state, _, move = self._take_step(batch, state, force, velocity)
         return batch.replace(positions=batch.positions + move.atoms), state
 
-    def _walk(
+    def _take_step(
         self, batch: Batch, state: FIREState, force: Vector, velocity: Vector
     ) -> tuple[FIREState, Vector, Vector]:
-        """The state, the velocity and the step, in whatever coordinates."""
+        """State, velocity and step, in the coordinates of the vectors."""
         power, ff, vv = dots(batch, (force, velocity), (force, force), (velocity, velocity))
-        # At rest, in the first step and after a retreat, nothing is asked of the power.
+        # At rest (in the first step and after a step back) the power is zero and says nothing.
         back = (power <= 0) & (state.downhill >= 0)
         downhill = jnp.where(back, -1, state.downhill + 1)
         sure = downhill > self.n_min
@@ -90,8 +96,10 @@ class FIRE2(AbstractDynamics):
         keep = 1 - alpha
         pull = keep * c + alpha * speed / jnp.sqrt(jnp.where(ff > 0, ff, 1))
         moved = dt * dt * squared_sum(keep, pull, vv, power, ff)
-        step = dt * shortening(batch, moved, self.max_step)
-        onward = combined(batch, (keep, velocity), (pull, force))
-        move = combined(batch, (jnp.where(back, 0, step), onward), (jnp.where(back, -dt / 2, 0), velocity))
-        onward = combined(batch, (jnp.where(back, 0, 1).astype(batch.dtype), onward))
+        step = dt * shortening_factor(batch, moved, self.max_step)
+        onward = weighted_sum(batch, (keep, velocity), (pull, force))
+        move = weighted_sum(
+            batch, (jnp.where(back, 0, step), onward), (jnp.where(back, -dt / 2, 0), velocity)
+        )
+        onward = weighted_sum(batch, (jnp.where(back, 0, 1).astype(batch.dtype), onward))
         return FIREState(onward.atoms, dt, alpha, downhill), onward, move

@@ -1,4 +1,4 @@
-"""GradientDescent: downhill, in proportion to the forces."""
+"""GradientDescent: steps in proportion to the forces."""
 
 from typing import ClassVar
 
@@ -15,11 +15,11 @@ from alchemi_jax.systems.batch import Batch
 
 
 class GradientDescent(AbstractDynamics):
-    """Relaxation of the positions by r <- r + rate f, the step of a system cut so that no atom moves further
-    than max_step.
+    """Relaxation of the positions by r <- r + rate f. The step of a system is scaled down so that no atom
+    moves further than max_step.
 
-    It converges where rate is below two over the largest curvature; in a harmonic well of constant k
-    a displacement shrinks by 1 - rate k in each step.
+    It converges if rate is below two divided by the largest curvature. In a harmonic well of constant k each
+    step multiplies the displacement by 1 - rate k.
 
     Args:
         model: gives energies and forces.

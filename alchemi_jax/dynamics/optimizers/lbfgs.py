@@ -20,7 +20,7 @@ from alchemi_jax.systems.segments import sum_by_system, to_atoms
 
 class LBFGSState(eqx.Module):
     """The last steps s (Å) and changes of the gradient y (eV/Å), newest first, with 1/(s·y) of each, zero
-    where there is none yet; and forces and step of the step before."""
+    where there is none yet; and the forces and the displacement of the last step."""
 
     s: Float[Array, "atoms memory 3"] = per_atom()
     y: Float[Array, "atoms memory 3"] = per_atom()
@@ -33,18 +33,18 @@ class LBFGSState(eqx.Module):
 class LBFGS(AbstractDynamics):
     """Relaxation of the positions by L-BFGS, each system with its own history.
 
-    The step is damping H f, H being the inverse Hessian that the last `memory` steps s and changes y of the
-    gradient build up, by the two-loop recursion, from 1/curvature; the step of a system is cut so
-    that no atom moves further than max_step. This is ASE's LBFGS (whose alpha is curvature), save that a
-    step with s·y <= 0, along which the energy is not convex, does not enter the history: so the step
-    always goes downhill. Fixed atoms do not move.
+    The step is damping H f. The two-loop recursion makes the inverse Hessian H from 1/curvature, the last
+    `memory` steps s and the changes y of the gradient. The step of a system is scaled down so that no atom
+    moves further than max_step. This is ASE's LBFGS (its alpha is curvature) with one difference: a step
+    with s·y <= 0, along which the energy is not convex, does not enter the history, so the next step always
+    goes downhill. Fixed atoms do not move.
 
     Args:
         model: gives energies and forces.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
-        memory: number of steps that are remembered; fixes shapes. ASE's default is 100.
-        curvature: eV/Å², the Hessian where nothing is known yet.
+        memory: number of steps that are kept; it sets array shapes. ASE's default is 100.
+        curvature: eV/Å², the Hessian at the start.
         damping: factor on the step.
         max_step: Å.
 
@@ -70,7 +70,7 @@ class LBFGS(AbstractDynamics):
         return LBFGSState(history, history, rho, none, none, jnp.zeros(batch.system_capacity, bool))
 
     def pre_update(self, batch: Batch, state: LBFGSState) -> tuple[Batch, LBFGSState]:
-        state = _remembered(batch, state)
+        state = _push_history(batch, state)
         step = _newton(batch, state, 1 / by_system(batch, self.curvature))
         step = at_atoms(batch, self.damping) * cut_by_atom(batch, step, self.max_step)
         known = jnp.ones_like(state.begun)
@@ -78,24 +78,22 @@ class LBFGS(AbstractDynamics):
         return batch.replace(positions=batch.positions + step), state
 
 
-def _remembered(batch: Batch, state: LBFGSState) -> LBFGSState:
-    """The history with the last step in front, where the energy is convex along it."""
+def _push_history(batch: Batch, state: LBFGSState) -> LBFGSState:
+    """The state with the last step added to the history, where the energy is convex along it."""
     s, y = state.step, state.forces - batch.forces
     sy, yy = (sum_by_system(batch, jnp.stack([_dot(s, y), _dot(y, y)], axis=-1))[:, k] for k in (0, 1))
     good = state.begun & (sy > jnp.finfo(batch.dtype).tiny) & (yy > 0)
     at = to_atoms(batch, good)[:, None, None]
 
-    def pushed(new: Array, held: Array, where: Array) -> Array:
-        return jnp.where(where, jnp.concatenate([new[:, None], held[:, :-1]], axis=1), held)
+    def push(new: Array, old: Array, where: Array) -> Array:
+        return jnp.where(where, jnp.concatenate([new[:, None], old[:, :-1]], axis=1), old)
 
-    rho = pushed(1 / jnp.where(good, sy, 1), state.rho, good[:, None])
-    return LBFGSState(
-        pushed(s, state.s, at), pushed(y, state.y, at), rho, state.forces, state.step, state.begun
-    )
+    rho = push(1 / jnp.where(good, sy, 1), state.rho, good[:, None])
+    return LBFGSState(push(s, state.s, at), push(y, state.y, at), rho, state.forces, state.step, state.begun)
 
 
 def _newton(batch: Batch, state: LBFGSState, start: Array) -> Array:
-    """H f, by the two-loop recursion."""
+    """H f, [atoms, 3], by the two-loop recursion; `start` is 1/curvature, [systems]."""
     memory = state.rho.shape[1]
 
     def product(a: Array, b: Array) -> Array:

@@ -26,20 +26,20 @@ class OptaxState(eqx.Module):
 class OptaxOptimizer(AbstractDynamics):
     """Relaxation of the positions by an optimizer of optax, such as `optax.adam(0.01)`.
 
-    Each system has an optimizer state of its own: its step counts, moments and norms know nothing of the
-    others, and what enters a pipeline late begins afresh. The parameters are its positions, [atoms, 3], the
-    gradient is -forces; optimizers that ask for `value` get the energy. Lengths are in Å, so a learning
-    rate of Adam is about the distance that an atom moves in a step. Fixed atoms do not move.
+    Each system has its own optimizer state: step counts, moments and norms do not mix with those of other
+    systems, and a system that enters later starts from the initial state. The parameters are its positions,
+    [atoms, 3], the gradient is -forces; optimizers that ask for `value` get the energy. Lengths are in Å, so
+    a learning rate of Adam is about the distance that an atom moves in a step. Fixed atoms do not move.
 
     Args:
         model: gives energies and forces.
-        optimizer: an `optax.GradientTransformation`. Another one compiles anew; numbers in it that shall
-            change freely are those of `optax.inject_hyperparams`.
+        optimizer: an `optax.GradientTransformation`. Another one recompiles; numbers that should
+            change without recompiling go through `optax.inject_hyperparams`.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
 
     Raises:
-        TypeError: if the optimizer is none.
+        TypeError: if it is not an optimizer of optax.
 
     Source: DeepMind, the DeepMind JAX ecosystem (2020), github.com/google-deepmind/optax.
     """

@@ -13,10 +13,10 @@ from alchemi_jax.dynamics.optimizers.coordinates import (
     CellPart,
     Vector,
     as_mask,
-    deformed,
+    deform,
     generalized_forces,
-    unbalanced,
-    undeformed,
+    new_cell_part,
+    stress_to_relax,
 )
 from alchemi_jax.dynamics.optimizers.fire import FIRE, FIREState
 from alchemi_jax.dynamics.optimizers.fire2 import FIRE2
@@ -28,7 +28,7 @@ from alchemi_jax.units import GPA
 
 
 class AbstractVariableCell(AbstractDynamics):
-    """What makes an optimizer with a `_walk` relax cells, too."""
+    """Relaxation of the cell for an optimizer that has `_take_step`."""
 
     scalar_pressure: Array = eqx.field(converter=finite("scalar_pressure"), default=0.0, kw_only=True)
     mask: tuple = eqx.field(static=True, converter=as_mask, default=(True,) * 6, kw_only=True)
@@ -46,14 +46,14 @@ class AbstractVariableCell(AbstractDynamics):
             )
 
     def init_state(self, batch: Batch) -> Any:
-        return super().init_state(batch), undeformed(batch)
+        return super().init_state(batch), new_cell_part(batch)
 
     def pre_update(self, batch: Batch, state: tuple[FIREState, CellPart]) -> tuple[Batch, Any]:
         own, cell = state
         force = generalized_forces(batch, cell, self.unbalanced_stress(batch), self.mask)
         velocity = Vector(own.velocities, cell.velocity)
-        own, velocity, move = self._walk(batch, own, force, velocity)
-        batch, cell = deformed(batch, cell, move)
+        own, velocity, move = self._take_step(batch, own, force, velocity)
+        batch, cell = deform(batch, cell, move)
         return batch, (own, dataclasses.replace(cell, velocity=velocity.cell))
 
     def total_energy(self, batch: Batch, state: Any) -> Array:
@@ -62,7 +62,7 @@ class AbstractVariableCell(AbstractDynamics):
 
     def unbalanced_stress(self, batch: Batch) -> Array:
         """Stress + P in the components that relax, [systems, 3, 3], eV/Å³."""
-        return unbalanced(batch, self._outer(batch), self.mask, self.hydrostatic)
+        return stress_to_relax(batch, self._outer(batch), self.mask, self.hydrostatic)
 
     def relaxes_cell(self, batch: Batch) -> Array:
         return jnp.ones(batch.energy.shape, bool)
@@ -70,25 +70,28 @@ class AbstractVariableCell(AbstractDynamics):
     def _outer(self, batch: Batch) -> Array:
         return target(batch, batch.target_pressure, self.scalar_pressure)
 
-    def _walk(self, batch: Batch, state: Any, force: Vector, velocity: Vector) -> tuple[Any, Vector, Vector]:
-        return super()._walk(batch, state, force, velocity)  # pyright: ignore[reportAttributeAccessIssue]
+    def _take_step(
+        self, batch: Batch, state: Any, force: Vector, velocity: Vector
+    ) -> tuple[Any, Vector, Vector]:
+        take_step = super()._take_step  # pyright: ignore[reportAttributeAccessIssue]
+        return take_step(batch, state, force, velocity)
 
 
 class FIREVariableCell(AbstractVariableCell, FIRE):
-    """Relaxation of positions and cell by `FIRE`, to the least enthalpy E + P V.
+    """Relaxation of positions and cell by `FIRE`, to the lowest enthalpy E + P V.
 
-    The coordinates are (z, n U): with h_0 the cell at the start, F = exp(U), n the number of atoms, the cell
-    is h = h_0 F^T and positions are r = z F^T. The force on them is (f F, -d(E + P V)/dU / n). Norms, powers
-    and max_step count these coordinates together. This is ASE's FIRE on its FrechetCellFilter. Fixed atoms
-    keep their place relative to the cell.
+    The coordinates are (z, n U). With h_0 the cell at the start, F = exp(U) and n the number of atoms, the
+    cell is h = h_0 F^T and the positions are r = z F^T. The force on them is (f F, -d(E + P V)/dU / n).
+    Norms, powers and max_step count these coordinates together. This is ASE's FIRE on its FrechetCellFilter.
+    Fixed atoms keep their place relative to the cell.
 
     Args:
         model: gives energies, forces and stress.
         dt, n_steps, hooks, dt_max, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE`.
-            `ConvergenceHook()` without criteria asks forces and stress here.
+            `ConvergenceHook()` without criteria judges forces and stress here.
         scalar_pressure: P, GPa, a number or one per system; `PressureScheduleHook` sets others.
-        mask: which components of U may change, xx, yy, zz, yz, xz, xy or three by three.
-        hydrostatic: change the volume only.
+        mask: which components of U may change: six values (xx, yy, zz, yz, xz, xy) or three by three.
+        hydrostatic: whether only the volume changes.
 
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
@@ -98,7 +101,7 @@ class FIREVariableCell(AbstractVariableCell, FIRE):
 
 
 class FIRE2VariableCell(AbstractVariableCell, FIRE2):
-    """Relaxation of positions and cell by `FIRE2`, to the least enthalpy E + P V.
+    """Relaxation of positions and cell by `FIRE2`, to the lowest enthalpy E + P V.
 
     Coordinates as in `FIREVariableCell`; this is ASE's FIRE2 on its FrechetCellFilter.
 

@@ -1,4 +1,4 @@
-"""Sinks: where systems go that leave a run. They know `Batch` and nothing of dynamics."""
+"""Sinks: they store the systems that a run writes. They do not depend on dynamics."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ExtXYZ and AseTrajectory: systems in files that people's viewers open, written through ase.io."""
+"""ExtXYZ and AseTrajectory: systems in files that common viewers open, written through ase.io."""
 
 import contextlib
 import io
@@ -19,21 +19,21 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
 
-#: Per-atom arrays that a .traj file holds itself.
+#: Per-atom arrays that the .traj format has.
 _TRAJ_ARRAYS = {"numbers", "positions", "masses", "momenta", "tags", "initial_magmoms", "initial_charges"}
 
 
 class AseFile(Sink):
-    """What ExtXYZ and AseTrajectory share: a file to which every write goes at once.
+    """The base of ExtXYZ and AseTrajectory: a file to which each write goes at once.
 
     Args:
-        path: of the file, made when the first system is written or a run opens the sink.
-        mode: "a" goes on with a file that exists, "w" begins it again, "x" refuses one that exists,
-            "r" only reads.
+        path: path of the file, made when the first system is written or a run opens the sink.
+        mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
+            reads.
 
     Raises:
-        ValueError: if the path holds something else.
-        FileExistsError and other OSErrors: naming the path. A write that failed leaves the file as it was.
+        ValueError: if the file has another format.
+        FileExistsError and other OSErrors: naming the path. A write that fails does not change the file.
     """
 
     format = ""
@@ -54,23 +54,23 @@ class AseFile(Sink):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Opens the file at its end; makes it if there is none."""
+        """Open the file at its end; make it if there is none."""
 
     @abstractmethod
     def _put(self, structures: list[Atoms]) -> None:
-        """Appends structures: all or none."""
+        """Append all structures, or none if there is an error."""
 
     @abstractmethod
     def _end(self) -> None:
-        """Closes the file."""
+        """Close the file."""
 
     @abstractmethod
     def _count(self) -> int:
-        """Structures of the file that exists."""
+        """Number of structures in the file, which exists."""
 
     @abstractmethod
     def structures(self) -> Iterator[Atoms]:
-        """What the file holds, one after another."""
+        """The structures of the file, one after another."""
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
@@ -96,11 +96,11 @@ class AseFile(Sink):
             if exists and self.mode == "w":
                 self.path.unlink()
             self._begin()
-        # Whatever opens the sink again goes on with what was written.
+        # If the sink is opened again, it appends.
         self.mode = "a"
 
     def _check(self) -> None:
-        """Raises ValueError if the path holds something else."""
+        """Raise ValueError if the file does not exist or has another format."""
         if not self.path.exists():
             raise ValueError(f"{self.path} does not exist.")
         try:
@@ -124,10 +124,10 @@ class AseFile(Sink):
                 self.close()
 
     def read(self, dtype: Any = None) -> HostBatch:
-        """All systems, in the order in which they were written. Extras of systems come back as `info`.
+        """All systems, in the order in which they were written. Extras of systems become `info`.
 
         Args:
-            dtype: of the floats, as in `Batch.from_ase`: the file does not say.
+            dtype: dtype of the floats, as in `Batch.from_ase`; the file does not have it.
         """
         self._check()
         found = list(self.structures())
@@ -163,12 +163,12 @@ class AseFile(Sink):
 
 
 class ExtXYZ(AseFile):
-    """An extended XYZ file: text, eight decimals, for OVITO, ASE and anything else.
+    """An extended XYZ file: text with eight decimals, for OVITO, ASE and other programs.
 
-    Keeps positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
-    stress, arrays and `info`, and as entries of `info` what a run knows of a system (see `to_atoms`). Other
-    constraints are left out. A write is one write of the file, so that others may read it while a run goes
-    on; what a killed process left of a structure is cut off when the file is opened to append, and not read.
+    It stores positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
+    stress, arrays and `info`, and fields of the run as entries of `info` (see `to_atoms`). Other constraints
+    are not stored. Each write is one write of the file, so that it can be read during a run. An incomplete
+    structure, left by a killed process, is not read, and is removed when the file is opened to append.
     """
 
     format = "an extended XYZ file"
@@ -180,7 +180,7 @@ class ExtXYZ(AseFile):
         return self._file is not None
 
     def _scan(self) -> tuple[int, int]:
-        """Number of whole structures, and where the last of them ends."""
+        """Number of complete structures, and the position at which the last of them ends."""
         count = end = 0
         with open(self.path, "rb") as file:
             while line := file.readline():
@@ -206,7 +206,7 @@ class ExtXYZ(AseFile):
         text = io.StringIO()
         for atoms in structures:
             self._refuse(atoms)
-            # ASE's function wants to know the file; this one is no file of its own.
+            # The annotation of ASE wants the file; this is a text.
             write_xyz(text, atoms)
         content, end = memoryview(text.getvalue().encode()), self._file.tell()
         try:
@@ -220,7 +220,7 @@ class ExtXYZ(AseFile):
         self._length += len(structures)
 
     def _refuse(self, atoms: Atoms) -> None:
-        """What the format cannot hold would make a file that cannot be read."""
+        """Raise ValueError for arrays that the format cannot store: the file could not be read."""
         for key, values in atoms.arrays.items():
             text = values.dtype.kind in "OSU"
             if values.ndim > 2 or (text and any(len(str(v).split()) != 1 for v in values.ravel())):
@@ -238,16 +238,16 @@ class ExtXYZ(AseFile):
         _, end = self._scan()
         with open(self.path, "rb") as file:
             text = io.StringIO(file.read(end).decode())
-        # ASE's annotation says int.
+        # The annotation of ASE says int.
         yield from read_xyz(text, slice(None))  # pyright: ignore[reportArgumentType]
 
 
 class AseTrajectory(AseFile):
-    """A .traj file of ASE: binary, all digits, for `ase gui` and scripts.
+    """A .traj file of ASE: binary, with all digits, for `ase gui` and scripts.
 
-    Keeps what ExtXYZ keeps, and all constraints; arrays that ASE does not store in this format are in
-    `info["_arrays"]`. Each structure is whole in the file when `write` returns, so that others may read
-    it while a run goes on; what a killed process left of a structure does not count.
+    It stores the same as ExtXYZ, and all constraints; arrays that ASE does not store in this format are in
+    `info["_arrays"]`. Structures are complete in the file when `write` returns, so that it can be read during
+    a run. An incomplete structure, left by a killed process, is ignored.
     """
 
     format = "an ASE trajectory"
@@ -264,7 +264,7 @@ class AseTrajectory(AseFile):
             return len(file)
 
     def _begin(self) -> None:
-        # ASE's append takes an empty file for one with a header.
+        # ASE appends to an empty file as if it had a header.
         exists = self.path.exists() and self._count() > 0
         self._writer = TrajectoryWriter(str(self.path), "a" if exists else "w")
 
@@ -283,11 +283,11 @@ class AseTrajectory(AseFile):
             raise
 
     def _withdraw(self, count: int) -> None:
-        """Back to so many structures: the rest of the file does not count."""
+        """Set the number of structures of the file, so that later ones are ignored."""
         writer, self._writer = self._writer, None
         backend: Any = writer and writer.backend
         with contextlib.suppress(OSError):
-            # Closing ASE's writer would finish what broke off.
+            # Closing the writer of ASE would complete the broken write.
             backend.fd.close()
         with contextlib.suppress(OSError), open(self.path, "r+b") as file:
             if self.path.stat().st_size >= 48:

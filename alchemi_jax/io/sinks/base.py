@@ -1,11 +1,11 @@
-"""Sink: what hooks write systems to."""
+"""Sink: the base class of objects to which hooks write systems."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.fields import AbstractBatch
@@ -13,23 +13,23 @@ from alchemi_jax.systems.host import HostBatch
 
 
 class SinkFull(RuntimeError):
-    """A write did not fit into a sink; nothing of it was stored."""
+    """A write did not fit into a sink; no part of it was stored."""
 
 
 class Sink(ABC):
-    """A sequence of systems that grows. Opening is optional: `write` opens what it needs.
+    """A sequence of systems that grows. Opening it is optional: `write` opens it if necessary.
 
-    A sink never drops a system: a write that does not fit raises `SinkFull` before anything of it is
-    stored, and any other error of a sink ends the run too.
+    A sink never drops a system: a write that does not fit raises `SinkFull` before any part of it is stored.
+    Any other error of a sink ends the run, too.
     """
 
     @abstractmethod
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
-        """Appends the systems of a batch, or those where `mask` [systems] holds.
+        """Append the systems of a batch, or those for which `mask` [systems] is true.
 
         Raises:
-            SinkFull: if they do not all fit; then none is stored.
-            ValueError: if their dtype or extras are not those of the systems before them.
+            SinkFull: if not all of them fit; then none is stored.
+            ValueError: if their dtype or extras differ from those of the systems in the sink.
         """
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Sink(ABC):
         """All systems, in the order in which they were written.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are no systems.
         """
 
     @abstractmethod
@@ -45,26 +45,26 @@ class Sink(ABC):
         """Number of systems."""
 
     def zero(self) -> None:
-        """Removes all systems."""
+        """Remove all systems."""
         raise NotImplementedError(f"{self!r} cannot be emptied: {type(self).__name__} defines no zero().")
 
     def drain(self) -> HostBatch:
-        """All systems, as `read` gives them; the sink is empty afterwards."""
+        """All systems, as from `read`; the sink is empty afterwards."""
         host = self.read()
         self.zero()
         return host
 
-    def room_for(self, atoms_per_system: np.ndarray) -> int:
-        """How many of these systems, from the first on, still fit. All of them without a capacity.
+    def room_for(self, atoms_per_system: Int[np.ndarray, " systems"]) -> int:
+        """How many of these systems, from the first on, still fit: all of them without a capacity.
 
         Args:
-            atoms_per_system: [systems], their sizes.
+            atoms_per_system: their numbers of atoms.
         """
         return len(atoms_per_system)
 
     @property
     def is_full(self) -> bool:
-        """Whether not even one system of one atom fits. Never without a capacity."""
+        """Whether not even a system of one atom fits: never without a capacity."""
         return self.room_for(np.ones(1, np.int32)) == 0
 
     def to_ase(self) -> list[Atoms]:
@@ -72,13 +72,13 @@ class Sink(ABC):
         return self.read().to_ase() if len(self) else []
 
     def open(self) -> None:  # noqa: B027
-        """Called before the first step of a run: what cannot be written fails here."""
+        """Called before the first step of a run, so that errors of opening come early."""
 
     def close(self) -> None:  # noqa: B027
         """Called at the end of a run."""
 
-    def _refuse_overflow(self, sizes: np.ndarray, capacity: str) -> None:
-        """Raises SinkFull unless all systems of these sizes fit."""
+    def _refuse_overflow(self, sizes: Int[np.ndarray, " systems"], capacity: str) -> None:
+        """Raise SinkFull unless all systems of these sizes fit."""
         fit = self.room_for(sizes)
         if fit < len(sizes):
             raise SinkFull(
@@ -88,10 +88,10 @@ class Sink(ABC):
 
 
 def systems_mask(batch: AbstractBatch, mask: Any = None) -> Bool[np.ndarray, " systems"]:
-    """Which systems of a batch a mask means; padding is none.
+    """The mask (by default all systems) without padding.
 
     Raises:
-        ValueError: if the mask has another length than the batch.
+        ValueError: if the mask and the batch have different lengths.
     """
     real = np.asarray(batch.atoms_per_system) > 0
     if mask is None:
@@ -102,7 +102,7 @@ def systems_mask(batch: AbstractBatch, mask: Any = None) -> Bool[np.ndarray, " s
     return real & mask
 
 
-#: What must be the same for systems of one sink: the dtype, and dtype and row shape of each extra.
+#: The format that all systems of a sink share: the dtype, and dtype and row shape of each extra.
 Format = tuple[np.dtype, dict[str, tuple]]
 
 
@@ -122,7 +122,7 @@ def format_of(batch: AbstractBatch) -> Format:
 
 
 def check_same_format(sink: Sink, present: Format, new: Format) -> None:
-    """Raises ValueError, naming what differs, if systems of two formats cannot be in one sink."""
+    """Raise ValueError, naming the difference, if the formats differ."""
     (dtype, extras), (new_dtype, new_extras) = present, new
     if dtype != new_dtype:
         raise ValueError(f"{sink!r} holds {dtype} systems, the new ones are {new_dtype}: use another sink.")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from alchemi_jax.io.sinks.base import Sink, SinkFull, systems_mask
 from alchemi_jax.systems.batch import Batch
@@ -13,9 +14,8 @@ from alchemi_jax.systems.host import HostBatch
 class SinkChain(Sink):
     """Sinks in order of priority: systems go to the first one that has room for them.
 
-    A write is split between systems where the room of a sink ends, and each part goes to the next sink.
-    `read` gives the systems of all sinks in the order in which they were written, those that were there
-    before the chain first.
+    If a sink has no room for a whole write, the remaining systems go to the next sink. `read` gives the
+    systems of all sinks in the order in which they were written, after those that were in the sinks before.
 
     Args:
         sinks: for example `[DeviceBuffer(512, 8192), HostMemory(10_000), ZarrData("rest.zarr")]`.
@@ -30,7 +30,7 @@ class SinkChain(Sink):
             raise ValueError(f"SinkChain takes sinks; {wrong[0]!r} is a {type(wrong[0]).__name__}.")
         if len({id(s) for s in self.sinks}) < len(self.sinks):
             raise ValueError("SinkChain has a sink twice: each must be another one.")
-        #: Which sink, and how many systems it got, in order of writing.
+        #: (index of a sink, number of systems that it received), in order of writing.
         self._log: list[tuple[int, int]] = []
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
@@ -55,7 +55,7 @@ class SinkChain(Sink):
             else:
                 self._log.append((index, end - begin))
 
-    def room_for(self, atoms_per_system: np.ndarray) -> int:
+    def room_for(self, atoms_per_system: Int[np.ndarray, " systems"]) -> int:
         done = 0
         for sink in self.sinks:
             if done < len(atoms_per_system):
@@ -68,7 +68,7 @@ class SinkChain(Sink):
             raise ValueError(f"{self!r} is empty: nothing was written to it.")
         everything = HostBatch.concatenate([s.read() for s, n in zip(self.sinks, counts, strict=True) if n])
         owners = np.repeat([i for i, _ in self._log], [n for _, n in self._log]).astype(int)
-        # A sink may have had systems before, or have been emptied since: the logged ones are its last.
+        # A sink may have had systems before, or have been emptied since; the logged systems are its last.
         rows, first = np.zeros(len(owners), int), 0
         before, kept = [], np.ones(len(owners), bool)
         for i, n in enumerate(counts):
@@ -97,7 +97,7 @@ class SinkChain(Sink):
             raise
 
     def close(self) -> None:
-        """Closes all sinks, also after one of them could not be; the first error is raised."""
+        """Close all sinks, even if closing one of them fails; then raise the first error."""
         errors = []
         for sink in self.sinks:
             try:

@@ -1,9 +1,9 @@
-"""Column: an array of a zarr v3 store that grows, written without zarr's own machinery.
+"""Column: an array of a zarr v3 store that grows, written without the zarr package.
 
-A general writer updates metadata and rewrites the last chunk with every append, and a rename over a file
-that exists waits for the disk: 5 ms an array, 160 ms a frame of a batch. Here rows gather in memory, whole
-chunks are written once, and a commit writes what has begun. A column of one value (masses of argon, a charge
-of zero) has this as its fill value and no chunks. What is on disk is plain zarr v3.
+The zarr package updates metadata and rewrites the last chunk with each append, and renaming over an existing
+file waits for the disk: 5 ms per array, 160 ms per frame of a batch. Here rows are collected in memory, full
+chunks are written once, and a commit writes the last chunk. A column with a single value (masses of argon, a
+charge of zero) has it as its fill value and no chunks. The files are plain zarr v3.
 """
 
 import errno
@@ -13,52 +13,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 
-#: A chunk holds what the first commit brings, within these bounds.
+#: A chunk has the size of the first commit, within these bounds.
 LEAST_CHUNK, MOST_CHUNK = 1 << 16, 1 << 23
-#: Bits of one place side by side are what floats of a trajectory have in common: a fifth smaller than plain
-#: zstd, in a third of its time.
+#: Codecs of blosc, applied to shuffled bits, since floats of a trajectory have bits in common: a fifth
+#: smaller than plain zstd, in a third of its time.
 CODECS = ("lz4", "zstd")
-#: Where a shard has no piece: all of it is the fill value.
+#: The index entry of a chunk of a shard in which all values are the fill value.
 _NONE = (1 << 64) - 1
 
 
 def put_json(path: Path, content: dict[str, Any], size: int) -> None:
-    """JSON at the beginning of a file of fixed size, written in place.
+    """Write JSON in place, at the beginning of a file of fixed size.
 
-    One write within one page is whole or not there when the process is killed. A text that does
-    not fit replaces the file.
+    A write within one page is complete or absent if the process is killed. A text that does not fit replaces
+    the file.
     """
     text = json.dumps(content).encode()
     if len(text) > size:
         size = -(-len(text) // size) * size
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(text.ljust(size))
-        os.replace(fresh, path)
+        new = path.with_name(path.name + ".new")
+        new.write_bytes(text.ljust(size))
+        os.replace(new, path)
         return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        # Longer than the file may be if it was written by somebody else.
-        whole = text.ljust(max(size, os.fstat(descriptor).st_size))
-        if os.pwrite(descriptor, whole, 0) < len(whole):
+        # The file may be longer if another program wrote it.
+        padded = text.ljust(max(size, os.fstat(descriptor).st_size))
+        if os.pwrite(descriptor, padded, 0) < len(padded):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
 
 class Column:
-    """A growing array [rows, ...]: `append` remembers rows, `commit` puts them on disk.
+    """A growing array [rows, ...]: `append` keeps rows in memory, `commit` writes them to disk.
 
     Args:
-        folder: of the array in the store.
-        dtype, row: of an element, and the shape of a row.
-        chunk: rows of a chunk.
-        fill: the value where nothing was written.
-        length: rows that count; what a store has beyond them is written over.
-        codec: of blosc, see `CODECS`; None: no compression.
-        inner: rows that are compressed, and can be read, by themselves; a chunk of several is a shard in
-            zarr's words. By default the whole chunk.
+        folder: folder of the array in the store.
+        dtype, row: dtype, and shape of a row.
+        chunk: number of rows of a file.
+        fill: fill value of zarr.
+        length: number of valid rows; later rows in the store are overwritten.
+        codec: codec of blosc, see `CODECS`; None: no compression.
+        inner: number of rows that are compressed together and can be read separately; the file is then a
+            shard of zarr. By default all rows of the file.
     """
 
     def __init__(
@@ -79,21 +80,21 @@ class Column:
         self.inner = inner
         level, size = (5 if codec == "lz4" else 1), self.dtype.itemsize
         self._encoder = None if codec is None else Blosc(codec, level, Blosc.BITSHUFFLE, typesize=size)
-        #: Rows of the chunk that has begun; None while all of them are the fill value.
-        self._tail: np.ndarray | None = None
-        #: How many rows have begun, and how many of them a file on disk holds.
+        #: The last, incomplete chunk; None while all its rows are the fill value.
+        self._tail: Shaped[np.ndarray, "chunk ..."] | None = None
+        #: Number of rows of the last chunk, and how many of them are on disk.
         self._in_chunk = self._on_disk = length % chunk
 
     @classmethod
     def like(
         cls,
         folder: Path,
-        rows: np.ndarray,
+        rows: Shaped[np.ndarray, "rows ..."],
         chunk_bytes: int | None,
         codec: str | None,
         shard_bytes: int | None = None,
     ) -> "Column":
-        """An empty column for rows such as these."""
+        """An empty column for rows like these."""
         per_row = max(rows.dtype.itemsize * int(np.prod(rows.shape[1:])), 1)
         size = chunk_bytes or min(max(rows.nbytes, LEAST_CHUNK), MOST_CHUNK)
         fill = rows.flat[0] if rows.size and _all_are(rows, rows.flat[0]) else 0
@@ -116,7 +117,7 @@ class Column:
             inner = shard["chunk_shape"][0]
             codecs = {c["name"]: c.get("configuration", {}) for c in shard["codecs"]}
         codec = codecs["blosc"]["cname"] if "blosc" in codecs else None
-        # JSON has no NaN: "NaN", "Infinity" are what float reads.
+        # JSON has no NaN and no infinity; they are stored as strings that float accepts.
         fill = float(meta["fill_value"]) if isinstance(meta["fill_value"], str) else meta["fill_value"]
         column = cls(folder, meta["data_type"], tuple(meta["shape"][1:]), chunk, fill, length, codec, inner)
         path = column._file(length // chunk)
@@ -125,8 +126,8 @@ class Column:
             column._begin_chunk()[column._in_chunk :] = column.fill
         return column
 
-    def append(self, rows: np.ndarray) -> None:
-        """Adds rows; chunks that are full are written."""
+    def append(self, rows: Shaped[np.ndarray, "rows ..."]) -> None:
+        """Add rows, and write chunks that are full."""
         while len(rows):
             n = min(self.chunk - self._in_chunk, len(rows))
             if self._tail is not None or not _all_are(rows[:n], self.fill):
@@ -140,17 +141,17 @@ class Column:
                 self._in_chunk = self._on_disk = 0
 
     def commit(self) -> None:
-        """Writes the rows that no file holds, and the shape."""
+        """Write the rows that are not on disk yet, and the shape."""
         if self._in_chunk > self._on_disk:
             self._write_tail(self.length // self.chunk)
             self._on_disk = self._in_chunk
         put_json(self.folder / "zarr.json", self._metadata(), 1024)
 
-    def _begin_chunk(self) -> np.ndarray:
+    def _begin_chunk(self) -> Shaped[np.ndarray, "chunk ..."]:
         if self._tail is None:
             shape = (self.chunk, *self.row)
             zero = np.all(self.fill == 0)
-            # Zeros cost no time until they are touched.
+            # np.zeros is faster: the pages are allocated on first use.
             self._tail = np.zeros(shape, self.dtype) if zero else np.full(shape, self.fill, self.dtype)
         return self._tail
 
@@ -160,20 +161,21 @@ class Column:
     def _write_tail(self, index: int) -> None:
         path = self._file(index)
         if self._tail is None:
-            # A file here is of rows that do not count.
+            # A file here has rows that were never committed.
             path.unlink(missing_ok=True)
             return
         raw = self._encode(self._tail)
         if not self._on_disk:
             path.write_bytes(raw)
             return
-        # It holds rows that count: whoever reads, and whoever comes after a crash, finds a whole file.
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(raw)
-        os.replace(fresh, path)
+        # The file has committed rows. It is replaced by rename, so that readers, also after a crash, find a
+        # complete file.
+        new = path.with_name(path.name + ".new")
+        new.write_bytes(raw)
+        os.replace(new, path)
 
-    def _encode(self, rows: np.ndarray) -> bytes:
-        """A chunk as it is in its file: a shard is its pieces and an index of begins and lengths."""
+    def _encode(self, rows: Shaped[np.ndarray, "chunk ..."]) -> bytes:
+        """The contents of the file of a chunk; of a shard, its parts and an index of offsets and lengths."""
         if self.inner is None:
             return rows.tobytes() if self._encoder is None else self._encoder.encode(rows)
         pieces, index, at = [], [], 0
@@ -187,8 +189,8 @@ class Column:
             at += len(pieces[-1])
         return b"".join([*pieces, np.array(index, "<u8").tobytes()])
 
-    def _decode(self, raw: bytes, rows: np.ndarray) -> None:
-        """The inverse of `_encode`, into rows that hold the fill value."""
+    def _decode(self, raw: bytes, rows: Shaped[np.ndarray, "chunk ..."]) -> None:
+        """The inverse of `_encode`, into rows that are the fill value."""
         index = np.array([[0, len(raw)]], np.uint64)
         if self.inner is not None:
             index = np.frombuffer(raw[-16 * (len(rows) // self.inner) :], "<u8").reshape(-1, 2)
@@ -240,7 +242,7 @@ class Column:
         }
 
 
-def _all_are(rows: np.ndarray, value: Any) -> bool:
+def _all_are(rows: Shaped[np.ndarray, "..."], value: Any) -> bool:
     same = rows == value
     return bool(np.all(same)) or bool(value != value and np.all(np.isnan(rows)))
 

@@ -1,4 +1,4 @@
-"""DeviceBuffer: systems kept on the device, and SystemBuffer, its traced form."""
+"""DeviceBuffer: a sink on the device; SystemBuffer: its traced form."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from alchemi_jax.transforms import is_traced
 
 
 class SystemBuffer(eqx.Module):
-    """A fixed room for systems, as a pytree: `write` is pure, for jit, vmap, scan and while_loop.
+    """A buffer of fixed size for systems, as a pytree: `write` is pure, for jit, vmap, scan and while_loop.
 
-    Systems are in `batch` from row 0 on, in order of writing, without gaps. A write that does not
-    fit whole changes nothing but `overflow`, and neither does any write after it: the buffer holds the
-    first writes, each whole. Names, `info` and constraints (`batch.meta`) are no arrays and are not kept.
+    Systems are in `batch` from row 0 on, in order of writing, without gaps. A write that does not fit
+    completely only sets `overflow`, and later writes are not stored either: the buffer has the first writes,
+    each complete. Names, `info` and constraints (`batch.meta`) are not arrays and are not kept.
 
     Attributes:
-        batch: the systems, padded to the room.
-        overflow: whether a write found no room.
-        missed: number of systems that were not stored for that.
+        batch: the systems, padded to the capacities.
+        overflow: whether a write did not fit.
+        missed: number of systems that were not stored.
     """
 
     batch: Batch
@@ -39,11 +39,11 @@ class SystemBuffer(eqx.Module):
 
     @classmethod
     def like(cls, batch: AbstractBatch, systems: int, atoms: int) -> SystemBuffer:
-        """An empty buffer for systems of the dtype and with the extras of a batch.
+        """An empty buffer for systems with the dtype and the extras of a batch.
 
         Args:
             batch: an example; its systems are not stored.
-            systems, atoms: the room.
+            systems, atoms: the capacities.
         """
         if systems < 1 or atoms < 1:
             raise ValueError(f"A buffer needs room for a system and an atom, not {systems} and {atoms}.")
@@ -55,14 +55,14 @@ class SystemBuffer(eqx.Module):
                 lambda x, n=room[level], fill=fill: jnp.full((n, *x.shape[1:]), fill, x.dtype),
                 getattr(batch, name),
             )
-        # One system may fill it.
+        # One system may fill the buffer.
         return cls(Batch(**fields, largest=atoms), jnp.asarray(False), jnp.asarray(0, jnp.int32))
 
     def write(self, batch: Batch, mask: Any = None) -> SystemBuffer:
-        """A buffer with the systems of a batch, or those where `mask` [systems] holds, behind the others.
+        """The buffer with the systems of a batch, or those for which `mask` [systems] is true, appended.
 
         Raises:
-            ValueError: if dtype or extras are not those of the buffer.
+            ValueError: if dtype or extras differ from those of the buffer.
         """
         if format_of(batch) != format_of(self.batch):
             raise ValueError(
@@ -76,7 +76,7 @@ class SystemBuffer(eqx.Module):
         systems, atoms = n_systems + which.sum(), n_atoms + sizes.sum()
         fits = (systems <= room.system_capacity) & (atoms <= room.atom_capacity) & ~self.overflow
         go = which & fits
-        # Where each system and each atom goes; beyond the end: nowhere.
+        # The new row of each system and each atom; those that are not stored are beyond the end.
         row = jnp.where(go, n_systems + jnp.cumsum(which) - 1, room.system_capacity).astype(jnp.int32)
         first = (n_atoms + jnp.cumsum(sizes) - sizes).astype(jnp.int32)
         shift = first - batch.first_atom
@@ -102,15 +102,15 @@ class SystemBuffer(eqx.Module):
         return SystemBuffer(dataclasses.replace(room, **fields), overflow, missed)
 
     def zero(self) -> SystemBuffer:
-        """An empty buffer of the same room; no write has overflowed."""
+        """An empty buffer with the same capacities."""
         return SystemBuffer.like(self.batch, self.batch.system_capacity, self.batch.atom_capacity)
 
     def read(self) -> HostBatch:
         """The systems.
 
         Raises:
-            SinkFull: if a write found no room: there are systems missing. `buffer.batch` has the others.
-            ValueError: under a transform, or if there are none.
+            SinkFull: if a write did not fit, so that systems are missing. `buffer.batch` has the others.
+            ValueError: under a transform, or if there are no systems.
         """
         if is_traced(self.overflow) or np.ndim(self.overflow):
             raise ValueError("SystemBuffer.read is for the host: under jit or vmap use buffer.batch.")
@@ -131,17 +131,17 @@ class SystemBuffer(eqx.Module):
         return f"SystemBuffer({self.batch.num_systems} systems, {self.batch.num_atoms} atoms; {room})"
 
 
-#: The old buffer's memory becomes the new one's.
+#: The new buffer reuses the memory of the old one.
 _write = jax.jit(SystemBuffer.write, donate_argnums=0)
 
 
 class DeviceBuffer(Sink):
-    """Keeps systems in arrays of fixed size on the device; the first sink of a `SinkChain`.
+    """A sink in arrays of fixed size on the device, for use as the first sink of a `SinkChain`.
 
-    Inside of jit, vmap or a loop use its traced form, `SystemBuffer`.
+    Inside jit, vmap or a loop use its traced form, `SystemBuffer`.
 
     Args:
-        systems, atoms: the room. It is taken when the first system is written.
+        systems, atoms: the capacities. Memory is allocated when the first system is written.
     """
 
     def __init__(self, systems: int, atoms: int):
@@ -166,14 +166,14 @@ class DeviceBuffer(Sink):
         rows = np.flatnonzero(which)
         self._meta += batch.meta.of_rows(rows) or [None] * len(rows)
         if isinstance(batch, HostBatch):
-            # Padded to one of a few sizes, so that it seldom compiles again.
+            # Padded to one of a few sizes, so that few sizes are compiled.
             batch = Batch.from_host(batch)
             which = np.pad(which, (0, batch.system_capacity - len(which)))
-        # `largest` is not read, and another one would compile again.
+        # `largest` is not used, but a different value would recompile.
         self._buffer = _write(self._buffer, batch.replace(largest=batch.atom_capacity), which)
         self._n_atoms += int(sizes.sum())
 
-    def room_for(self, atoms_per_system: np.ndarray) -> int:
+    def room_for(self, atoms_per_system: Int[np.ndarray, " systems"]) -> int:
         fit = np.cumsum(atoms_per_system) <= self.atoms - self._n_atoms
         return min(int(fit.sum()), self.systems - len(self))
 
@@ -184,7 +184,7 @@ class DeviceBuffer(Sink):
         return self._buffer.read().with_meta(Metadata(known) if len(known) == len(self) else EMPTY)
 
     def zero(self) -> None:
-        # The next system may be of another kind.
+        # The next system may have another format.
         self._buffer, self._meta, self._n_atoms = None, [], 0
 
     def __len__(self) -> int:

@@ -10,10 +10,10 @@ from alchemi_jax.systems.host import HostBatch
 
 
 class HostMemory(Sink):
-    """Keeps systems in the memory of the host, as a list of HostBatch.
+    """A sink in the memory of the host: a list of HostBatch.
 
     Args:
-        capacity: greatest number of systems; by default there is no bound.
+        capacity: maximum number of systems; by default unbounded.
     """
 
     def __init__(self, capacity: int | None = None):

@@ -1,4 +1,4 @@
-"""Reading the layout of ZarrData: which arrays a store has, and the systems of some rows as a HostBatch."""
+"""Read the layout of ZarrData: the arrays of a store, and the systems of some rows as a HostBatch."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields
@@ -15,15 +16,15 @@ from alchemi_jax.systems.outcome import outcome_from_flags
 
 FORMAT = "alchemi_jax systems"
 VERSION = 4
-#: Not stored: they follow from the counts.
+#: Fields that are not stored, since they follow from the numbers of atoms.
 DERIVED = ("batch_idx", "first_atom")
 
 
 def attributes_of(path: Path) -> dict[str, Any]:
-    """The attributes of a store: counts of what is committed, and which arrays there are.
+    """The attributes of a store: committed numbers of systems and atoms, and names of arrays.
 
     Raises:
-        ValueError: if there is none, or something else.
+        ValueError: if there is no store at the path.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
@@ -43,22 +44,22 @@ def attributes_of(path: Path) -> dict[str, Any]:
 
 
 def array_name(level: str, key: str) -> str:
-    """An extra's array; the key may hold characters that mean something in a path."""
+    """The name of the array of an extra, with characters quoted that are special in paths."""
     return f"{level}_extra.{quote(key, safe='')}"
 
 
 class StoredSystems:
-    """The systems of a store at one moment, read as they are asked for.
+    """The systems of a store at the time of opening, read when they are used.
 
-    What is written later is not seen; what was there stays readable while a run appends.
+    Later writes are not included; a run may append to the store meanwhile.
 
     Attributes:
-        frame: [systems] the number of the write that brought each system.
-        sizes: [systems] atoms.
-        first_atom: [systems] where they begin in the arrays per atom.
-        fields: name -> (level, array of the group), extras under their own names.
-        missing: names of the fields that the store lacks, because it was written before they existed.
-            They read as `outcome` from the flags, `reason` 0, `time` NaN.
+        frame: [systems], the number of the write of each system.
+        sizes: [systems], numbers of atoms.
+        first_atom: [systems], the first row of each system in arrays per atom.
+        fields: name -> (level, name of the array), extras under their own names.
+        missing: names of the fields that the store lacks, because it was written before they existed. They
+            have default values: `outcome` from the flags, `reason` 0, `time` NaN.
     """
 
     def __init__(self, path: Path):
@@ -95,8 +96,8 @@ class StoredSystems:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
 
-    def _substitute(self, name: str) -> np.ndarray:
-        """What a field reads as that the store lacks."""
+    def _substitute(self, name: str) -> Shaped[np.ndarray, " systems"]:
+        """The default values of a field that the store lacks."""
         if name == "outcome":
             return outcome_from_flags(*(self._array(k)[: self.n_systems] for k in ("converged", "failed")))
         if name == "reason":
@@ -109,15 +110,17 @@ class StoredSystems:
         """Level, zarr array and committed length of a field or extra.
 
         Raises:
-            KeyError: naming the fields that there are.
+            KeyError: naming all fields.
         """
         if name not in self.fields:
             raise KeyError(f"{self.path} has no field {name!r}; it has {', '.join(self.fields) or 'none'}.")
         level, array = self.fields[name]
         return level, self._array(array), self.n_atoms if level == "atom" else self.n_systems
 
-    def values(self, array: str, level: str, rows: np.ndarray) -> np.ndarray:
-        """Values of an array for the systems in these rows, in their order; per atom one after another."""
+    def values(
+        self, array: str, level: str, rows: Int[np.ndarray, " rows"]
+    ) -> Shaped[np.ndarray, "length ..."]:
+        """Values of an array for the systems in some rows, in this order; the length is rows or atoms."""
         if level == "atom":
             rows = atom_rows(self.first_atom[rows], self.sizes[rows])
         if not len(rows):
@@ -127,8 +130,8 @@ class StoredSystems:
             return np.asarray(self._array(array)[first : last + 1])
         return np.asarray(self._array(array).oindex[rows])
 
-    def batch(self, rows: np.ndarray) -> HostBatch:
-        """The systems in these rows."""
+    def batch(self, rows: Int[np.ndarray, " rows"]) -> HostBatch:
+        """The systems in some rows."""
         fields: dict[str, Any] = {}
         for name, level in level_fields(HostBatch):
             if name.endswith("_extras"):
@@ -138,8 +141,8 @@ class StoredSystems:
                 fields[name] = self.values(name, level, rows)
         return HostBatch.from_fields(fields, self.meta(rows))
 
-    def meta(self, rows: np.ndarray) -> Metadata:
-        """Names, info and constraints of the systems in these rows."""
+    def meta(self, rows: Int[np.ndarray, " rows"]) -> Metadata:
+        """Names, info and constraints of the systems in some rows."""
         if not len(rows):
             return Metadata()
         first = int(rows.min())
@@ -149,7 +152,7 @@ class StoredSystems:
         ends = ends if first == 0 else ends[1:]
         text = np.asarray(self._array("meta")[int(starts[0]) : int(ends[-1])]).tobytes()
         at = int(starts[0])
-        # Frames of one run say the same again and again.
+        # The same texts occur in all frames of a run.
         known: dict[bytes, SystemMeta] = {}
         out = []
         for row in (rows - first).tolist():

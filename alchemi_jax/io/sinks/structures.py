@@ -1,4 +1,4 @@
-"""Systems as ase.Atoms with all that a run knows of them, and back; what the files of ASE hold."""
+"""Systems as ase.Atoms, with the fields of a run in `info`, and back; for files written by ASE."""
 
 import dataclasses
 import warnings
@@ -15,7 +15,7 @@ from alchemi_jax.systems.metadata import Metadata
 from alchemi_jax.systems.outcome import BY_TEXT, Outcome, outcome_from_flags
 
 
-#: Entries of `info` that hold what a Batch knows of a system and ase.Atoms does not.
+#: Entries of `info` for fields of a Batch that ase.Atoms does not have.
 _COUNTS = ("system_id", "status", "steps_taken", "stage_steps")
 _FLAGS = ("converged", "failed")
 _TARGETS = ("target_temperature", "target_pressure")
@@ -24,16 +24,18 @@ _OUTCOME, _REASON, _CODE = "outcome", "outcome_reason", "outcome_code"
 
 
 def to_atoms(batch: Batch | HostBatch) -> list[Atoms]:
-    """One ase.Atoms per system, with results, and with what a run knows of it as entries of `info`:
-    system_id, status, steps_taken, stage_steps, time_fs, converged, failed, outcome ("out of steps"),
-    outcome_reason and outcome_code (`reason`) where there is one, system_name, and targets where set.
-    Entries of these names that were there before are replaced."""
+    """One ase.Atoms per system, with results, and with fields of the run as entries of `info`.
+
+    These are system_id, status, steps_taken, stage_steps, time_fs, converged, failed, outcome ("out of
+    steps"), outcome_reason and outcome_code (`reason`) if there is one, system_name, and targets if they are
+    set. They replace entries with the same names.
+    """
     host = batch.to_host()
     out = host.to_ase()
     for i, atoms in enumerate(out):
         results = atoms.calc.results if atoms.calc is not None else {}
         for key in results:
-            # A reader could not tell them from the results.
+            # In a file they could not be distinguished from the results.
             atoms.info.pop(key, None)
             atoms.arrays.pop(key, None)
         atoms.info = {k: _storable(v, f"{host.name_of(i)}: info[{k!r}]") for k, v in atoms.info.items()}
@@ -52,7 +54,7 @@ def to_atoms(batch: Batch | HostBatch) -> list[Atoms]:
 
 
 def _storable(value: Any, what: str) -> Any:
-    """What ASE's writers take; they would leave out anything else."""
+    """A value that the writers of ASE accept; they leave out other types."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -74,11 +76,11 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def from_atoms(structures: list[Atoms], dtype: Any = None) -> HostBatch:
-    """The inverse of `to_atoms`, for structures of any origin; results of calculators are taken over.
+    """The inverse of `to_atoms`, also for other structures. Results of calculators are included.
 
     Args:
         structures: at least one.
-        dtype: of the floats, as in `Batch.from_ase`.
+        dtype: dtype of the floats, as in `Batch.from_ase`.
     """
     data, known = [], []
     for i, atoms in enumerate(structures):
@@ -104,7 +106,7 @@ def from_atoms(structures: list[Atoms], dtype: Any = None) -> HostBatch:
         fields[key] = np.asarray(values, host[key].dtype)
     flags = outcome_from_flags(fields["converged"], fields["failed"]).tolist()
     outcomes = [BY_TEXT.get(k.get(_OUTCOME), flag) for k, flag in zip(known, flags, strict=True)]
-    # A file of an earlier version has steps, but no time.
+    # Files of earlier versions have steps, but no time.
     times = [k.get(_TIME, float("nan") if k.get("steps_taken") else 0.0) for k in known]
     fields |= {
         "outcome": np.array(outcomes, np.int32),

@@ -1,11 +1,11 @@
 """ZarrData: systems on disk, in one zarr group.
 
-Systems of any sizes are one after another: fields per atom are flat arrays over the atoms of all
-systems, fields per system have one row a system, and the running sum of `atoms_per_system` says
-where a system's atoms are. Name, `info` and constraints of each system are JSON in `meta`, cut by
-`meta_end`; `frame` says which write brought a system. A commit writes every array and at last the counts
-in the group's attributes: what is beyond them does not count, so that a store is whole after every
-commit, and after a crash in one. `stored.py` reads it.
+Systems of any sizes are stored one after another: fields per atom are flat arrays over the atoms of all
+systems, fields per system have one row per system, and the cumulative sum of `atoms_per_system` gives the
+atoms of each system. Name, `info` and constraints of each system are JSON in `meta`, split by `meta_end`;
+`frame` is the number of the write. A commit writes all arrays, then the numbers of systems and atoms in the
+attributes of the group. Rows beyond these are not valid, so that a store is consistent after each commit, and
+after a crash during one. `stored.py` reads it.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from alchemi_jax.io.sinks.base import (
     Format,
@@ -43,30 +44,29 @@ from alchemi_jax.systems.metadata import SystemMeta
 
 _GROUP_BYTES = 4096
 _BEGUN = "zarr.json.begun"
-#: So much may wait in memory.
+#: Bytes that may wait in memory.
 _WAITING_BYTES = 1 << 24
 
 
 class ZarrData(Sink):
-    """A zarr v3 group of systems; see the module's text for its layout.
+    """A zarr v3 group of systems; see the text of the module for its layout.
 
-    While a run holds the sink open, what is written waits in memory, is put on disk and committed about every
-    second, by a thread of its own, and at the end; a process that is killed loses no more than that. If more
-    than 16 MiB wait, the write that brings them takes them to disk itself. Without an opening each write is
-    committed at once.
+    While a run has the sink open, writes wait in memory. A thread writes and commits them about every second,
+    and `close` at the end; a process that is killed loses at most this last second. If more than 16 MiB wait,
+    `write` itself writes them to disk. If the sink is not open, each write is committed at once.
 
     Args:
         path: a directory, made when the first system is written or a run opens the sink.
-        mode: "a" goes on with a store that exists, "w" begins it again, "x" refuses one that exists,
-            "r" only reads.
-        chunk_bytes: of a chunk; by default what the first commit brings, from 64 KiB to 8 MiB.
-        shard_bytes: of a file, if it is to hold several chunks of `chunk_bytes` (256 KiB by default), each
-            read by itself; by default a chunk is a file.
-        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. All three of a new
-            store.
+        mode: "a" appends to an existing store, "w" replaces it, "x" raises an error if it exists, "r" only
+            reads.
+        chunk_bytes: size of a chunk; by default that of the first commit, from 64 KiB to 8 MiB.
+        shard_bytes: size of a file, if it is to have several chunks of `chunk_bytes` (64 KiB by default) that
+            can be read separately; by default a chunk is a file.
+        compression: "lz4", "zstd" (smaller and slower), both on shuffled bits, or None. These three only
+            apply to new stores.
 
     Raises:
-        ValueError: if the path holds something else, or systems of another dtype or other extras.
+        ValueError: if the path is not a store, or has systems of another dtype or with other extras.
         FileExistsError, PermissionError and other OSErrors: naming the path.
     """
 
@@ -93,7 +93,7 @@ class ZarrData(Sink):
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
-        #: Of the systems in the store; and what waits for the disk.
+        #: Format of the systems in the store; batches that wait to be written.
         self._format: Format | None = None
         self._waiting: list[HostBatch] = []
         self._waiting_bytes = 0
@@ -139,13 +139,13 @@ class ZarrData(Sink):
             os.replace(self.path / _BEGUN, self.path / "zarr.json")
         except OSError as e:
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
-        # Whatever opens the sink again goes on with what was written.
+        # If the sink is opened again, it appends.
         self.mode = "a"
         self._columns, self._format = {}, None
         self._attributes = attributes
 
     def _exists(self) -> bool:
-        """Whether there is anything at the path; a folder of a beginning that broke off is empty."""
+        """Whether there is a file or store at the path, apart from a store that was never completed."""
         if not self.path.is_dir():
             return self.path.exists()
         return any(entry.name != _BEGUN for entry in self.path.iterdir())
@@ -155,10 +155,10 @@ class ZarrData(Sink):
         put_json(path or self.path / "zarr.json", content, _GROUP_BYTES)
 
     def close(self) -> None:
-        """Commits what was written.
+        """Commit what was written.
 
         Raises:
-            OSError: if it cannot be, naming the path.
+            OSError: naming the path, if that fails.
         """
         with self._lock:
             try:
@@ -199,7 +199,7 @@ class ZarrData(Sink):
                     self._forget()
 
     def _queue(self, host: HostBatch) -> None:
-        """Takes systems over if the store can hold them."""
+        """Add systems to those that wait, after a check of their format."""
         attributes = self._attributes
         assert attributes is not None
         new = format_of(host)
@@ -218,11 +218,11 @@ class ZarrData(Sink):
             try:
                 self._flush()
             except Exception as e:
-                self._error = self._named(e)
+                self._error = self._with_path(e)
                 raise self._error from None
 
     def _flush(self) -> None:
-        """What waits goes to the columns, all frames at once."""
+        """Append the frames that wait to the columns, all at once."""
         attributes, hosts = self._attributes, self._waiting
         if not hosts:
             return
@@ -244,12 +244,12 @@ class ZarrData(Sink):
         attributes["meta_bytes"] = int(ends[-1])
 
     def commit(self) -> None:
-        """Puts what was written on disk now: from here on a process that is killed does not lose it."""
+        """Write everything to disk now, so that it is not lost if the process is killed."""
         with self._lock:
             self._commit()
 
     def _commit_later(self) -> None:
-        """In the timer's thread: what goes wrong is raised by the next write, or by close."""
+        """In the thread of the timer: errors are raised by the next write, or by close."""
         with self._lock:
             self._timer = None
             try:
@@ -258,10 +258,10 @@ class ZarrData(Sink):
                 self._error = e
 
     def _commit(self) -> None:
-        """All rows, then the counts that make them valid."""
+        """Write all rows, then the counts that make them valid."""
         error, self._error = self._error, None
         if error is not None:
-            # What comes after a failure could leave a hole.
+            # Further writes after a failure could leave a gap.
             self._forget()
             raise error
         if self._attributes is None or self.mode == "r":
@@ -273,15 +273,17 @@ class ZarrData(Sink):
             self._put_attributes(self._attributes)
         except Exception as e:
             self._forget()
-            raise self._named(e) from None
+            raise self._with_path(e) from None
 
-    def _named(self, error: Exception) -> Exception:
-        """An error of the system with the path in it, any other as it is."""
+    def _with_path(self, error: Exception) -> Exception:
+        """An OSError with the path in its message; other errors as they are."""
         if not isinstance(error, OSError):
             return error
         return type(error)(f"{self.path} cannot be written: {error.strerror or error}.")
 
-    def _create(self, arrays: dict[str, np.ndarray], levels: dict[str, str], host: HostBatch) -> None:
+    def _create(
+        self, arrays: dict[str, Shaped[np.ndarray, "rows ..."]], levels: dict[str, str], host: HostBatch
+    ) -> None:
         attributes = self._attributes
         assert attributes is not None
         for name, rows in arrays.items():
@@ -290,7 +292,7 @@ class ZarrData(Sink):
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
     def _add_missing(self, attributes: dict[str, Any]) -> None:
-        """Columns for fields that a store of an earlier version lacks; they count from the next commit on."""
+        """Add columns for fields that a store of an earlier version lacks; valid from the next commit on."""
         stored = StoredSystems(self.path)
         for name in stored.missing:
             level, array, _ = stored.field(name)
@@ -298,10 +300,10 @@ class ZarrData(Sink):
             self._columns[name].append(np.asarray(array[:]))
             attributes["columns"][name] = level
 
-    def _make_column(self, name: str, rows: np.ndarray) -> None:
+    def _make_column(self, name: str, rows: Shaped[np.ndarray, "rows ..."]) -> None:
         folder = self.path / name
         if folder.exists():
-            # Of a first write that was never committed.
+            # From a first write that was never committed.
             shutil.rmtree(folder)
         self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression, self.shard_bytes)
 
@@ -316,7 +318,7 @@ class ZarrData(Sink):
         return self._columns["positions"].dtype, dict(extras)
 
     def _text(self, host: HostBatch, system: int) -> bytes:
-        """What JSON holds of a system; frames of one batch have the same, made once."""
+        """The JSON of a system, made once for all frames of a batch."""
         if not host.meta:
             return _dump(SystemMeta(f"system {system}"))
         meta = host.meta[system]
@@ -333,7 +335,7 @@ class ZarrData(Sink):
         """All systems, in the order in which they were written.
 
         Raises:
-            ValueError: if there are none, or the path does not exist.
+            ValueError: if there are no systems, or the path does not exist.
         """
         with self._lock:
             if self._attributes is not None:
@@ -344,7 +346,7 @@ class ZarrData(Sink):
         return stored.batch(np.arange(stored.n_systems))
 
     def zero(self) -> None:
-        """Removes all systems; frames are counted from zero again."""
+        """Remove all systems; frames are counted from zero again."""
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
         with self._lock:
@@ -353,7 +355,7 @@ class ZarrData(Sink):
                 self._open()
             self._forget()
             if self._exists():
-                # An error later must not find half of the systems: none, from here on.
+                # If an error follows, there must be no systems rather than some of them.
                 self.mode = "w"
                 self._open()
             if not stays_open:
@@ -366,9 +368,9 @@ class ZarrData(Sink):
         return int(attributes_of(self.path)["systems"]) if self._exists() else 0
 
 
-def _flat(host: HostBatch) -> dict[str, tuple[str, np.ndarray]]:
-    """Level and array, by the names that they have in the group."""
-    out: dict[str, tuple[str, np.ndarray]] = {}
+def _flat(host: HostBatch) -> dict[str, tuple[str, Shaped[np.ndarray, "..."]]]:
+    """Level and array of each field, by the names in the group."""
+    out: dict[str, tuple[str, Shaped[np.ndarray, "..."]]] = {}
     for name, level in level_fields(host):
         value = getattr(host, name)
         if name.endswith("_extras"):

@@ -1,4 +1,4 @@
-"""Memory told before the run: against the bytes of the arrays, and what `max_batch` makes of it."""
+"""Bytes of a run, known before it: against the bytes of the arrays, and what `max_batch` makes of it."""
 
 import jax
 import pytest
@@ -34,34 +34,34 @@ def test_the_state_is_what_its_arrays_are(lj, batch):
     """Neighbor list and rows of recording hooks included."""
     engine = NVE(model=lj, dt=1.0, n_steps=10, hooks=[ObservableHook({"fmax": fmax})])
     state = engine.init(batch)
-    told = engine.memory(batch)
-    assert told.state == pytest.approx(held(state), rel=0.02)
-    assert told.result == pytest.approx(held(state), rel=0.02)
-    assert told.temporary > 0
-    assert told.total == told.state + told.result + told.temporary
-    assert repr(told).startswith("Memory(")
+    expected = engine.footprint(batch)
+    assert expected.state == pytest.approx(held(state), rel=0.02)
+    assert expected.result == pytest.approx(held(state), rel=0.02)
+    assert expected.temporary > 0
+    assert expected.total == expected.state + expected.result + expected.temporary
+    assert repr(expected).startswith("Footprint(")
 
 
 def test_what_is_not_on_the_device_does_not_count(engine, batch):
-    told = engine.memory(batch)
-    assert engine.memory(engine.init(batch)) == told
-    assert engine.with_hooks(CallbackHook(print)).memory(batch) == told
+    expected = engine.footprint(batch)
+    assert engine.footprint(engine.init(batch)) == expected
+    assert engine.with_hooks(CallbackHook(print)).footprint(batch) == expected
 
 
 def test_a_budget_gives_the_largest_batch(engine, batch):
     """What it finds fits, one more does not; nothing of that size is made."""
-    one = engine.memory(batch).total
+    one = engine.footprint(batch).total
     found = max_batch(engine, batch, 20.5 * one)
     assert found.systems == found.copies * batch.system_capacity
     assert found.atoms == found.copies * batch.atom_capacity
-    assert found.memory.total <= 20.5 * one
-    assert found.memory.total * (found.copies + 1) / found.copies > 20.5 * one
+    assert found.footprint.total <= 20.5 * one
+    assert found.footprint.total * (found.copies + 1) / found.copies > 20.5 * one
     real = Batch.from_ase(
         [crystal(i % 4) for i in range(4 * found.copies)],
         atom_capacity=found.atoms,
         system_capacity=found.systems,
     )
-    assert engine.memory(real).total == pytest.approx(found.memory.total, rel=0.05)
+    assert engine.footprint(real).total == pytest.approx(found.footprint.total, rel=0.05)
     assert max_batch(engine, batch, 80e9).systems > 10_000
     with pytest.raises(ValueError, match=r"needs .* the budget is 1000 bytes"):
         max_batch(engine, batch, 1000)
