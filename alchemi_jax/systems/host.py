@@ -183,9 +183,9 @@ class HostBatch(AbstractBatch[np.ndarray]):
         if isinstance(key, slice):
             return self.take(np.arange(n)[key])
         index = np.asarray(key)
-        if index.dtype == bool:
+        if index.dtype.kind not in "iu":
             return self.take(index)
-        if index.ndim == 0 and index.dtype.kind in "iu":
+        if index.ndim == 0:
             row = int(index)
             if not -n <= row < n:
                 raise IndexError(f"the batch has {n} systems, there is no system {row}.")
