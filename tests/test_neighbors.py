@@ -197,9 +197,8 @@ def test_systems_that_are_not_due_keep_their_sums():
     moved = drifted.replace(positions=drifted.positions.at[0].add(2.0))
     again = eqx.filter_jit(update)(moved, neighbors)
     assert int(again.builds) == int(neighbors.builds) + 1
-    roomy = eqx.filter_jit(resized)(
-        drifted, neighbors, dataclasses.replace(neighbors.sizes, neighbors=99, images=3000)
-    )
+    sizes = dataclasses.replace(neighbors.sizes, neighbors=99, images=3000)
+    roomy = eqx.filter_jit(update)(drifted, resized(neighbors, sizes))
     mates = slice(32, 64)
     a = extended_positions(drifted, neighbors)[neighbors.index[:, mates]]
     b = extended_positions(moved, again)[again.index[:, mates]]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.reasons import reason_text
+from alchemi_jax.dynamics.reasons import is_numerical, reason_text
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.hooks.groups import Group
@@ -95,11 +95,12 @@ def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> Non
     evaluated = np.isfinite(np.asarray(batch.energy))
     for system in new[:10].tolist():
         when = f"in step {steps[system]}" if evaluated[system] else "before the first step"
-        why = reason_text(groups, int(reasons[system]))
+        code = int(reasons[system])
+        why = reason_text(groups, code)
+        hint = " (atoms too close, or the time step too long?)" if is_numerical(code) else ""
         where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
         warnings.warn(
-            f"{batch.name_of(system)} failed {when}: {why} (atoms too close, or the time step too long?). "
-            f"{where}",
+            f"{batch.name_of(system)} failed {when}: {why}{hint}. {where}",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -35,6 +35,11 @@ def hook_field_reason(number: int, name: str) -> int:
     return hook_reason(number, MOST_REASONS + FIELDS.index(name))
 
 
+def is_numerical(code: int) -> bool:
+    """Whether the model or the algorithm made something that is not finite; no hook had a part in it."""
+    return 0 < code < _FIRST_HOOK
+
+
 def reason_text(groups: Iterable[Group], code: int) -> str:
     """The reason in words, without the system's name: "its forces are not finite". Empty for 0."""
     if code <= 0:
