@@ -29,7 +29,8 @@ CASES = [
 #: Samples of each of eight replicas, and steps between them.
 SHORT, LONG = (100, 50), (200, 100)
 RUNS = [pytest.param(*case, *LONG, marks=pytest.mark.long) for case in CASES]
-RUNS += [(*CASES[k], *SHORT) for k in (0, 1, 2, 3)]
+# The kinetic energies of the other thermostats have short laws of their own in test_integrators.
+RUNS += [(*CASES[k], *SHORT) for k in (0, 3)]
 
 
 @pytest.mark.parametrize(("name", "states", "samples", "every"), RUNS)
