@@ -12,7 +12,11 @@ from potential_cases import CASES, evaluate, listed, solved
 from alchemi_jax.models.base import cast
 
 
-every = pytest.mark.parametrize("name", CASES)
+#: Unoptimized code of jax 0.10.1 makes NaN of the slope of Stillinger-Weber's exponential at its cutoff.
+every = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.full_xla) if n == "StillingerWeber" else n for n in CASES],
+)
 
 #: Å, for central differences.
 H = 1e-5

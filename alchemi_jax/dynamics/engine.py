@@ -100,7 +100,7 @@ class AbstractDynamics(Algorithm):
         """
         with short_traceback():
             if like is not None:
-                return start.init_like(self, batch, key, like)
+                return start.init_like(self, as_batch(batch), key, like)
             return driver.init(self, as_batch(batch), key, builder)
 
     def run(

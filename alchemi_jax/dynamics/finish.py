@@ -97,10 +97,10 @@ def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> Non
         when = f"in step {steps[system]}" if evaluated[system] else "before the first step"
         code = int(reasons[system])
         why = reason_text(groups, code)
-        hint = " (atoms too close, or the time step too long?)" if is_numerical(code) else ""
+        hint = " (atoms too close, or the time step too long?)." if is_numerical(code) else "."
         where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
         warnings.warn(
-            f"{batch.name_of(system)} failed {when}: {why}{hint}. {where}",
+            f"{batch.name_of(system)} failed {when}: {why}{hint} {where}",
             RuntimeWarning,
             stacklevel=4,
         )

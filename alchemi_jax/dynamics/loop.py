@@ -90,7 +90,9 @@ def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> Dynamics
     buffers = []
     for buffer, hook, rows in zip(state.records, recording, rows_per_step(engine), strict=True):
         # If the number of rows that wait is not known, there may be an overflow, which is reported.
-        waiting = 0 if is_traced(buffer.count) else int(np.max(buffer.count))
+        # A constant of a jit that is traced just now is no tracer, and yet gives one.
+        with jax.ensure_compile_time_eval():
+            waiting = 0 if is_traced(buffer.count) else int(np.max(np.asarray(buffer.count)))
         more = rows * (int(np.max(n)) // hook.frequency + 3)
         buffers.append(records.grow(buffer, waiting + more))
     return state.replace(records=tuple(buffers))
