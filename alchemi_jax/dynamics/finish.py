@@ -51,7 +51,8 @@ def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3
         after = _update(batch, neighbors)
         overflow = bool(after.overflow)
         neighbors = nl.enlarge(neighbors, np.asarray(after.needs)) if overflow else after
-    return _stress(engine.model, batch, neighbors)
+    stress = _stress_of_small if batch.atom_capacity < _SMALL else _stress_of_large
+    return stress(engine.model, batch, neighbors)
 
 
 def _is_outdated(batch: Batch, neighbors: nl.NeighborList) -> bool:
@@ -74,10 +75,14 @@ def _update(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
     return nl.update(batch, neighbors)
 
 
-@_jit_once
 def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Float[Array, "systems 3 3"]:
     stress: Any = results_of(model, batch, neighbors, stress=True).stress
     return stress.astype(batch.dtype)
+
+
+_SMALL = 2000
+"""Atoms. Of fewer the stress is evaluated in less time than better code takes to compile."""
+_stress_of_small, _stress_of_large = _jit_once(_stress), _filter_jit(_stress)
 
 
 def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> None:

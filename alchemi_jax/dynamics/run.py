@@ -15,6 +15,7 @@ from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.transforms import is_traced
 
 
 def run(engine: Engine, batch: Batch, n_steps: int | None, key: Array | None, shrinks: bool) -> Batch:
@@ -33,6 +34,11 @@ def run(engine: Engine, batch: Batch, n_steps: int | None, key: Array | None, sh
 
 def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
+    if is_traced((engine, state)):
+        raise ValueError(
+            f"{name_of(engine)}.advance calls the host between compiled segments, so it cannot be traced: "
+            "inside jit, vmap and grad use loop or rollout."
+        )
     run = Run(engine, state)
     walk: Any = shrink.ShrinkingRun(run) if shrinks else run
     with engine:
