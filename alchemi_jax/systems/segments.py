@@ -64,19 +64,16 @@ def _rows(
     return jnp.where(valid.reshape(valid.shape + (1,) * (values.ndim - 1)), rows, fill)
 
 
-def _blocked_sum(columns: Shaped[Array, "n systems *dims"]) -> Shaped[Array, "systems *dims"]:
-    """Sum over axis 0, in blocks of at most _BLOCK terms; the barrier keeps XLA from merging the sums.
-
-    Over the first axis and not over the last: there XLA adds the terms in an order that depends on the width
-    of the vectors for which it compiles.
-    """
-    n = columns.shape[0]
+def _blocked_sum(rows: Shaped[Array, "systems n *dims"]) -> Shaped[Array, "systems *dims"]:
+    """Sum over axis 1, in blocks of at most _BLOCK terms; the barrier keeps XLA from merging the sums."""
+    n = rows.shape[1]
     if n <= _BLOCK:
-        return columns.sum(axis=0)
+        return rows.sum(axis=1)
     blocks = -(-n // _BLOCK)
-    columns = jnp.pad(columns, [(0, blocks * _BLOCK - n)] + [(0, 0)] * (columns.ndim - 1))
-    columns = columns.reshape(blocks, _BLOCK, *columns.shape[1:])
-    return _blocked_sum(jax.lax.optimization_barrier(columns.sum(axis=1)))
+    pad = [(0, 0)] * rows.ndim
+    pad[1] = (0, blocks * _BLOCK - n)
+    rows = jnp.pad(rows, pad).reshape(rows.shape[0], blocks, _BLOCK, *rows.shape[2:])
+    return _blocked_sum(jax.lax.optimization_barrier(rows.sum(axis=2)))
 
 
 def sum_by_system(
@@ -84,10 +81,7 @@ def sum_by_system(
 ) -> Shaped[Array, "systems *dims"]:
     """Sum over the atoms of each system; padding is left out."""
     if use_rows(batch):
-        index, valid = row_index(batch)
-        columns = jnp.take(values, index.T, axis=0, mode="clip")
-        there = valid.T.reshape(valid.T.shape + (1,) * (values.ndim - 1))
-        return _blocked_sum(jnp.where(there, columns, jnp.zeros((), values.dtype)))
+        return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
     # Sums over blocks of at most _BLOCK atoms of one system, then over the blocks of each system.
     systems = batch.system_capacity
     blocks = batch.atom_capacity // _BLOCK + systems
