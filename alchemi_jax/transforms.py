@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Inexact
 
 _T = TypeVar("_T")
 
+#: Options of XLA for what runs once: it compiles in a third of the time, to slower code.
+RUNS_ONCE = {"xla_backend_optimization_level": 0}
+
 
 def is_traced(tree: Any) -> bool:
     """Whether any leaf is a tracer, so that its values are not known."""

@@ -18,11 +18,12 @@ from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.hooks.groups import Group
 from alchemi_jax.models.base import results_of
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.transforms import RUNS_ONCE
 
 
 #: Compiled without optimization, since these run once. The types of equinox do not declare the options.
 _filter_jit: Any = eqx.filter_jit
-_jit_once = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+_jit_once = functools.partial(_filter_jit, compiler_options=RUNS_ONCE)
 
 
 def finalize(engine: Engine, state: DynamicsState) -> Batch:
@@ -47,10 +48,8 @@ def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3
     """Stress of a state, eV/Å³; NaN where a system is not periodic in all directions."""
     batch, neighbors = state.batch, state.neighbors
     # The list is usually up to date, and the check compiles little.
-    while neighbors is not None and _is_outdated(batch, neighbors):
-        after = _update(batch, neighbors)
-        overflow = bool(after.overflow)
-        neighbors = nl.enlarge(neighbors, np.asarray(after.needs)) if overflow else after
+    if neighbors is not None and _is_outdated(batch, neighbors):
+        neighbors = nl.update_with_room(batch, neighbors)
     stress = _stress_of_small if batch.atom_capacity < _SMALL else _stress_of_large
     return stress(engine.model, batch, neighbors)
 
@@ -68,11 +67,6 @@ def _may_be_outdated(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""
 def _is_due(batch: Batch, neighbors: nl.NeighborList) -> Bool[Array, ""]:
     due = jnp.any(nl.due(batch, neighbors))
     return due | nl.offsets_outdated(batch, neighbors) | ~neighbors.built
-
-
-@_jit_once
-def _update(batch: Batch, neighbors: nl.NeighborList) -> nl.NeighborList:
-    return nl.update(batch, neighbors)
 
 
 def _stress(model: Any, batch: Batch, neighbors: nl.NeighborList | None) -> Float[Array, "systems 3 3"]:

@@ -18,6 +18,7 @@ from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.step import STEP, begin, run_phases, step
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.transforms import RUNS_ONCE
 
 
 #: Pair loops are 7 to 30 % faster on a CPU with AVX-512. Other backends ignore the option.
@@ -25,7 +26,7 @@ _WIDE = {"xla_cpu_prefer_vector_width": 512}
 #: `jax.jit` for code that runs in every step.
 jit_loop = functools.partial(jax.jit, compiler_options=_WIDE)
 #: `jax.jit` for code that runs once: compiled in a third of the time, to slower code.
-jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit_once = functools.partial(jax.jit, compiler_options=RUNS_ONCE)
 #: The types of equinox do not declare compiler options.
 _filter_jit: Any = eqx.filter_jit
 

@@ -15,7 +15,7 @@ from alchemi_jax.neighbors import NeighborList, Requirements
 from alchemi_jax.parameters import Described
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import volume
-from alchemi_jax.systems.segments import any_by_system, to_atoms
+from alchemi_jax.systems.segments import to_atoms
 
 
 class Results(eqx.Module):
@@ -235,25 +235,6 @@ def results_of(
     for name in ("energy", "forces", "stress") if stress else ("energy", "forces"):
         _check(model, name, getattr(results, name), batch, function)
     return results
-
-
-def evaluate_checked(
-    model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
-) -> Results:
-    """`model.evaluate`, checked, in the dtype of the batch.
-
-    An atom whose position is not finite is beyond every cutoff, so the energy of its system is set to NaN.
-
-    Raises:
-        UserCodeError: naming the model, for results that are not floats or have wrong shapes.
-    """
-    results = results_of(model, batch, neighbors, stress=stress)
-    lost = any_by_system(batch, ~jnp.all(jnp.isfinite(batch.positions), axis=-1))
-    return Results(
-        energy=jnp.where(lost & batch.system_mask, jnp.nan, results.energy).astype(batch.dtype),
-        forces=results.forces.astype(batch.dtype),
-        stress=results.stress.astype(batch.dtype) if results.stress is not None else None,
-    )
 
 
 def cast(model: Any, dtype: Any) -> Any:

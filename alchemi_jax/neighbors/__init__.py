@@ -8,6 +8,7 @@ from alchemi_jax._lazy import lazy_index
 if TYPE_CHECKING:
     from alchemi_jax.neighbors.allocation import allocate as allocate
     from alchemi_jax.neighbors.allocation import unbuilt_list as unbuilt_list
+    from alchemi_jax.neighbors.allocation import update_with_room as update_with_room
     from alchemi_jax.neighbors.build import empty_list as empty_list
     from alchemi_jax.neighbors.build import enlarge as enlarge
     from alchemi_jax.neighbors.build import resized as resized

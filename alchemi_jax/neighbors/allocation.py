@@ -12,12 +12,12 @@ from alchemi_jax.neighbors.requirements import Requirements
 from alchemi_jax.neighbors.sizes import Needs, guess_sizes
 from alchemi_jax.neighbors.upkeep import update
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.transforms import is_traced
+from alchemi_jax.transforms import RUNS_ONCE, is_traced
 
 
 #: Compiled without optimization, since it runs once. The types of equinox do not declare the options.
 _filter_jit: Any = eqx.filter_jit
-_update_once = functools.partial(_filter_jit, compiler_options={"xla_backend_optimization_level": 0})(update)
+_update_once = functools.partial(_filter_jit, compiler_options=RUNS_ONCE)(update)
 
 
 def allocate(
@@ -55,6 +55,11 @@ def allocate(
     neighbors = unbuilt_list(batch, needs, builder)
     if neighbors is None:
         raise ValueError("neighbors.allocate: a model without a cutoff needs no list; give it None.")
+    return update_with_room(batch, neighbors)
+
+
+def update_with_room(batch: Batch, neighbors: NeighborList) -> NeighborList:
+    """`update`, compiled and on the host, with larger capacities where they are too small."""
     while True:
         found = _update_once(batch, neighbors)
         if not bool(found.overflow):
@@ -67,16 +72,14 @@ def unbuilt_list(
     requirements: Requirements,
     builder: str | None = None,
     waiting: Needs | None = None,
-    copies: int = 1,
 ) -> NeighborList | None:
     """An empty list with estimated capacities for what a model needs; None for a model without a cutoff.
 
     Args:
         builder, waiting: see `guess_sizes`.
-        copies: how many copies of the batch there is to be room for.
     """
     r = requirements
     if r.cutoff is None:
         return None
     sizes = guess_sizes(batch, r.cutoff, r.skin, builder=builder, waiting=waiting, edges=r.edges)
-    return empty_list(batch, r.cutoff, r.skin, sizes.times(copies), r.reverse_edges)
+    return empty_list(batch, r.cutoff, r.skin, sizes, r.reverse_edges)
