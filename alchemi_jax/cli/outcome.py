@@ -19,7 +19,7 @@ class UsageError(Exception):
 
 def write_structures(path: Path, batch: Batch | HostBatch) -> None:
     """Extended XYZ of all systems; their `info` says how each of them ended."""
-    from ase.io import write
+    from alchemi_jax.io.sinks.extxyz import structures_text
 
     structures = []
     for system in batch:
@@ -31,7 +31,7 @@ def write_structures(path: Path, batch: Batch | HostBatch) -> None:
             steps=int(system.steps_taken),
         )
         structures.append(atoms)
-    write(path, structures, format="extxyz")
+    path.write_text(structures_text(structures))
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
