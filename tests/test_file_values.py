@@ -38,22 +38,16 @@ _text = st.text(max_size=12) | st.sampled_from(
         "a\nb",
         "\r",
     ]
-    + ["_JSON 1", "_JSON {", "Å", "\x85", "\u2028", "\x00", "#", "a,b", "-", "inf", "1_000", "١"]
+)
+_text |= st.sampled_from(
+    ["_JSON 1", "_JSON {", "Å", "\x85", "\u2028", "\x00", "#", "a,b", "-", "inf", "1_000"]
 )
 _scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | _text
-    | st.binary(max_size=6)
-    | st.complex_numbers()
-    | st.datetimes(timezones=st.none() | st.just(datetime.timezone.utc))
-    | st.dates()
-    | st.timedeltas()
-    | st.sampled_from(
-        [2**31, 2**53 + 1, 2**63, -(2**63) - 1, 2**64, np.int64(7), np.float32(0.1), np.bool_(True)]
-    )
+    st.none() | st.booleans() | st.integers() | st.floats() | _text | st.binary(max_size=6) | st.complex_numbers()
+    | st.datetimes(timezones=st.none() | st.just(datetime.UTC)) | st.dates() | st.timedeltas()
+)  # fmt: skip
+_scalars |= st.sampled_from(
+    [2**31, 2**53 + 1, 2**63, -(2**63) - 1, 2**64, np.int64(7), np.float32(0.1), np.bool_(True)]
 )
 _arrays = hnp.arrays(
     st.sampled_from(["<i8", "<i4", "u1", "<u8", "<f8", "<f4", "?", "<c16", "<U3"]),
@@ -68,27 +62,15 @@ _values = st.recursive(
     ),
     max_leaves=8,
 )
-_keys = _text | st.sampled_from(
-    ["Lattice", "Properties", "pbc", "energy", "forces", "stress", "virial", "uid", "UID", "step", "status"]
-    + ["system_name", "system_id", "_arrays", "_alchemi_jax", "charge", "spin", "__type__", "__ndarray__", "1"]
-    + ["ndarray", "__datetime__", "frame", "positions", "key with spaces", "a:b", "time_fs", "outcome"]
-)  # fmt: skip
-_names = st.text(string.ascii_letters + string.digits + "_-: =.", min_size=1, max_size=8) | st.sampled_from(
-    [
-        "mace::forces",
-        "mtt:q",
-        "my charge",
-        "forces",
-        "energies",
-        "Z",
-        "pos",
-        "species",
-        "charge",
-        "move_mask",
-        "é",
-    ]
-    + ["tags", "magmoms", "a", "a0", "status", "cell"]
+#: Names that mean something to a format, to ASE or to us.
+_KEYS = """Lattice Properties pbc energy forces stress virial uid UID step status system_name system_id _arrays
+_alchemi_jax charge spin __type__ __ndarray__ 1 ndarray __datetime__ frame positions time_fs outcome a:b"""
+_NAMES = (
+    """mace::forces mtt:q forces energies Z pos species charge move_mask é tags magmoms a a0 status cell"""
 )
+_keys = _text | st.sampled_from([*_KEYS.split(), "key with spaces"])
+_names = st.text(string.ascii_letters + string.digits + "_-: =.", min_size=1, max_size=8)
+_names |= st.sampled_from([*_NAMES.split(), "my charge"])
 
 
 def columns(n: int):

@@ -5,15 +5,14 @@ import contextlib
 import os
 from pathlib import Path
 
-import ase.io
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import ioformats
 from tqdm import tqdm
 
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
-from alchemi_jax.io.sinks.structures import to_atoms
 from alchemi_jax.io.trajectory import Trajectory
+from alchemi_jax.io.write import WriteError, format_of_name, write_structures
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -24,7 +23,10 @@ def convert(args: argparse.Namespace) -> int:
     """
     trajectory, out = open_trajectory(args.trajectory), Path(args.out)
     frames = _frames(args.frames, trajectory)
-    format = _format(out)
+    try:
+        format = format_of_name(out)
+    except WriteError as e:
+        raise UsageError(str(e)) from None
     rows = sum(len(trajectory.rows(i)) for i in frames)
     if ioformats[format].single and rows > 1:
         raise UsageError(
@@ -38,7 +40,7 @@ def convert(args: argparse.Namespace) -> int:
     part = out.with_name(f".part-{out.name}")
     try:
         part.unlink(missing_ok=True)
-        _write(trajectory, frames, part, format)
+        remarks = _write(trajectory, frames, part, format)
         os.replace(part, out)
     except OSError as e:
         raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
@@ -46,11 +48,16 @@ def convert(args: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     print(f"{rows} structures of {len(frames)} frames written to {out}.")
+    for remark in remarks:
+        print(remark)
     return OK
 
 
-def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> None:
-    """Frame by frame where the format can go on; ASE's writers of others want all at once."""
+def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> list[str]:
+    """Frame by frame where the format can go on; ASE's writers of others want all at once.
+
+    Returns sentences on what the format does not hold.
+    """
     kinds: dict[str, type[ExtXYZ] | type[AseTrajectory]] = {"extxyz": ExtXYZ, "traj": AseTrajectory}
     if format in kinds and part.suffix not in (".gz", ".bz2", ".xz"):
         sink: Sink = kinds[format](part, mode="x")
@@ -60,16 +67,11 @@ def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> No
                 sink.write(trajectory.to_batch(i))
         finally:
             sink.close()
-        return
-    structures = [atoms for i in frames for atoms in to_atoms(trajectory.to_batch(i))]
+        return []
     try:
-        ase.io.write(part, structures, format=format)
-    except OSError:
-        raise
-    except Exception as e:
-        # Writers raise anything where a structure does not fit their format.
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UsageError(f"ASE cannot write these structures as {format}: {reason}.") from None
+        return write_structures(part, map(trajectory.to_batch, frames), format)
+    except WriteError as e:
+        raise UsageError(str(e)) from None
 
 
 def _frames(text: str, trajectory: Trajectory) -> range:
@@ -89,15 +91,3 @@ def _frames(text: str, trajectory: Trajectory) -> range:
     if not frames:
         raise UsageError(f"--frames {text} leaves none of the {n} frames of {trajectory.path}.")
     return frames
-
-
-def _format(out: Path) -> str:
-    try:
-        format = filetype(str(out), read=False)
-    except UnknownFileTypeError:
-        format = None
-    if format not in ioformats:
-        raise UsageError(f"{out}: its name says no format that ASE knows; out.extxyz would, for example.")
-    if not ioformats[format].can_write:
-        raise UsageError(f"{out}: ASE reads the format {format}, but does not write it.")
-    return format

@@ -41,7 +41,7 @@ def _encode(value: Any, depth: int) -> Any:
     # Subclasses (IntEnum, np.str_, np.float64) come back as the plain type.
     for plain in (str, int, float):
         if isinstance(value, plain):
-            return plain(value) if plain is not str else str.__str__(value)
+            return plain(value)
     if type(value) is list:
         return [_encode(v, depth + 1) for v in value]
     if isinstance(value, Mapping):
@@ -184,7 +184,7 @@ def encode_info(info: Mapping[Any, Any], name: str, stacklevel: int = 6) -> list
 
 
 def decode_info(pairs: list[list[Any]], where: str) -> dict[Any, Any]:
-    """The inverse of `encode_info`. An entry that cannot be decoded is kept as it was stored, with a warning."""
+    """The inverse of `encode_info`; an entry that cannot be decoded stays as it is stored, with a warning."""
     info = {}
     for key, value in pairs:
         try:

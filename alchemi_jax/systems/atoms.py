@@ -189,7 +189,8 @@ class AtomicData:
             atoms.info[key] = np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
         for key, default in _OWN_INFO.items():
             # The entry that was given stays as it was, an integer for example, unless the number changed.
-            value, given = float(getattr(self, key)), info.get(key)
+            value = float(getattr(self, key))
+            given: Any = info.get(key)
             if value != (float(given) if _is_number(given) else default):
                 atoms.info[key] = value
         constraints = list(self.constraints)

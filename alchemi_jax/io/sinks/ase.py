@@ -15,8 +15,8 @@ from ase.io import jsonio, ulm
 from ase.io.extxyz import read_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
-from alchemi_jax.io.sinks.base import Sink, systems_mask
 from alchemi_jax.io.encoding import is_same
+from alchemi_jax.io.sinks.base import Sink, systems_mask
 from alchemi_jax.io.sinks.extxyz import Contents, ExtXYZDialect, frame_text, join_masks, scan_file
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
 from alchemi_jax.systems.batch import Batch
@@ -287,8 +287,8 @@ class AseTrajectory(AseFile):
     """A .traj file of ASE: binary, with all digits, for `ase gui` and scripts.
 
     It stores the same as ExtXYZ. What ASE does not store in this format, or not as it was, is JSON in the
-    entry `_alchemi_jax` of `info`, from which `read` takes it. Structures are complete in the file when `write` returns, so that it can be read during
-    a run. An incomplete structure, left by a killed process, is ignored.
+    entry `_alchemi_jax` of `info`, from which `read` takes it. Structures are complete in the file when
+    `write` returns, so that it can be read during a run. An incomplete structure, left by a killed process, is ignored.
     """
 
     format = "an ASE trajectory"

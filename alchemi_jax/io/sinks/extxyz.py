@@ -36,7 +36,7 @@ class ExtXYZDialect(Dialect):
     def keeps(self, key: str, value: Any) -> bool:
         if not _NAME.match(key):
             return False
-        if isinstance(value, bool) or type(value) is int and abs(value) < 1 << 62:
+        if isinstance(value, bool) or (type(value) is int and abs(value) < 1 << 62):
             return key.lower() != "uid"
         text = entry(key, value)
         return text is not None and _reads_as(text, key, value)
@@ -129,7 +129,7 @@ def structures_text(structures: Iterable[Atoms]) -> str:
 
 
 def join_masks(atoms: Atoms) -> None:
-    """One FixAtoms, and one FixCartesian per mask, in place of ASE's FixCartesian for every atom of a file."""
+    """One FixAtoms, and one FixCartesian per mask, in place of the FixCartesian per atom of a file."""
     mask = np.zeros((len(atoms), 3), bool)
     others = []
     for constraint in atoms.constraints:

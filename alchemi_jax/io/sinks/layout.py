@@ -28,7 +28,7 @@ DERIVED = ("batch_idx", "first_atom")
 
 #: Dimensions of the arrays after the first. No name twice in one array, and one size per name: for xarray.
 _DIMENSIONS = {
-    **dict.fromkeys(("positions", "velocities", "forces", "fixed"), ("xyz",)),
+    **dict.fromkeys(("positions", "velocities", "forces", "fixed_components"), ("xyz",)),
     "cell": ("vector", "xyz"),
     "pbc": ("vector",),
     "stress": ("stress_row", "stress_column"),

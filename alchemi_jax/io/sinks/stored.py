@@ -61,6 +61,9 @@ class StoredArray:
         self.dtype = np.dtype(array.dtype)
         self._column: Column | None = None
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, key: Any) -> np.ndarray:
         rows = range(self.shape[0])[key] if isinstance(key, slice) else [int(key)]
         return self._read(np.asarray(rows), lambda: self._array[key])
