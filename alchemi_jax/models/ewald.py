@@ -21,7 +21,7 @@ from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
 
 
-def _as_waves(value: Any) -> tuple[int, ...]:
+def _as_waves(value: Any) -> tuple[int, int, int]:
     """Three positive counts."""
     try:
         counts = tuple(operator.index(n) for n in value)
@@ -29,7 +29,7 @@ def _as_waves(value: Any) -> tuple[int, ...]:
         counts = ()
     if len(counts) != 3 or min(counts) < 1:
         raise ValueError(f"waves must be three positive counts, not {value!r}.")
-    return counts
+    return counts[0], counts[1], counts[2]
 
 
 class Ewald(AbstractModel):
