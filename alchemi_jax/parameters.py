@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
+
+
+#: A number, or one value per system.
+Parameter = Float[Array, ""] | Float[Array, " systems"]
 
 
 def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Shaped
 
 
 _T = TypeVar("_T")
@@ -62,7 +62,7 @@ def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) 
     leaves, tree = jax.tree.flatten(operand)
     changed: list[bool] = []
 
-    def find_changed(leaves: list[Array]) -> list[Array]:
+    def find_changed(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
         changed[:] = [new is not old for new, old in zip(found, leaves, strict=True)]
         return found
@@ -70,11 +70,11 @@ def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) 
     jax.eval_shape(find_changed, leaves)
     indices = [i for i, new in enumerate(changed) if new]
 
-    def yes(leaves: list[Array]) -> list[Array]:
+    def yes(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
         return [found[i] for i in indices]
 
-    def no(leaves: list[Array]) -> list[Array]:
+    def no(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         return [leaves[i] for i in indices]
 
     if indices:
