@@ -109,7 +109,9 @@ def positive_number(name: str) -> Callable[[Any], float]:
     check = positive(name)
 
     def convert(value: Any) -> float:
-        number = np.asarray(check(value))
+        # The number is known, also where a model is made inside a transform.
+        with jax.ensure_compile_time_eval():
+            number = np.asarray(check(value))
         if number.ndim:
             raise ValueError(f"{name} must be one number, not an array of shape {list(number.shape)}.")
         return float(value)
