@@ -339,12 +339,9 @@ class FusedStage(AbstractDynamics):
     def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]:
         return self._by_stage(batch, [part.relaxes_cell(batch) for part in self.stages])
 
-    def _by_stage(
-        self, batch: Batch, values: list[Shaped[Array, "systems *dims"]]
-    ) -> Shaped[Array, "systems *dims"]:
+    def _by_stage(self, batch: Batch, values: list[Shaped[Array, "systems ..."]]) -> Shaped[Array, "..."]:
         stage = jnp.clip(batch.status, 0, self.n_stages - 1)
-        rows = jnp.arange(batch.system_capacity)
-        return jnp.stack(values)[stage, rows]
+        return jnp.stack(values)[stage, jnp.arange(batch.system_capacity)]
 
     @property
     def needs_stress(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
