@@ -2,22 +2,34 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.parameters import as_parameter, positive_length, positive_number
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
+
+
+def _as_waves(value: Any) -> tuple[int, int, int]:
+    """Three positive counts."""
+    try:
+        counts = tuple(operator.index(n) for n in value)
+    except TypeError:
+        counts = ()
+    if len(counts) != 3 or min(counts) < 1:
+        raise ValueError(f"waves must be three positive counts, not {value!r}.")
+    return counts[0], counts[1], counts[2]
 
 
 class Ewald(AbstractModel):
@@ -53,15 +65,13 @@ class Ewald(AbstractModel):
         converter=lambda c: c if isinstance(c, str) else by_element("charges")(c), default="initial_charges"
     )
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=9.0)
-    accuracy: float = eqx.field(static=True, converter=float, default=1e-6)
-    waves: tuple[int, int, int] = eqx.field(static=True, default=(6, 6, 6))
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    accuracy: float = eqx.field(static=True, converter=positive_number("accuracy"), default=1e-6)
+    waves: tuple[int, int, int] = eqx.field(static=True, converter=_as_waves, default=(6, 6, 6))
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __check_init__(self):
         if not 0 < self.accuracy < 0.1:
             raise ValueError(f"accuracy must lie between 0 and 0.1, not {self.accuracy}.")
-        if len(self.waves) != 3 or min(self.waves) < 1:
-            raise ValueError(f"waves must be three positive counts, not {self.waves}.")
 
     @classmethod
     def of(cls, batch: Batch, margin: float = 1.1, **arguments: Any) -> "Ewald":
@@ -78,7 +88,7 @@ class Ewald(AbstractModel):
         """1/Å."""
         return math.sqrt(-math.log(self.accuracy)) / self.cutoff
 
-    def _needed(self, cell: Array) -> Array:
+    def _needed(self, cell: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3"]:
         """Multiples of the reciprocal vectors that the accuracy needs, [systems, 3]."""
         longest = 2 * self.alpha * math.sqrt(-math.log(self.accuracy))
         return longest * jnp.sqrt(jnp.sum(cell**2, axis=-1)) / (2 * math.pi)
@@ -101,7 +111,7 @@ class Ewald(AbstractModel):
         r = cast(self, batch.dtype)._parts(batch).evaluate(batch, neighbors, stress=stress)
         return Results(jnp.where(self._suffice(batch), r.energy, jnp.nan), r.forces, r.stress)
 
-    def _suffice(self, batch: Batch) -> Array:
+    def _suffice(self, batch: Batch) -> Bool[Array, " systems"]:
         enough = jnp.all(self._needed(batch.cell) <= jnp.asarray(self.waves)[None] + 1e-6, axis=-1)
         return (enough & jnp.all(batch.pbc, axis=-1)) | ~batch.system_mask
 
@@ -134,7 +144,7 @@ class Ewald(AbstractModel):
 class _Screened(AbstractPair):
     """ke q_i q_j erfc(alpha r)/r."""
 
-    charges: Array = eqx.field(converter=as_parameter)
+    charges: Float[Array, " atoms"] = eqx.field(converter=as_parameter)
     alpha: float = eqx.field(static=True)
     cutoff: float = eqx.field(static=True)
     skin: float = eqx.field(static=True)
@@ -142,7 +152,7 @@ class _Screened(AbstractPair):
     def atom_parameters(self, batch: Batch) -> Any:
         return self.charges
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         r = jnp.sqrt(squared)
         return COULOMB * a * b * jax.scipy.special.erfc(self.alpha * r) / r
 
@@ -150,7 +160,7 @@ class _Screened(AbstractPair):
 class _Waves(AbstractModel):
     """The sum over waves, the self-energy of the charges and the energy with the background."""
 
-    charges: Array = eqx.field(converter=as_parameter)
+    charges: Float[Array, " atoms"] = eqx.field(converter=as_parameter)
     alpha: float = eqx.field(static=True)
     waves: tuple[int, int, int] = eqx.field(static=True)
     cutoff: None = eqx.field(static=True, default=None)
@@ -173,7 +183,9 @@ class _Waves(AbstractModel):
         cosine, sine = q[:, None] * jnp.cos(phase), q[:, None] * jnp.sin(phase)
 
         @jax.checkpoint
-        def plane(energy: Array, n: Array) -> tuple[Array, None]:
+        def plane(
+            energy: Float[Array, " systems"], n: Float[Array, "2"]
+        ) -> tuple[Float[Array, " systems"], None]:
             """Waves (n1, n2, all n3). Those of -n1 give the same, so they are counted twice."""
             angle = turns[:, 0] * n[0] + turns[:, 1] * n[1]
             u, v = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
