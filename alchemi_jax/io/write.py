@@ -125,7 +125,7 @@ def _missing(path: Path, written: list[Atoms], format: str) -> list[str] | None:
     for before, after in zip(written, found, strict=True):
         if len(before) != len(after):
             raise WriteError(
-                f"a file of the format {format} gives back {len(after)} atoms for a structure of {len(before)}"
+                f"a file of the format {format} gives back {len(after)} atoms for {len(before)}"
                 ": it holds structures of one size alone."
             )
         missing |= dict.fromkeys(_differences(before, after))

@@ -288,7 +288,8 @@ class AseTrajectory(AseFile):
 
     It stores the same as ExtXYZ. What ASE does not store in this format, or not as it was, is JSON in the
     entry `_alchemi_jax` of `info`, from which `read` takes it. Structures are complete in the file when
-    `write` returns, so that it can be read during a run. An incomplete structure, left by a killed process, is ignored.
+    `write` returns, so that it can be read during a run. An incomplete structure, left by a
+    killed process, is ignored.
     """
 
     format = "an ASE trajectory"
