@@ -44,7 +44,8 @@ _text |= st.sampled_from(
 )
 _scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | _text | st.binary(max_size=6)
-    | st.complex_numbers() | st.datetimes(timezones=st.none() | st.just(datetime.UTC)) | st.dates() | st.timedeltas()
+    | st.complex_numbers() | st.datetimes(timezones=st.none() | st.just(datetime.UTC)) | st.dates()
+    | st.timedeltas()
 )  # fmt: skip
 _scalars |= st.sampled_from(
     [2**31, 2**53 + 1, 2**63, -(2**63) - 1, 2**64, np.int64(7), np.float32(0.1), np.bool_(True)]
@@ -63,8 +64,8 @@ _values = st.recursive(
     max_leaves=8,
 )
 #: Names that mean something to a format, to ASE or to us.
-_KEYS = """Lattice Properties pbc energy forces stress virial uid UID step status system_name system_id
-_arrays _alchemi_jax charge spin __type__ __ndarray__ 1 ndarray __datetime__ frame positions time_fs outcome a:b"""
+_KEYS = """Lattice Properties pbc energy forces stress virial uid UID step status system_name
+system_id _arrays _alchemi_jax charge spin __type__ __ndarray__ 1 ndarray __datetime__ frame positions time_fs outcome a:b"""
 _NAMES = (
     """mace::forces mtt:q forces energies Z pos species charge move_mask é tags magmoms a a0 status cell"""
 )

@@ -35,7 +35,8 @@ class LoggingHook(RecordingHook):
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
             begins it again, "x" refuses one that exists.
 
-    Rows are complete in the file when `run` or `advance` returns, or raises.
+    A row that a killed process did not finish is removed when the file is continued, with a warning; a last
+    row without a line break that may be whole is refused. Rows are complete in the file when `run` or `advance` returns, or raises.
 
     Raises:
         ValueError: for an unknown backend, a column name that is taken, or other columns in the file.
