@@ -98,6 +98,12 @@ class AtomicData:
         if (self.masses <= 0).any():
             atom = int(np.argmax(self.masses <= 0))
             raise ValueError(f"{self.name}: masses must be positive, that of atom {atom} is not.")
+        for key, value in self.atom_extras.items():
+            if np.shape(value)[:1] != (n,):
+                raise ValueError(
+                    f"{self.name}: the extra {key!r} has shape {np.shape(value)}, but there are {n} atoms: "
+                    "an extra of the atoms has one entry for each."
+                )
         self._check_cell()
 
     def _check_cell(self) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, positive
+from alchemi_jax.parameters import Described, names, number, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import kinetic_energy
@@ -25,7 +25,9 @@ class NaNDetectorHook(TracedHook):
         keys: names of fields or extras of the batch that hold floats.
     """
 
-    keys: tuple[str, ...] = eqx.field(static=True, converter=tuple, default=("positions", "velocities"))
+    keys: tuple[str, ...] = eqx.field(
+        static=True, converter=names("keys"), default=("positions", "velocities")
+    )
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
@@ -69,9 +71,7 @@ class EnergyDriftMonitorHook(TracedHook):
             beginning of the step and named in a warning. None: no system is marked.
     """
 
-    threshold: Array | None = eqx.field(
-        converter=lambda t: None if t is None else positive("threshold")(t), default=None
-    )
+    threshold: Array | None = eqx.field(converter=optional(number("threshold")), default=None)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.updates import by_system, filled_up
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, as_count, as_parameter, finite, positive
+from alchemi_jax.parameters import Described, as_count, as_seed, finite, function, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.segments import to_atoms
@@ -29,8 +29,8 @@ def _target(hook: Any, batch: Batch) -> Float[Array, " systems"]:
 class Ramp(Described):
     """A straight line from `start` to `end` over `n_steps` steps, then constant."""
 
-    start: Array = eqx.field(converter=as_parameter)
-    end: Array = eqx.field(converter=as_parameter)
+    start: Array = eqx.field(converter=finite("start"))
+    end: Array = eqx.field(converter=finite("end"))
     n_steps: Array = eqx.field(converter=as_count("n_steps"))
 
     def __call__(self, step: Float[Array, " systems"]) -> Array:
@@ -54,7 +54,7 @@ class TemperatureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without thermostat.
     """
 
-    schedule: Callable[[Array], Any]
+    schedule: Callable[[Array], Any] = eqx.field(converter=function("schedule"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -85,7 +85,7 @@ class PressureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without a pressure.
     """
 
-    schedule: Callable[[Array], Any]
+    schedule: Callable[[Array], Any] = eqx.field(converter=function("schedule"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -139,7 +139,7 @@ class ReplicaExchangeHook(TracedHook):
 
     temperatures: Array = eqx.field(converter=positive("temperatures"))
     every: Array = eqx.field(converter=as_count("every"), default=100)
-    seed: Array = eqx.field(converter=lambda s: jnp.asarray(s, jnp.uint32), default=0)
+    seed: Array = eqx.field(converter=as_seed("seed"), default=0)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
