@@ -9,15 +9,22 @@ from jaxtyping import Array
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
-from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import (
+    Chain,
+    advance_chain,
+    chain_energy,
+    inertia,
+    new_chain,
+    scale_chain,
+)
 from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_count, finite, one_of, positive
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import kinetic_energy
-from alchemi_jax.units import KB
+from alchemi_jax.systems.observables import kinetic_energy, volume
+from alchemi_jax.units import GPA, KB
 
 
 class NPH(AbstractDynamics):
@@ -113,7 +120,8 @@ class NPT(AbstractDynamics):
         thermostat_time: fs.
         barostat_time: fs.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` and `PressureScheduleHook` set other targets.
+        hooks: any; `TemperatureScheduleHook`, `PressureScheduleHook` and `ReplicaExchangeHook` set other
+            targets.
         cell: "isotropic", "anisotropic" or "flexible".
 
     dt, temperature, pressure and the times are numbers, or one per system.
@@ -168,6 +176,15 @@ class NPT(AbstractDynamics):
         extra = cells.barostat_energy(batch, barostat, mass, self.pressure)
         extra = extra + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
         return batch.energy + kinetic_energy(batch) + extra
+
+    def ensemble_energy(self, batch: Batch) -> Array:
+        outer = GPA * target(batch, batch.target_pressure, self.pressure)
+        return batch.energy + outer * volume(batch)
+
+    def scale_momenta(self, state: tuple, factor: Array) -> tuple:
+        barostat, *chains = state
+        rate = barostat.rate * factor[:, None, None]
+        return Barostat(rate, barostat.count), *(scale_chain(chain, factor) for chain in chains)
 
     def _masses(self, batch: Batch, state: tuple) -> tuple[Array, Array, Array]:
         barostat, of_atoms, of_cell = state
