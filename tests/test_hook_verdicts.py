@@ -232,7 +232,7 @@ def test_exchange_keeps_the_energies_of_each_rung(name):
     k = 0.5 * np.linspace(1, 2, 3)
     model = _Well(stiff=jnp.asarray(k))
     md = engine(name, model=model, n_steps=15_000, hooks=[rungs, seen], **fields)
-    # The center of mass moves from the start, so that all degrees of freedom count: wells do not keep it at rest.
+    # The center of mass moves from the start, so that all degrees of freedom count: wells do not hold it.
     noise = np.random.default_rng(9).normal(0, 1.5e-3, batch.velocities.shape)
     md.run(batch.replace(velocities=batch.velocities + noise))
     t = seen.table["t"][200:, :16]

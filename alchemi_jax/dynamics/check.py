@@ -5,12 +5,14 @@ import warnings
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.constraints import refusal
 from alchemi_jax.transforms import is_traced
 
 
@@ -18,17 +20,36 @@ _E = TypeVar("_E", bound="Engine")
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
-    """Check that model, hooks and algorithms can treat these systems.
+    """Check that model, hooks and algorithms can treat these systems, and apply their constraints.
 
     Raises:
         ValueError: naming the first system that cannot be treated.
     """
+    for row, meta in enumerate(batch.meta):
+        if meta.constraints:
+            raise ValueError(refusal(batch.name_of(row), meta.constraints))
     engine.model.check(batch)
     for group in engine.groups:
         for hook in group.hooks.traced:
             hook.check_in(engine, batch)
     for part in engine.parts:
         part.check(batch)
+
+
+def check_fixed_components(who: str, shears: bool, batch: Batch) -> None:
+    """Check that no atom is fixed along some axes only where the cell may shear, which turns its axes.
+
+    Raises:
+        ValueError: naming the system.
+    """
+    host = batch.take()
+    partly = (host.fixed_components & ~host.fixed[:, None]).any(axis=1)
+    if shears and partly.any():
+        raise ValueError(
+            f"{batch.name_of(int(host.batch_idx[np.argmax(partly)]))} has atoms that are fixed along some "
+            f"axes only, which {who} cannot keep where the cell shears: let it change along its axes alone, "
+            "or fix the atoms."
+        )
 
 
 def warn_idle_hooks(engine: Engine) -> None:

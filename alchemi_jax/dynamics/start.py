@@ -103,5 +103,5 @@ def start_bookkeeping(batch: Batch) -> Batch:
         target_temperature=jnp.full_like(batch.energy, jnp.nan),
         target_pressure=jnp.full_like(batch.energy, jnp.nan),
         stress=jnp.full_like(batch.stress, jnp.nan),
-        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
+        velocities=jnp.where(batch.free_components, batch.velocities, 0),
     )

@@ -89,9 +89,9 @@ class FreezeAtomsHook(TracedHook):
 class WrapPeriodicHook(TracedHook):
     """Moves atoms by lattice vectors into the cell, along periodic directions.
 
-    Traced, at AFTER_POST_UPDATE. Fixed atoms stay where they are. Reads `positions`, `cell`, `pbc`; writes
-    `positions`. Energies and forces do not change. The neighbor list is built again when an atom was moved.
-    Costs one pass over the atoms, and that list.
+    Traced, at AFTER_POST_UPDATE. Atoms that are fixed, also in part, stay where they are. Reads `positions`,
+    `cell`, `pbc`; writes `positions`. Energies and forces do not change. The neighbor list is built again
+    when an atom was moved. Costs one pass over the atoms, and that list.
     """
 
     frequency: int = 1
@@ -101,7 +101,7 @@ class WrapPeriodicHook(TracedHook):
         batch = ctx.batch
         cell = jax.vmap(working_cell)(batch.cell, batch.pbc)
         fractional = jnp.einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
-        periodic = to_atoms(batch, batch.pbc) & (batch.atom_mask & ~batch.fixed)[:, None]
+        periodic = to_atoms(batch, batch.pbc) & jnp.all(batch.free_components, axis=1, keepdims=True)
         shift = jnp.where(periodic, jnp.floor(fractional), 0)
         moved = jnp.einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
         # Not a bit of an atom inside the cell changes.

@@ -105,10 +105,10 @@ class BiasedPotentialHook(TracedHook):
             return energy
 
         energy, slope, virial = strained_gradient(batch, bias)
-        free = batch.atom_mask & ~batch.fixed
+        free = batch.atom_mask[:, None] & batch.free_components
         return ctx.with_batch(
             energy=batch.energy + energy,
-            forces=batch.forces - jnp.where(free[:, None], slope, 0),
+            forces=batch.forces - jnp.where(free, slope, 0),
             # NaN, where there is no stress, remains NaN.
             stress=batch.stress + per_volume(batch, virial),
         )

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from alchemi_jax.dynamics.check import check_fixed_components
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
@@ -79,6 +80,7 @@ class NPH(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
     def admit(self, batch: Batch, key: Array) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
@@ -151,6 +153,7 @@ class NPT(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
     def admit(self, batch: Batch, key: Array) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
