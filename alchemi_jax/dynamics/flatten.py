@@ -20,9 +20,10 @@ def flatten(
         TypeError, ValueError: see `FusedStage`.
     """
     flat: list[Any] = []
-    for stage in stages:
-        if not isinstance(stage, Algorithm):
-            raise TypeError(f"a stage of FusedStage must be an engine, not a {type(stage).__name__}.")
+    for given in stages:
+        if not isinstance(given, Algorithm):
+            raise TypeError(f"a stage of FusedStage must be an engine, not a {type(given).__name__}.")
+        stage: Any = given
         if hasattr(stage, "inner_codes"):
             if stage.n_steps is not None:
                 raise ValueError(

@@ -31,7 +31,7 @@ from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import volume
+from alchemi_jax.systems.observables import moves_as_whole, volume
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
 from alchemi_jax.transforms import is_traced, root
 from alchemi_jax.units import GPA

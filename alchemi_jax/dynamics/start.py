@@ -46,8 +46,8 @@ def initial_state(
     return state.replace(records=empty_buffers(engine, state))
 
 
-def initial_flags(batch: Batch) -> dict[str, Shaped[Array, " systems"]]:
-    """The initial values of the fields of a state with a row per system."""
+def initial_flags(batch: Batch) -> dict[str, Any]:
+    """The initial values, [systems], of the fields of a state with a row per system."""
     dtypes = {"came_from": jnp.int32, "time_error": batch.dtype}
     shape = batch.status.shape
     return {name: jnp.full(shape, value, dtypes.get(name, bool)) for name, value in FLAGS.items()}

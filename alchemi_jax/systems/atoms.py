@@ -157,7 +157,7 @@ class AtomicData:
                 components |= held
             elif constraints == "keep":
                 others.append(constraint)
-        fixed = components.all(axis=1)
+        fixed: Any = components.all(axis=1)
         velocities = None
         if "momenta" in atoms.arrays:
             velocities = units.velocities_from_ase(atoms.get_velocities())
