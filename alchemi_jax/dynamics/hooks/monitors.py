@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, names, number, optional
+from alchemi_jax.parameters import Described, Parameter, names, number, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import kinetic_energy
@@ -76,7 +76,7 @@ class EnergyDriftMonitorHook(TracedHook):
             this energy changes.
     """
 
-    threshold: Array | None = eqx.field(converter=optional(number("threshold")), default=None)
+    threshold: Parameter | None = eqx.field(converter=optional(number("threshold")), default=None)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
