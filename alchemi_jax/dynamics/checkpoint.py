@@ -104,7 +104,7 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
     keys = about.pop("keys", {})
     other, changed = difference(about, like.origin.describe())
     if other:
-        raise ValueError(f"{path} is of another run: {other}.")
+        raise ValueError(f"{path} is of another engine or batch: {other}.")
     if sizes is not None and like.neighbors is not None:
         # Lists may have grown since `init`, so their sizes are stored.
         stored = ListSizes(*(int(n) for n in sizes))
@@ -159,7 +159,9 @@ def _check_systems(path: Path, tree: dict[str, Any], like: DynamicsState) -> Non
     name, now = ".batch.atoms_per_system", np.asarray(like.batch.atoms_per_system)
     counts = [int((values > 0).sum()) for values in (np.asarray(tree.get(name, now)), now)]
     if counts[0] != counts[1]:
-        raise ValueError(f"{path} is of other systems: it has {counts[0]} of them, `like` has {counts[1]}.")
+        raise ValueError(
+            f"{path} is of another engine or batch: it has {counts[0]} systems, `like` has {counts[1]}."
+        )
     for field in _OF_SYSTEMS:
         name, now = f".batch.{field}", np.asarray(getattr(like.batch, field))
         old = np.asarray(tree[name]) if name in tree else now
@@ -168,9 +170,9 @@ def _check_systems(path: Path, tree: dict[str, Any], like: DynamicsState) -> Non
         row = int(np.argwhere(old != now)[0][0])
         if field == "numbers":
             before, after = (chemical_symbols[values[row]] for values in (old, now))
-            raise ValueError(f"{path} is of other systems: atom {row} was {before} and is {after}.")
+            raise ValueError(f"{path} is of another engine or batch: atom {row} was {before} and is {after}.")
         raise ValueError(
-            f"{path} is of other systems: {field} of row {row} was {old[row].tolist()} and is "
+            f"{path} is of another engine or batch: {field} of row {row} was {old[row].tolist()} and is "
             f"{now[row].tolist()}."
         )
 
