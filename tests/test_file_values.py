@@ -64,8 +64,8 @@ _values = st.recursive(
     max_leaves=8,
 )
 #: Names that mean something to a format, to ASE or to us.
-_KEYS = """Lattice Properties pbc energy forces stress virial uid UID step status system_name
-system_id _arrays _alchemi_jax charge spin __type__ __ndarray__ 1 ndarray __datetime__ frame positions time_fs outcome a:b"""
+_KEYS = """Lattice Properties pbc energy forces stress virial uid UID step status system_name system_id
+_arrays _alchemi_jax charge spin __type__ __ndarray__ 1 ndarray __datetime__ frame positions time_fs a:b"""
 _NAMES = (
     """mace::forces mtt:q forces energies Z pos species charge move_mask é tags magmoms a a0 status cell"""
 )

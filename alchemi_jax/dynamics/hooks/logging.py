@@ -12,6 +12,7 @@ from jaxtyping import Array, Shaped
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.parameters import function
 from alchemi_jax.systems.observables import fmax, temperature
 
 
@@ -35,8 +36,9 @@ class LoggingHook(RecordingHook):
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
             begins it again, "x" refuses one that exists.
 
-    A row that a killed process did not finish is removed when the file is continued, with a warning; a last
-    row without a line break that may be whole is refused. Rows are complete in the file when `run` or `advance` returns, or raises.
+    Rows are complete in the file when `run` or `advance` returns, or raises. A row that a killed process did
+    not finish is removed when the file is continued, with a warning; a last row without a line break that may
+    be whole is refused.
 
     Raises:
         ValueError: for an unknown backend, a column name that is taken, or other columns in the file.
@@ -65,6 +67,8 @@ class LoggingHook(RecordingHook):
         default = "dynamics.csv" if backend == "csv" else "runs"
         self.log_path = Path(default if log_path is None else log_path)
         self.custom_scalars = dict(custom_scalars or {})
+        for name, scalar in self.custom_scalars.items():
+            function(f"custom_scalars[{name!r}] of LoggingHook")(scalar)
         taken = [name for name in self.custom_scalars if name in COLUMNS]
         if taken:
             raise ValueError(f"custom scalar {taken[0]!r} has the name of a column of LoggingHook.")

@@ -77,7 +77,7 @@ class CSVWriter:
             text = row.decode(errors="replace")
             if b"\n" not in tail or row.count(b",") >= len(self.columns) - 1:
                 raise ValueError(
-                    f"{self.path} ends in the row {text[-100:]!r} without a line break, so that it may be broken: "
+                    f"{self.path} ends in the row {text[-100:]!r} without a line break: it may be broken; "
                     "end it with a line break if it is whole, or remove it."
                 )
             file.truncate(size - len(row))
