@@ -24,7 +24,8 @@ def test_what_is_not_a_number_is_read_as_one(tmp_path):
     writer.write(table((0, 1.5, np.nan), (1, np.inf, 0.1)))
     writer.write({k: v.astype(np.float32) if k != "step" else v for k, v in table((2, np.nan, 0.1)).items()})
     assert path.read_text() == HEAD + "0,1.5,NaN\n1,inf,0.1\n2,NaN,0.100000001\n"
-    rows = list(csv.DictReader(path.open(newline="")))
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [float(r[COLUMNS[2]]) for r in rows[1:]] == [0.1, 0.100000001]
     polars = pytest.importorskip("polars")
     assert polars.read_csv(path).dtypes == [polars.Int64, polars.Float64, polars.Float64]

@@ -42,8 +42,7 @@ class CSVWriter:
         if self._file is not None:
             return
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:
-            self._check_columns()
-            self._check_end()
+            self._check_end(self._check_columns())
             self._file = open(self.path, "a", newline="")  # noqa: SIM115
             return
         self._file = open(self.path, self.mode, newline="")  # noqa: SIM115
@@ -52,19 +51,22 @@ class CSVWriter:
         csv.writer(self._file, lineterminator="\n").writerow(self.columns)
         self._file.flush()
 
-    def _check_columns(self) -> None:
+    def _check_columns(self) -> bool:
+        """Whether there are rows in the file, which has the right columns."""
         with open(self.path, newline="", errors="replace") as file:
+            reader = csv.reader(file)
             try:
-                found = next(csv.reader(file), [])
+                found, has_rows = next(reader, []), next(reader, None) is not None
             except csv.Error:
-                found = []
+                found, has_rows = [], False
         if found != self.columns:
             raise ValueError(
                 f"{self.path} has the columns {','.join(found)}, this LoggingHook writes "
                 f"{','.join(self.columns)}: give another log_path, or mode='w' to begin the file again."
             )
+        return has_rows
 
-    def _check_end(self) -> None:
+    def _check_end(self, has_rows: bool) -> None:
         """Remove a row that a killed process did not finish; refuse one that may be whole or not."""
         with open(self.path, "rb+") as file:
             file.seek(0, 2)
@@ -75,7 +77,7 @@ class CSVWriter:
                 return
             row = tail[tail.rfind(b"\n") + 1 :]
             text = row.decode(errors="replace")
-            if b"\n" not in tail or row.count(b",") >= len(self.columns) - 1:
+            if not has_rows or b"\n" not in tail or row.count(b",") >= len(self.columns) - 1:
                 raise ValueError(
                     f"{self.path} ends in the row {text[-100:]!r} without a line break: it may be broken; "
                     "end it with a line break if it is whole, or remove it."
