@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from alchemi_jax.cli.folder import SOFTWARE
+
 
 def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> None:
     """fmax and energy of every system against the step, from the log.
@@ -45,7 +47,7 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
     for axes in (forces, energies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture)
 
 
 #: So many systems are drawn, evenly chosen from all.
@@ -85,4 +87,11 @@ def quantities(
         axes.margins(x=0.01)
     panels[0].set_title(title if len(drawn) == len(systems) else f"{title}, {len(drawn)} systems drawn")
     panels[-1].set_xlabel("step")
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture)
+
+
+def _save(figure: Figure, picture: Path) -> None:
+    """The file, with a mark by which it is known as ours."""
+    key = "Software" if picture.suffix.lower() == ".png" else "Creator"
+    known = picture.suffix.lower() in (".png", ".pdf", ".svg")
+    figure.savefig(picture, dpi=130, metadata={key: SOFTWARE} if known else None)

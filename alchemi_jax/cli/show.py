@@ -1,6 +1,6 @@
 """`alchemi-jax show`: what a trajectory holds, in numbers and a picture."""
 
-import argparse
+
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from alchemi_jax.analysis import BlockAverage, block_average
-from alchemi_jax.cli.outcome import OK, UsageError, count_outcomes
+from alchemi_jax.cli.outcome import OK, UsageError
+from alchemi_jax.cli.write import count_outcomes
 from alchemi_jax.cli.plot import quantities
 from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.io.trajectory import Trajectory
@@ -33,7 +34,7 @@ class Quantity:
     values: np.ndarray
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: Show, signals: Any = None) -> int:
     """Prints the summary, draws the picture.
 
     Raises:
