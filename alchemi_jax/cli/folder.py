@@ -154,6 +154,24 @@ class Results:
             with contextlib.suppress(OSError):
                 self.at.rmdir()
 
+    def forget(self) -> None:
+        """Remove what was begun if it holds nothing: a log without rows, empty stores, and then the folder."""
+        for name in self.names:
+            path = self.at / name
+            if path.suffix == ".csv" and path.is_file() and is_ours(path):
+                with path.open("rb") as f:
+                    if f.readline() and f.readline():
+                        return
+            elif path.exists() and path.suffix != ".json":
+                return
+        for name in self.names:
+            if (self.at / name).is_file():
+                (self.at / name).unlink()
+        with contextlib.suppress(OSError):
+            self.at.rmdir()
+            if self.at != self.out:
+                self.out.rmdir()
+
     def made(self) -> list[str]:
         """Paths of the results that are there."""
         return [str(self.at / name) for name in self.names if (self.at / name).exists()]

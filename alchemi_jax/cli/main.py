@@ -8,16 +8,20 @@ from typing import Any
 
 from alchemi_jax._version import __version__
 from alchemi_jax.cli.outcome import OK, USAGE, UsageError, did_you_mean, os_reason
-from alchemi_jax.cli.signals import Interrupted, Signals
+from alchemi_jax.cli.signals import Signals
 
 
 def main(arguments: list[str] | None = None, signals: Signals | None = None) -> int:
     """Run a command; returns the exit code.
 
     Args:
-        arguments: by default those of the process.
+        arguments: by default those of the process, which this then ends (see `start`).
         signals: what Ctrl-C and SIGTERM do; by default they are not handled here.
     """
+    if arguments is None and signals is None:
+        from alchemi_jax.cli.start import start
+
+        start()
     words = list(sys.argv[1:] if arguments is None else arguments)
     signals = Signals() if signals is None else signals
     command = ""
@@ -26,9 +30,9 @@ def main(arguments: list[str] | None = None, signals: Signals | None = None) -> 
     except UsageError as e:
         if words and not words[0].startswith("-"):
             command = f" {words[0][:40]}"
-        _say(f"alchemi-jax{command}: error: {e}")
+        _say(f"alchemi-jax{command}: error: {str(e).replace('?.', '?')}")
         return USAGE
-    except Interrupted:
+    except KeyboardInterrupt:
         return signals.exit_code
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else OK

@@ -50,11 +50,13 @@ def relax(job: Job, signals: Signals) -> int:
         shutil.rmtree(at / f"{STORE}.whole", ignore_errors=True)
 
     signals.describe = kept
+    signals.on_leave(results.forget)
     signals.on_leave(clear)
     try:
         ended = stream(run, at / LOG, sink, signals, take=early.write)
     except UsageError:
         clear()
+        results.forget()
         raise
     with signals.files:
         final = _in_order(sink, ended)

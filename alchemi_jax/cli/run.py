@@ -62,12 +62,13 @@ def run(job: Job, signals: Signals) -> int:
     frames = ZarrData(at / FRAMES)
     sink = FinishedSystems(at / FINISHED, signals, frames)
     signals.describe = lambda: _left(plan, results, len(sink))
+    signals.on_leave(results.forget)
     signals.on_leave(frames.commit)
     hooks = [SnapshotHook(frames, settings.save_every, finished=False)] if settings.save_every else []
     ended = Ended(False, 0.0, 0.0)
     if len(done) < len(plan.sources):
         ended = stream(plan, at / LOG, sink, signals, done=done, hooks=hooks)
-    return _report(plan, results, ended, signals)
+    return _report(plan, results, ended, signals, done)
 
 
 md = run
@@ -140,7 +141,7 @@ def _keep_finished(out: Path) -> set[int]:
     return ids
 
 
-def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals) -> int:
+def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals, done: set[int]) -> int:
     out, sources, settings = results.at, plan.sources, plan.settings
     finished, counts, steps = 0, {}, 0.0
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
@@ -152,7 +153,8 @@ def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals) ->
         for i in np.flatnonzero(host.outcome >= Outcome.STOPPED).tolist()[:_DETAILS]:
             path, index, _ = sources[int(host.system_id[i])]
             print(f"{path}, structure {index}: {host.outcome_text(i)}.", file=sys.stderr)
-        steps = float((host.steps_taken.astype(np.int64) * host.atoms_per_system).sum())
+        new = ~np.isin(host.system_id, list(done))
+        steps = float((host.steps_taken.astype(np.int64) * host.atoms_per_system)[new].sum())
     converged, failed, stopped = (
         counts.get(outcome, 0) for outcome in (Outcome.CONVERGED, Outcome.FAILED, Outcome.STOPPED)
     )
@@ -189,6 +191,7 @@ def _summarize(plan: Prepared, out: Path) -> None:
     for code, stage in enumerate(plan.settings.stages):
         if isinstance(stage, MD):
             print(f"\n  {'stage ' + str(code):14}means over its steps, with standard errors from blocks")
-            for name, text in means(table, code, sizes):
+            for name, text in means(table, code, stage, sizes):
                 print(f"  {name:14}{text}")
-    picture(table, sizes, out / "summary.png", describe(plan.settings))
+    stages = plan.settings.stages
+    picture(table, sizes, out / "summary.png", describe(plan.settings), list(stages))

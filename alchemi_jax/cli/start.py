@@ -23,7 +23,6 @@ def start() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    if signals.number is not None:
-        # Threads of XLA may be at work, and must not hold up the end.
-        os._exit(signals.exit_code)
-    sys.exit(code)
+    # At once: while Python takes itself apart signals have their defaults again, and threads of XLA may be at
+    # work.
+    os._exit(signals.exit_code if signals.number is not None else code)

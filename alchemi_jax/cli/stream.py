@@ -18,7 +18,7 @@ from alchemi_jax.cli.models import model_from
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline, Relax
-from alchemi_jax.cli.signals import Interrupted, Signals
+from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
@@ -167,7 +167,7 @@ def stream(
                 # Failed systems are in the table at the end.
                 warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
                 engine.run(sampler=sampler, sink=sink, key=key)
-        except Interrupted:
+        except KeyboardInterrupt:
             interrupted = True
         except ValueError as e:
             if len(sink):
