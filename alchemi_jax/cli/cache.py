@@ -62,7 +62,7 @@ def use_cache(wanted: bool) -> Path | None:
     if not wanted:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    own = jax.config.jax_compilation_cache_dir
+    own = getattr(jax.config, "jax_compilation_cache_dir", None)
     if own:
         return Path(own)
     try:
@@ -98,10 +98,10 @@ class CompileTime:
         if unregister is not None:
             unregister(self._add)
 
-    def _add(self, event: str, seconds: float, **more: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            self._spans.append((now - seconds, now))
+            self._spans.append((now - duration_secs, now))
 
     @property
     def seconds(self) -> float:

@@ -30,7 +30,8 @@ class Command:
     Attributes:
         run: `module:function`, imported when it is asked for; called with what `parse` returns.
         help: one line, for the list of commands. `description`: for its own help.
-        models: whose fields are its flags.
+        models: whose fields are its flags, each with a heading for them.
+        stage: the model of its stage. `options`: that of what is not in files.
         defaults: in place of those of the models.
         ends: the last words of the line on exit codes.
     """
@@ -38,9 +39,11 @@ class Command:
     run: str
     help: str
     description: str
-    models: tuple[type[Settings], ...]
+    models: dict[str, type[Settings]]
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     ends: str = ""
+    stage: type[Settings] | None = None
+    options: type[Options] = Options
 
 
 _FAILED = ", 3 some failed or did not converge"
@@ -50,48 +53,53 @@ COMMANDS = {
         "relax structures, many at once",
         "Relaxes the structures in the files: their atoms, and with --cell their cells. "
         "Without files: the sample set of noble-gas clusters and crystals.",
-        (Run, Relax, Options),
+        {"relaxation": Relax, "run": Run, "this call": Options},
         {"out": "alchemi-relaxed", "log_every": 1},
         _FAILED,
+        Relax,
     ),
     "md": Command(
         "alchemi_jax.cli.run:md",
         "molecular dynamics of structures, many at once",
         "Molecular dynamics of the structures in the files; those at rest get velocities of the temperature. "
         "The same command again goes on with the structures that are left. Without files: the sample set.",
-        (Pipeline, MD, MDOptions, Options),
+        {"dynamics": MD, "run": Pipeline, "this call": MDOptions},
         {"out": "alchemi-md", "n_steps": 1000},
         _FAILED,
+        MD,
+        MDOptions,
     ),
     "run": Command(
         "alchemi_jax.cli.run:run",
         "a pipeline from a file: relax, then dynamics, of many structures",
         "Runs the stages of a TOML file over all structures of its files. The same command again "
         "goes on with the structures that are left. docs/commands.md has the settings.",
-        (RunOptions, Options),
+        {"this call": RunOptions},
         {},
         _FAILED,
+        None,
+        RunOptions,
     ),
     "show": Command(
         "alchemi_jax.cli.show:show",
         "what results hold: means with error bars, and a picture",
         "Prints what a folder of results, or a store of ZarrData, holds: systems, frames, and means over the "
         "frames with standard errors from blocks of them. Works while a run is still writing.",
-        (Show,),
+        {"options": Show},
     ),
     "convert": Command(
         "alchemi_jax.cli.convert:convert",
         "frames as extxyz, .traj, or anything that ASE writes",
         "Writes the frames of a folder of results, or of a store of ZarrData, to a file whose name says the "
         "format.",
-        (Convert,),
+        {"options": Convert},
     ),
     "info": Command(
         "alchemi_jax.cli.info:info",
         "versions, devices, precision, and a check of this JAX",
         "Prints versions, devices and precision, and runs small computations that some versions of JAX got "
         "wrong.",
-        (Info,),
+        {"options": Info},
         {},
         ", 3 this JAX is faulty",
     ),
@@ -127,19 +135,18 @@ def parse(command: str, arguments: list[str]) -> Any:
     if command == "run":
         options = check(RunOptions, given, _name_in(known))
         return Job(load(options.pipeline, options.overrides), options)
-    if command not in ("relax", "md"):
-        return check(known.models[0], given, _name_in(known))
-    stage_type, options_type = known.models[1:3] if command == "relax" else (MD, MDOptions)
+    if known.stage is None:
+        return check(known.models["options"], given, _name_in(known))
     given = known.defaults | given
-    of_options = {k: given.pop(k) for k in options_type.model_fields.keys() | Options.model_fields if k in given}
-    stage = {k: given.pop(k) for k in stage_type.model_fields if k in given}
+    of_options = {k: given.pop(k) for k in known.options.model_fields if k in given}
+    stage = {k: given.pop(k) for k in known.stage.model_fields if k in given}
     stages = [{"kind": command, **stage}]
     relax_first = of_options.get("relax")
     if relax_first is not None:
         stages.insert(0, {"kind": "relax", "fmax": relax_first})
     names = _name_in(known, relax_first is not None)
     settings = check(Pipeline, {**given, "stages": stages}, names)
-    return Job(settings, check(options_type, of_options, names))
+    return Job(settings, check(known.options, of_options, names))
 
 
 def _name_in(command: Command, relaxes_first: bool = False) -> Any:
@@ -159,7 +166,7 @@ def _name_in(command: Command, relaxes_first: bool = False) -> Any:
 
 def _fields(command: Command) -> list[tuple[str, FieldInfo]]:
     out: dict[str, FieldInfo] = {}
-    for model in command.models:
+    for model in command.models.values():
         out |= {k: v for k, v in model.model_fields.items() if k not in ("kind", "stages")}
     return list(out.items())
 
@@ -198,24 +205,32 @@ class _Parser(argparse.ArgumentParser):
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command. It only tells words apart: values are checked by the models."""
     known = COMMANDS[command]
+    places = [name for name, field in _fields(known) if _extra(field).get("positional")]
     parser = _Parser(
         prog=f"alchemi-jax {command}",
+        usage=" ".join([f"alchemi-jax {command} [options]", *(f"[{_metavar(name)} ...]" for name in places)])
+        if command in ("relax", "md")
+        else None,
         description=known.description,
         epilog=f"Exit code: 0 all is well, 2 bad usage or a file that cannot be read or written{known.ends}, "
         "130 interrupted.",
         allow_abbrev=False,
     )
+    groups = {}
+    for heading, model in known.models.items():
+        section = parser.add_argument_group(heading)
+        groups |= dict.fromkeys(model.model_fields, section)
     for name, field in _fields(known):
-        extra = _extra(field)
+        extra, group = _extra(field), groups[name]
         text = f"{field.description}{described_default(name, field, known)}".replace("%", "%%")
         if extra.get("positional"):
             many = field.annotation is not str
-            parser.add_argument(name, nargs="*" if many else None, help=text, metavar=_metavar(name))
+            group.add_argument(name, nargs="*" if many else None, help=text, metavar=_metavar(name))
         elif field.annotation is bool:
-            parser.add_argument(flag_of(name, field), dest=name, action="store_const", const=True, help=text)
+            group.add_argument(flag_of(name, field), dest=name, action="store_const", const=True, help=text)
         else:
             metavar = extra.get("unit") or _kind(field)
-            parser.add_argument(flag_of(name, field), dest=name, help=text, metavar=metavar)
+            group.add_argument(flag_of(name, field), dest=name, help=text, metavar=metavar)
     return parser
 
 
@@ -223,7 +238,7 @@ def described_default(name: str, field: FieldInfo, command: Command | None = Non
     """ " [0.01]", or nothing for what has no default."""
     value = field.default if command is None else command.defaults.get(name, field.default)
     shown = _extra(field).get("shown") or value
-    if shown in (None, ...) or shown is False or field.is_required() and value is field.default:
+    if shown in (None, ...) or shown is False or (field.is_required() and value is field.default):
         return ""
     return f" [{shown if not isinstance(shown, list) else 'none'}]"
 
@@ -241,7 +256,13 @@ def _join_numbers(arguments: list[str]) -> list[str]:
     """`--pressure -1e-3` as `--pressure=-1e-3`, which argparse would take for a flag."""
     out: list[str] = []
     for word in arguments:
-        if out and out[-1].startswith("--") and len(out[-1]) > 2 and "=" not in out[-1] and _is_negative(word):
+        if (
+            out
+            and out[-1].startswith("--")
+            and len(out[-1]) > 2
+            and "=" not in out[-1]
+            and _is_negative(word)
+        ):
             out[-1] += f"={word}"
         else:
             out.append(word)

@@ -1,8 +1,8 @@
 """The folder of results: what of it is ours, and how new results replace old ones.
 
-Only what this program wrote is ever replaced or removed, which its content tells; links are not followed. With
-`--overwrite` the new results are written into the folder `unfinished` inside of it and change places with the
-old ones when they are whole.
+Only what this program wrote is ever replaced or removed, which its content tells; links are not followed.
+With `--overwrite` the new results are written into the folder `unfinished` inside of it and change places
+with the old ones when they are whole.
 """
 
 import contextlib
@@ -21,6 +21,34 @@ UNFINISHED = "unfinished"
 #: A mark in pictures: the program that drew them, as PNG, PDF and SVG keep it.
 SOFTWARE = "alchemi-jax"
 _STORE_FILES = re.compile(r"(zarr\.json|c(\.\d+)*|\d+)(\.new|\.begun)?")
+
+
+#: Stores of results, the one with most frames first.
+_STORES = ("trajectory.zarr", "finished.zarr", "relaxed.zarr")
+
+
+def find_store(path: str) -> Path:
+    """The store at a path: itself, or the one in a folder of results, also of a run that is not finished.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    at = Path(path)
+    try:
+        if not at.exists():
+            raise UsageError(f"{path} does not exist.")
+        if not at.is_dir():
+            raise UsageError(f"{path} is a file: give a folder of results, or a store that ZarrData wrote.")
+        if (at / "zarr.json").exists():
+            return at
+        for folder in (at, at / UNFINISHED):
+            for name in _STORES:
+                if (folder / name / "zarr.json").exists():
+                    return folder / name
+    except (OSError, ValueError) as e:
+        reason = os_reason(e) if isinstance(e, OSError) else str(e)
+        raise UsageError(f"{path!r} cannot be read: {reason}.") from None
+    raise UsageError(f"{path} holds no results: none of {', '.join(_STORES)} is in it.")
 
 
 def is_ours(path: Path) -> bool:
@@ -72,6 +100,27 @@ def _is_settings(path: Path) -> bool:
     return isinstance(content, dict) and {"stages", "model"} <= content.keys()
 
 
+def check_target(path: Path, overwrite: bool, source: str) -> None:
+    """Whether a file that the user names may be written.
+
+    Raises:
+        UsageError: if it exists and is not to be replaced, is a folder or a link, or lies in the store read.
+    """
+    try:
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"{path} exists: give another file, or --overwrite to replace it.")
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link, and --overwrite follows none: give the file itself.")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder.")
+        store = find_store(source).resolve()
+        if store == path.resolve() or store in path.resolve().parents:
+            raise UsageError(f"{path} lies in {source}, which is read: give another file.")
+    except (OSError, ValueError) as e:
+        reason = os_reason(e) if isinstance(e, OSError) else str(e)
+        raise UsageError(f"{str(path)!r} cannot be written: {reason}.") from None
+
+
 class Results:
     """Where a command writes.
 
@@ -96,7 +145,9 @@ class Results:
         """
         existing = self.existing()
         if existing and not overwrite:
-            raise UsageError(f"{self.out / existing[0]} exists: give another --out, or --overwrite to replace it.")
+            raise UsageError(
+                f"{self.out / existing[0]} exists: give another --out, or --overwrite to replace it."
+            )
         if existing and self.out.is_symlink():
             raise UsageError(f"{self.out} is a link, and --overwrite follows none: give the folder itself.")
         stage = self.out / UNFINISHED
@@ -155,7 +206,7 @@ class Results:
                 self.at.rmdir()
 
     def forget(self) -> None:
-        """Remove what was begun if it holds nothing: a log without rows, empty stores, and then the folder."""
+        """Remove what was begun if it holds nothing: a log without rows, settings, and then the folder."""
         for name in self.names:
             path = self.at / name
             if path.suffix == ".csv" and path.is_file() and is_ours(path):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from alchemi_jax.cli.outcome import UsageError, did_you_mean, one_line, os_reason
+from alchemi_jax.cli.outcome import Mistakes, UsageError, did_you_mean, one_line, os_reason
 from alchemi_jax.cli.settings import MD, Pipeline, Problems, Relax, Settings
 
 
@@ -44,7 +44,7 @@ def check(
         strict: whether text is refused where a number is meant. Values of flags are text.
 
     Raises:
-        UsageError: with all mistakes; in one line if there is one.
+        UsageError: with all mistakes; in one line if there is one, otherwise Mistakes.
     """
     try:
         return model.model_validate(content, strict=strict)
@@ -53,10 +53,10 @@ def check(
         found = list(dict.fromkeys(_mistakes(e, model, name_of)))
     if len(found) == 1:
         raise UsageError(f"{where}: {found[0]}." if where else f"{found[0]}.")
-    shown = [f"  {text}" for text in found[:_SHOWN]]
+    shown = [f"  {' '.join(text.split())}" for text in found[:_SHOWN]]
     if len(found) > _SHOWN:
         shown.append(f"  and {len(found) - _SHOWN} more")
-    raise UsageError("\n".join([f"{where or 'arguments'}: {len(found)} mistakes:", *shown]))
+    raise Mistakes("\n".join([f"{where or 'arguments'}: {len(found)} mistakes:", *shown]))
 
 
 def dotted(place: tuple[Any, ...]) -> str:
@@ -126,12 +126,14 @@ def _mistakes(error: ValidationError, model: type[Settings], name_of: NameOf) ->
             continue
         name = name_of(place)
         if found["type"] == "extra_forbidden":
-            yield f"{name} is unknown{did_you_mean(str(place[-1]), kind.model_fields)}"
+            yield f"{name} is unknown{did_you_mean(name.rpartition('.')[2], kind.model_fields)}"
             continue
         text = _wrong(found)
         given = found.get("input")
         shown = found["type"] not in ("missing", "value_error") and not isinstance(given, list | dict)
-        yield f"{name} {text}{f', not {_short(given)}' if shown else ''}"
+        expected = _quoted(found["ctx"]["expected"]) if found["type"] == "literal_error" else []
+        near = did_you_mean(given, expected) if isinstance(given, str) else ""
+        yield f"{name} {text}{f', not {_short(given)}' if shown else ''}{near}"
 
 
 _WORDS = {
@@ -156,7 +158,7 @@ def _wrong(found: Any) -> str:
     if kind == "less_than_equal":
         return f"must be at most {ctx['le']}"
     if kind == "literal_error":
-        return f"must be {ctx['expected']}{did_you_mean(str(found.get('input')), _quoted(ctx['expected']))}"
+        return f"must be {ctx['expected']}"
     if kind == "union_tag_invalid":
         return f'has the kind {_short(ctx["tag"])}, it must be "relax" or "md"'
     if kind == "too_long":

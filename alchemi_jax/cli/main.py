@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from alchemi_jax._version import __version__
-from alchemi_jax.cli.outcome import OK, USAGE, UsageError, did_you_mean, os_reason
+from alchemi_jax.cli.outcome import OK, USAGE, Mistakes, UsageError, did_you_mean, os_reason
 from alchemi_jax.cli.signals import Signals
 
 
@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None, signals: Signals | None = None) -> 
     except UsageError as e:
         if words and not words[0].startswith("-"):
             command = f" {words[0][:40]}"
-        _say(f"alchemi-jax{command}: error: {str(e).replace('?.', '?')}")
+        text = str(e).replace("?.", "?")
+        # A name of a file may hold ends of lines.
+        text = text if isinstance(e, Mistakes) else "\\n".join(text.splitlines())
+        _say(f"alchemi-jax{command}: error: {text}")
         return USAGE
     except KeyboardInterrupt:
         return signals.exit_code
@@ -73,7 +76,9 @@ def _run(words: list[str], signals: Signals) -> int:
         if isinstance(e, BrokenPipeError):
             raise
         path = e.filename if isinstance(e.filename, str) else ""
-        raise UsageError(f"{path} cannot be written: {os_reason(e)}." if path else f"{os_reason(e)}.") from None
+        raise UsageError(
+            f"{path} cannot be written: {os_reason(e)}." if path else f"{os_reason(e)}."
+        ) from None
 
 
 def _help(commands: dict[str, Any]) -> str:
@@ -84,6 +89,8 @@ def _help(commands: dict[str, Any]) -> str:
 
 
 def _say(text: str) -> None:
+    # A name of a file may hold bytes that are no text.
+    text = text.encode("utf-8", errors="backslashreplace").decode()
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr)
 

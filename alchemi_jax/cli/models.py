@@ -84,11 +84,14 @@ def model_from(text: str) -> Any:
     """
     try:
         name, parameters = parse_model(text)
-        model = MODELS[name]
+    except ValueError as e:
+        raise UsageError(f"--model {e}.") from None
+    model = MODELS[name]
+    try:
         module, _, kind = model.place.partition(":")
         make = getattr(import_module(module), kind)
         if not set(model.required) & set(parameters) and model.without_parameters:
             make = getattr(make, model.without_parameters)
         return make(**parameters)
     except ValueError as e:
-        raise UsageError(f"--model {str(e).rstrip('.')}.") from None
+        raise UsageError(f"--model {text}: {str(e).rstrip('.')}.") from None

@@ -13,9 +13,16 @@ class UsageError(Exception):
     """What the user can put right, in one sentence."""
 
 
+class Mistakes(UsageError):
+    """Several things that the user can put right, a line for each after the first."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
-    near = difflib.get_close_matches(str(name)[:80], list(known), n=1, cutoff=0.6)
+    word = str(name)[:80]
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    # Letters that changed places are the likeliest mistake.
+    near.sort(key=lambda other: sorted(other) != sorted(word))
     return f"; did you mean {near[0]}?" if near else ""
 
 

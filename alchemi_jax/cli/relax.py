@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import Results
 from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError
 from alchemi_jax.cli.report import print_rows, print_unfinished
-from alchemi_jax.cli.settings import Relax
+from alchemi_jax.cli.settings import Relax, describe
 from alchemi_jax.cli.signals import Signals
-from alchemi_jax.cli.stream import Ended, FinishedSystems, describe, prepare, stream
+from alchemi_jax.cli.stream import Ended, FinishedSystems, prepare, stream
 from alchemi_jax.cli.write import count_outcomes, write_structures
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.systems.host import HostBatch
@@ -44,7 +45,11 @@ def relax(job: Job, signals: Signals) -> int:
 
     def kept() -> str:
         n = len(early)
-        return f"{n} of {len(run.sources)} structures are relaxed, in {at / STORE}" if n else "nothing is finished"
+        return (
+            f"{n} of {len(run.sources)} structures are relaxed, in {at / STORE}"
+            if n
+            else "nothing is finished"
+        )
 
     def clear() -> None:
         shutil.rmtree(at / f"{STORE}.whole", ignore_errors=True)
@@ -124,7 +129,7 @@ def _report(final: Any, sources: list, results: Results, ended: Ended, signals: 
         print_unfinished(final, sources)
     if ended.interrupted:
         signals.describe = lambda: _left(final, sources, results)
-        signals.say()
+        print(signals.sentence(), file=sys.stderr)
         return signals.exit_code
     return OK if n == len(sources) and (outcomes == Outcome.CONVERGED).all() else INCOMPLETE
 

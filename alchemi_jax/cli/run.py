@@ -18,9 +18,9 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import Results
 from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
 from alchemi_jax.cli.report import print_rows
-from alchemi_jax.cli.settings import MD, Pipeline, Relax
+from alchemi_jax.cli.settings import MD, Pipeline, Relax, describe
 from alchemi_jax.cli.signals import Signals
-from alchemi_jax.cli.stream import Ended, FinishedSystems, Prepared, describe, prepare, stream
+from alchemi_jax.cli.stream import Ended, FinishedSystems, Prepared, prepare, stream
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.cli.write import count_outcomes, write_structures
 from alchemi_jax.dynamics.hooks import SnapshotHook
@@ -67,7 +67,11 @@ def run(job: Job, signals: Signals) -> int:
     hooks = [SnapshotHook(frames, settings.save_every, finished=False)] if settings.save_every else []
     ended = Ended(False, 0.0, 0.0)
     if len(done) < len(plan.sources):
-        ended = stream(plan, at / LOG, sink, signals, done=done, hooks=hooks)
+        try:
+            ended = stream(plan, at / LOG, sink, signals, done=done, hooks=hooks)
+        except UsageError:
+            results.forget()
+            raise
     return _report(plan, results, ended, signals, done)
 
 
@@ -176,7 +180,7 @@ def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals, do
     print_rows([("results", ", ".join(results.made()))])
     if ended.interrupted:
         signals.describe = lambda: _left(plan, results, finished)
-        signals.say()
+        print(signals.sentence(), file=sys.stderr)
         return signals.exit_code
     ended_well = finished == len(sources) and not failed + stopped
     return OK if ended_well and (not relaxes or converged == finished) else INCOMPLETE

@@ -41,7 +41,9 @@ OPTIMIZERS: dict[str, tuple[bool, bool]] = {
 }
 
 
-def setting(default: Any, text: str, unit: str = "", *, flag: str = "", shown: str = "", **bounds: Any) -> Any:
+def setting(
+    default: Any, text: str, unit: str = "", *, flag: str = "", shown: str = "", **bounds: Any
+) -> Any:
     """A field with its text.
 
     Args:
@@ -74,11 +76,9 @@ class Relax(Settings):
 
     kind: Literal["relax"]
     fmax: float = setting(0.01, "largest force at which a structure has converged", "eV/Å", gt=0)
-    n_steps: int = setting(
-        1000, "most steps of each structure", flag="--steps", ge=1, le=MOST_STEPS
-    )
+    n_steps: int = setting(1000, "most steps of each structure", flag="--steps", ge=1, le=MOST_STEPS)
     optimizer: str = setting("fire", f"optimizer: {', '.join(OPTIMIZERS)}")
-    dt: float | None = setting(None, "first time step of fire and fire2", "fs", shown="that of ASE, 1.02", gt=0)
+    dt: float | None = setting(None, "first time step of fire and fire2", "fs", shown="1.02, as in ASE", gt=0)
     relax_cell: bool = setting(False, "relax cells too, with fire or fire2", flag="--cell")
     pressure: float = setting(0.0, "pressure under which cells relax", "GPa")
     smax: float = setting(6e-4, "largest stress at which a cell has converged", "eV/Å³", gt=0)
@@ -180,9 +180,7 @@ class Pipeline(Run):
     """A run of one or more stages, as a TOML file describes it."""
 
     seed: int = setting(0, "seed of velocities and noise", ge=0, le=MOST_SEED)
-    save_every: int = setting(
-        100, "steps between frames of trajectory.zarr, 0 for none", ge=0, le=MOST_STEPS
-    )
+    save_every: int = setting(100, "steps between frames of trajectory.zarr, 0 for none", ge=0, le=MOST_STEPS)
     stages: list[Stage] = setting(..., "the parts of the pipeline, in order", min_length=1, max_length=100)
 
     @model_validator(mode="after")
@@ -249,3 +247,19 @@ def _usable_path(path: str) -> str:
     if not path or "\0" in path:
         raise ValueError(f"is no path: {path!r}")
     return path
+
+
+def describe(settings: Pipeline) -> str:
+    """What a run does, in a line."""
+    parts = []
+    for stage in settings.stages:
+        if isinstance(stage, Relax):
+            cells = " with cells" if stage.relax_cell else ""
+            under = f" at {stage.pressure:g} GPa" if stage.pressure else ""
+            parts.append(f"relax{cells} to {stage.fmax:g} eV/Å{under}")
+        else:
+            at = "" if stage.temperature is None else f" at {stage.temperature:g} K"
+            at += "" if stage.pressure is None else f" and {stage.pressure:g} GPa"
+            parts.append(f"{stage.n_steps} steps of {stage.dt:g} fs {stage.ensemble}{at}")
+    text = ", then ".join(parts)
+    return text[0].upper() + text[1:]

@@ -9,7 +9,6 @@ is given the time to notice the signal by itself (`check`) and to write what it 
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,14 +125,12 @@ class Signals:
             with contextlib.suppress(Exception):
                 close()
         with contextlib.suppress(Exception):
-            self.say()
+            # By the number of the stream: the main thread may hold the lock of `sys.stderr`.
+            os.write(2, f"{self.sentence()}\n".encode(errors="replace"))
         del held
         os._exit(self.exit_code)
 
-    def say(self) -> None:
-        """The sentence on stderr."""
+    def sentence(self) -> str:
+        """What happened, and what is left on disk."""
         command = f" {self.command}" if self.command else ""
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        # By the number of the stream: another thread may hold the lock of `sys.stderr`.
-        os.write(2, f"alchemi-jax{command}: {self.word}: {self.describe()}.\n".encode(errors="replace"))
+        return f"alchemi-jax{command}: {self.word}: {self.describe()}."

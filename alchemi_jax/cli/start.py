@@ -16,7 +16,7 @@ def start() -> NoReturn:
         # A terminal without Å gets a question mark, not an error.
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors="backslashreplace")
     from alchemi_jax.cli.main import main
 
     code = main(signals=signals)

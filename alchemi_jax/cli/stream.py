@@ -17,7 +17,7 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.models import model_from
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.read import read
-from alchemi_jax.cli.settings import MD, Pipeline, Relax
+from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
@@ -82,7 +82,8 @@ def prepare(job: Job) -> Prepared:
             for path, index, atoms in sources[first : first + _CHECKED]:
                 if most is not None and len(atoms) > most:
                     raise UsageError(
-                        f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, max_atoms is {most}."
+                        f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, "
+                        f"max_atoms is {most}."
                     )
             check_systems(engine, Batch.from_data_list(data, dtype=settings.dtype))
     except ValueError as e:
@@ -112,7 +113,7 @@ class Ended:
 
 
 class FinishedSystems(ZarrData):
-    """The store of finished systems: each write is committed at once, after the frames of the same systems."""
+    """The store of finished systems: each write is committed at once, after their frames."""
 
     def __init__(self, path: Path, signals: Signals, frames: ZarrData | None = None):
         super().__init__(path)
@@ -182,19 +183,3 @@ def _velocities(settings: Pipeline, key: jax.Array) -> Any:
     if not isinstance(first, MD) or first.temperature is None:
         return None
     return draw_velocities(first.temperature, key)
-
-
-def describe(settings: Pipeline) -> str:
-    """What a run does, in a line."""
-    parts = []
-    for stage in settings.stages:
-        if isinstance(stage, Relax):
-            cells = " with cells" if stage.relax_cell else ""
-            under = f" at {stage.pressure:g} GPa" if stage.pressure else ""
-            parts.append(f"relax{cells} to {stage.fmax:g} eV/Å{under}")
-        else:
-            at = "" if stage.temperature is None else f" at {stage.temperature:g} K"
-            at += "" if stage.pressure is None else f" and {stage.pressure:g} GPa"
-            parts.append(f"{stage.n_steps} steps of {stage.dt:g} fs {stage.ensemble}{at}")
-    text = ", then ".join(parts)
-    return text[0].upper() + text[1:]

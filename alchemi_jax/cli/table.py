@@ -41,9 +41,10 @@ class Table:
         rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
         names = [f.name for f in dataclasses.fields(cls) if f.name != "more"]
         if rows.dtype.names is None or not rows.size:
-            return cls(*(np.zeros(0) for _ in names))
+            return cls(**{n: np.zeros(0) for n in names})
         more = {n: rows[n] for n in rows.dtype.names if n not in names}
-        return cls(*(rows[n].astype(int) if n in names[:3] else rows[n] for n in names), more)
+        known = {n: rows[n].astype(int) if n in names[:3] else rows[n] for n in names}
+        return cls(**known, more=more)
 
     def values(self, column: str, sizes: Mapping[int, int]) -> np.ndarray | None:
         """A column of QUANTITIES, [rows]; None if it is not in the file or says nothing."""

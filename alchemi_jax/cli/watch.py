@@ -91,7 +91,7 @@ class Watch:
         now = time.perf_counter()
         if self._looked is None:
             # The time so far was compiling, which says nothing about the time that is left.
-            self.bar.start_t = self.bar.last_print_t = self.bar._time()
+            self.bar.start_t = self.bar.last_print_t = time.time()
         elif step > self._looked[0]:
             each = (now - self._looked[1]) / (step - self._looked[0])
             wanted = int(_LOOK / max(each, 1e-9))

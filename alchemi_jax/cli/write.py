@@ -26,7 +26,7 @@ def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> 
             steps=int(system.steps_taken),
         )
         structures.append(atoms)
-    part = path.with_name(f".part-{path.name}")
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     write(part, structures, format="extxyz")
     os.replace(part, path)
 
