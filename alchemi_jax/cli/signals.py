@@ -72,13 +72,16 @@ class Signals:
 
     # -- in the main thread ------------------------------------------------------------------------
 
+    def attend(self) -> None:
+        """From now on `check` is called every now and then."""
+        self._looks = True
+
     def check(self) -> None:
         """Between compiled segments: go on, or raise if there was a signal.
 
         Raises:
             Interrupted: the caller writes what it has reached and returns `exit_code`.
         """
-        self._looks = True
         if self.number is not None:
             self._noticed.set()
             raise Interrupted

@@ -67,6 +67,7 @@ class Watch:
         self.bar.set_postfix_str("compiling", refresh=on_terminal)
 
     def __call__(self, ctx: Any, stage: Any) -> None:
+        self.signals.attend()
         host: HostBatch = ctx.batch
         self.last = host
         self._adapt(int(ctx.step_count))
