@@ -1,7 +1,7 @@
 """Converters and checks of parameters, and the printed form of Modules with parameters."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
+
+
+#: A number, or one value per system.
+Parameter = Float[Array, ""] | Float[Array, " systems"]
 
 
 def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:
@@ -105,7 +109,9 @@ def positive_number(name: str) -> Callable[[Any], float]:
     check = positive(name)
 
     def convert(value: Any) -> float:
-        number = np.asarray(check(value))
+        # The number is known, also where a model is made inside a transform.
+        with jax.ensure_compile_time_eval():
+            number = np.asarray(check(value))
         if number.ndim:
             raise ValueError(f"{name} must be one number, not an array of shape {list(number.shape)}.")
         return float(value)
@@ -161,6 +167,43 @@ def as_count(name: str) -> Callable[[Any], Any]:
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
         return jnp.asarray(number, jnp.int32)
+
+    return convert
+
+
+def as_seed(name: str) -> Callable[[Any], Any]:
+    """A converter of seeds of random numbers to an array leaf."""
+
+    def convert(value: Any) -> Any:
+        if is_traced(value):
+            return value
+        number = np.asarray(value)
+        if number.dtype.kind not in "iu" or number.ndim or not 0 <= number < 2**32:
+            raise ValueError(f"{name} must be an int from 0 to {2**32 - 1}, not {value!r}.")
+        return jnp.asarray(number, jnp.uint32)
+
+    return convert
+
+
+def names(name: str) -> Callable[[Any], tuple[str, ...]]:
+    """A converter to a tuple of names; a single name is one of them."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+        if not found or not all(isinstance(entry, str) for entry in found):
+            raise ValueError(f"{name} must be a name or a list of names, not {value!r}.")
+        return found
+
+    return convert
+
+
+def function(name: str) -> Callable[[Any], Callable[..., Any]]:
+    """A converter that takes what can be called."""
+
+    def convert(value: Any) -> Callable[..., Any]:
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, not {value!r}.")
+        return value
 
     return convert
 

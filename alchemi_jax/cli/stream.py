@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.cli.cache import CompileTime, use_cache
 from alchemi_jax.cli.engines import engine_of, log_of
@@ -178,7 +179,7 @@ def stream(
     return Ended(interrupted, seconds, compiling.seconds, watch.last if interrupted else None)
 
 
-def _velocities(settings: Pipeline, key: jax.Array) -> Any:
+def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:
     first = settings.stages[0]
     if not isinstance(first, MD) or first.temperature is None:
         return None

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookSet
@@ -32,7 +32,7 @@ class Algorithm(Described):
     """
 
     model: eqx.AbstractVar[AbstractModel]
-    n_steps: eqx.AbstractVar[Array | None]
+    n_steps: eqx.AbstractVar[Int[Array, ""] | None]
     hooks: eqx.AbstractVar[HookSet]
 
     _stage_type: ClassVar[Any] = DynamicsStage
@@ -59,7 +59,7 @@ class Algorithm(Described):
         """Batch and own state after what follows the new forces."""
         return batch, state
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         """What a system begins with that enters this stage of a pipeline from a relaxation."""
         return batch
 
@@ -73,6 +73,16 @@ class Algorithm(Described):
     def total_energy(self, batch: Batch, state: Any) -> Float[Array, " systems"]:
         """What the exact motion conserves, [systems], eV, from batch and own state."""
         return batch.energy + kinetic_energy(batch)
+
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        """What the ensemble weighs by exp(-H/k_B T), without momenta, [systems], eV: the potential energy,
+        and P V with a barostat."""
+        return batch.energy
+
+    def scale_momenta(self, state: Any, factor: Float[Array, " systems"]) -> Any:
+        """The own state with its momenta scaled, after a hook has swapped temperatures: the factor of each
+        system is sqrt(T_new/T_old), by which its velocities were scaled."""
+        return state
 
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""

@@ -1,17 +1,17 @@
 """AbstractDynamics, an engine with the user's methods, and FusedStage, several of them in one loop."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from alchemi_jax.dynamics import driver, refill, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_lengths, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.check import check_hooks, check_lengths, warn_idle_hooks
+from alchemi_jax.dynamics.flatten import flatten
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
 from alchemi_jax.dynamics.sampler import Sampler
@@ -28,7 +28,6 @@ from alchemi_jax.parameters import as_count
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.systems.levels import select, unsafe_replace
 from alchemi_jax.systems.segments import to_atoms
-from alchemi_jax.transforms import is_traced
 
 
 class AbstractDynamics(Algorithm):
@@ -49,7 +48,7 @@ class AbstractDynamics(Algorithm):
                 f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}."
             )
         self.hooks.check_stages(self._stage_type)
-        check_targets(self)
+        check_hooks(self)
         check_lengths(self)
         warn_idle_hooks(self)
 
@@ -66,7 +65,7 @@ class AbstractDynamics(Algorithm):
         return self.n_stages
 
     @property
-    def max_steps(self) -> Array | None:
+    def max_steps(self) -> Int[Array, ""] | None:
         """The most steps that a system can take, None: no limit."""
         return self.n_steps
 
@@ -79,7 +78,7 @@ class AbstractDynamics(Algorithm):
         self,
         batch: Any,
         *,
-        key: Array | None = None,
+        key: PRNGKeyArray | None = None,
         builder: str | None = None,
         like: DynamicsState | None = None,
     ) -> DynamicsState:
@@ -108,7 +107,7 @@ class AbstractDynamics(Algorithm):
         batch: Any = None,
         n_steps: int | None = None,
         *,
-        key: Array | None = None,
+        key: PRNGKeyArray | None = None,
         sampler: Sampler | None = None,
         sink: Sink | None = None,
         shrink: bool = False,
@@ -258,7 +257,7 @@ class FusedStage(AbstractDynamics):
 
     stages: tuple[AbstractDynamics, ...]
     hooks: HookSet
-    n_steps: Array | None
+    n_steps: Int[Array, ""] | None
     inner: tuple[HookSet, ...] = eqx.field(repr=False)
     inner_codes: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
 
@@ -312,13 +311,13 @@ class FusedStage(AbstractDynamics):
     def init_state(self, batch: Batch) -> tuple[Any, ...]:
         return tuple(own_state(stage, batch) for stage in self.stages)
 
-    def pre_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+    def pre_update(self, batch: Batch, state: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         return self._each("pre_update", batch, state, key)
 
-    def post_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+    def post_update(self, batch: Batch, state: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         return self._each("post_update", batch, state, key)
 
-    def _each(self, update: str, batch: Batch, states: tuple, key: Array) -> tuple[Batch, tuple]:
+    def _each(self, update: str, batch: Batch, states: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         merged, after = batch, []
         for code, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             new, new_state = apply_update(stage, update, batch, state, stage_key(key, code))
@@ -328,21 +327,27 @@ class FusedStage(AbstractDynamics):
             after.append(select(atoms, mine, new_state, state))
         return merged, tuple(after)
 
-    def total_energy(self, batch: Batch, state: tuple) -> Array:
+    def total_energy(self, batch: Batch, state: tuple) -> Float[Array, " systems"]:
         """Each system's by the algorithm of its stage, a finished one's by the last."""
         energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
         return self._by_stage(batch, energies)
 
-    def unbalanced_stress(self, batch: Batch) -> Array:
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        return self._by_stage(batch, [part.ensemble_energy(batch) for part in self.stages])
+
+    def scale_momenta(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
+        pairs = zip(self.stages, state, strict=True)
+        return tuple(part.scale_momenta(own, factor) for part, own in pairs)
+
+    def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])
 
-    def relaxes_cell(self, batch: Batch) -> Array:
+    def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]:
         return self._by_stage(batch, [part.relaxes_cell(batch) for part in self.stages])
 
-    def _by_stage(self, batch: Batch, values: list[Array]) -> Array:
+    def _by_stage(self, batch: Batch, values: list[Shaped[Array, "systems ..."]]) -> Shaped[Array, "..."]:
         stage = jnp.clip(batch.status, 0, self.n_stages - 1)
-        rows = jnp.arange(batch.system_capacity)
-        return jnp.stack(values)[stage, rows]
+        return jnp.stack(values)[stage, jnp.arange(batch.system_capacity)]
 
     @property
     def needs_stress(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -361,40 +366,3 @@ class FusedStage(AbstractDynamics):
             hooks=self.hooks.on_device(),
             inner=tuple(hooks.on_device() for hooks in self.inner),
         )
-
-
-def flatten(
-    stages: Iterable[Any], inner: tuple[HookSet, ...], inner_codes: tuple[tuple[int, ...], ...]
-) -> tuple[list[AbstractDynamics], tuple[HookSet, ...], tuple[tuple[int, ...], ...]]:
-    """The engines of a pipeline, those of pipelines among them one by one, with the hooks of these and the
-    parts that the hooks see.
-
-    Raises:
-        TypeError, ValueError: see `FusedStage`.
-    """
-    flat: list[AbstractDynamics] = []
-    for stage in stages:
-        if not isinstance(stage, AbstractDynamics):
-            raise TypeError(f"a stage of FusedStage must be an engine, not a {type(stage).__name__}.")
-        if isinstance(stage, FusedStage):
-            if stage.n_steps is not None:
-                raise ValueError(
-                    "a pipeline within a pipeline cannot have n_steps of its own: "
-                    "give each of its stages one."
-                )
-            codes = tuple(range(len(flat), len(flat) + stage.n_stages))
-            inner += (stage.hooks, *stage.inner) if len(stage.hooks) else stage.inner
-            moved = tuple(tuple(c + len(flat) for c in own) for own in stage.inner_codes)
-            inner_codes += (codes, *moved) if len(stage.hooks) else moved
-        flat.extend(stage.parts)
-    if not flat:
-        raise ValueError("FusedStage needs at least one stage.")
-    first = flat[0].model
-    for stage in flat[1:]:
-        same = stage.model is first or is_traced((stage.model, first)) or eqx.tree_equal(stage.model, first)
-        if not same:
-            raise ValueError(
-                f"{type(flat[0]).__name__} and {type(stage).__name__} share one model evaluation per "
-                "step, but their models differ. Pass the same model object to both."
-            )
-    return flat, inner, inner_codes

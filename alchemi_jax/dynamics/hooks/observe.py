@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.parameters import function
 from alchemi_jax.systems.observables import fmax
 
 
@@ -31,14 +32,20 @@ class ObservableHook(RecordingHook):
 
     def __init__(
         self,
-        observables: Mapping[str, Callable[[Any], Array]],
+        observables: Mapping[str, Callable[[Any], Shaped[Array, "..."]]],
         frequency: int = 1,
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         stress: bool = False,
     ):
+        if not isinstance(observables, Mapping) or not observables:
+            raise TypeError(
+                f"observables of ObservableHook must be a dict, name -> function, not {observables!r}."
+            )
         taken = {"step", "active", "system_id"} & set(observables)
         if taken:
             raise ValueError(f"ObservableHook has a column {taken.pop()!r} of its own.")
+        for name, observable in observables.items():
+            function(f"observable {name!r} of ObservableHook")(observable)
         self.observables = dict(observables)
         self.frequency = frequency
         self.stage = stage
@@ -51,7 +58,7 @@ class ObservableHook(RecordingHook):
     def trace_key(self) -> Hashable:
         return tuple(self.observables.items())
 
-    def record(self, ctx: HookContext) -> dict[str, Array]:
+    def record(self, ctx: HookContext) -> dict[str, Shaped[Array, "..."]]:
         row = {
             "step": jnp.asarray(ctx.step_count, jnp.int32),
             "active": jnp.asarray(ctx.active_mask),
@@ -127,6 +134,8 @@ class CallbackHook:
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         frequency: int = 1,
     ):
+        if not callable(function):
+            raise TypeError(f"function of CallbackHook must be a function of the context, not {function!r}.")
         self.function = function
         self.stage = stage
         self.frequency = frequency

@@ -4,20 +4,28 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from alchemi_jax.dynamics.check import check_fixed_components
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
-from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import (
+    Chain,
+    advance_chain,
+    chain_energy,
+    inertia,
+    new_chain,
+    scale_chain,
+)
 from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, finite, one_of, positive
+from alchemi_jax.parameters import Parameter, as_count, finite, one_of, positive
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import kinetic_energy
-from alchemi_jax.units import KB
+from alchemi_jax.systems.observables import kinetic_energy, volume
+from alchemi_jax.units import GPA, KB
 
 
 class NPH(AbstractDynamics):
@@ -57,11 +65,11 @@ class NPH(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
-    temperature: Array = eqx.field(converter=positive("temperature"), default=300.0)
-    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    pressure: Parameter = eqx.field(converter=finite("pressure"), default=0.0)
+    temperature: Parameter = eqx.field(converter=positive("temperature"), default=300.0)
+    barostat_time: Parameter = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     cell: str = eqx.field(
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
@@ -72,8 +80,9 @@ class NPH(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> Barostat:
@@ -85,7 +94,7 @@ class NPH(AbstractDynamics):
     def post_update(self, batch: Batch, state: Barostat) -> tuple[Batch, Barostat]:
         return _after(self, batch, state)
 
-    def total_energy(self, batch: Batch, state: Barostat) -> Array:
+    def total_energy(self, batch: Batch, state: Barostat) -> Float[Array, " systems"]:
         mass = cells.barostat_mass(batch, state, self.temperature, self.barostat_time)
         of_cell = cells.barostat_energy(batch, state, mass, self.pressure)
         return batch.energy + kinetic_energy(batch) + of_cell
@@ -113,7 +122,8 @@ class NPT(AbstractDynamics):
         thermostat_time: fs.
         barostat_time: fs.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` and `PressureScheduleHook` set other targets.
+        hooks: any; `TemperatureScheduleHook`, `PressureScheduleHook` and `ReplicaExchangeHook` set other
+            targets.
         cell: "isotropic", "anisotropic" or "flexible".
 
     dt, temperature, pressure and the times are numbers, or one per system.
@@ -127,12 +137,12 @@ class NPT(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    temperature: Array = eqx.field(converter=positive("temperature"))
-    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
-    thermostat_time: Array = eqx.field(converter=positive("thermostat_time"), default=100.0)
-    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    temperature: Parameter = eqx.field(converter=positive("temperature"))
+    pressure: Parameter = eqx.field(converter=finite("pressure"), default=0.0)
+    thermostat_time: Parameter = eqx.field(converter=positive("thermostat_time"), default=100.0)
+    barostat_time: Parameter = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     cell: str = eqx.field(
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
@@ -143,8 +153,9 @@ class NPT(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
@@ -162,14 +173,25 @@ class NPT(AbstractDynamics):
         batch, barostat = _after(self, batch, barostat)
         return self._thermostats(batch, (barostat, *chains))
 
-    def total_energy(self, batch: Batch, state: tuple) -> Array:
+    def total_energy(self, batch: Batch, state: tuple) -> Float[Array, " systems"]:
         barostat, of_atoms, of_cell = state
         mass, atoms, cell = self._masses(batch, state)
         extra = cells.barostat_energy(batch, barostat, mass, self.pressure)
         extra = extra + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
         return batch.energy + kinetic_energy(batch) + extra
 
-    def _masses(self, batch: Batch, state: tuple) -> tuple[Array, Array, Array]:
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        outer = GPA * target(batch, batch.target_pressure, self.pressure)
+        return batch.energy + outer * volume(batch)
+
+    def scale_momenta(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
+        barostat, *chains = state
+        rate = barostat.rate * factor[:, None, None]
+        return Barostat(rate, barostat.count), *(scale_chain(chain, factor) for chain in chains)
+
+    def _masses(
+        self, batch: Batch, state: tuple
+    ) -> tuple[Float[Array, " systems"], Float[Array, "systems links"], Float[Array, "systems parts links"]]:
         barostat, of_atoms, of_cell = state
         return (
             cells.barostat_mass(batch, barostat, self.temperature, self.barostat_time),
@@ -203,6 +225,6 @@ def _after(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barost
     return batch, _push_cell(engine, batch, barostat, dt / 2)
 
 
-def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Array) -> Barostat:
+def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Barostat:
     mass = cells.barostat_mass(batch, barostat, engine.temperature, engine.barostat_time)
     return cells.push_cell(batch, barostat, mass, engine.pressure, engine.cell, dt)
