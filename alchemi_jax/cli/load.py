@@ -131,7 +131,7 @@ def _mistakes(error: ValidationError, model: type[Settings], name_of: NameOf) ->
         text = _wrong(found)
         given = found.get("input")
         shown = found["type"] not in ("missing", "value_error") and not isinstance(given, list | dict)
-        expected = _quoted(found["ctx"]["expected"]) if found["type"] == "literal_error" else []
+        expected = _quoted(found.get("ctx", {})["expected"]) if found["type"] == "literal_error" else []
         near = did_you_mean(given, expected) if isinstance(given, str) else ""
         yield f"{name} {text}{f', not {_short(given)}' if shown else ''}{near}"
 

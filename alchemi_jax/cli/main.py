@@ -1,14 +1,35 @@
-"""`alchemi-jax`: finds the command, runs it, and turns what went wrong into one sentence and an exit code."""
+"""`alchemi-jax`: finds the command, runs it, and turns what went wrong into one sentence and an exit code.
+
+Signals are handled before anything else is imported, so little is imported here.
+"""
 
 import contextlib
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from alchemi_jax._version import __version__
 from alchemi_jax.cli.outcome import OK, USAGE, Mistakes, UsageError, did_you_mean, os_reason
 from alchemi_jax.cli.signals import Signals
+
+
+def start() -> NoReturn:
+    """Run the command of this process and end it."""
+    signals = Signals()
+    signals.install()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without Å gets its number, not an error.
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    code = main(signals=signals)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # At once: while Python takes itself apart signals have their defaults again, and threads of XLA may be at
+    # work.
+    os._exit(signals.exit_code if signals.number is not None else code)
 
 
 def main(arguments: list[str] | None = None, signals: Signals | None = None) -> int:
@@ -19,8 +40,6 @@ def main(arguments: list[str] | None = None, signals: Signals | None = None) -> 
         signals: what Ctrl-C and SIGTERM do; by default they are not handled here.
     """
     if arguments is None and signals is None:
-        from alchemi_jax.cli.start import start
-
         start()
     words = list(sys.argv[1:] if arguments is None else arguments)
     signals = Signals() if signals is None else signals
@@ -96,6 +115,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    from alchemi_jax.cli.start import start
-
     start()

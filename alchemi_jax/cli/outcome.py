@@ -1,6 +1,5 @@
 """How a command ends: exit codes, and the error that a user can put right."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -19,6 +18,9 @@ class Mistakes(UsageError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
+    # Only now: it takes longer to import than all of this module.
+    import difflib
+
     word = str(name)[:80]
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     # Letters that changed places are the likeliest mistake.

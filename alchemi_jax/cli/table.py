@@ -41,10 +41,12 @@ class Table:
         rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
         names = [f.name for f in dataclasses.fields(cls) if f.name != "more"]
         if rows.dtype.names is None or not rows.size:
-            return cls(**{n: np.zeros(0) for n in names})
-        more = {n: rows[n] for n in rows.dtype.names if n not in names}
-        known = {n: rows[n].astype(int) if n in names[:3] else rows[n] for n in names}
-        return cls(**known, more=more)
+            rows = dict.fromkeys(names, np.zeros(0))
+        columns = names if isinstance(rows, dict) else rows.dtype.names or ()
+        step, system_id, status = (np.asarray(rows[n]).astype(int) for n in names[:3])
+        energy, fmax, temperature = (np.asarray(rows[n]) for n in names[3:])
+        more = {n: np.asarray(rows[n]) for n in columns if n not in names}
+        return cls(step, system_id, status, energy, fmax, temperature, more)
 
     def values(self, column: str, sizes: Mapping[int, int]) -> np.ndarray | None:
         """A column of QUANTITIES, [rows]; None if it is not in the file or says nothing."""
