@@ -169,7 +169,9 @@ class AtomicData:
         fixed: Any = components.all(axis=1)
         velocities = None
         if "momenta" in atoms.arrays:
-            velocities = units.velocities_from_ase(atoms.get_velocities())
+            # Masses of zero are refused below.
+            with np.errstate(all="ignore"):
+                velocities = units.velocities_from_ase(atoms.get_velocities())
         own: dict[str, Any] = {k: float(info[k]) for k in _OWN_INFO if _is_number(info.get(k))}
         return cls(
             positions=atoms.positions,
