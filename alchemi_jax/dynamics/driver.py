@@ -272,7 +272,7 @@ class Run:
                 state = compiled_entry(self.device, state)
             active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
         else:
-            active, code = state.moved, _code_of_last_step(self.engine, state)
+            active, code = state.moved, code_of_last_step(self.engine, state)
         self._call_hooks(_carry_between_steps(state, active, code), stage, step)
 
     def _call_hooks(self, carry: StepCarry, stage: DynamicsStage, step: int) -> None:
@@ -293,7 +293,7 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-def _code_of_last_step(engine: Engine, state: DynamicsState) -> Int[Array, " systems"]:
+def code_of_last_step(engine: Engine, state: DynamicsState) -> Int[Array, " systems"]:
     """The part of the pipeline in which each system began the last step."""
     batch = state.batch
     left = (batch.status == engine.exit_status) | (batch.stage_steps == 0)

@@ -19,6 +19,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import check_systems, with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Run
+from alchemi_jax.dynamics.final import observe_last
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
@@ -210,6 +211,8 @@ class _RefilledRun:
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
         self.recent.extend(steps.tolist())
+        if left.any():
+            observe_last(driver, left)
         with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         return left

@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Interrupted, Run
+from alchemi_jax.dynamics.final import observe_last
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
@@ -28,12 +29,18 @@ def run(engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | N
         shrink.check(engine, batch)
     with engine:
         state = driver.init(engine, batch, key)
-        state = advance(engine, state, int(most), shrinks)
+        state = advance(engine, state, int(most), shrinks, final=True)
         return finalize(engine, state)
 
 
-def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
-    """See `AbstractDynamics.advance`."""
+def advance(
+    engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False, final: bool = False
+) -> DynamicsState:
+    """See `AbstractDynamics.advance`.
+
+    Args:
+        final: whether hooks that ask for it get the last state of each system.
+    """
     if is_traced((engine, state)):
         raise ValueError(
             f"{name_of(engine)}.advance calls the host between compiled segments, so it cannot be traced: "
@@ -63,6 +70,8 @@ def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = 
             raise stopped from e
         run.drain()
         walk.restore()
+        if final:
+            observe_last(run)
     return run.with_names()
 
 

@@ -57,6 +57,9 @@ class HookFlags:
     """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False
     """Host and recording hooks: the hook identifies systems by `system_id`, so they may change their rows."""
+    final: bool = False
+    """Host and recording hooks at BEFORE_STEP: `run` also shows each system after its last step, with these
+    systems as `active_mask`: to `finish(ctx)` of a host hook, to `record(ctx)` of a recording hook."""
     reasons: tuple[str, ...] = ()
     """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from alchemi_jax.dynamics.hooks.snapshot import check_final
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
@@ -16,12 +17,17 @@ from alchemi_jax.parameters import function
 from alchemi_jax.systems.observables import fmax, temperature
 
 
-COLUMNS = ("step", "system_id", "status", "energy", "fmax", "temperature")
+COLUMNS = ("step", "system_id", "status", "energy", "fmax", "temperature", "steps_taken")
+_AFTER_UPDATE = (DynamicsStage.AFTER_POST_UPDATE, DynamicsStage.AFTER_STEP)
 
 
 class LoggingHook(RecordingHook):
-    """Writes step, system_id, status, energy (eV), fmax (eV/Å) and temperature (K) of every system
-    that is not finished. Recording, at AFTER_STEP: the device does not stop for it.
+    """Writes step, system_id, status, energy (eV), fmax (eV/Å), temperature (K) and steps_taken of every
+    system that is not finished. Recording, at AFTER_STEP by default: the device does not stop for it.
+
+    `step` counts completed steps of the run before the one that is logged, `steps_taken` those of the system
+    in the state that the row shows. With `stage=BEFORE_STEP` and `final=True` rows show the states after 0, f,
+    2f, ... steps and the last one.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
@@ -35,6 +41,8 @@ class LoggingHook(RecordingHook):
             every step, which costs about 60 % more than forces alone.
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
             begins it again, "x" refuses one that exists.
+        stage: where in the step.
+        final: whether `run` also logs each system after its last step, at BEFORE_STEP.
 
     Rows are complete in the file when `run` or `advance` returns, or raises. A row that a killed process did
     not finish is removed when the file is continued, with a warning; a last row without a line break that may
@@ -53,6 +61,8 @@ class LoggingHook(RecordingHook):
         custom_scalars: Mapping[str, Callable[[HookContext], Shaped[Array, " systems"]]] | None = None,
         mode: str = "a",
         stress: bool = False,
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        final: bool = False,
     ):
         if backend not in ("csv", "tensorboard") and not isinstance(backend, Writer):
             raise ValueError(
@@ -61,7 +71,8 @@ class LoggingHook(RecordingHook):
             )
         if mode not in ("a", "w", "x"):
             raise ValueError(f"mode of LoggingHook must be 'a', 'w' or 'x', not {mode!r}.")
-        self.stage = DynamicsStage.AFTER_STEP
+        self.stage = stage
+        self.final = check_final(self, final)
         self.frequency = frequency
         self.needs_stress = stress
         default = "dynamics.csv" if backend == "csv" else "runs"
@@ -103,6 +114,11 @@ class LoggingHook(RecordingHook):
             "fmax": fmax(batch),
             "temperature": temperature(batch),
         }
+        taken = batch.steps_taken
+        if self.stage in _AFTER_UPDATE:
+            # Steps are counted behind these stages, where the state is that after the step.
+            taken = taken + jnp.asarray(ctx.active_mask, taken.dtype)
+        row["steps_taken"] = taken
         for name, scalar in self.custom_scalars.items():
             value = jnp.asarray(scalar(ctx))
             if value.shape != batch.energy.shape:
