@@ -4,7 +4,7 @@ import builtins
 import warnings
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import with_budget
@@ -18,7 +18,7 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 
-def run(engine: Engine, batch: Batch, n_steps: int | None, key: Array | None, shrinks: bool) -> Batch:
+def run(engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | None, shrinks: bool) -> Batch:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     most = steps_of_budget(engine)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
@@ -13,7 +13,7 @@ from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.products import einsum, matmul
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
@@ -58,10 +58,10 @@ class BFGS(AbstractDynamics):
     """
 
     model: AbstractModel
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    curvature: Parameter = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 
@@ -81,7 +81,7 @@ class BFGS(AbstractDynamics):
         return BFGSState(hessian, none, none, jnp.zeros(batch.system_capacity, bool))
 
     def pre_update(self, batch: Batch, state: BFGSState) -> tuple[Batch, BFGSState]:
-        def rows(values: Array) -> Array:
+        def rows(values: Float[Array, "atoms 3"]) -> Float[Array, "systems coordinates"]:
             return to_rows(batch, values).reshape(batch.system_capacity, -1)
 
         hessian = jax.vmap(_update_hessian)(
@@ -98,7 +98,12 @@ class BFGS(AbstractDynamics):
         return batch.replace(positions=batch.positions + step), after
 
 
-def _update_hessian(hessian: Array, s: Array, y: Array, begun: Array) -> Array:
+def _update_hessian(
+    hessian: Float[Array, "coordinates coordinates"],
+    s: Float[Array, " coordinates"],
+    y: Float[Array, " coordinates"],
+    begun: Bool[Array, ""],
+) -> Float[Array, "coordinates coordinates"]:
     """The Hessian of one system after a step; unchanged if the step was too short to tell anything."""
     ys, bs = matmul(y, s), matmul(hessian, s)
     sbs = matmul(s, bs)
