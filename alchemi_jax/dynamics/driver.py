@@ -305,7 +305,8 @@ class Run:
                 state = compiled_entry(self.device, state)
             active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
         else:
-            active, code = np.asarray(state.moved), _code_of_last_step(self.engine, state)
+            active: Any = np.asarray(state.moved)
+            code: Any = _code_of_last_step(self.engine, state)
         self._call_hooks(_carry_between_steps(state, active, code), stage, step)
 
     def _is_due(self, stage: DynamicsStage, step: int) -> bool:
@@ -349,4 +350,5 @@ def _carry_between_steps(
     state: DynamicsState, active: Bool[Data, " systems"], code: Int[Data, " systems"]
 ) -> StepCarry:
     """A carry for host hooks between steps."""
-    return StepCarry(state, state.batch, None, code, active, None, np.ones((), bool))
+    is_step: Any = np.ones((), bool)
+    return StepCarry(state, state.batch, None, code, active, None, is_step)
