@@ -41,8 +41,8 @@ FORMATS = {
     "x.cube": "cube",
     "x.dump": None,
 }
-_WORDS = """0 -1 1e308 1e309 nan inf -inf NaN 1.0D+00 1000000000000 99999999999999999999 2147483648 x Ar1 D X 18
-T F None \0 \xff é = : " ' { } [ ] \\ # 1_000 0x10 Lattice="1" Properties=species:S:1 Properties=pos:R:3
+_WORDS = """0 -1 1e308 1e309 nan inf -inf NaN 1.0D+00 1000000000000 99999999999999999999 2147483648 x Ar1 D X
+18 T F None \0 \xff é = : " ' { } [ ] \\ # 1_000 0x10 Lattice="1" Properties=species:S:1 Properties=pos:R:3
 pbc="T" _JSON END MODEL ENDMDL Atoms Masses loop_ data_ Direct Selective"""
 ODD = [*_WORDS.split(), "", " ", "\n", "\r\n", "a b"]
 

@@ -21,6 +21,8 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
         atoms: [systems], number of atoms: energies are drawn per atom, above each system's last.
     """
     table = np.genfromtxt(log, delimiter=",", names=True, ndmin=1)
+    # Logs of earlier versions have only the step of the run.
+    x = "steps_taken" if "steps_taken" in (table.dtype.names or ()) else "step"
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     forces, energies = figure.subplots(2, 1, sharex=True)
@@ -32,14 +34,14 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
         # A line of one point draws nothing.
         marker = "o" if len(rows) == 1 else None
         style = {"lw": 0.9, "alpha": alpha, "color": f"C{system % 10}", "marker": marker, "ms": 4}
-        forces.plot(rows["step"], np.maximum(rows["fmax"], 1e-12), **style)
+        forces.plot(rows[x], np.maximum(rows["fmax"], 1e-12), **style)
         above = 1000 * (rows["energy"] - rows["energy"][-1]) / atoms[system]
-        energies.plot(rows["step"], above, **style)
+        energies.plot(rows[x], above, **style)
         lowest, highest = min(lowest, float(above.min())), max(highest, float(above.max()))
-    steps = np.unique(table["step"])
+    steps = np.unique(table[x])
     if len(steps):
-        order = np.argsort(table["step"], kind="stable")
-        first = np.searchsorted(table["step"][order], steps)
+        order = np.argsort(table[x], kind="stable")
+        first = np.searchsorted(table[x][order], steps)
         worst = np.maximum.reduceat(table["fmax"][order], first)
         forces.plot(
             steps,

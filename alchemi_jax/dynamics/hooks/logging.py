@@ -26,8 +26,8 @@ class LoggingHook(RecordingHook):
     system that is not finished. Recording, at AFTER_STEP by default: the device does not stop for it.
 
     `step` counts completed steps of the run before the one that is logged, `steps_taken` those of the system
-    in the state that the row shows. With `stage=BEFORE_STEP` and `final=True` rows show the states after 0, f,
-    2f, ... steps and the last one.
+    in the state that the row shows. With `stage=BEFORE_STEP` and `final=True` rows show the states after 0,
+    f, 2f, ... steps and the last one.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
