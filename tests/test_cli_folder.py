@@ -170,9 +170,14 @@ def test_settings_of_a_run_are_ours(tmp_path):
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("old")
-    with pytest.raises(UsageError, match=r"x\.csv cannot be written: No space left"), whole_file(path) as part:
-        part.write_text("ne")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail():
+        with whole_file(path) as part:
+            part.write_text("ne")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UsageError, match=r"x\.csv cannot be written: No space left"):
+        fail()
     assert path.read_text() == "old"
     with whole_file(path) as part:
         part.write_text("new")
