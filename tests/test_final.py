@@ -1,4 +1,4 @@
-"""Frames and rows at BEFORE_STEP with final=True: the states after 0, f, 2f, ... and the last step, as in ASE."""
+"""Records at BEFORE_STEP with final=True: the states after 0, f, 2f, ... and the last step, as in ASE."""
 
 import csv
 

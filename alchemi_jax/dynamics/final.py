@@ -1,5 +1,7 @@
 """The last state of each system, for hooks that record before steps and would not see it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ def observe_last(run: Run, systems: Bool[np.ndarray, " systems"] | None = None) 
     mask = np.asarray(state.batch.atoms_per_system) > 0
     if systems is not None:
         mask[: len(systems)] &= systems
-    code = code_of_last_step(run.engine, state)
+    code: Any = code_of_last_step(run.engine, state)
     carry = StepCarry(state, state.batch, None, code, jnp.asarray(mask), None, jnp.ones((), bool))
     for group in in_order(run.groups, stage):
         ctx = unsafe_replace(run.engine._build_context(carry, stage, group), step_count=step)
