@@ -59,7 +59,7 @@ def test_what_fits_apart_and_not_together(monkeypatch):
 
 
 def test_a_sampler_leaves_them_out_and_the_others_are_relaxed():
-    """A cell of a thousandth of an Å, atoms at 1e300 Å, positions that are not numbers: skipped with reasons."""
+    """A cell of a thousandth of an Å, atoms at 1e300 Å, positions that are not finite: skipped, named."""
     far, lost = cluster(1, 5), cluster(2, 5)
     far.positions[0] = 1e300
     lost.positions[1] = np.nan
