@@ -19,6 +19,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import check_systems, with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Run
+from alchemi_jax.dynamics.final import check_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
@@ -71,6 +72,7 @@ def run(
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
+    check_final(engine, "with a sampler systems end at different times")
     own = HostMemory()
     out = own if sink is None else sink
     stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))

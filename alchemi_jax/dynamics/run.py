@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Interrupted, Run
+from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
@@ -29,7 +30,9 @@ def run(engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | N
     with engine:
         state = driver.init(engine, batch, key)
         state = advance(engine, state, int(most), shrinks)
-        return finalize(engine, state)
+        out = finalize(engine, state)
+        record_final(engine, state, out)
+        return out
 
 
 def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
