@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates
     from alchemi_jax.neighbors.list import extended_positions as extended_positions
     from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
+    from alchemi_jax.neighbors.needs import Needs as Needs
     from alchemi_jax.neighbors.requirements import Requirements as Requirements
-    from alchemi_jax.neighbors.sizes import Needs as Needs
     from alchemi_jax.neighbors.sizes import check_growth as check_growth
     from alchemi_jax.neighbors.sizes import grow as grow
     from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes

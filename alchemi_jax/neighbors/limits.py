@@ -2,7 +2,6 @@
 
 import functools
 import os
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,9 @@ from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.neighbors.geometry import face_distances, inverse, working_cell
 from alchemi_jax.neighbors.list import ListSizes, NeighborList
+from alchemi_jax.neighbors.needs import Needs
 from alchemi_jax.neighbors.scans import MOST
 from alchemi_jax.systems.batch import Batch
-
-
-if TYPE_CHECKING:
-    from alchemi_jax.neighbors.sizes import Needs
 
 
 @functools.cache
@@ -31,7 +27,7 @@ def memory() -> int:
         return 1 << 34
 
 
-def excess(needs: "Needs", counts: Shaped[np.ndarray, " systems"]) -> dict[int, str]:
+def excess(needs: Needs, counts: Shaped[np.ndarray, " systems"]) -> dict[int, str]:
     """Systems for which no list can be made, by row, and why: "it needs ..., at most ... are possible".
 
     Args:
@@ -49,7 +45,7 @@ def excess(needs: "Needs", counts: Shaped[np.ndarray, " systems"]) -> dict[int, 
     return found
 
 
-def check_needs(batch: Batch, needs: "Needs", cutoff: float, skin: float) -> None:
+def check_needs(batch: Batch, needs: Needs, cutoff: float, skin: float) -> None:
     """Check that lists of these systems can be made.
 
     Args:
@@ -66,7 +62,7 @@ def check_needs(batch: Batch, needs: "Needs", cutoff: float, skin: float) -> Non
         )
 
 
-def check_sizes(batch: Batch, needs: "Needs", sizes: ListSizes, groups: int) -> None:
+def check_sizes(batch: Batch, needs: Needs, sizes: ListSizes, groups: int) -> None:
     """Check that the arrays of a list fit into memory.
 
     Args:

@@ -1,7 +1,6 @@
 """Capacities of a list: estimated on the host before it is first built, and grown when too small."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -9,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.limits import check_needs, check_sizes, memory
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList
+from alchemi_jax.neighbors.needs import Needs
 from alchemi_jax.neighbors.scans import MOST
 from alchemi_jax.neighbors.warp import load
 from alchemi_jax.systems.batch import Batch
@@ -19,36 +19,6 @@ from alchemi_jax.systems.segments import use_rows
 _SORTED_PLACE = 1000
 """Sorting one place of the extended array takes a cell list as long as this many comparisons."""
 _MOST_CELLS = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """What the list of each system needs: counted, or estimated from densities."""
-
-    neighbors: Shaped[np.ndarray, " systems"]
-    """Of the atom with the most."""
-    everyone: Shaped[np.ndarray, " systems"]
-    """Atoms and images."""
-    images: Shaped[np.ndarray, " systems"]
-    """At least 1 for a periodic system."""
-    groups: Shaped[np.ndarray, " systems"]
-    """Groups of at most ROWS atoms of one cell."""
-    in_cells: Shaped[np.ndarray, " systems"]
-    """Atoms and images in the cells around one."""
-    tried: Shaped[np.ndarray, " systems"]
-    """Lattice shifts per atom that the kernels of `warp` try."""
-    edges: Shaped[np.ndarray, " systems"]
-    """Pairs within the cutoff, in both directions."""
-
-    def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
-        """The needs of some of the systems."""
-        return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-    @classmethod
-    def join(cls, parts: Sequence["Needs"]) -> "Needs":
-        """The needs of several batches, one after another."""
-        names = [f.name for f in dataclasses.fields(cls)]
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 def guess_sizes(
