@@ -18,12 +18,28 @@ from alchemi_jax.transforms import is_traced
 def as_parameter(value: Any) -> Inexact[Array, "..."]:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
-    Numbers of Python and numpy become weakly typed arrays, which take the dtype of the batch.
+    Numbers of Python and numpy, and arrays of one number and no dimension, become weakly typed arrays, which
+    take the dtype of the batch: which of them it is makes no difference to compiled code.
     """
-    if isinstance(value, bool | int | np.integer | np.floating):
+    if isinstance(value, bool | int | np.integer | np.floating) or _is_number(value):
         value = float(value)
-    array = jnp.asarray(value)
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0
+    if isinstance(value, float | complex):
+        # Explicitly put, which a transfer guard of the user allows.
+        return jax.device_put(value)
+    array = value if isinstance(value, jax.Array) else jax.device_put(_as_numpy(value))
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is an array of one real number that is known, without dimensions."""
+    if is_traced(value) or not isinstance(value, jax.Array | np.ndarray) or value.ndim:
+        return False
+    return bool(jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    """Any number of numbers as an array of numpy; lists of tracers stay with JAX."""
+    return jnp.asarray(value) if is_traced(value) else np.asarray(value)
 
 
 def positive(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
@@ -86,7 +102,7 @@ def as_count(name: str) -> Callable[[Any], Any]:
         number = np.asarray(value)
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
-        return jnp.asarray(number, jnp.int32)
+        return jax.device_put(number.astype(np.int32))
 
     return convert
 

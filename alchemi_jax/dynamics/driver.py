@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
-from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
     Report,

@@ -19,7 +19,7 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.updates import apply_update, own_state, stage_key
-from alchemi_jax.errors import UserCodeError, description, name_of, short_traceback
+from alchemi_jax.errors import UserCodeError, description, name_of, public_call
 from alchemi_jax.hooks import HookContext, HookSet
 from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.io.sinks import Sink
@@ -98,7 +98,7 @@ class AbstractDynamics(Algorithm):
             ValueError: naming the system, if the model cannot treat it; also inside a transform, without
                 `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
-        with short_traceback():
+        with public_call():
             if like is not None:
                 return start.init_like(self, as_batch(batch), key, like)
             return driver.init(self, as_batch(batch), key, builder)
@@ -131,14 +131,14 @@ class AbstractDynamics(Algorithm):
             them in the order in which they finished (`system_id` says which is which).
         """
         if sampler is not None and batch is None and not shrink:
-            with short_traceback():
+            with public_call():
                 return refill.run(self, sampler, sink, n_steps, key)
         if batch is None or sampler is not None or sink is not None:
             raise TypeError(
                 f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
                 "batch, a Sampler has its own."
             )
-        with short_traceback():
+        with public_call():
             return run.run(self, as_batch(batch), n_steps, key, shrink)
 
     def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
@@ -156,7 +156,7 @@ class AbstractDynamics(Algorithm):
         Raises:
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.
         """
-        with short_traceback():
+        with public_call():
             return run.advance(self, state, n_steps, shrink)
 
     def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
@@ -170,7 +170,7 @@ class AbstractDynamics(Algorithm):
         Raises:
             ValueError: if the engine has host hooks and the loop is under vmap or grad.
         """
-        with short_traceback():
+        with public_call():
             return loops.loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
@@ -185,7 +185,7 @@ class AbstractDynamics(Algorithm):
         Raises:
             ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
         """
-        with short_traceback():
+        with public_call():
             return rollout.rollout(self, state, n_steps, checkpoint)
 
     def footprint(self, batch: Batch | DynamicsState) -> Footprint:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray, Shaped
 
@@ -20,7 +21,7 @@ from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import check_systems, with_budget
 from alchemi_jax.dynamics.driver import NO_LIMIT, Run
 from alchemi_jax.dynamics.finish import finalize
-from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
@@ -207,6 +208,7 @@ class _RefilledRun:
         meta = [*driver.meta.filled(len(self.sizes)).of_rows(stay)]
         if host is not None:
             meta += host.meta.filled(len(host))
+        incoming, plan = jax.device_put((incoming, plan))
         list_sizes = None if state.neighbors is None else state.neighbors.sizes
         after = _refill_rows(
             driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.loop import should_continue, unfinished
-from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.driver import Run
-from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     Capacities,

@@ -97,13 +97,13 @@ def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple
     slots, n = neighbors.index.shape
     column = jnp.arange(n)
 
-    def take(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def take(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         index, found = carry
         place = neighbors.index[k]
         x, y, z = (c[place] - c[:n] for c in places)
         inside = x * x + y * y + z * z <= cutoff**2
         index = index.at[jnp.where(inside, found, slots), column].set(place, mode="drop")
-        return index, found + inside
+        return index, found + inside.astype(jnp.int32)
 
     # Unused slots point to the last place of the extended array.
     empty = jnp.full_like(neighbors.index, len(places[0]) - 1)
@@ -129,7 +129,7 @@ def _value_and_slopes(f: Any, *arguments: Array) -> tuple[Array, tuple[Array, ..
 def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
     """Energy of each atom, and its derivatives with respect to each vector of the atom, [slots, atoms]."""
 
-    def slot(k: Array) -> tuple:
+    def slot(k: Array | int) -> tuple:
         x, y, z = (c[k] for c in d)
         return (x, y, z), _norm(x, y, z), inside[k], jax.tree.map(lambda v: v[k], other)
 
@@ -137,13 +137,13 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
         energy, slopes = carry
         (xj, yj, zj), rj, here, b = slot(j)
 
-        def other_bond(k: Array) -> tuple:
+        def other_bond(k: Array | int) -> tuple:
             (x, y, z), rk, there, c = slot(k)
             cosine = (xj * x + yj * y + zj * z) / (rj * rk)
             f = lambda rj, rk, cosine: model.angle(rj, rk, cosine, own, b, c)  # noqa: E731
             return (x, y, z), rk, cosine, here & there & (k != j), f
 
-        def gather(k: Array, xi: Array) -> Array:
+        def gather(k: Array | int, xi: Array) -> Array:
             _, rk, cosine, counts, f = other_bond(k)
             return xi + jnp.where(counts, f(rj, rk, cosine), 0)
 
@@ -151,7 +151,7 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
         value, (along, by_xi) = _value_and_slopes(lambda r, xi: model.bond(r, xi, own, b), rj, xi)
         along, by_xi = jnp.where(here, along / 2, 0), jnp.where(here, by_xi / 2, 0)
 
-        def push(k: Array, carry: tuple) -> tuple:
+        def push(k: Array | int, carry: tuple) -> tuple:
             mine, slopes = carry
             (x, y, z), rk, cosine, counts, f = other_bond(k)
             _, (by_j, by_k, by_cosine) = _value_and_slopes(f, rj, rk, cosine)

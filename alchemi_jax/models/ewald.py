@@ -20,6 +20,13 @@ from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
 
 
+@jax.tree_util.register_static
+class _ExtraName(str):
+    """The name of an extra: static, not a leaf."""
+
+    __slots__ = ()
+
+
 class Ewald(AbstractModel):
     """Point charges in cells that are periodic in all directions, with tin foil at infinity.
 
@@ -50,7 +57,8 @@ class Ewald(AbstractModel):
     """
 
     charges: Any = eqx.field(
-        converter=lambda c: c if isinstance(c, str) else by_element("charges")(c), default="initial_charges"
+        converter=lambda c: _ExtraName(c) if isinstance(c, str) else by_element("charges")(c),
+        default="initial_charges",
     )
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=9.0)
     accuracy: float = eqx.field(static=True, converter=float, default=1e-6)
@@ -102,7 +110,7 @@ class Ewald(AbstractModel):
         return Results(jnp.where(self._suffice(batch), r.energy, jnp.nan), r.forces, r.stress)
 
     def _suffice(self, batch: Batch) -> Array:
-        enough = jnp.all(self._needed(batch.cell) <= jnp.asarray(self.waves)[None] + 1e-6, axis=-1)
+        enough = jnp.all(self._needed(batch.cell) <= jnp.asarray(self.waves, batch.dtype)[None] + 1e-6, axis=-1)
         return (enough & jnp.all(batch.pbc, axis=-1)) | ~batch.system_mask
 
     def check(self, batch: Batch) -> None:

@@ -100,7 +100,7 @@ def list_hits(
 
     found = jnp.where(real, take(hits.found.reshape(-1), groups.place), 0)
 
-    def slot(k: Int[Array, ""], state: tuple) -> tuple:
+    def slot(k: Int[Array, ""] | int, state: tuple) -> tuple:
         index, w, word = state
         spent = word == 0
         w = jnp.where(spent, take(following, jnp.minimum(w + 1, words - 1), groups.place), w)

@@ -52,20 +52,20 @@ def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[
         centre_of_mass: whether the centre of mass moves freely, so that it counts (Langevin); by default it
             counts where the total momentum is not zero.
     """
-    free = sum_by_system(batch, jnp.where(batch.fixed, 0, 1))
+    free = sum_by_system(batch, (~batch.fixed).astype(jnp.int32)).astype(jnp.int32)
     some_fixed = free < batch.atoms_per_system
     if centre_of_mass is None:
-        total = jnp.sqrt(jnp.sum(momentum(batch) ** 2, axis=-1))
-        speed = jnp.sqrt(jnp.sum(batch.velocities**2, axis=-1))
+        total = root(jnp.sum(momentum(batch) ** 2, axis=-1))
+        speed = root(jnp.sum(batch.velocities**2, axis=-1))
         scale = sum_by_system(batch, batch.masses * speed)
         centre_of_mass = total > jnp.sqrt(jnp.finfo(batch.dtype).eps) * scale
     counted = some_fixed | centre_of_mass | (free <= 1)
-    return 3 * free - jnp.where(counted, 0, 3)
+    return 3 * free - jnp.where(counted, 0, 3).astype(free.dtype)
 
 
 def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:
     """2 E_kin / (degrees of freedom times k_B), K; see `degrees_of_freedom`."""
-    count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1)
+    count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1).astype(batch.dtype)
     return 2 * kinetic_energy(batch) / (count * KB)
 
 

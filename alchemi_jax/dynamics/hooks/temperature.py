@@ -202,7 +202,7 @@ class ReplicaExchangeHook(TracedHook):
         energy = jnp.take_along_axis(rows(batch.energy), holder, axis=1)
         moving = jnp.take_along_axis(rows(ctx.active_mask), holder, axis=1)
 
-        place = jnp.arange(rungs - 1)
+        place = jnp.arange(rungs - 1, dtype=jnp.int32)
         turn = (jnp.asarray(ctx.step_count) // self.every) % 2
         tried = (place % 2 == turn)[None] & moving[:, :-1] & moving[:, 1:]
         beta = 1 / (KB * self.temperatures.astype(batch.dtype))

@@ -99,7 +99,7 @@ def _newton(batch: Batch, state: LBFGSState, start: Array) -> Array:
     def product(a: Array, b: Array) -> Array:
         return sum_by_system(batch, _dot(a, b))
 
-    def newer(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def newer(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         q, weights = carry
         weight = state.rho[:, k] * product(state.s[:, k], q)
         return q - to_atoms(batch, weight)[:, None] * state.y[:, k], weights.at[:, k].set(weight)

@@ -64,7 +64,9 @@ class OptaxOptimizer(AbstractDynamics):
         optimizer = optax.with_extra_args_support(self.optimizer)
 
         def update(gradient: Array, inner: Any, positions: Array, energy: Array) -> Any:
-            return optimizer.update(gradient, inner, positions, value=energy)
+            # Optax itself relies on promotion (a float to the power of a count).
+            with jax.numpy_dtype_promotion("standard"):
+                return optimizer.update(gradient, inner, positions, value=energy)
 
         rows = to_rows(batch, -batch.forces), state.inner, to_rows(batch, batch.positions), batch.energy
         step, inner = jax.vmap(update)(*rows)
