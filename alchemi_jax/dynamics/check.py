@@ -1,10 +1,13 @@
 """Checks on the host, before compiling: whether an engine fits its hooks, and a batch the engine."""
 
 import dataclasses
+import operator
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -15,6 +18,9 @@ from alchemi_jax.transforms import is_traced
 
 
 _E = TypeVar("_E", bound="Engine")
+
+NO_LIMIT = int(np.iinfo(np.int32).max)
+"""A number of steps that no run reaches."""
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
@@ -97,6 +103,38 @@ def check_per_system(engine: Engine, batch: Batch) -> None:
                 f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
                 f"but the batch has {fits[0]} systems."
             )
+
+
+def count_steps(engine: Engine, method: str, n_steps: Any, name: str = "n_steps") -> Any:
+    """A number of steps that was asked for: an int, or a traced integer as it is.
+
+    Raises:
+        ValueError: naming engine and method, for anything that is no count.
+    """
+    if is_traced(n_steps):
+        good = isinstance(n_steps, jax.Array) and n_steps.ndim == 0
+        if good and jnp.issubdtype(n_steps.dtype, jnp.integer):
+            return n_steps
+    elif not isinstance(n_steps, bool | np.bool_) and np.ndim(n_steps) == 0 and hasattr(n_steps, "__index__"):
+        number = operator.index(n_steps)
+        if number >= 0:
+            return min(number, NO_LIMIT)
+    raise ValueError(f"{name_of(engine)}.{method}: {name} must be a positive int, not {n_steps!r}.")
+
+
+def check_precision(engine: Engine, method: str, tree: Any) -> None:
+    """Check that JAX still has the 64 bits with which a batch or a state was made.
+
+    Raises:
+        ValueError: naming `jax_enable_x64`.
+    """
+    batch = getattr(tree, "batch", tree)
+    if batch.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
+        raise ValueError(
+            f"{name_of(engine)}.{method} was given float64 arrays, but jax_enable_x64 is off here: call it "
+            "inside of `with jax.enable_x64(True)` too, set jax_enable_x64 for the whole program, or make "
+            'the batch again with dtype="float32".'
+        )
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:

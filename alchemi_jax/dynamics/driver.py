@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.check import check_per_system, check_systems
+from alchemi_jax.dynamics.check import check_per_system, check_precision, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
@@ -49,14 +49,24 @@ from alchemi_jax.transforms import is_traced
 
 _FIRST_SEGMENT = 128
 _SECONDS = 0.25
-NO_LIMIT = int(np.iinfo(np.int32).max)
-"""A number of steps that no run reaches."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
 
     state: DynamicsState
+
+
+def carry_state(error: BaseException, state: DynamicsState | None) -> None:
+    """Give an exception that ends a run early the state reached, as its `state`."""
+    if state is None or hasattr(error, "state"):
+        return
+    try:
+        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError:
+        return
+    step = int(state.step_count)
+    error.add_note(f"the run ended after step {step}; its state is the `state` of this exception")
 
 
 def init(
@@ -70,8 +80,10 @@ def init(
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
-            "be traced: call it outside of jit, vmap and grad, and transform loop or step."
+            "be traced: call it outside of jit, vmap and grad, or as init(batch, like=state), and transform "
+            "loop, rollout or step."
         )
+    check_precision(engine, "init", batch)
     check_systems(engine, batch)
     for part in engine.parts:
         check_per_system(part, batch)

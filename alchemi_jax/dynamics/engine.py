@@ -7,11 +7,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alchemi_jax.dynamics import driver, refill, rollout, run, start
+from alchemi_jax.dynamics import driver, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_lengths, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.check import check_lengths, check_precision, check_targets, warn_idle_hooks
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
 from alchemi_jax.dynamics.sampler import Sampler
@@ -130,22 +130,14 @@ class AbstractDynamics(Algorithm):
             With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
             them in the order in which they finished (`system_id` says which is which).
         """
-        if sampler is not None and batch is None and not shrink:
-            with public_call():
-                return refill.run(self, sampler, sink, n_steps, key)
-        if batch is None or sampler is not None or sink is not None:
-            raise TypeError(
-                f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
-                "batch, a Sampler has its own."
-            )
         with public_call():
-            return run.run(self, as_batch(batch), n_steps, key, shrink)
+            return run.run(self, batch, n_steps, key, sampler, sink, shrink)
 
     def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
 
-        Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
-        the exception, `driver.Interrupted`, a KeyboardInterrupt.
+        Whatever ends it early, an error in a hook or Ctrl-C, the exception has the state reached as its
+        `state`. After Ctrl-C (`driver.Interrupted`) in a notebook that state is returned, with a warning.
 
         Args:
             shrink: when half of the systems are finished, go on with a batch half as large that holds the
@@ -159,7 +151,7 @@ class AbstractDynamics(Algorithm):
         with public_call():
             return run.advance(self, state, n_steps, shrink)
 
-    def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
+    def loop(self, state: DynamicsState, n_steps: Any = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.
 
         Under jit host hooks are called through `io_callback`, in order.
@@ -168,7 +160,7 @@ class AbstractDynamics(Algorithm):
         set, and energies and forces are NaN.
 
         Raises:
-            ValueError: if the engine has host hooks and the loop is under vmap or grad.
+            ValueError: under `jax.grad`, which `rollout` is for; under vmap if the engine has host hooks.
         """
         with public_call():
             return loops.loop(self, state, n_steps)
@@ -212,8 +204,13 @@ class AbstractDynamics(Algorithm):
     # -- the parts of a step ---------------------------------------------------------------------
 
     def step(self, state: DynamicsState) -> DynamicsState:
-        """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own."""
-        return steps.step(self, state, with_fresh=False)
+        """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own.
+
+        To compile it write `eqx.filter_jit(engine.step)`, or `jax.jit(lambda state: engine.step(state))`.
+        """
+        with public_call():
+            check_precision(self, "step", state)
+            return steps.step(self, state, with_fresh=False)
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:
         """[systems] Those that are not finished."""

@@ -18,8 +18,8 @@ from jaxtyping import Int, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
-from alchemi_jax.dynamics.check import check_systems, with_budget
-from alchemi_jax.dynamics.driver import NO_LIMIT, Run
+from alchemi_jax.dynamics.check import NO_LIMIT, check_systems, with_budget
+from alchemi_jax.dynamics.driver import Run, carry_state
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
@@ -72,16 +72,21 @@ def run(
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
-    own = HostMemory()
+    own, refilled = HostMemory(), None
     out = own if sink is None else sink
     stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))
     try:
         with engine:
             _open_sink(out)
             try:
-                sampler.traffic = _RefilledRun(engine, stream, out, key).run()
-            except BaseException:
+                refilled = _RefilledRun(engine, stream, out, key)
+                sampler.traffic = refilled.run()
+            except BaseException as e:
                 out.close()
+                if refilled is not None and refilled.driver is not None:
+                    carry_state(e, refilled.driver.with_names())
+                if sink is None:
+                    e.finished = own.read() if len(own) else None  # pyright: ignore
                 raise
             out.close()
     finally:
