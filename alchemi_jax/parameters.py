@@ -15,59 +15,95 @@ from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
 
 
-def as_parameter(value: Any) -> Inexact[Array, "..."]:
+def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
-    Numbers of Python and numpy, and arrays of one number and no dimension, become weakly typed arrays, which
-    take the dtype of the batch: which of them it is makes no difference to compiled code.
+    Numbers of Python and numpy, and arrays of one number without dimensions, become weakly typed arrays,
+    which take the dtype of the batch: which of them it was makes no difference to compiled code.
+
+    Raises:
+        ValueError: naming the parameter, for what is not a real number or an array of them.
     """
-    if isinstance(value, bool | int | np.integer | np.floating) or _is_number(value):
-        value = float(value)
-    if isinstance(value, float | complex):
-        # Explicitly put, which a transfer guard of the user allows.
-        return jax.device_put(value)
-    array = value if isinstance(value, jax.Array) else jax.device_put(_as_numpy(value))
+    is_number = isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
+    given = value
+    try:
+        if is_number or _is_known_number(value):
+            value = float(value)
+        # Put explicitly, which a transfer guard of the user allows.
+        known = isinstance(value, jax.Array) or is_traced(value)
+        array = jnp.asarray(value) if known else jax.device_put(_without_dtype(value))
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or array.dtype.kind in "bc":
+        raise ValueError(f"{name} must be a real number or an array of them, not {given!r}.")
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is an array of one real number that is known, without dimensions."""
+def _is_known_number(value: Any) -> bool:
+    """Whether a value is an array of one real number without dimensions, and not traced."""
     if is_traced(value) or not isinstance(value, jax.Array | np.ndarray) or value.ndim:
         return False
     return bool(jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
 
 
-def _as_numpy(value: Any) -> np.ndarray:
-    """Any number of numbers as an array of numpy; lists of tracers stay with JAX."""
-    return jnp.asarray(value) if is_traced(value) else np.asarray(value)
+def _without_dtype(value: Any) -> Any:
+    """What JAX may give its own dtype: a number of Python as it is, all else as an array of numpy."""
+    return value if isinstance(value, bool | float | complex) else np.asarray(value)
 
 
-def positive(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
-    """A converter to an array leaf. It raises ValueError, naming the parameter, for values not positive."""
+def _checked(
+    name: str, good: Callable[[np.ndarray], Any], what: str
+) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf. It raises ValueError, naming the parameter, unless all numbers are good.
+
+    What is traced has no values to look at.
+    """
 
     def convert(value: Any) -> Inexact[Array, "..."]:
-        array = as_parameter(value)
+        array = as_parameter(value, name)
         if not is_traced(array):
             numbers = np.asarray(array)
-            good = numbers >= 0 if zero else numbers > 0
-            if not np.all(good & np.isfinite(numbers)):
-                what = "zero or positive" if zero else "positive"
+            if not np.all(np.isfinite(numbers) & good(numbers)):
                 raise ValueError(f"{name} must be {what}, not {numbers.tolist()}.")
         return array
 
     return convert
 
 
+def positive(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf. It raises ValueError, naming the parameter, for values not positive."""
+    if zero:
+        return _checked(name, lambda v: v >= 0, "zero or positive")
+    return _checked(name, lambda v: v > 0, "positive")
+
+
 def finite(name: str) -> Callable[[Any], Inexact[Array, "..."]]:
     """A converter to an array leaf. It raises ValueError, naming the parameter, for infinities and NaN."""
+    return _checked(name, lambda v: np.isfinite(v), "finite")
+
+
+def between(name: str, low: float, high: float) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf. It raises ValueError, naming the parameter, for values outside bounds."""
+    return _checked(name, lambda v: (v >= low) & (v <= high), f"between {low} and {high}")
+
+
+def number(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
+    """`positive` for a single number."""
+    check = positive(name, zero)
 
     def convert(value: Any) -> Inexact[Array, "..."]:
-        array = as_parameter(value)
-        if not is_traced(array) and not np.all(np.isfinite(np.asarray(array))):
-            raise ValueError(f"{name} must be finite, not {np.asarray(array).tolist()}.")
+        array = check(value)
+        # Mapped over, a parameter has axes that the model does not see.
+        if array.ndim and not isinstance(value, jax.Array):
+            raise ValueError(f"{name} must be one number, not an array of shape {list(array.shape)}.")
         return array
 
     return convert
+
+
+def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A converter that leaves None alone."""
+    return lambda value: None if value is None else convert(value)
 
 
 def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
@@ -81,14 +117,53 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
     return convert
 
 
-def positive_length(name: str) -> Callable[[Any], float]:
-    """A converter to a float, for lengths (Å) that determine shapes and so are static."""
+def positive_number(name: str) -> Callable[[Any], float]:
+    """A converter to a positive float that is static."""
+    check = positive(name)
 
     def convert(value: Any) -> float:
-        value = float(value)
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} must be a positive length in Å, not {value}.")
-        return value
+        number = np.asarray(check(value))
+        if number.ndim:
+            raise ValueError(f"{name} must be one number, not an array of shape {list(number.shape)}.")
+        return float(value)
+
+    return convert
+
+
+LONGEST = 1.0e6
+"""Å. No cutoff is longer: the place that unused slots of a neighbor list point to is just beyond it."""
+
+
+def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
+    """A converter to a float, for lengths (Å) that determine shapes and so are static.
+
+    Args:
+        name: of the parameter, for the message.
+        zero: whether the length may be zero.
+    """
+    what = "zero or a positive length" if zero else "a positive length"
+
+    def convert(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be {what} in Å, a number, not {value!r}.") from None
+        if isinstance(value, bool | np.bool_) or not 0 <= number < np.inf or (number == 0 and not zero):
+            raise ValueError(f"{name} must be {what} in Å, not {value!r}.")
+        if number > LONGEST:
+            raise ValueError(f"{name} must be at most {LONGEST:g} Å, not {number:g}.")
+        return number
+
+    return convert
+
+
+def as_flag(name: str) -> Callable[[Any], bool]:
+    """A converter to a bool, for choices that are static."""
+
+    def convert(value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, not {value!r}.")
+        return bool(value)
 
     return convert
 

@@ -34,11 +34,8 @@ class Light(TracedHook):
         return ctx.with_batch(forces=jnp.clip(ctx.batch.forces, -1e6, 1e6))
 
 
-def main() -> None:
-    """Prints the table."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    folder = Path(tempfile.mkdtemp())
+def measured(folder: Path, systems: int, steps: int, rounds: int) -> list[tuple[str, float, float]]:
+    """Of each form its name, seconds a step (median), and the median over a run without hooks."""
     idle = [CallbackHook(lambda ctx: None, stage, NEVER) for stage in list(DynamicsStage)[:8]]
     forms = {
         "no hooks": [],
@@ -48,24 +45,37 @@ def main() -> None:
         "four light traced hooks": [Light() for _ in range(4)],
     }
     model = LennardJones(epsilon=0.0104, sigma=3.40, cutoff=8.5)
-    batch = moving(structures.crystals(), "float32")
+    batch = moving(structures.crystals(systems), "float32")
     runs = {}
     for name, hooks in forms.items():
         engine = NVE(model=model, dt=4.0, hooks=hooks)
         state = engine.init(batch)
         # Step 0 is due for every hook: begin after it.
         runs[name] = (engine, engine.advance(state, 1), [])
-        engine.advance(runs[name][1], STEPS)
-    for _ in range(ROUNDS):
+        engine.advance(runs[name][1], steps)
+    for _ in range(rounds):
         for engine, state, seconds in runs.values():
             begun = time.perf_counter()
-            jax.block_until_ready(engine.advance(state, STEPS).batch.positions)
+            jax.block_until_ready(engine.advance(state, steps).batch.positions)
             seconds.append(time.perf_counter() - begun)
     base = runs["no hooks"][2]
+    return [
+        (
+            name,
+            statistics.median(seconds) / steps,
+            statistics.median(a / b for a, b in zip(seconds, base, strict=True)),
+        )
+        for name, (_, _, seconds) in runs.items()
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"{'hooks':30}{'ms/step':>10}{'over none':>11}")
-    for name, (_, _, seconds) in runs.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, base, strict=True))
-        print(f"{name:30}{1e3 * statistics.median(seconds) / STEPS:10.3f}{100 * (ratio - 1):+10.1f}%")
+    for name, seconds, ratio in measured(Path(tempfile.mkdtemp()), 32, STEPS, ROUNDS):
+        print(f"{name:30}{1e3 * seconds:10.3f}{100 * (ratio - 1):+10.1f}%")
 
 
 if __name__ == "__main__":

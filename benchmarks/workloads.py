@@ -54,9 +54,9 @@ def _relaxation(cutoff: float = 50.0) -> FIRE:
     return FIRE(model=model, **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
 
 
-def w1(dtype: str, repeats: int) -> dict[str, Any]:
+def w1(dtype: str, repeats: int, systems: int = 256) -> dict[str, Any]:
     """256 perturbed 13-atom clusters relaxed to fmax 0.005 eV/Å: a whole `run`."""
-    batch = Batch.from_ase(structures.perturbed_clusters(), dtype=dtype)
+    batch = Batch.from_ase(structures.perturbed_clusters(systems), dtype=dtype)
     engine = _relaxation()
     (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
     out = engine.run(batch).take()
@@ -65,7 +65,7 @@ def w1(dtype: str, repeats: int) -> dict[str, Any]:
         "energy_mean": float(out.energy.mean()),
         "converged": int(out.converged.sum()),
     }
-    return _report("W1", dtype, 256, 13 * out.steps_taken.sum(), figures, **more)
+    return _report("W1", dtype, systems, 13 * out.steps_taken.sum(), figures, **more)
 
 
 def moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
@@ -76,32 +76,32 @@ def moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
     return batch.replace(velocities=jnp.asarray(v))
 
 
-def _nve(hooks: Any = ()) -> NVE:
+def _nve(hooks: Any = (), steps: int = STEPS) -> NVE:
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF)
-    return NVE(model=model, dt=4.0, n_steps=STEPS, hooks=hooks)
+    return NVE(model=model, dt=4.0, n_steps=steps, hooks=hooks)
 
 
-def _dynamics(name: str, made: tuple, dtype: str, repeats: int) -> dict[str, Any]:
-    batch, engine = moving(made, dtype), _nve()
+def _dynamics(name: str, made: tuple, dtype: str, repeats: int, steps: int) -> dict[str, Any]:
+    batch, engine = moving(made, dtype), _nve(steps=steps)
     (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
-    state = engine.advance(engine.init(batch), STEPS)
+    state = engine.advance(engine.init(batch), steps)
     builds = int(state.neighbors.builds)
-    return _report(name, dtype, batch.num_systems, STEPS * batch.num_atoms, figures, list_builds=builds)
+    return _report(name, dtype, batch.num_systems, steps * batch.num_atoms, figures, list_builds=builds)
 
 
-def w2(dtype: str, repeats: int) -> dict[str, Any]:
+def w2(dtype: str, repeats: int, systems: int = 32, steps: int = STEPS) -> dict[str, Any]:
     """32 fcc crystals of 256 atoms, NVE, 200 steps of 4 fs at 30 K: a whole `run`."""
-    return _dynamics("W2", structures.crystals(), dtype, repeats)
+    return _dynamics("W2", structures.crystals(systems), dtype, repeats, steps)
 
 
-def w3(dtype: str, repeats: int) -> dict[str, Any]:
+def w3(dtype: str, repeats: int, cells: int = 10, steps: int = STEPS) -> dict[str, Any]:
     """One fcc crystal of 4000 atoms, 40 K, 200 steps."""
-    return _dynamics("W3", structures.large_crystal(), dtype, repeats)
+    return _dynamics("W3", structures.crystals(1, cells, 40.0), dtype, repeats, steps)
 
 
-def w4(dtype: str, repeats: int) -> dict[str, Any]:
+def w4(dtype: str, repeats: int, systems: int = 32, steps: int = STEPS) -> dict[str, Any]:
     """W2 with scalars of every system to CSV each 10 steps and a snapshot to Zarr each 50: over W2."""
-    batch, plain = moving(structures.crystals(), dtype), _nve()
+    batch, plain = moving(structures.crystals(systems), dtype), _nve(steps=steps)
     with tempfile.TemporaryDirectory() as folder:
         number = itertools.count()
 
@@ -110,37 +110,39 @@ def w4(dtype: str, repeats: int) -> dict[str, Any]:
                 LoggingHook(log_path=Path(folder) / "log.csv", frequency=10, mode="w"),
                 SnapshotHook(ZarrData(Path(folder) / f"{next(number)}.zarr"), frequency=50),
             ]
-            jax.block_until_ready(_nve(hooks).run(batch).positions)
+            jax.block_until_ready(_nve(hooks, steps).run(batch).positions)
 
         base, figures = timed(
             lambda: jax.block_until_ready(plain.run(batch).positions), observed, repeats=repeats
         )
-    return _report("W4", dtype, 32, STEPS * batch.num_atoms, figures, over_w2=figures["s"] / base["s"])
+    return _report("W4", dtype, systems, steps * batch.num_atoms, figures, over_w2=figures["s"] / base["s"])
 
 
-def w5(dtype: str, repeats: int) -> dict[str, Any]:
+def w5(dtype: str, repeats: int, systems: int = 512, flying: int = 64) -> dict[str, Any]:
     """512 clusters of 7 to 55 atoms relaxed to fmax 0.005 eV/Å through a sampler, 64 in flight; beside it, in
     turn, the same in fixed batches of 64 as they come."""
-    atoms = structures.assorted_clusters()
-    parts = [atoms[i : i + 64] for i in range(0, 512, 64)]
+    atoms = structures.assorted_clusters(systems)
+    parts = [atoms[i : i + flying] for i in range(0, systems, flying)]
     room = max(sum(map(len, part)) for part in parts)
-    batches = [Batch.from_ase(part, dtype=dtype, atom_capacity=room, system_capacity=64) for part in parts]
+    batches = [
+        Batch.from_ase(part, dtype=dtype, atom_capacity=room, system_capacity=flying) for part in parts
+    ]
     whole, engine = Batch.from_ase(atoms, dtype=dtype), _relaxation()
 
     def fixed() -> list:
         return [jax.block_until_ready(engine.run(batch).positions) for batch in batches]
 
     def refilled() -> Sampler:
-        sampler = Sampler(whole, max_systems=64, policy="best fit")
+        sampler = Sampler(whole, max_systems=flying, policy="best fit")
         jax.block_until_ready(engine.run(sampler=sampler).positions)
         return sampler
 
     base, figures = timed(fixed, refilled, repeats=repeats)
-    out = engine.run(sampler=Sampler(whole, max_systems=64)).take()
+    out = engine.run(sampler=Sampler(whole, max_systems=flying)).take()
     steps = float((out.steps_taken * out.atoms_per_system).sum())
     traffic = refilled().traffic
     more = {
-        "fixed_systems_per_s": 512 / base["s"],
+        "fixed_systems_per_s": systems / base["s"],
         "over_fixed": base["s"] / figures["s"],
         "converged": int(out.converged.sum()),
         "refills": traffic.refills,
@@ -149,7 +151,7 @@ def w5(dtype: str, repeats: int) -> dict[str, Any]:
         "occupancy": traffic.occupancy,
         "between_segments": traffic.host_seconds / traffic.seconds,
     }
-    return _report("W5", dtype, 512, steps, figures, **more)
+    return _report("W5", dtype, systems, steps, figures, **more)
 
 
 WORKLOADS = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5}

@@ -12,9 +12,10 @@ from ase.data import chemical_symbols
 from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 
-from alchemi_jax.models.elements import atomic_number, check_elements, types_of
+from alchemi_jax.models.elements import atomic_number, check_elements, check_numbers, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
 from alchemi_jax.models.tables import EAMTables, form_of, read_funcfl, read_setfl
+from alchemi_jax.parameters import finite, positive_length, positive_number
 from alchemi_jax.systems.batch import Batch
 
 
@@ -44,13 +45,26 @@ class EAM(AbstractEmbedded):
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)
-    embedding: Float[Array, "elements density_knots 4"] = eqx.field(repr=False)
-    density: Float[Array, "elements elements distance_knots 4"] = eqx.field(repr=False)
-    pair: Float[Array, "elements elements distance_knots 4"] = eqx.field(repr=False)
-    density_step: float = eqx.field(static=True, repr=False)
-    distance_step: float = eqx.field(static=True, repr=False)
-    cutoff: float = eqx.field(static=True)
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    embedding: Float[Array, "elements density_knots 4"] = eqx.field(repr=False, converter=finite("embedding"))
+    density: Float[Array, "elements elements distance_knots 4"] = eqx.field(
+        repr=False, converter=finite("density")
+    )
+    pair: Float[Array, "elements elements distance_knots 4"] = eqx.field(repr=False, converter=finite("pair"))
+    density_step: float = eqx.field(static=True, repr=False, converter=positive_number("density_step"))
+    distance_step: float = eqx.field(static=True, repr=False, converter=positive_number("distance_step"))
+    cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"))
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
+
+    def __check_init__(self):
+        for element in self.elements:
+            atomic_number(element)
+        n = len(self.elements)
+        shapes = {"embedding": (n,), "density": (n, n), "pair": (n, n)}
+        for name, shape in shapes.items():
+            found = getattr(self, name).shape
+            if found[-2 - len(shape) : -2] != shape or found[-1] != 4:
+                wanted = [*shape, "knots", 4]
+                raise ValueError(f"{name} of EAM must be an array {wanted}, not {list(found)}.")
 
     @classmethod
     def read(
@@ -85,15 +99,21 @@ class EAM(AbstractEmbedded):
 
     @classmethod
     def from_tables(cls, tables: EAMTables, skin: float = 1.0) -> "EAM":
-        """Makes the potential from arrays."""
+        """Makes the potential from arrays.
+
+        Raises:
+            ValueError: naming the table that holds what is not finite.
+        """
+        for name in ("embedding", "density", "pair"):
+            check_numbers(f"the table {name} of EAM", getattr(tables, name))
         return cls(
             elements=tuple(chemical_symbols[z] for z in tables.elements),
             embedding=_spline(tables.embedding),
             density=_spline(tables.density),
             pair=_spline(tables.pair),
-            density_step=float(tables.density_step),
-            distance_step=float(tables.distance_step),
-            cutoff=float(tables.cutoff),
+            density_step=tables.density_step,
+            distance_step=tables.distance_step,
+            cutoff=tables.cutoff,
             skin=skin,
         )
 

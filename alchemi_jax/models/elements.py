@@ -18,18 +18,59 @@ def atomic_number(key: str | int) -> int:
     """The atomic number of a chemical symbol; a number is returned as it is.
 
     Raises:
-        ValueError: for an unknown symbol.
+        ValueError: for an unknown symbol or number.
     """
     if isinstance(key, str):
         if key not in atomic_numbers:
             raise ValueError(f"{key!r} is no chemical symbol.")
         return atomic_numbers[key]
+    integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    if not integer or not 0 <= key < len(chemical_symbols):
+        raise ValueError(f"{key!r} is no atomic number, 0 to {len(chemical_symbols) - 1}.")
     return int(key)
 
 
-def by_element(name: str) -> Callable[[Any], Array]:
+def check_numbers(name: str, numbers: Any, sign: str | None = None, missing: bool = False) -> None:
+    """Check the values of a parameter; what is traced has none to look at.
+
+    Args:
+        name: of the parameter, such as "epsilon".
+        numbers: an array.
+        sign: "positive", "zero or positive", or None for any.
+        missing: whether NaN means that there is no parameter, so that it is allowed, if not everywhere.
+
+    Raises:
+        ValueError: naming the parameter and the first value that it cannot have.
+    """
+    if is_traced(numbers):
+        return
+    found = np.asarray(numbers)
+    good = np.isfinite(found)
+    if sign is not None:
+        good &= (found > 0) | ((found == 0) & (sign == "zero or positive"))
+    if missing:
+        if found.size and np.isnan(found).all():
+            raise ValueError(f"{name} has no values, all are NaN.")
+        good |= np.isnan(found)
+    if not good.all():
+        what = f"{sign} and finite" if sign else "finite"
+        raise ValueError(f"{name} must be {what}, not {found[~good].flat[0]}.")
+
+
+def _number(name: str, value: Any, sign: str | None) -> float:
+    """A number from an entry of a dict."""
+    number = as_parameter(value, name)
+    if number.ndim:
+        raise ValueError(f"{name} must have a number for each entry, not an array of shape {number.shape}.")
+    if is_traced(number):
+        raise ValueError(f"{name} as a dict holds plain numbers; give an array where they are traced.")
+    check_numbers(name, number, sign)
+    return float(number)
+
+
+def by_element(name: str, sign: str | None = None) -> Callable[[Any], Array]:
     """A converter: a number becomes a scalar leaf, a dict of elements a table over the atomic numbers 0 to
-    118 (NaN where there is no parameter)."""
+    118 (NaN where there is no parameter). `sign` as for `check_numbers`."""
 
     def convert(value: Any) -> Array:
         if isinstance(value, Mapping):
@@ -37,14 +78,15 @@ def by_element(name: str) -> Callable[[Any], Array]:
                 raise ValueError(f"{name} has no elements.")
             table = np.full(len(chemical_symbols), np.nan)
             for key, v in value.items():
-                table[atomic_number(key)] = v
+                table[atomic_number(key)] = _number(name, v, sign)
             return jnp.asarray(table)
-        array = as_parameter(value)
+        array = as_parameter(value, name)
         if array.ndim and array.shape[-1] != len(chemical_symbols):
             raise ValueError(
                 f"{name} must be a number, a dict of elements, or an array over the atomic numbers "
                 f"0 to {len(chemical_symbols) - 1}; its shape is {array.shape}."
             )
+        check_numbers(name, array, sign, missing=array.ndim > 0)
         return array
 
     return convert
@@ -87,24 +129,27 @@ def _pair(a: int, b: int) -> str:
     return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
 
 
-def by_pair(name: str) -> Callable[[Any], Any]:
-    """A converter: a number becomes a scalar leaf, a dict of pairs of elements a `ByPair`."""
+def by_pair(name: str, sign: str | None = None) -> Callable[[Any], Any]:
+    """A converter: a number becomes a scalar leaf, a dict of pairs of elements a `ByPair`. `sign` as for
+    `check_numbers`."""
 
     def convert(value: Any) -> Any:
         if not isinstance(value, Mapping):
             if isinstance(value, ByPair):
                 return value
-            number = as_parameter(value)
+            number = as_parameter(value, name)
             if number.ndim:
                 raise ValueError(
                     f"{name} must be a number or a dict of pairs of elements; its shape is {number.shape}."
                 )
+            check_numbers(name, number, sign)
             return number
         wanted: dict[tuple[int, int], Any] = {}
         for key, v in value.items():
             if isinstance(key, str) or len(key) != 2:
                 raise ValueError(f'{name} must be keyed by pairs such as ("Mg", "O"), not {key!r}.')
             a, b = sorted(atomic_number(k) for k in key)
+            v = _number(name, v, sign)
             if wanted.setdefault((a, b), v) != v:
                 raise ValueError(f"{name} has two values for {_pair(a, b)}.")
         elements = tuple(sorted({z for pair in wanted for z in pair}))

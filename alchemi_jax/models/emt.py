@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
+from alchemi_jax.parameters import finite, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.units import BOHR
 
@@ -66,16 +67,27 @@ class EMT(AbstractEmbedded):
 
     elements: tuple[str, ...] | None = eqx.field(static=True, default=None)
     parameters: Array = eqx.field(repr=False, default=None)  # pyright: ignore[reportAssignmentType]
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __post_init__(self):
         if self.elements is not None:
+            if isinstance(self.elements, str):
+                self.elements = (self.elements,)
+            if not self.elements:
+                raise ValueError("elements of EMT must be None or at least one element, not an empty list.")
             self.elements = tuple(chemical_symbols[atomic_number(e)] for e in self.elements)
         for name in self._names:
             if name not in PARAMETERS:
                 raise ValueError(f"EMT has no parameters for {name}; it has {', '.join(PARAMETERS)}.")
         if self.parameters is None:
             self.parameters = jnp.asarray(np.array([PARAMETERS[name] for name in self._names]))
+        self.parameters = finite("parameters")(self.parameters)
+        shape = (len(self._names), 7)
+        if self.parameters.shape[-2:] != shape:
+            raise ValueError(
+                f"parameters of EMT must be an array {list(shape)}, seven numbers for each of "
+                f"{', '.join(self._names)}, not {list(self.parameters.shape)}."
+            )
 
     @property
     def _names(self) -> tuple[str, ...]:

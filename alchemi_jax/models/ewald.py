@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.parameters import as_parameter, positive_length, positive_number
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
@@ -25,6 +26,17 @@ class _ExtraName(str):
     """The name of an extra: static, not a leaf."""
 
     __slots__ = ()
+
+
+def _as_waves(value: Any) -> tuple[int, int, int]:
+    """Three positive counts."""
+    try:
+        counts = tuple(operator.index(n) for n in value)
+    except TypeError:
+        counts = ()
+    if len(counts) != 3 or min(counts) < 1:
+        raise ValueError(f"waves must be three positive counts, not {value!r}.")
+    return counts[0], counts[1], counts[2]
 
 
 class Ewald(AbstractModel):
@@ -61,15 +73,13 @@ class Ewald(AbstractModel):
         default="initial_charges",
     )
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=9.0)
-    accuracy: float = eqx.field(static=True, converter=float, default=1e-6)
-    waves: tuple[int, int, int] = eqx.field(static=True, default=(6, 6, 6))
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    accuracy: float = eqx.field(static=True, converter=positive_number("accuracy"), default=1e-6)
+    waves: tuple[int, int, int] = eqx.field(static=True, converter=_as_waves, default=(6, 6, 6))
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __check_init__(self):
         if not 0 < self.accuracy < 0.1:
             raise ValueError(f"accuracy must lie between 0 and 0.1, not {self.accuracy}.")
-        if len(self.waves) != 3 or min(self.waves) < 1:
-            raise ValueError(f"waves must be three positive counts, not {self.waves}.")
 
     @classmethod
     def of(cls, batch: Batch, margin: float = 1.1, **arguments: Any) -> "Ewald":

@@ -30,7 +30,11 @@ class FlaxModel(AbstractModel):
     module: nn.Module = eqx.field(static=True)
     variables: Any = eqx.field(repr=False)
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=6.0)
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
+
+    def __check_init__(self):
+        if not isinstance(self.module, nn.Module):
+            raise TypeError(f"module must be a flax.linen.Module, not {self.module!r}.")
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         energy = self.module.apply(self.variables, batch, neighbors)

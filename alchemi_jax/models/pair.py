@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.neighbors import FAR, NeighborList, extended_coordinates
-from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.parameters import as_flag, number, optional, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import number_in_system, row_index, sum_by_system
 
@@ -235,11 +235,11 @@ class LennardJones(AbstractPair):
     Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
     """
 
-    epsilon: Array = eqx.field(converter=by_element("epsilon"))
-    sigma: Array = eqx.field(converter=by_element("sigma"))
+    epsilon: Array = eqx.field(converter=by_element("epsilon", "zero or positive"))
+    sigma: Array = eqx.field(converter=by_element("sigma", "positive"))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=8.5)
-    shift: bool = eqx.field(static=True, default=False)
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    shift: bool = eqx.field(static=True, converter=as_flag("shift"), default=False)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     @classmethod
     def noble_gases(cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0) -> "LennardJones":
@@ -302,14 +302,14 @@ class Morse(AbstractPair):
     Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
     """
 
-    depth: Array = eqx.field(converter=as_parameter)
-    width: Array = eqx.field(converter=as_parameter)
-    r0: Array = eqx.field(converter=as_parameter)
+    depth: Array = eqx.field(converter=number("depth", zero=True))
+    width: Array = eqx.field(converter=number("width"))
+    r0: Array = eqx.field(converter=number("r0", zero=True))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=6.0)
     onset: float | None = eqx.field(
-        static=True, converter=lambda r: None if r is None else float(r), default=None
+        static=True, converter=optional(positive_length("onset", zero=True)), default=None
     )
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __check_init__(self):
         if self.onset is not None and not 0 <= self.onset < self.cutoff:

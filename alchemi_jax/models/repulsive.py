@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from alchemi_jax.models.elements import ByPair, by_element, by_pair, check_elements, check_pairs
 from alchemi_jax.models.pair import AbstractPair
-from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.parameters import as_flag, number, optional, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 from alchemi_jax.units import COULOMB
@@ -38,12 +38,12 @@ class Buckingham(AbstractPair):
     Source: R. A. Buckingham, Proc. R. Soc. A 168, 264 (1938).
     """
 
-    A: Any = eqx.field(converter=by_pair("A"))
-    rho: Any = eqx.field(converter=by_pair("rho"))
+    A: Any = eqx.field(converter=by_pair("A", "zero or positive"))
+    rho: Any = eqx.field(converter=by_pair("rho", "positive"))
     C: Any = eqx.field(converter=by_pair("C"))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=10.0)
-    shift: bool = eqx.field(static=True, default=False)
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    shift: bool = eqx.field(static=True, converter=as_flag("shift"), default=False)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def atom_parameters(self, batch: Batch) -> Any:
         tables = (self.A, self.rho, self.C)
@@ -92,15 +92,15 @@ class SoftSphere(AbstractPair):
     Source: C. S. O'Hern, L. E. Silbert, A. J. Liu, S. R. Nagel, Phys. Rev. E 68, 011306 (2003).
     """
 
-    epsilon: Array = eqx.field(converter=by_element("epsilon"), default=1.0)
-    sigma: Array = eqx.field(converter=by_element("sigma"), default=1.0)
-    alpha: Array = eqx.field(converter=as_parameter, default=2.0)
+    epsilon: Array = eqx.field(converter=by_element("epsilon", "zero or positive"), default=1.0)
+    sigma: Array = eqx.field(converter=by_element("sigma", "positive"), default=1.0)
+    alpha: Array = eqx.field(converter=number("alpha"), default=2.0)
     cutoff: float = eqx.field(
         static=True,
         converter=positive_length("cutoff"),
         default=None,  # pyright: ignore[reportArgumentType]
     )
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __post_init__(self):
         if self.cutoff is None:
@@ -158,12 +158,12 @@ class ZBL(AbstractPair):
     Source: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Matter (1985).
     """
 
-    onset: float = eqx.field(static=True, converter=float, default=3.0)
+    onset: float = eqx.field(static=True, converter=positive_length("onset", zero=True), default=3.0)
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=4.0)
     charges: Array | None = eqx.field(
-        converter=lambda v: None if v is None else by_element("charges")(v), default=None
+        converter=optional(by_element("charges", "zero or positive")), default=None
     )
-    skin: float = eqx.field(static=True, converter=float, default=1.0)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __check_init__(self):
         if not 0 <= self.onset < self.cutoff:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import atomic_number, check_elements
-from alchemi_jax.parameters import as_parameter, positive_length
+from alchemi_jax.parameters import between, number, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
@@ -39,23 +39,23 @@ class StillingerWeber(AbstractBondOrder):
     Source: F. H. Stillinger, T. A. Weber, Phys. Rev. B 31, 5262 (1985).
     """
 
-    epsilon: Array = eqx.field(converter=as_parameter, default=2.1683)
-    sigma: Array = eqx.field(converter=as_parameter, default=2.0951)
-    lam: Array = eqx.field(converter=as_parameter, default=21.0)
-    gamma: Array = eqx.field(converter=as_parameter, default=1.20)
-    A: Array = eqx.field(converter=as_parameter, default=7.049556277)
-    B: Array = eqx.field(converter=as_parameter, default=0.6022245584)
-    p: Array = eqx.field(converter=as_parameter, default=4.0)
-    q: Array = eqx.field(converter=as_parameter, default=0.0)
-    a: Array = eqx.field(converter=as_parameter, default=1.80)
-    cos0: Array = eqx.field(converter=as_parameter, default=-1 / 3)
+    epsilon: Array = eqx.field(converter=number("epsilon", zero=True), default=2.1683)
+    sigma: Array = eqx.field(converter=number("sigma"), default=2.0951)
+    lam: Array = eqx.field(converter=number("lam", zero=True), default=21.0)
+    gamma: Array = eqx.field(converter=number("gamma", zero=True), default=1.20)
+    A: Array = eqx.field(converter=number("A", zero=True), default=7.049556277)
+    B: Array = eqx.field(converter=number("B", zero=True), default=0.6022245584)
+    p: Array = eqx.field(converter=number("p", zero=True), default=4.0)
+    q: Array = eqx.field(converter=number("q", zero=True), default=0.0)
+    a: Array = eqx.field(converter=number("a"), default=1.80)
+    cos0: Array = eqx.field(converter=between("cos0", -1.0, 1.0), default=-1 / 3)
     element: str = eqx.field(static=True, default="Si")
     cutoff: float = eqx.field(
         static=True,
         converter=positive_length("cutoff"),
         default=None,  # pyright: ignore[reportArgumentType]
     )
-    skin: float = eqx.field(static=True, converter=float, default=0.5)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=0.5)
 
     def __post_init__(self):
         self.element = chemical_symbols[atomic_number(self.element)]

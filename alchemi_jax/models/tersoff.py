@@ -15,13 +15,40 @@ from jaxtyping import Array
 
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import ByPair, atomic_number, check_elements, check_pairs, types_of
-from alchemi_jax.parameters import positive_length
+from alchemi_jax.parameters import as_parameter, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
 
 
 #: In the order of LAMMPS's files, where they follow three elements.
 NAMES = ("m", "gamma", "lam3", "c", "d", "cos0", "n", "beta", "lam2", "B", "R", "D", "lam1", "A")
+
+
+#: Those that must be positive where a triple has parameters: lengths, and what is divided by.
+_POSITIVE = ("d", "n", "R", "D")
+#: Those that must not be negative.
+_NOT_NEGATIVE = ("gamma", "c", "beta", "B", "A")
+
+
+def _check_values(parameters: dict[str, np.ndarray]) -> None:
+    """Check that each triple has all parameters or none, and that they can mean something.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    missing = np.isnan(parameters["A"])
+    if missing.all():
+        raise ValueError("Tersoff: no triple of elements has parameters, A is NaN everywhere.")
+    for name, values in parameters.items():
+        if name != "m" and (np.isnan(values) != missing).any():
+            raise ValueError(f"Tersoff: {name} must be NaN where A is NaN, and nowhere else.")
+        known = values[~missing]
+        if not np.isfinite(known).all():
+            raise ValueError(f"Tersoff: {name} must be finite, not {known[~np.isfinite(known)][0]}.")
+        low = 0 if name in _NOT_NEGATIVE else np.nextafter(0, 1) if name in _POSITIVE else -np.inf
+        if (known < low).any():
+            what = "positive" if name in _POSITIVE else "zero or positive"
+            raise ValueError(f"Tersoff: {name} must be {what}, not {known[known < low][0]}.")
 
 
 class Tersoff(AbstractBondOrder):
@@ -61,7 +88,7 @@ class Tersoff(AbstractBondOrder):
         converter=positive_length("cutoff"),
         default=None,  # pyright: ignore[reportArgumentType]
     )
-    skin: float = eqx.field(static=True, converter=float, default=0.5)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=0.5)
 
     def __post_init__(self):
         self.elements = tuple(chemical_symbols[atomic_number(e)] for e in self.elements)
@@ -71,13 +98,15 @@ class Tersoff(AbstractBondOrder):
             raise ValueError(
                 f"Tersoff takes the parameters {', '.join(NAMES)}; check {', '.join(sorted(wrong))}."
             )
-        self.parameters = {name: jnp.asarray(self.parameters[name]) * 1.0 for name in NAMES}
+        self.parameters = {name: as_parameter(self.parameters[name], name) for name in NAMES}
         for name, values in self.parameters.items():
             if values.shape[-3:] != shape:
                 raise ValueError(f"Tersoff: {name} must be an array {list(shape)}, not {list(values.shape)}.")
         traced = is_traced((self.parameters["R"], self.parameters["D"], self.parameters["m"]))
         if not traced and not np.isin(np.asarray(self.parameters["m"]), (1, 3)).all():
             raise ValueError("Tersoff: m must be 1 or 3.")
+        if not is_traced(self.parameters):
+            _check_values({name: np.asarray(values) for name, values in self.parameters.items()})
         if self.cutoff is None:
             if traced:
                 raise ValueError("Tersoff needs a cutoff, the largest R + D, where they are traced.")

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 _NEXT, _LAST = np.array([1, 2, 0]), np.array([2, 0, 1])
-_ENTRIES = np.arange(9).reshape(3, 3)
+#: 32 bits: JAX remembers constants by identity, so that one of 64 bits breaks where x64 is switched on later.
+_ENTRIES = np.arange(9, dtype=np.int32).reshape(3, 3)
 #: Entries of a matrix that are factors in the cross products of two of its rows, [4, row, 3].
 _FACTORS = np.stack(
     [_ENTRIES[np.ix_(a, b)] for a, b in ((_NEXT, _NEXT), (_LAST, _LAST), (_NEXT, _LAST), (_LAST, _NEXT))]
