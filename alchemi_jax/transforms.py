@@ -21,7 +21,7 @@ def is_traced(tree: Any) -> bool:
 
 
 def is_reversed(tree: Any) -> bool:
-    """Whether a leaf is traced for a derivative backwards, by `jax.grad` or `jax.vjp`. Not seen through a jit.
+    """Whether a leaf is traced for a derivative backwards, by `jax.grad` or `jax.vjp`; not seen through jit.
 
     The classes of tracers are not in the public API of JAX: with other classes the answer is no.
     """
@@ -48,9 +48,7 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
     def choose(given: Any) -> Any:
         due, operands = given
         # What neither branch changes is the same object in both, and need not be selected.
-        return jax.tree.map(
-            lambda a, b: a if a is b else jnp.where(due, a, b), yes(operands), no(operands)
-        )
+        return jax.tree.map(lambda a, b: a if a is b else jnp.where(due, a, b), yes(operands), no(operands))
 
     return jax.lax.cond(_in_any_lane(due), choose, lambda given: no(given[1]), (due, operands))
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.errors import name_of
+from alchemi_jax.errors import description, name_of
 from alchemi_jax.hooks.protocol import flag, runs_on
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
 
@@ -122,16 +123,26 @@ def count_steps(engine: Engine, method: str, n_steps: Any, name: str = "n_steps"
     raise ValueError(f"{name_of(engine)}.{method}: {name} must be a positive int, not {n_steps!r}.")
 
 
-def check_precision(engine: Engine, method: str, tree: Any) -> None:
-    """Check that JAX still has the 64 bits with which a batch or a state was made.
+def check_arrays(engine: Engine, method: str, given: Any) -> None:
+    """Check that the fields of a batch or state fit together, and that JAX still has their 64 bits.
 
     Raises:
-        ValueError: naming `jax_enable_x64`.
+        ValueError: naming the field, or `jax_enable_x64`.
     """
-    batch = getattr(tree, "batch", tree)
+    batch: Batch = getattr(given, "batch", given)
+    who, rows = f"{name_of(engine)}.{method}", {"atom": batch.atom_capacity, "system": batch.system_capacity}
+    for name, level in level_fields(batch):
+        for leaf in jax.tree.leaves(getattr(batch, name)):
+            real = jnp.issubdtype(leaf.dtype, jnp.floating) and not name.endswith("_extras")
+            if leaf.shape[:1] != (rows[level],) or (real and leaf.dtype != batch.dtype):
+                raise ValueError(
+                    f"{who} was given a batch with {name} as {description(leaf)}; it must begin with "
+                    f"{rows[level]} rows, one per {level} and padding, in the dtype of the positions, "
+                    f"{batch.dtype}."
+                )
     if batch.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
         raise ValueError(
-            f"{name_of(engine)}.{method} was given float64 arrays, but jax_enable_x64 is off here: call it "
+            f"{who} was given float64 arrays, but jax_enable_x64 is off here: call it "
             "inside of `with jax.enable_x64(True)` too, set jax_enable_x64 for the whole program, or make "
             'the batch again with dtype="float32".'
         )

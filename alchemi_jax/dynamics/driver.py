@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.check import check_per_system, check_precision, check_systems
+from alchemi_jax.dynamics.check import check_per_system, check_arrays, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
@@ -83,7 +83,7 @@ def init(
             "be traced: call it outside of jit, vmap and grad, or as init(batch, like=state), and transform "
             "loop, rollout or step."
         )
-    check_precision(engine, "init", batch)
+    check_arrays(engine, "init", batch)
     check_systems(engine, batch)
     for part in engine.parts:
         check_per_system(part, batch)

@@ -11,7 +11,7 @@ from alchemi_jax.dynamics import driver, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_lengths, check_precision, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.check import check_lengths, check_arrays, check_targets, warn_idle_hooks
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
 from alchemi_jax.dynamics.sampler import Sampler
@@ -209,7 +209,7 @@ class AbstractDynamics(Algorithm):
         To compile it write `eqx.filter_jit(engine.step)`, or `jax.jit(lambda state: engine.step(state))`.
         """
         with public_call():
-            check_precision(self, "step", state)
+            check_arrays(self, "step", state)
             return steps.step(self, state, with_fresh=False)
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:

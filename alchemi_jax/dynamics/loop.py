@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.dynamics.check import NO_LIMIT, check_precision, count_steps
+from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
@@ -28,7 +28,7 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
     if host_hooks(engine.groups):
         check_deliverable(engine.groups, (engine, state))
         engine, state = refuse_transforms(engine.groups, (engine, state))
-    check_precision(engine, "loop", state)
+    check_arrays(engine, "loop", state)
     if is_reversed((engine, state)):
         raise ValueError(
             f"{name_of(engine)}.loop stops when all systems are finished, so it has no derivative backwards "

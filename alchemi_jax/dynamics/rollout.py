@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alchemi_jax.dynamics.check import NO_LIMIT, check_precision, count_steps
+from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps
 from alchemi_jax.dynamics.loop import make_room_for_rows, nan_on_overflow, should_continue
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
@@ -30,10 +30,12 @@ def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any)
     """See `AbstractDynamics.rollout`."""
     if host_hooks(engine.groups):
         raise ValueError(refusal(engine.groups, "rollout"))
-    check_precision(engine, "rollout", state)
+    check_arrays(engine, "rollout", state)
     n = count_steps(engine, "rollout", n_steps)
     if is_traced(n):
-        raise ValueError(f"{name_of(engine)}.rollout: n_steps is traced; the length of a scan is a plain int.")
+        raise ValueError(
+            f"{name_of(engine)}.rollout: n_steps is traced; it must be a plain int."
+        )
     every = _segment(engine, n, checkpoint)
     state = make_room_for_rows(engine, state, n)
     stop = state.step_count + jnp.minimum(n, NO_LIMIT - state.step_count)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Array
 
 from alchemi_jax.dynamics import driver, refill, shrink
-from alchemi_jax.dynamics.check import NO_LIMIT, check_precision, count_steps, with_budget
+from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
 from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.loop import steps_of_budget
@@ -63,7 +63,7 @@ def run_batch(engine: Engine, batch: Batch, n_steps: int | None, key: Array | No
 def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     refuse_tracing(engine, "advance", (engine, state, n_steps))
-    check_precision(engine, "advance", state)
+    check_arrays(engine, "advance", state)
     n_steps = count_steps(engine, "advance", n_steps)
     run = Run(engine, state)
     walk: Any = shrink.ShrinkingRun(run) if shrinks else run

@@ -1,6 +1,7 @@
 """AbstractModel: energies, forces and stress of a batch; SumModel: the sum of several models."""
 
 import dataclasses
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +84,7 @@ class AbstractModel(Described):
 
 def _declares_number(cls: type, name: str) -> bool:
     """Whether a class has an annotation like `cutoff: float`."""
-    declared = cls.__dict__.get("__annotations__", {}).get(name)
+    declared = inspect.get_annotations(cls).get(name)
     return declared in (float, int, float | None, "float", "int", "float | None")
 
 

@@ -120,7 +120,9 @@ class Ewald(AbstractModel):
         return Results(jnp.where(self._suffice(batch), r.energy, jnp.nan), r.forces, r.stress)
 
     def _suffice(self, batch: Batch) -> Array:
-        enough = jnp.all(self._needed(batch.cell) <= jnp.asarray(self.waves, batch.dtype)[None] + 1e-6, axis=-1)
+        enough = jnp.all(
+            self._needed(batch.cell) <= jnp.asarray(self.waves, batch.dtype)[None] + 1e-6, axis=-1
+        )
         return (enough & jnp.all(batch.pbc, axis=-1)) | ~batch.system_mask
 
     def check(self, batch: Batch) -> None:

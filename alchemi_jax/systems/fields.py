@@ -13,9 +13,12 @@ from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, Shaped
 
+from alchemi_jax.errors import description
 from alchemi_jax.systems.levels import (
     Level,
     level_fields,
@@ -158,9 +161,20 @@ class AbstractBatch(eqx.Module, Generic[A]):
     # -- changing --------------------------------------------------------------------------------
 
     def replace(self: _B, **fields: Any) -> _B:
-        """A batch with some fields or extras changed; an unknown name is an error."""
-        own, atom, system = {}, {}, {}
-        for key, value in fields.items():
+        """A batch with some fields or extras changed.
+
+        Lists and arrays of numpy are converted, integers to the width of the field.
+
+        Raises:
+            KeyError: for an unknown name.
+            ValueError: naming the field, for another shape or dtype than it has. Traced arrays are checked
+                where the batch is used.
+        """
+        own, atom, system, known = {}, {}, {}, self.keys()
+        for key, given in fields.items():
+            value = given
+            if key in known:
+                value = _fitted(f"{type(self).__name__}.replace", key, given, self.field(key))
             # An extra may have the same name as a field; the field takes precedence.
             if key in self.__dataclass_fields__:
                 own[key] = value
@@ -193,6 +207,48 @@ class AbstractBatch(eqx.Module, Generic[A]):
             for row, m in enumerate(known)
         ]
         return unsafe_replace(self, meta=Metadata(meta))
+
+
+def _fitted(who: str, key: str, value: Any, old: Any) -> Any:
+    """A new value of a field as an array like the old one.
+
+    Raises:
+        ValueError: naming the field, if it does not have its shape and dtype.
+    """
+    if value is old or isinstance(value, Tracer) or not isinstance(old, jax.Array | np.ndarray):
+        return value
+    xp = jnp if isinstance(old, jax.Array) else np
+    is_known = isinstance(value, jax.Array | np.ndarray)
+    try:
+        new = value if is_known else np.asarray(value)
+        number = new.dtype.kind in "biuf" or isinstance(value, jax.Array)
+    except (TypeError, ValueError):
+        new, number = value, False
+    must = f"it must stay {description(old)}"
+    if not number:
+        raise ValueError(f"{who}: {key} is {description(value)}; {must}: give an array of numbers.")
+    # A batch that is mapped over, as under vmap, has further axes in front.
+    if new.shape[new.ndim - old.ndim :] != old.shape or new.ndim < old.ndim:
+        what = "an array is as long as the capacity, padding and all (batch.atom_mask, batch.system_mask)"
+        raise ValueError(f"{who}: {key} is {description(new)}; {must}: {what}.")
+    if new.dtype == old.dtype:
+        return xp.asarray(new) if isinstance(new, np.ndarray) else new
+    integers = new.dtype.kind in "biu"
+    if getattr(new, "weak_type", False) and old.dtype.kind == "f" and new.dtype.kind != "c":
+        return new.astype(old.dtype)
+    if not is_known or (xp is jnp and isinstance(new, np.ndarray) and not integers):
+        # Numbers of Python, and floats that JAX would convert anyway.
+        new = jnp.asarray(new) if xp is jnp and not integers else new
+        if not is_known and old.dtype.kind == "f":
+            return xp.asarray(new, old.dtype)
+        if new.dtype == old.dtype:
+            return new
+    if integers and old.dtype.kind in "biu":
+        fitting = np.asarray(new).astype(old.dtype)
+        if (fitting == np.asarray(new)).all():
+            return xp.asarray(fitting)
+        raise ValueError(f"{who}: {key} has integers that do not fit {old.dtype}; {must}.")
+    raise ValueError(f'{who}: {key} is {description(new)}; {must}: end with .astype("{old.dtype}").')
 
 
 def _count(n: Any) -> Any:

@@ -76,18 +76,27 @@ def volume(batch: AbstractBatch) -> Float[Array, " systems"]:
     return jnp.where(jnp.all(batch.pbc, axis=-1), size, jnp.nan)
 
 
+def _per_volume(batch: AbstractBatch, values: Array) -> Array:
+    """Values of the systems, [systems, ...], over the volume; NaN unless periodic, and without derivative
+    there."""
+    periodic = jnp.all(batch.pbc, axis=-1)
+    further = (1,) * (values.ndim - 1)
+    size, periodic = (x.reshape(x.shape + further) for x in (jnp.where(periodic, volume(batch), 1), periodic))
+    return jnp.where(periodic, values / size, jnp.nan)
+
+
 def pressure(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Pressure with its kinetic part, GPa; NaN where there is no stress (not evaluated, or not periodic).
 
     P V = (2 E_kin - V tr stress) / 3; the kinetic part includes the motion of the centre of mass.
     """
     trace = batch.stress[:, 0, 0] + batch.stress[:, 1, 1] + batch.stress[:, 2, 2]
-    return (2 * kinetic_energy(batch) / volume(batch) - trace) / 3 / GPA
+    return (_per_volume(batch, 2 * kinetic_energy(batch)) - trace) / 3 / GPA
 
 
 def kinetic_stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
     """The kinetic part of the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
-    return -kinetic_tensor(batch) / volume(batch)[:, None, None]
+    return -_per_volume(batch, kinetic_tensor(batch))
 
 
 def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
@@ -98,10 +107,12 @@ def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
 def enthalpy(batch: AbstractBatch, pressure: Any) -> Float[Array, " systems"]:
     """Potential and kinetic energy and P V, eV, at an external pressure in GPa, a number or [systems]."""
     external = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
-    return batch.energy + kinetic_energy(batch) + external * volume(batch)
+    periodic = jnp.all(batch.pbc, axis=-1)
+    work = jnp.where(periodic, external * jnp.where(periodic, volume(batch), 1), jnp.nan)
+    return batch.energy + kinetic_energy(batch) + work
 
 
 def density(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Mass over volume, g/cm³; NaN unless periodic in all directions."""
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
-    return mass / volume(batch) * DENSITY
+    return _per_volume(batch, mass) * DENSITY
