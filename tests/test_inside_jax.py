@@ -1,23 +1,13 @@
 """Engines inside programs of others: under settings of JAX, in threads, as arguments of transforms."""
 
-import contextlib
-import dataclasses
-import threading
-import warnings
-
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import cluster
 
-from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, NVTLangevin, Sampler
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, NVTLangevin, Sampler
 from alchemi_jax.dynamics import hooks as h
 from alchemi_jax.dynamics.sinks import HostMemory
-from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.systems.observables import fmax
 

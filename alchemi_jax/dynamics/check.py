@@ -1,6 +1,8 @@
 """Checks on the host, before compiling: whether an engine fits its hooks, and a batch the engine."""
 
 import dataclasses
+import functools
+import inspect
 import operator
 import warnings
 from typing import Any, TypeVar
@@ -11,9 +13,11 @@ import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.errors import description, name_of
+from alchemi_jax.errors import UserCodeError, description, name_of
 from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.capacity import check_precision
 from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
@@ -22,6 +26,29 @@ _E = TypeVar("_E", bound="Engine")
 
 NO_LIMIT = int(np.iinfo(np.int32).max)
 """A number of steps that no run reaches."""
+
+
+def check_model(engine: Engine) -> None:
+    """Check that the model of an engine is one.
+
+    Raises:
+        UserCodeError: saying what to write.
+    """
+    model: Any = engine.model
+    if isinstance(model, AbstractModel):
+        return
+    found, advice = description(model), ""
+    if isinstance(model, type):
+        found = f"the class {model.__name__}"
+    if hasattr(model, "get_potential_energy") and not hasattr(model, "get_positions"):
+        made = f"{model.__name__}(...)" if isinstance(model, type) else "calculator"
+        advice = f": for a calculator of ASE write {name_of(engine)}(model=ASEModel({made}), ...)"
+    elif inspect.isroutine(model) or isinstance(model, functools.partial):
+        found = f"the function {getattr(model, '__name__', repr(model))}"
+        advice = ": write a class Mine(AbstractModel) with cutoff and def energy(self, batch, neighbors)"
+    raise UserCodeError(
+        f"{name_of(engine)}.model must be an AbstractModel with its parameters, not {found}{advice}."
+    )
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
@@ -140,12 +167,7 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
                     f"{rows[level]} rows, one per {level} and padding, in the dtype of the positions, "
                     f"{batch.dtype}."
                 )
-    if batch.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
-        raise ValueError(
-            f"{who} was given float64 arrays, but jax_enable_x64 is off here: call it "
-            "inside of `with jax.enable_x64(True)` too, set jax_enable_x64 for the whole program, or make "
-            'the batch again with dtype="float32".'
-        )
+    check_precision(who, batch.dtype)
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:

@@ -20,9 +20,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.check import check_per_system, check_arrays, check_systems
+from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
-from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
     Report,
@@ -42,6 +41,7 @@ from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.transforms import is_traced

@@ -11,7 +11,13 @@ from alchemi_jax.dynamics import driver, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_lengths, check_arrays, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.check import (
+    check_arrays,
+    check_lengths,
+    check_model,
+    check_targets,
+    warn_idle_hooks,
+)
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
 from alchemi_jax.dynamics.sampler import Sampler
@@ -19,7 +25,7 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.updates import apply_update, own_state, stage_key
-from alchemi_jax.errors import UserCodeError, description, name_of, public_call
+from alchemi_jax.errors import public_call
 from alchemi_jax.hooks import HookContext, HookSet
 from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.io.sinks import Sink
@@ -41,13 +47,7 @@ class AbstractDynamics(Algorithm):
     """
 
     def __check_init__(self):
-        if not isinstance(self.model, AbstractModel):
-            found = description(self.model)
-            if isinstance(self.model, type):
-                found = f"the class {self.model.__name__}"
-            raise UserCodeError(
-                f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}."
-            )
+        check_model(self)
         self.hooks.check_stages(self._stage_type)
         check_targets(self)
         check_lengths(self)

@@ -21,7 +21,7 @@ from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_systems, with_budget
 from alchemi_jax.dynamics.driver import Run, carry_state
 from alchemi_jax.dynamics.finish import finalize
-from alchemi_jax.partitioned import Partitioned
+from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
@@ -34,8 +34,10 @@ from alchemi_jax.dynamics.rows import (
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.io.sinks import HostMemory, Sink
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import unsafe_replace
@@ -73,6 +75,8 @@ def run(
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
     own, refilled = HostMemory(), None
+    if sink is not None:
+        check_sink(f"{name_of(engine)}.run", sink)
     out = own if sink is None else sink
     stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))
     try:

@@ -33,9 +33,7 @@ def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any)
     check_arrays(engine, "rollout", state)
     n = count_steps(engine, "rollout", n_steps)
     if is_traced(n):
-        raise ValueError(
-            f"{name_of(engine)}.rollout: n_steps is traced; it must be a plain int."
-        )
+        raise ValueError(f"{name_of(engine)}.rollout: n_steps is traced; it must be a plain int.")
     every = _segment(engine, n, checkpoint)
     state = make_room_for_rows(engine, state, n)
     stop = state.step_count + jnp.minimum(n, NO_LIMIT - state.step_count)

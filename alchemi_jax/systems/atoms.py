@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.data import atomic_masses
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemi_jax import units
 
@@ -116,11 +118,15 @@ class AtomicData:
         return len(self.numbers)
 
     @classmethod
-    def from_ase(cls, atoms: Atoms, name: str = "system") -> AtomicData:
-        """From ASE. The input is not changed; results of a calculator are not taken over.
+    def from_ase(cls, atoms: Atoms, name: str = "system", results: bool = False) -> AtomicData:
+        """From ASE. The input is not changed; nothing is calculated.
 
         Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
         `fixed`; other constraints are kept, but not applied.
+
+        Args:
+            results: whether to take over the energy, forces and stress that the calculator has for these
+                atoms, or that a file left in `info` and `arrays`: labels for training.
         """
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():
@@ -159,6 +165,7 @@ class AtomicData:
             constraints=tuple(others),
             name=name,
             **own,
+            **(_known_results(atoms) if results else {}),
         )
 
     def to_ase(self) -> Atoms:
@@ -200,3 +207,23 @@ class AtomicData:
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
+
+
+def _known_results(atoms: Atoms) -> dict[str, Any]:
+    """Energy, forces and stress that are known without a calculation."""
+    known: dict[str, Any] = {}
+    if atoms.calc is not None:
+        for name in ("energy", "forces", "stress"):
+            try:
+                value = atoms.calc.get_property(name, atoms, allow_calculation=False)
+            except (PropertyNotImplementedError, NotImplementedError):
+                value = None
+            if value is not None:
+                known[name] = value
+    for name, place in (("energy", atoms.info), ("stress", atoms.info), ("forces", atoms.arrays)):
+        if name not in known and name in place:
+            known[name] = place[name]
+    if "stress" in known and np.shape(known["stress"]) != (3, 3):
+        values = np.asarray(known["stress"], float)
+        known["stress"] = values.reshape(3, 3) if values.size == 9 else voigt_6_to_full_3x3_stress(values)
+    return known

@@ -61,11 +61,12 @@ class Batch(AbstractBatch[jax.Array]):
         names: Sequence[str] | None = None,
         *,
         largest: int | None = None,
+        results: bool = False,
     ) -> Batch:
         """From ASE structures (one, or any number).
 
-        Keeps numbers, positions, cell, pbc, masses, velocities, FixAtoms, `arrays` and `info`;
-        results of a calculator are not taken over. The input is left alone.
+        Keeps numbers, positions, cell, pbc, masses, velocities, FixAtoms, `arrays` and `info`. The input is
+        left alone. Energies, forces and stress are NaN until a model is evaluated, unless `results` is set.
 
         Args:
             dtype: dtype of the floats and of the run; by default that of JAX (float64 if `jax_enable_x64` is
@@ -75,6 +76,9 @@ class Batch(AbstractBatch[jax.Array]):
             names: names of the systems in errors; by default "system 3 (Ar13)".
             largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
                 compiled code if all three capacities are the same.
+            results: whether to take over energies, forces and stress that calculators have for these
+                structures, or that a file left in `info` and `arrays`: labels for training. Nothing is
+                calculated.
 
         Raises:
             ValueError: naming system and field, see `AtomicData`; for a capacity that is too small.
@@ -86,7 +90,7 @@ class Batch(AbstractBatch[jax.Array]):
             if not isinstance(a, Atoms):
                 raise ValueError(f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}.")
             name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
-            data.append(AtomicData.from_ase(a, name))
+            data.append(AtomicData.from_ase(a, name, results))
         return cls.from_data_list(data, dtype, atom_capacity, system_capacity, largest=largest)
 
     @classmethod
