@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from alchemi_jax.html import table
 from alchemi_jax.transforms import is_traced
+
+
+#: A number, or one value per system.
+Parameter = Float[Array, ""] | Float[Array, " systems"]
 
 
 def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:
@@ -122,7 +126,9 @@ def positive_number(name: str) -> Callable[[Any], float]:
     check = positive(name)
 
     def convert(value: Any) -> float:
-        number = np.asarray(check(value))
+        # The number is known, also where a model is made inside a transform.
+        with jax.ensure_compile_time_eval():
+            number = np.asarray(check(value))
         if number.ndim:
             raise ValueError(f"{name} must be one number, not an array of shape {list(number.shape)}.")
         return float(value)

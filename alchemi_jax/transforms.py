@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Int, Shaped
 
 
 _T = TypeVar("_T")
@@ -73,7 +73,7 @@ def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) 
     leaves, tree = jax.tree.flatten(operand)
     changed: list[bool] = []
 
-    def find_changed(leaves: list[Array]) -> list[Array]:
+    def find_changed(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
         changed[:] = [new is not old for new, old in zip(found, leaves, strict=True)]
         return found
@@ -81,17 +81,31 @@ def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) 
     jax.eval_shape(find_changed, leaves)
     indices = [i for i, new in enumerate(changed) if new]
 
-    def yes(leaves: list[Array]) -> list[Array]:
+    def yes(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         found = jax.tree.leaves(change(jax.tree.unflatten(tree, leaves)))
         return [found[i] for i in indices]
 
-    def no(leaves: list[Array]) -> list[Array]:
+    def no(leaves: list[Shaped[Array, "..."]]) -> list[Shaped[Array, "..."]]:
         return [leaves[i] for i in indices]
 
     if indices:
         for i, new in zip(indices, jax.lax.cond(due, yes, no, leaves), strict=True):
             leaves[i] = new
     return jax.tree.unflatten(tree, leaves)
+
+
+def compute_once(make: Callable[[], _T], once: Int[Array, ""]) -> _T:
+    """The arrays that `make` returns, computed once, however many kernels read them.
+
+    XLA repeats cheap arithmetic in each kernel that reads its result, and the copies may differ in their last
+    bit: where an integer follows from it (`floor`), kernels then disagree on the integer. What a loop returns
+    is in memory and never computed again. Not differentiable.
+
+    Args:
+        once: 1, as a number that XLA knows only when the program runs.
+    """
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(make))
+    return jax.lax.fori_loop(0, once, lambda _, __: make(), empty)
 
 
 @jax.custom_jvp

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.neighborlist import neighbor_list
 from conftest import cluster, crystal, zoo
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE
 from alchemi_jax.neighbors import (
     ListSizes,
+    allocate,
     due,
     empty_list,
     extended_positions,
@@ -122,6 +124,23 @@ def test_a_pair_exactly_at_the_cutoff_counts(builder, skin):
     structures = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 5.0]]), line, ring]
     batch = Batch.from_ase(structures)
     assert len(pairs_of(batch, listed(batch, 5.0, skin, builder=builder))) == 2 + 78 + 6
+
+
+@pytest.mark.full_xla
+@pytest.mark.parametrize("builder", ["brute force", "cell list"])
+def test_atoms_on_the_faces_of_slightly_skewed_cells(builder):
+    """Rounding decides on which side of a face such an atom is: in all kernels alike, or it would have an
+    image in its own place and lack one elsewhere."""
+    rng = np.random.default_rng(0)
+    structures = []
+    for _ in range(60):
+        atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+        skew = np.diag([0.7, 1.3, 1.1]) @ (np.eye(3) + 1e-5 * rng.normal(size=(3, 3)))
+        atoms.set_cell(atoms.cell.array @ skew, True)
+        structures.append(atoms)
+    batch = Batch.from_ase(structures)
+    found = allocate(batch, 6.0, 0.5, builder=builder)
+    assert pairs_of(batch, found) == pairs_by_ase(structures, 6.0)
 
 
 def test_atoms_flung_far_apart_need_few_cells():

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 from tqdm import tqdm
 
 from alchemi_jax.cli.config import MD, Pipeline, Relax, load, validate
@@ -149,7 +150,7 @@ def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
     return integrator(model, **given)
 
 
-def _velocities(settings: Pipeline, key: jax.Array) -> Any:
+def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:
     first = settings.stages[0]
     if not isinstance(first, MD) or first.temperature is None:
         return None

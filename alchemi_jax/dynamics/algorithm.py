@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookSet
@@ -32,7 +32,7 @@ class Algorithm(Described):
     """
 
     model: eqx.AbstractVar[AbstractModel]
-    n_steps: eqx.AbstractVar[Array | None]
+    n_steps: eqx.AbstractVar[Int[Array, ""] | None]
     hooks: eqx.AbstractVar[HookSet]
 
     _stage_type: ClassVar[Any] = DynamicsStage
@@ -59,7 +59,7 @@ class Algorithm(Described):
         """Batch and own state after what follows the new forces."""
         return batch, state
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         """What a system begins with that enters this stage of a pipeline from a relaxation."""
         return batch
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from alchemi_jax.dynamics import driver, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
@@ -66,7 +66,7 @@ class AbstractDynamics(Algorithm):
         return self.n_stages
 
     @property
-    def max_steps(self) -> Array | None:
+    def max_steps(self) -> Int[Array, ""] | None:
         """The most steps that a system can take, None: no limit."""
         return self.n_steps
 
@@ -79,7 +79,7 @@ class AbstractDynamics(Algorithm):
         self,
         batch: Any,
         *,
-        key: Array | None = None,
+        key: PRNGKeyArray | None = None,
         builder: str | None = None,
         like: DynamicsState | None = None,
     ) -> DynamicsState:
@@ -108,7 +108,7 @@ class AbstractDynamics(Algorithm):
         batch: Any = None,
         n_steps: int | None = None,
         *,
-        key: Array | None = None,
+        key: PRNGKeyArray | None = None,
         sampler: Sampler | None = None,
         sink: Sink | None = None,
         shrink: bool = False,
@@ -255,7 +255,7 @@ class FusedStage(AbstractDynamics):
 
     stages: tuple[AbstractDynamics, ...]
     hooks: HookSet
-    n_steps: Array | None
+    n_steps: Int[Array, ""] | None
     inner: tuple[HookSet, ...] = eqx.field(repr=False)
     inner_codes: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
 
@@ -309,13 +309,13 @@ class FusedStage(AbstractDynamics):
     def init_state(self, batch: Batch) -> tuple[Any, ...]:
         return tuple(own_state(stage, batch) for stage in self.stages)
 
-    def pre_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+    def pre_update(self, batch: Batch, state: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         return self._each("pre_update", batch, state, key)
 
-    def post_update(self, batch: Batch, state: tuple, key: Array) -> tuple[Batch, tuple]:
+    def post_update(self, batch: Batch, state: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         return self._each("post_update", batch, state, key)
 
-    def _each(self, update: str, batch: Batch, states: tuple, key: Array) -> tuple[Batch, tuple]:
+    def _each(self, update: str, batch: Batch, states: tuple, key: PRNGKeyArray) -> tuple[Batch, tuple]:
         merged, after = batch, []
         for code, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             new, new_state = apply_update(stage, update, batch, state, stage_key(key, code))
@@ -325,21 +325,20 @@ class FusedStage(AbstractDynamics):
             after.append(select(atoms, mine, new_state, state))
         return merged, tuple(after)
 
-    def total_energy(self, batch: Batch, state: tuple) -> Array:
+    def total_energy(self, batch: Batch, state: tuple) -> Float[Array, " systems"]:
         """Each system's by the algorithm of its stage, a finished one's by the last."""
         energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
         return self._by_stage(batch, energies)
 
-    def unbalanced_stress(self, batch: Batch) -> Array:
+    def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])
 
-    def relaxes_cell(self, batch: Batch) -> Array:
+    def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]:
         return self._by_stage(batch, [part.relaxes_cell(batch) for part in self.stages])
 
-    def _by_stage(self, batch: Batch, values: list[Array]) -> Array:
+    def _by_stage(self, batch: Batch, values: list[Shaped[Array, "systems ..."]]) -> Shaped[Array, "..."]:
         stage = jnp.clip(batch.status, 0, self.n_stages - 1)
-        rows = jnp.arange(batch.system_capacity)
-        return jnp.stack(values)[stage, rows]
+        return jnp.stack(values)[stage, jnp.arange(batch.system_capacity)]
 
     @property
     def needs_stress(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

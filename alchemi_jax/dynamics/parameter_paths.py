@@ -8,13 +8,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jaxtyping import Array, Shaped
 
 from alchemi_jax.dynamics.engine import AbstractDynamics, FusedStage
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookSet
 
 
-def leaf(engine: AbstractDynamics, name: str) -> jax.Array:
+def leaf(engine: AbstractDynamics, name: str) -> Shaped[Array, "..."]:
     """The value of a parameter.
 
     Raises:

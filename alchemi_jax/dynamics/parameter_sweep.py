@@ -35,7 +35,7 @@ def sweep(
     *,
     n_steps: int | None = None,
     product: bool = True,
-    key: Array | None = None,
+    key: PRNGKeyArray | Shaped[Array, "combinations ..."] | None = None,
     start: Callable[[Any, Batch, PRNGKeyArray], Batch] | None = None,
     observe: Mapping[str, Observable] | None = None,
     with_states: bool = False,

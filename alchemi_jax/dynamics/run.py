@@ -4,7 +4,7 @@ import builtins
 import warnings
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
@@ -24,7 +24,7 @@ def run(
     engine: Engine,
     systems: Any,
     n_steps: int | None,
-    key: Array | None,
+    key: PRNGKeyArray | None,
     sampler: Sampler | None,
     sink: Sink | None,
     shrinks: bool,
@@ -41,7 +41,9 @@ def run(
     return run_batch(engine, as_batch(systems), n_steps, key, shrinks)
 
 
-def run_batch(engine: Engine, batch: Batch, n_steps: int | None, key: Array | None, shrinks: bool) -> Batch:
+def run_batch(
+    engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | None, shrinks: bool
+) -> Batch:
     """`run` without a sampler."""
     engine = with_budget(engine, n_steps)
     most = steps_of_budget(engine)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
@@ -38,7 +38,7 @@ class DynamicsState(eqx.Module):
     step_count: Int[Array, ""]
     memory: tuple[Any, ...]
     records: tuple[RecordBuffer, ...]
-    key: Array
+    key: PRNGKeyArray
     fresh: Bool[Array, " systems"]
     newly_converged: Bool[Array, " systems"]
     converged_at_start: Bool[Array, " systems"]

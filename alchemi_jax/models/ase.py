@@ -127,7 +127,13 @@ def _rest(batch: Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in names}
 
 
-def _call(calculator: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
+def _call(
+    calculator: _Calculator,
+    stress: bool,
+    positions: Float[Array, "atoms 3"],
+    cell: Float[Array, "systems 3 3"],
+    rest: Any,
+) -> tuple:
     kind = positions.dtype
     shapes = (
         jax.ShapeDtypeStruct(cell.shape[:1], kind),
@@ -142,7 +148,13 @@ def _call(calculator: _Calculator, stress: bool, positions: Array, cell: Array, 
 
 
 @eqx.filter_custom_jvp
-def _evaluate(calculator: _Calculator, stress: bool, positions: Array, cell: Array, rest: Any) -> tuple:
+def _evaluate(
+    calculator: _Calculator,
+    stress: bool,
+    positions: Float[Array, "atoms 3"],
+    cell: Float[Array, "systems 3 3"],
+    rest: Any,
+) -> tuple:
     return _call(calculator, stress, positions, cell, rest)
 
 
@@ -155,12 +167,14 @@ def _refuse_derivative(primals: tuple, tangents: tuple) -> tuple:
 
 
 @eqx.filter_custom_jvp
-def _energy(calculator: _Calculator, positions: Array, cell: Array, rest: Any) -> Array:
+def _energy(
+    calculator: _Calculator, positions: Float[Array, "atoms 3"], cell: Float[Array, "systems 3 3"], rest: Any
+) -> Float[Array, " systems"]:
     return _call(calculator, False, positions, cell, rest)[0]
 
 
 @_energy.def_jvp
-def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Float[Array, " systems"], Float[Array, " systems"]]:
     calculator, positions, cell, rest = primals
     d_positions, d_cell = tangents[1:3]
     energy, forces, stress = _evaluate(calculator, d_cell is not None, positions, cell, rest)
@@ -169,7 +183,7 @@ def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     owner = jnp.repeat(jnp.arange(systems), counts, total_repeat_length=len(positions))
     owner = jnp.where(jnp.arange(len(positions)) < counts.sum(), owner, systems)
 
-    def total(values: Array) -> Array:
+    def total(values: Float[Array, "atoms *dims"]) -> Float[Array, "systems *dims"]:
         return jax.ops.segment_sum(values, owner, systems, indices_are_sorted=True)
 
     change = jnp.zeros_like(energy)

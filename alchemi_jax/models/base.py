@@ -60,7 +60,9 @@ class AbstractModel(Described):
         """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain."""
         if not stress:
 
-            def total(positions: Array) -> tuple[Array, Array]:
+            def total(
+                positions: Float[Array, "atoms 3"],
+            ) -> tuple[Float[Array, ""], Float[Array, " systems"]]:
                 return _total(batch, _energy(self, batch.replace(positions=positions), neighbors))
 
             slope, energy = jax.grad(total, has_aux=True)(batch.positions)
@@ -168,7 +170,7 @@ def _list_for(part: AbstractModel, neighbors: NeighborList | None) -> NeighborLi
     return dataclasses.replace(neighbors, cutoff=part.cutoff, skin=skin)
 
 
-def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Array:
+def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
     """`model.energy`, checked to be one number per system."""
     with user_errors(f"{name_of(model)}.energy", "model"):
         energy = model.energy(batch, neighbors)
@@ -194,19 +196,25 @@ def _check(model: Any, name: str, found: Any, batch: Batch, function: Any) -> No
         )
 
 
-def _total(batch: Batch, energy: Array) -> tuple[Array, Array]:
+def _total(
+    batch: Batch, energy: Float[Array, " systems"]
+) -> tuple[Float[Array, ""], Float[Array, " systems"]]:
     energy = jnp.where(batch.system_mask, energy, 0)
     return energy.sum(), energy
 
 
-def strained_gradient(batch: Batch, energy: Callable[[Batch], Array]) -> tuple[Array, Array, Array]:
+def strained_gradient(
+    batch: Batch, energy: Callable[[Batch], Float[Array, " systems"]]
+) -> tuple[Float[Array, " systems"], Float[Array, "atoms 3"], Float[Array, "systems 3 3"]]:
     """An energy of the batch, its gradient with respect to positions, and to a strain of positions and cell.
 
     The strain acts on both, r -> r (1 + strain), and is made symmetric.
     Returns [systems] eV, [atoms, 3] eV/Å, [systems, 3, 3] eV.
     """
 
-    def total(positions: Array, strain: Array) -> tuple[Array, Array]:
+    def total(
+        positions: Float[Array, "atoms 3"], strain: Float[Array, "systems 3 3"]
+    ) -> tuple[Float[Array, ""], Float[Array, " systems"]]:
         f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
         strained = batch.replace(
             positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
@@ -219,7 +227,7 @@ def strained_gradient(batch: Batch, energy: Callable[[Batch], Array]) -> tuple[A
     return found, slope, virial
 
 
-def _mask_atoms(batch: Batch, forces: Array) -> Array:
+def _mask_atoms(batch: Batch, forces: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
     return jnp.where(batch.atom_mask[:, None], forces, 0)
 
 

@@ -35,14 +35,24 @@ class AbstractBondOrder(AbstractModel):
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
-    def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
+    def bond(
+        self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
+    ) -> Float[Array, "*bonds"]:
         """Energy of bonds from a to b, eV. Half of it is counted, because the bond from b to a comes too.
 
         It is also called for distances r somewhat beyond the cutoff, where any finite value will do.
         """
 
     @abstractmethod
-    def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
+    def angle(
+        self,
+        rj: Float[Array, "*angles"],
+        rk: Float[Array, "*angles"],
+        cosine: Float[Array, "*angles"],
+        a: Any,
+        b: Any,
+        c: Any,
+    ) -> Float[Array, "*angles"]:
         """Contribution of the bond from a to c to xi of the bond from a to b."""
 
     def atom_parameters(self, batch: Batch) -> Any:
@@ -92,12 +102,16 @@ class AbstractBondOrder(AbstractModel):
         return (d, inside, used, own, other), atom, model
 
 
-def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple[Array, Array]:
+def _bonds_first(
+    places: tuple, neighbors: NeighborList, cutoff: float
+) -> tuple[Int[Array, "slots atoms"], Int[Array, ""]]:
     """The neighbor matrix with only the neighbors within the cutoff, in the first slots, and their number."""
     slots, n = neighbors.index.shape
     column = jnp.arange(n)
 
-    def take(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def take(
+        k: Int[Array, ""] | int, carry: tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]
+    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
         index, found = carry
         place = neighbors.index[k]
         x, y, z = (c[place] - c[:n] for c in places)
@@ -111,39 +125,45 @@ def _bonds_first(places: tuple, neighbors: NeighborList, cutoff: float) -> tuple
     return index, jnp.max(found, initial=0)
 
 
-def _scatter(values: Array, atom: Int[Array, "slots atoms"], n: int) -> Float[Array, " atoms"]:
+def _scatter(
+    values: Float[Array, "slots atoms"], atom: Int[Array, "slots atoms"], n: int
+) -> Float[Array, " atoms"]:
     """Sum over the slots in which each atom is."""
     return jnp.zeros(n, values.dtype).at[atom.reshape(-1)].add(values.reshape(-1), mode="drop")
 
 
-def _norm(x: Array, y: Array, z: Array) -> Array:
+def _norm(x: Float[Array, "*n"], y: Float[Array, "*n"], z: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.sqrt(x * x + y * y + z * z)
 
 
-def _value_and_slopes(f: Any, *arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+def _value_and_slopes(
+    f: Any, *arguments: Float[Array, "*n"]
+) -> tuple[Float[Array, "*n"], tuple[Float[Array, "*n"], ...]]:
     """Value and derivatives of an elementwise function."""
     value, pull = jax.vjp(f, *arguments)
     return value, pull(jnp.ones_like(value))
 
 
-def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+def _fast(
+    model: Any, d: tuple, inside: Bool[Array, "slots atoms"], used: Int[Array, ""], own: Any, other: Any
+) -> tuple:
     """Energy of each atom, and its derivatives with respect to each vector of the atom, [slots, atoms]."""
 
-    def slot(k: Array | int) -> tuple:
+    def slot(k: Int[Array, ""] | int) -> tuple:
         x, y, z = (c[k] for c in d)
         return (x, y, z), _norm(x, y, z), inside[k], jax.tree.map(lambda v: v[k], other)
 
-    def pair(j: Array, carry: tuple) -> tuple:
+    def pair(j: Int[Array, ""], carry: tuple) -> tuple:
         energy, slopes = carry
         (xj, yj, zj), rj, here, b = slot(j)
 
-        def other_bond(k: Array | int) -> tuple:
+        def other_bond(k: Int[Array, ""] | int) -> tuple:
             (x, y, z), rk, there, c = slot(k)
             cosine = (xj * x + yj * y + zj * z) / (rj * rk)
             f = lambda rj, rk, cosine: model.angle(rj, rk, cosine, own, b, c)  # noqa: E731
             return (x, y, z), rk, cosine, here & there & (k != j), f
 
-        def gather(k: Array | int, xi: Array) -> Array:
+        def gather(k: Int[Array, ""] | int, xi: Float[Array, " atoms"]) -> Float[Array, " atoms"]:
             _, rk, cosine, counts, f = other_bond(k)
             return xi + jnp.where(counts, f(rj, rk, cosine), 0)
 
@@ -151,7 +171,7 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
         value, (along, by_xi) = _value_and_slopes(lambda r, xi: model.bond(r, xi, own, b), rj, xi)
         along, by_xi = jnp.where(here, along / 2, 0), jnp.where(here, by_xi / 2, 0)
 
-        def push(k: Array | int, carry: tuple) -> tuple:
+        def push(k: Int[Array, ""] | int, carry: tuple) -> tuple:
             mine, slopes = carry
             (x, y, z), rk, cosine, counts, f = other_bond(k)
             _, (by_j, by_k, by_cosine) = _value_and_slopes(f, rj, rk, cosine)
@@ -175,7 +195,9 @@ def _fast(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any
     return jax.lax.fori_loop(0, used, pair, start)
 
 
-def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, other: Any) -> Array:
+def _atoms(
+    model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, other: Any
+) -> Float[Array, " atoms"]:
     """Energy of each atom, as a function that JAX can differentiate any number of times."""
     x, y, z = d
     r = _norm(x, y, z)
@@ -183,7 +205,7 @@ def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, o
     k = jnp.arange(x.shape[0])
 
     @jax.checkpoint
-    def pair(energy: Array, at: tuple) -> tuple[Array, None]:
+    def pair(energy: Float[Array, " atoms"], at: tuple) -> tuple[Float[Array, " atoms"], None]:
         j, (xj, yj, zj), rj, here, b = at
         cosine = (xj[None] * x + yj[None] * y + zj[None] * z) / (rj[None] * r)
         wide_b = jax.tree.map(lambda v: v[None], b)
@@ -194,10 +216,12 @@ def _atoms(model: Any, d: tuple, inside: Bool[Array, "slots atoms"], own: Any, o
     return jax.lax.scan(pair, jnp.zeros(x.shape[1], x.dtype), (k, d, r, inside, other))[0]
 
 
-def _reference(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+def _reference(
+    model: Any, d: tuple, inside: Bool[Array, "slots atoms"], used: Int[Array, ""], own: Any, other: Any
+) -> tuple:
     """The same as `_fast`, by differentiating `_atoms`."""
 
-    def total(d: tuple) -> tuple[Array, Array]:
+    def total(d: tuple) -> tuple[Float[Array, ""], Float[Array, " atoms"]]:
         energy = _atoms(model, d, inside, own, other)
         return energy.sum(), energy
 
@@ -206,7 +230,9 @@ def _reference(model: Any, d: tuple, inside: Array, used: Array, own: Any, other
 
 
 @eqx.filter_custom_jvp
-def _local(model: Any, d: tuple, inside: Array, used: Array, own: Any, other: Any) -> tuple:
+def _local(
+    model: Any, d: tuple, inside: Bool[Array, "slots atoms"], used: Int[Array, ""], own: Any, other: Any
+) -> tuple:
     return _fast(model, d, inside, used, own, other)
 
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicSpline
 
 from alchemi_jax.models.elements import atomic_number, check_elements, check_numbers, types_of
@@ -124,7 +124,9 @@ class EAM(AbstractEmbedded):
     def _numbers(self) -> tuple[int, ...]:
         return tuple(atomic_number(e) for e in self.elements)
 
-    def pair_functions(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array, Array]:
+    def pair_functions(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"], Float[Array, "*pairs"]]:
         # Unused slots are far beyond the tables, and their cubes must not overflow.
         r = jnp.sqrt(jnp.minimum(squared, 4 * self.cutoff**2))
         n = len(self.elements)
@@ -133,14 +135,20 @@ class EAM(AbstractEmbedded):
         knot = jnp.clip(x.astype(jnp.int32), 0, knots - 1)
         t = x - knot.astype(x.dtype)
 
-        def of(table: Array, first: Array, second: Array) -> Array:
+        def of(
+            table: Float[Array, "elements elements knots 4"],
+            first: Int[Array, "*#pairs"],
+            second: Int[Array, "*#pairs"],
+        ) -> Float[Array, "*#pairs"]:
             return _cubic(table.reshape(-1, 4)[(first * n + second) * knots + knot], t)
 
         phi = of(self.pair, a, b) / r
         g_ab = of(self.density, a, b)
         return phi, g_ab, g_ab if n == 1 else of(self.density, b, a)
 
-    def embedding_energy(self, density: Array, kind: Array) -> Array:
+    def embedding_energy(
+        self, density: Float[Array, " atoms"], kind: Int[Array, " atoms"]
+    ) -> Float[Array, " atoms"]:
         """F, eV, of densities, [atoms]; `kind` is the index of the atom's element in `elements`."""
         knots = self.embedding.shape[-2]
         x = density / self.density_step
@@ -155,11 +163,11 @@ class EAM(AbstractEmbedded):
         check_elements(self, batch, "tables", self._numbers)
 
 
-def _spline(values: np.ndarray) -> Array:
+def _spline(values: np.ndarray) -> Float[Array, "*tables knots 4"]:
     """Coefficients [..., knots, 4], lowest power first, of not-a-knot splines over 0, 1, 2, ..."""
     found = CubicSpline(np.arange(values.shape[-1]), values, axis=-1, bc_type="not-a-knot").c
     return jnp.asarray(np.moveaxis(found[::-1], (0, 1), (-1, -2)))
 
 
-def _cubic(c: Array, t: Array) -> Array:
+def _cubic(c: Float[Array, "*n 4"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))

@@ -7,11 +7,15 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.parameters import as_parameter
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
+
+
+#: One number, or one for each atomic number from 0 to 118, NaN where there is none.
+ByElement = Float[Array, ""] | Float[Array, "*runs 119"]
 
 
 def atomic_number(key: str | int) -> int:
@@ -68,11 +72,11 @@ def _number(name: str, value: Any, sign: str | None) -> float:
     return float(number)
 
 
-def by_element(name: str, sign: str | None = None) -> Callable[[Any], Array]:
+def by_element(name: str, sign: str | None = None) -> Callable[[Any], ByElement]:
     """A converter: a number becomes a scalar leaf, a dict of elements a table over the atomic numbers 0 to
     118 (NaN where there is no parameter). `sign` as for `check_numbers`."""
 
-    def convert(value: Any) -> Array:
+    def convert(value: Any) -> ByElement:
         if isinstance(value, Mapping):
             if not value:
                 raise ValueError(f"{name} has no elements.")
@@ -100,14 +104,14 @@ class ByPair(eqx.Module):
         elements: atomic numbers.
     """
 
-    values: Array
+    values: Float[Array, "*runs elements elements"]
     elements: tuple[int, ...] = eqx.field(static=True)
 
     def types(self, numbers: Int[Array, " atoms"]) -> Int[Array, " atoms"]:
         """Row of the element of each atom (the last row for an element that is not there)."""
         return types_of(self.elements, numbers)
 
-    def of(self, a: Array, b: Array) -> Array:
+    def of(self, a: Int[Array, "*#pairs"], b: Int[Array, "*#pairs"]) -> Float[Array, "*#pairs"]:
         """Values for pairs of rows."""
         return self.values.reshape(-1)[a * len(self.elements) + b]
 

@@ -25,14 +25,16 @@ class AbstractEmbedded(AbstractModel):
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
-    def pair_functions(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array, Array]:
+    def pair_functions(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"], Float[Array, "*pairs"]]:
         """phi (eV), g_ab (the density at a from b) and g_ba (that at b from a), from squared distances, Å².
 
         a, b: values of `atom_parameters` at the two atoms.
         """
 
     @abstractmethod
-    def embedding_energy(self, density: Array, a: Any) -> Array:
+    def embedding_energy(self, density: Float[Array, " atoms"], a: Any) -> Float[Array, " atoms"]:
         """F of each atom, eV, as a function of its density, [atoms]. A single atom has density 0."""
 
     def atom_parameters(self, batch: Batch) -> Any:
@@ -62,7 +64,9 @@ class AbstractEmbedded(AbstractModel):
         model = cast(self, batch.dtype)
         return model, coordinates(batch, neighbors), extend(model.atom_parameters(batch), neighbors)
 
-    def _atoms(self, batch: Batch, neighbors: Any, places: tuple, values: Any) -> tuple[Array, Array]:
+    def _atoms(
+        self, batch: Batch, neighbors: Any, places: tuple, values: Any
+    ) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
         """Energy and F' of each atom, zero for padding."""
         pair, density = neighbor_sums(_density_terms, self, places, values, neighbors)
         own = jax.tree.map(lambda v: v[: batch.atom_capacity], values)
@@ -73,28 +77,30 @@ class AbstractEmbedded(AbstractModel):
         return jnp.where(mask, energy + pair / 2, 0), jnp.where(mask, slope, 0)
 
 
-def virial(batch: Batch, sums: tuple[Array, ...]) -> Float[Array, "systems 3 3"]:
+def virial(batch: Batch, sums: tuple[Float[Array, " atoms"], ...]) -> Float[Array, "systems 3 3"]:
     """dE/dstrain, eV, from per-atom sums xx, yy, zz, yz, xz, xy."""
     s = sum_by_system(batch, jnp.stack(sums, axis=-1))
     xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
     return jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
 
 
-def _functions(model: AbstractEmbedded, squared: Array, a: Any, b: Any) -> tuple[Array, ...]:
+def _functions(
+    model: AbstractEmbedded, squared: Float[Array, "*pairs"], a: Any, b: Any
+) -> tuple[Float[Array, "*pairs"], ...]:
     inside = squared <= model.cutoff**2
     return tuple(jnp.where(inside, v, 0) for v in model.pair_functions(squared, a, b))
 
 
-def _density_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Array, ...]:
+def _density_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Float[Array, "*pairs"], ...]:
     x, y, z = d
     return _functions(model, x * x + y * y + z * z, a, b)[:2]
 
 
-def _force_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Array, ...]:
+def _force_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Float[Array, "*pairs"], ...]:
     x, y, z = d
     (a, slope_a), (b, slope_b) = a, b
 
-    def energy(squared: Array) -> Array:
+    def energy(squared: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
         phi, g_ab, g_ba = _functions(model, squared, a, b)
         return phi + slope_a * g_ab + slope_b * g_ba
 
@@ -103,7 +109,7 @@ def _force_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Arr
     return slope * x, slope * y, slope * z
 
 
-def _virial_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Array, ...]:
+def _virial_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Float[Array, "*pairs"], ...]:
     x, y, z = d
     fx, fy, fz = _force_terms(model, d, a, b)
     return fx, fy, fz, fx * x, fy * y, fz * z, fy * z, fx * z, fx * y

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
@@ -66,7 +66,7 @@ class EMT(AbstractEmbedded):
     """
 
     elements: tuple[str, ...] | None = eqx.field(static=True, default=None)
-    parameters: Array = eqx.field(repr=False, default=None)  # pyright: ignore[reportAssignmentType]
+    parameters: Float[Array, "elements 7"] = eqx.field(repr=False, default=None)  # pyright: ignore[reportAssignmentType]
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
 
     def __post_init__(self):
@@ -125,15 +125,17 @@ class EMT(AbstractEmbedded):
         names = ("e0", "s0", "v0", "eta2", "kappa", "lam", "n0", "full", "attraction")
         return {name: column[kind] for name, column in zip(names, columns, strict=True)}
 
-    def _w(self, r: Array) -> Array:
+    def _w(self, r: Float[Array, "*n"]) -> Float[Array, "*n"]:
         rc, steepness = self._reach
         return 1 / (1 + jnp.exp(jnp.minimum(steepness * (r - rc), 80.0)))
 
-    def pair_functions(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array, Array]:
+    def pair_functions(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"], Float[Array, "*pairs"]]:
         r = jnp.sqrt(squared)
         w = self._w(r)
 
-        def at(a: Any, b: Any) -> tuple[Array, Array]:
+        def at(a: Any, b: Any) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
             """Density at a from b, and the energy of a in it."""
             weight = w * b["n0"] / a["n0"]
             density = weight * jnp.exp(-b["eta2"] * (r - _BETA * b["s0"]))
@@ -142,7 +144,7 @@ class EMT(AbstractEmbedded):
         (g_ab, u_ab), (g_ba, u_ba) = at(a, b), at(b, a)
         return u_ab + u_ba, g_ab, g_ba
 
-    def embedding_energy(self, density: Array, a: Any) -> Array:
+    def embedding_energy(self, density: Float[Array, " atoms"], a: Any) -> Float[Array, " atoms"]:
         some = density > 0
         s = -jnp.log(jnp.where(some, density, 1) / a["full"]) / (_BETA * a["eta2"])
         x = a["lam"] * s

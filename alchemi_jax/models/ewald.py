@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
@@ -96,7 +96,7 @@ class Ewald(AbstractModel):
         """1/Å."""
         return math.sqrt(-math.log(self.accuracy)) / self.cutoff
 
-    def _needed(self, cell: Array) -> Array:
+    def _needed(self, cell: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3"]:
         """Multiples of the reciprocal vectors that the accuracy needs, [systems, 3]."""
         longest = 2 * self.alpha * math.sqrt(-math.log(self.accuracy))
         return longest * jnp.sqrt(jnp.sum(cell**2, axis=-1)) / (2 * math.pi)
@@ -119,10 +119,9 @@ class Ewald(AbstractModel):
         r = cast(self, batch.dtype)._parts(batch).evaluate(batch, neighbors, stress=stress)
         return Results(jnp.where(self._suffice(batch), r.energy, jnp.nan), r.forces, r.stress)
 
-    def _suffice(self, batch: Batch) -> Array:
-        enough = jnp.all(
-            self._needed(batch.cell) <= jnp.asarray(self.waves, batch.dtype)[None] + 1e-6, axis=-1
-        )
+    def _suffice(self, batch: Batch) -> Bool[Array, " systems"]:
+        waves = jnp.asarray(self.waves, batch.dtype)[None] + 1e-6
+        enough = jnp.all(self._needed(batch.cell) <= waves, axis=-1)
         return (enough & jnp.all(batch.pbc, axis=-1)) | ~batch.system_mask
 
     def check(self, batch: Batch) -> None:
@@ -154,7 +153,7 @@ class Ewald(AbstractModel):
 class _Screened(AbstractPair):
     """ke q_i q_j erfc(alpha r)/r."""
 
-    charges: Array = eqx.field(converter=as_parameter)
+    charges: Float[Array, " atoms"] = eqx.field(converter=as_parameter)
     alpha: float = eqx.field(static=True)
     cutoff: float = eqx.field(static=True)
     skin: float = eqx.field(static=True)
@@ -162,7 +161,7 @@ class _Screened(AbstractPair):
     def atom_parameters(self, batch: Batch) -> Any:
         return self.charges
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         r = jnp.sqrt(squared)
         return COULOMB * a * b * jax.scipy.special.erfc(self.alpha * r) / r
 
@@ -170,7 +169,7 @@ class _Screened(AbstractPair):
 class _Waves(AbstractModel):
     """The sum over waves, the self-energy of the charges and the energy with the background."""
 
-    charges: Array = eqx.field(converter=as_parameter)
+    charges: Float[Array, " atoms"] = eqx.field(converter=as_parameter)
     alpha: float = eqx.field(static=True)
     waves: tuple[int, int, int] = eqx.field(static=True)
     cutoff: None = eqx.field(static=True, default=None)
@@ -193,7 +192,9 @@ class _Waves(AbstractModel):
         cosine, sine = q[:, None] * jnp.cos(phase), q[:, None] * jnp.sin(phase)
 
         @jax.checkpoint
-        def plane(energy: Array, n: Array) -> tuple[Array, None]:
+        def plane(
+            energy: Float[Array, " systems"], n: Float[Array, "2"]
+        ) -> tuple[Float[Array, " systems"], None]:
             """Waves (n1, n2, all n3). Those of -n1 give the same, so they are counted twice."""
             angle = turns[:, 0] * n[0] + turns[:, 1] * n[1]
             u, v = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]

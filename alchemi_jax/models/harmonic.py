@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import finite
+from alchemi_jax.parameters import Parameter, finite
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 
@@ -26,8 +26,8 @@ class HarmonicModel(AbstractModel):
         center: Å, [3] or [atoms, 3], or the name of a per-atom extra of the batch, [atoms, 3].
     """
 
-    k: Array = eqx.field(converter=finite("k"), default=1.0)
-    center: Array | str = eqx.field(
+    k: Parameter = eqx.field(converter=finite("k"), default=1.0)
+    center: Float[Array, "*atoms 3"] | str = eqx.field(
         converter=lambda c: c if isinstance(c, str) else finite("center")(c),
         default=(0.0, 0.0, 0.0),
     )

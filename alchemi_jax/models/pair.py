@@ -19,24 +19,28 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
-from alchemi_jax.models.elements import by_element, check_elements
+from alchemi_jax.models.elements import ByElement, by_element, check_elements
 from alchemi_jax.neighbors import FAR, NeighborList, extended_coordinates
 from alchemi_jax.parameters import as_flag, number, optional, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import number_in_system, row_index, sum_by_system
 
 
-def _pair_terms(model: "AbstractPair", squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
+def _pair_terms(
+    model: "AbstractPair", squared: Float[Array, "*pairs"], a: Any, b: Any
+) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
     """Energy of each pair and its derivative in the squared distance, zero beyond the cutoff."""
     inside = squared <= model.cutoff**2
     energy, slope = model.pair_terms(squared, a, b)
     return jnp.where(inside, energy, 0), jnp.where(inside, slope, 0)
 
 
-def _terms(model: "AbstractPair", d: list, a: Any, b: Any, virial: bool) -> tuple[Array, ...]:
+def _terms(
+    model: "AbstractPair", d: list, a: Any, b: Any, virial: bool
+) -> tuple[Float[Array, "*pairs"], ...]:
     x, y, z = d
     energy, slope = _pair_terms(model, x * x + y * y + z * z, a, b)
     fx, fy, fz = slope * x, slope * y, slope * z
@@ -46,7 +50,7 @@ def _terms(model: "AbstractPair", d: list, a: Any, b: Any, virial: bool) -> tupl
     return out
 
 
-def _gather(values: Any, index: Array) -> Any:
+def _gather(values: Any, index: Int[Array, "..."]) -> Any:
     """Gathers without the checks of indices that NumPy's semantics need: they take a tenth of the loop's
     time."""
     return jax.tree.map(
@@ -69,7 +73,7 @@ def _slots(model, extended, parameters, neighbors: NeighborList, virial: bool) -
     centre = [c[:n] for c in extended]
     own = jax.tree.map(lambda v: v[:n], parameters)
 
-    def slot(k: Array | int, sums: tuple) -> tuple:
+    def slot(k: Int[Array, ""] | int, sums: tuple) -> tuple:
         j = neighbors.index[k]
         d = [_gather(c, j) - c0 for c, c0 in zip(extended, centre, strict=True)]
         terms = _terms(model, d, own, _gather(parameters, j), virial)
@@ -113,7 +117,7 @@ def _side_by_side(model, extended, parameters, rows: _Rows, virial: bool) -> tup
     coordinates, own = _gather((extended, parameters), rows.atom)
     number = jnp.arange(len(rows.atom), dtype=jnp.int32)[:, None]
 
-    def row(k: Array | int, sums: tuple) -> tuple:
+    def row(k: Int[Array, ""] | int, sums: tuple) -> tuple:
         *other, there, b = jax.tree.map(
             lambda v: jax.lax.dynamic_index_in_dim(v, k, 0), (*coordinates, rows.real, own)
         )
@@ -167,13 +171,15 @@ class AbstractPair(AbstractModel):
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         """Energy of pairs, eV, from squared distances, Å².
 
         a, b: values of `atom_parameters` at the two atoms.
         """
 
-    def pair_terms(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
+    def pair_terms(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
         """Energy of pairs, eV, and its derivative in the squared distance, eV/Å².
 
         By default from differentiating `pair_energy`. Override it where a closed form saves divisions.
@@ -207,7 +213,7 @@ class AbstractPair(AbstractModel):
         extended = extended_coordinates(batch, neighbors)
         own = model.atom_parameters(batch)
 
-        def extend(v: Array) -> Array:
+        def extend(v: Shaped[Array, "atoms *dims"]) -> Shaped[Array, "extended *dims"]:
             return jnp.concatenate([v, v[neighbors.source], v[:1]])
 
         rows = _rows_of(batch, neighbors)
@@ -235,8 +241,8 @@ class LennardJones(AbstractPair):
     Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
     """
 
-    epsilon: Array = eqx.field(converter=by_element("epsilon", "zero or positive"))
-    sigma: Array = eqx.field(converter=by_element("sigma", "positive"))
+    epsilon: ByElement = eqx.field(converter=by_element("epsilon", "zero or positive"))
+    sigma: ByElement = eqx.field(converter=by_element("sigma", "positive"))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=8.5)
     shift: bool = eqx.field(static=True, converter=as_flag("shift"), default=False)
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
@@ -256,7 +262,7 @@ class LennardJones(AbstractPair):
         )
 
     def atom_parameters(self, batch: Batch) -> Any:
-        def of(table: Array, root: bool) -> Array | None:
+        def of(table: ByElement, root: bool) -> Float[Array, " atoms"] | None:
             if table.ndim == 0:
                 return None
             values = table[batch.numbers]
@@ -264,14 +270,16 @@ class LennardJones(AbstractPair):
 
         return of(self.epsilon, True), of(self.sigma, False)
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         return self.pair_terms(squared, a, b)[0]
 
-    def pair_terms(self, squared: Array, a: Any, b: Any) -> tuple[Array, Array]:
+    def pair_terms(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
         epsilon = self.epsilon if a[0] is None else a[0] * b[0]
         sigma = self.sigma if a[1] is None else a[1] + b[1]
 
-        def terms(r2: ArrayLike) -> tuple[Array, Array]:
+        def terms(r2: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
             inverse = 1 / jnp.asarray(r2, squared.dtype)
             s2 = sigma * sigma * inverse
             s6 = s2 * s2 * s2
@@ -302,9 +310,9 @@ class Morse(AbstractPair):
     Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
     """
 
-    depth: Array = eqx.field(converter=number("depth", zero=True))
-    width: Array = eqx.field(converter=number("width"))
-    r0: Array = eqx.field(converter=number("r0", zero=True))
+    depth: Float[Array, ""] = eqx.field(converter=number("depth", zero=True))
+    width: Float[Array, ""] = eqx.field(converter=number("width"))
+    r0: Float[Array, ""] = eqx.field(converter=number("r0", zero=True))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=6.0)
     onset: float | None = eqx.field(
         static=True, converter=optional(positive_length("onset", zero=True)), default=None
@@ -315,7 +323,7 @@ class Morse(AbstractPair):
         if self.onset is not None and not 0 <= self.onset < self.cutoff:
             raise ValueError(f"onset must lie between 0 and the cutoff of {self.cutoff} Å, not {self.onset}.")
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         r = jnp.sqrt(squared)
         e = jnp.exp(self.width * (self.r0 - r))
         u = self.depth * e * (e - 2)

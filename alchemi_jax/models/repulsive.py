@@ -6,9 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from alchemi_jax.models.elements import ByPair, by_element, by_pair, check_elements, check_pairs
+from alchemi_jax.models.elements import ByElement, ByPair, by_element, by_pair, check_elements, check_pairs
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.parameters import as_flag, number, optional, positive_length
 from alchemi_jax.systems.batch import Batch
@@ -49,11 +49,11 @@ class Buckingham(AbstractPair):
         tables = (self.A, self.rho, self.C)
         return tuple(t.types(batch.numbers) if isinstance(t, ByPair) else None for t in tables)
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         tables = (self.A, self.rho, self.C)
         A, rho, C = (t.of(i, j) if isinstance(t, ByPair) else t for t, i, j in zip(tables, a, b, strict=True))
 
-        def u(r2: Array) -> Array:
+        def u(r2: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
             return A * jnp.exp(-jnp.sqrt(r2) / rho) - C / (r2 * r2 * r2)
 
         return u(squared) - u(jnp.full_like(squared, self.cutoff**2)) if self.shift else u(squared)
@@ -92,9 +92,9 @@ class SoftSphere(AbstractPair):
     Source: C. S. O'Hern, L. E. Silbert, A. J. Liu, S. R. Nagel, Phys. Rev. E 68, 011306 (2003).
     """
 
-    epsilon: Array = eqx.field(converter=by_element("epsilon", "zero or positive"), default=1.0)
-    sigma: Array = eqx.field(converter=by_element("sigma", "positive"), default=1.0)
-    alpha: Array = eqx.field(converter=number("alpha"), default=2.0)
+    epsilon: ByElement = eqx.field(converter=by_element("epsilon", "zero or positive"), default=1.0)
+    sigma: ByElement = eqx.field(converter=by_element("sigma", "positive"), default=1.0)
+    alpha: Float[Array, ""] = eqx.field(converter=number("alpha"), default=2.0)
     cutoff: float = eqx.field(
         static=True,
         converter=positive_length("cutoff"),
@@ -110,7 +110,7 @@ class SoftSphere(AbstractPair):
         epsilon = jnp.sqrt(self.epsilon[batch.numbers]) if self.epsilon.ndim else None
         return epsilon, self.sigma[batch.numbers] / 2 if self.sigma.ndim else None
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         epsilon = self.epsilon if a[0] is None else a[0] * b[0]
         sigma = self.sigma if a[1] is None else a[1] + b[1]
         overlap = 1 - jnp.sqrt(squared) / sigma
@@ -160,7 +160,7 @@ class ZBL(AbstractPair):
 
     onset: float = eqx.field(static=True, converter=positive_length("onset", zero=True), default=3.0)
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=4.0)
-    charges: Array | None = eqx.field(
+    charges: ByElement | None = eqx.field(
         converter=optional(by_element("charges", "zero or positive")), default=None
     )
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
@@ -182,7 +182,7 @@ class ZBL(AbstractPair):
         z = jnp.where(batch.atom_mask, z, 1)
         return z, z**0.23
 
-    def pair_energy(self, squared: Array, a: Any, b: Any) -> Array:
+    def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
         strength = COULOMB * a[0] * b[0]
         inverse = (a[1] + b[1]) / 0.46850
         width = self.cutoff - self.onset

@@ -11,16 +11,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.neighbors import NeighborList, extended_positions
 from alchemi_jax.systems.batch import Batch
 
 
-Terms = Callable[[Any, tuple[Array, Array, Array], Any, Any], tuple[Array, ...]]
+Coordinates = tuple[Float[Array, "*pairs"], Float[Array, "*pairs"], Float[Array, "*pairs"]]
+Terms = Callable[[Any, Coordinates, Any, Any], tuple[Float[Array, "*pairs"], ...]]
 
 
-def coordinates(batch: Batch, neighbors: NeighborList) -> tuple[Array, Array, Array]:
+def coordinates(
+    batch: Batch, neighbors: NeighborList
+) -> tuple[Float[Array, " extended"], Float[Array, " extended"], Float[Array, " extended"]]:
     """x, y, z of the extended array, each [extended], Å."""
     extended = extended_positions(batch, neighbors)
     return extended[:, 0], extended[:, 1], extended[:, 2]
@@ -44,7 +47,7 @@ def _slots(terms: Terms, model: Any, places: tuple, values: Any, neighbors: Neig
     centre = tuple(c[:n] for c in places)
     own = jax.tree.map(lambda v: v[:n], values)
 
-    def slot(k: Array | int) -> tuple:
+    def slot(k: Int[Array, ""] | int) -> tuple:
         j = neighbors.index[k]
         d = tuple(c[j] - c0 for c, c0 in zip(places, centre, strict=True))
         return terms(model, d, own, jax.tree.map(lambda v: v[j], values))

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from ase.data import chemical_symbols
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import atomic_number, check_elements
@@ -39,16 +39,16 @@ class StillingerWeber(AbstractBondOrder):
     Source: F. H. Stillinger, T. A. Weber, Phys. Rev. B 31, 5262 (1985).
     """
 
-    epsilon: Array = eqx.field(converter=number("epsilon", zero=True), default=2.1683)
-    sigma: Array = eqx.field(converter=number("sigma"), default=2.0951)
-    lam: Array = eqx.field(converter=number("lam", zero=True), default=21.0)
-    gamma: Array = eqx.field(converter=number("gamma", zero=True), default=1.20)
-    A: Array = eqx.field(converter=number("A", zero=True), default=7.049556277)
-    B: Array = eqx.field(converter=number("B", zero=True), default=0.6022245584)
-    p: Array = eqx.field(converter=number("p", zero=True), default=4.0)
-    q: Array = eqx.field(converter=number("q", zero=True), default=0.0)
-    a: Array = eqx.field(converter=number("a"), default=1.80)
-    cos0: Array = eqx.field(converter=between("cos0", -1.0, 1.0), default=-1 / 3)
+    epsilon: Float[Array, ""] = eqx.field(converter=number("epsilon", zero=True), default=2.1683)
+    sigma: Float[Array, ""] = eqx.field(converter=number("sigma"), default=2.0951)
+    lam: Float[Array, ""] = eqx.field(converter=number("lam", zero=True), default=21.0)
+    gamma: Float[Array, ""] = eqx.field(converter=number("gamma", zero=True), default=1.20)
+    A: Float[Array, ""] = eqx.field(converter=number("A", zero=True), default=7.049556277)
+    B: Float[Array, ""] = eqx.field(converter=number("B", zero=True), default=0.6022245584)
+    p: Float[Array, ""] = eqx.field(converter=number("p", zero=True), default=4.0)
+    q: Float[Array, ""] = eqx.field(converter=number("q", zero=True), default=0.0)
+    a: Float[Array, ""] = eqx.field(converter=number("a"), default=1.80)
+    cos0: Float[Array, ""] = eqx.field(converter=between("cos0", -1.0, 1.0), default=-1 / 3)
     element: str = eqx.field(static=True, default="Si")
     cutoff: float = eqx.field(
         static=True,
@@ -75,18 +75,28 @@ class StillingerWeber(AbstractBondOrder):
         # 6.189 kcal/mol.
         return cls(epsilon=0.268381, sigma=2.3925, lam=23.15, element="O", skin=skin)
 
-    def _decay(self, r: Array, strength: Any) -> Array:
+    def _decay(self, r: Float[Array, "*bonds"], strength: Any) -> Float[Array, "*bonds"]:
         """e^{strength sigma/(r - a sigma)}, zero beyond a sigma."""
         gap = r - self.a * self.sigma
         inside = gap < 0
         return jnp.where(inside, jnp.exp(strength * self.sigma / jnp.where(inside, gap, -1)), 0)
 
-    def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
+    def bond(
+        self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
+    ) -> Float[Array, "*bonds"]:
         s = self.sigma / r
         pair = self.A * (self.B * s**self.p - s**self.q) * self._decay(r, 1.0)
         return self.epsilon * (pair + self.lam * self._decay(r, self.gamma) * xi)
 
-    def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
+    def angle(
+        self,
+        rj: Float[Array, "*angles"],
+        rk: Float[Array, "*angles"],
+        cosine: Float[Array, "*angles"],
+        a: Any,
+        b: Any,
+        c: Any,
+    ) -> Float[Array, "*angles"]:
         return self._decay(rk, self.gamma) * (cosine - self.cos0) ** 2
 
     def check(self, batch: Batch) -> None:

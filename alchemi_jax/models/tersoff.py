@@ -11,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import ByPair, atomic_number, check_elements, check_pairs, types_of
@@ -82,7 +82,7 @@ class Tersoff(AbstractBondOrder):
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)
-    parameters: dict[str, Array] = eqx.field(repr=False)
+    parameters: dict[str, Float[Array, "*runs elements elements elements"]] = eqx.field(repr=False)
     cutoff: float = eqx.field(
         static=True,
         converter=positive_length("cutoff"),
@@ -225,17 +225,27 @@ class Tersoff(AbstractBondOrder):
     def _numbers(self) -> tuple[int, ...]:
         return tuple(atomic_number(e) for e in self.elements)
 
-    def _of(self, name: str, a: Array, b: Array, c: Array) -> Array:
+    def _of(
+        self, name: str, a: Int[Array, "*#bonds"], b: Int[Array, "*#bonds"], c: Int[Array, "*#bonds"]
+    ) -> Float[Array, "*#bonds"]:
         n = len(self.elements)
         table = self.parameters[name].reshape(-1)
         return table[0] if n == 1 else table[(a * n + b) * n + c]
 
-    def _within(self, r: Array, a: Array, b: Array, c: Array) -> Array:
+    def _within(
+        self,
+        r: Float[Array, "*bonds"],
+        a: Int[Array, "*#bonds"],
+        b: Int[Array, "*#bonds"],
+        c: Int[Array, "*#bonds"],
+    ) -> Float[Array, "*bonds"]:
         x = (r - self._of("R", a, b, c)) / self._of("D", a, b, c)
         return (1 - jnp.sin(jnp.pi / 2 * jnp.clip(x, -1, 1))) / 2
 
-    def bond(self, r: Array, xi: Array, a: Any, b: Any) -> Array:
-        def of(name: str) -> Array:
+    def bond(
+        self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
+    ) -> Float[Array, "*bonds"]:
+        def of(name: str) -> Float[Array, "*bonds"]:
             return self._of(name, a, b, b)
 
         some = xi > 0
@@ -244,8 +254,16 @@ class Tersoff(AbstractBondOrder):
         attraction = jnp.where(some, order, 1) * of("B") * jnp.exp(-of("lam2") * r)
         return self._within(r, a, b, b) * (of("A") * jnp.exp(-of("lam1") * r) - attraction)
 
-    def angle(self, rj: Array, rk: Array, cosine: Array, a: Any, b: Any, c: Any) -> Array:
-        def of(name: str) -> Array:
+    def angle(
+        self,
+        rj: Float[Array, "*angles"],
+        rk: Float[Array, "*angles"],
+        cosine: Float[Array, "*angles"],
+        a: Any,
+        b: Any,
+        c: Any,
+    ) -> Float[Array, "*angles"]:
+        def of(name: str) -> Float[Array, "*bonds"]:
             return self._of(name, a, b, c)
 
         c2, d2 = of("c") ** 2, of("d") ** 2

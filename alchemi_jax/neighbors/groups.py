@@ -17,6 +17,7 @@ from alchemi_jax.neighbors.images import Images
 from alchemi_jax.neighbors.scans import MOST, count_upto, running_sum, scan_with
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import largest_of, use_rows
+from alchemi_jax.transforms import compute_once
 
 
 ROWS = 32
@@ -118,7 +119,9 @@ def cell_list(
     system = jnp.minimum(owner, batch.system_capacity - 1)
     border, size = (number < n).astype(jnp.int32)[None], gather_columns(dims, system)
     along = times_matrices(extended, images.inverse, owner) - gather_columns(images.low, system)
-    at = jnp.floor(along / gather_columns(width, system)).astype(jnp.int32) + 1
+    once = (batch.atoms_per_system[0] >= 0).astype(jnp.int32)
+    # The cell in which a place is put is the one around which its neighbors are looked for.
+    at = compute_once(lambda: jnp.floor(along / gather_columns(width, system)).astype(jnp.int32) + 1, once)
     at = jnp.clip(at, border, size - 1 - border)
     key = (at[0] * size[1] + at[1]) * size[2] + at[2] + begin[system]
     real = jnp.concatenate([batch.atom_mask, number[: places - n] < images.total])

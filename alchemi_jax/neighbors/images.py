@@ -15,6 +15,7 @@ from alchemi_jax.neighbors.geometry import face_distances, gather_columns, times
 from alchemi_jax.neighbors.scans import MOST, count_upto, running_sum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import max_by_system
+from alchemi_jax.transforms import compute_once
 
 
 class Images(NamedTuple):
@@ -96,14 +97,20 @@ def find_images(
     # The three axes at once: here the time to compile matters more than the time to run.
     along = times_matrices(positions, inv, batch.batch_idx)
     periodic = _to_atoms(batch, batch.pbc.T) & batch.atom_mask[None]
-    whole = jnp.where(periodic, jnp.floor(along), 0)
+    # Of an atom on a face of its cell all that follows must say alike on which side it is.
+    once = (batch.atoms_per_system[0] >= 0).astype(jnp.int32)
+    whole = compute_once(lambda: jnp.where(periodic, jnp.floor(along), 0), once)
     inside = along - whole
     box = _bounds(batch, inside)
     ends = _to_atoms(batch, (box + margin[None]).reshape(6, -1))
-    first = jnp.ceil(-ends[:3] - inside)
-    last = jnp.floor(ends[3:] - inside)
-    least = jnp.where(periodic, first, 0).astype(jnp.int32)
-    width = jnp.where(periodic, last - first + 1, 1)
+
+    def ranges() -> tuple[Float[Array, "3 atoms"], Float[Array, "3 atoms"]]:
+        first = jnp.ceil(-ends[:3] - inside)
+        last = jnp.floor(ends[3:] - inside)
+        return jnp.where(periodic, first, 0), jnp.where(periodic, last - first + 1, 1)
+
+    least, width = compute_once(ranges, once)
+    least = least.astype(jnp.int32)
     product = width[0] * width[1] * width[2] - 1
     width = width.astype(jnp.int32)
     # NaN becomes MOST, which is too many for any capacity.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.capacity import batch_capacities, float_dtype
@@ -236,7 +236,7 @@ class Batch(AbstractBatch[jax.Array]):
         return iter(self.to_host())
 
     @overload
-    def __getitem__(self, key: str) -> jax.Array: ...
+    def __getitem__(self, key: str) -> Shaped[Array, "..."]: ...
     @overload
     def __getitem__(self, key: int | np.integer) -> System: ...
     @overload

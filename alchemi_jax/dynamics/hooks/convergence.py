@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, positive
+from alchemi_jax.parameters import Described, Parameter, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import PerSystem
 from alchemi_jax.systems.observables import fmax
@@ -23,7 +23,7 @@ FMAX = 0.05
 SMAX = 6e-4
 """eV/Å³, 0.1 GPa. The second default criterion, where a cell is relaxed."""
 
-_REDUCTIONS: dict[str, Callable[..., Array]] = {
+_REDUCTIONS: dict[str, Callable[..., Shaped[Array, "..."]]] = {
     "norm": lambda x, axis: jnp.sqrt(jnp.sum(x * x, axis=axis)),
     "max": lambda x, axis: jnp.max(x, axis=axis),
     "min": lambda x, axis: jnp.min(x, axis=axis),
@@ -50,19 +50,24 @@ class Criterion(Described):
     """
 
     key: str = eqx.field(static=True, default="fmax")
-    threshold: Array = eqx.field(converter=positive("threshold", zero=True), default=FMAX)
+    threshold: Parameter = eqx.field(converter=positive("threshold", zero=True), default=FMAX)
     reduce_op: str | None = eqx.field(static=True, default=None)
     reduce_dims: int | tuple[int, ...] = eqx.field(
         static=True, default=-1, converter=lambda d: tuple(d) if isinstance(d, list) else d
     )
-    custom_op: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
+    custom_op: Callable[[Shaped[Array, "..."]], Bool[Array, "..."]] | None = eqx.field(
+        static=True, default=None
+    )
 
     def __check_init__(self):
         if self.reduce_op is not None and self.reduce_op not in _REDUCTIONS:
             raise ValueError(f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}.")
 
     def converged(
-        self, batch: Batch, previous_energy: Float[Array, " systems"] | None, stress: Array | None = None
+        self,
+        batch: Batch,
+        previous_energy: Float[Array, " systems"] | None,
+        stress: Float[Array, "systems 3 3"] | None = None,
     ) -> Bool[Array, " systems"]:
         """[systems] Those that meet the criterion."""
         if self.key == "energy_change":
@@ -89,14 +94,14 @@ class Criterion(Described):
             return ~any_by_system(batch, ~met)
         return met
 
-    def _field(self, batch: Batch) -> tuple[Array, str]:
+    def _field(self, batch: Batch) -> tuple[Shaped[Array, "entries *dims"], str]:
         try:
             level = batch.level(self.key)
         except KeyError as e:
             raise KeyError(f"criterion of ConvergenceHook: {e.args[0]}") from None
         return jnp.asarray(batch[self.key]), level
 
-    def _reduced(self, values: Array) -> Array:
+    def _reduced(self, values: Shaped[Array, "entries *dims"]) -> Shaped[Array, " entries"]:
         if values.ndim == 1:
             return values
         axes: tuple[int, ...] = tuple(range(1, values.ndim))

@@ -6,12 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models.base import per_volume, strained_gradient
-from alchemi_jax.parameters import positive
+from alchemi_jax.parameters import Parameter, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import force_norms
 
@@ -29,7 +29,7 @@ class MaxForceClampHook(TracedHook):
         ValueError: if the limit is not positive.
     """
 
-    limit: Array = eqx.field(converter=positive("limit"))
+    limit: Parameter = eqx.field(converter=positive("limit"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
 
@@ -60,7 +60,7 @@ class BiasedPotentialHook(TracedHook):
     recompiles.
     """
 
-    bias: Callable[..., Array]
+    bias: Callable[..., Float[Array, " systems"]]
     memory: Any = None
     deposit: Callable[[Batch, Any], Any] | None = None
     every: int = 1
@@ -90,7 +90,7 @@ class BiasedPotentialHook(TracedHook):
         batch = ctx.batch
         extra = () if self.memory is None else (ctx.memory,)
 
-        def bias(strained: Batch) -> Array:
+        def bias(strained: Batch) -> Float[Array, " systems"]:
             energy = jnp.asarray(self.bias(strained, *extra))
             if energy.shape != batch.energy.shape:
                 raise TypeError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -47,7 +47,7 @@ class LoggingHook(RecordingHook):
         backend: Any = "csv",
         log_path: str | os.PathLike | None = None,
         frequency: int = 1,
-        custom_scalars: Mapping[str, Callable[[HookContext], Array]] | None = None,
+        custom_scalars: Mapping[str, Callable[[HookContext], Shaped[Array, " systems"]]] | None = None,
         mode: str = "a",
         stress: bool = False,
     ):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, positive
+from alchemi_jax.parameters import Described, Parameter, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import kinetic_energy
@@ -69,7 +69,7 @@ class EnergyDriftMonitorHook(TracedHook):
             beginning of the step and named in a warning. None: no system is marked.
     """
 
-    threshold: Array | None = eqx.field(
+    threshold: Parameter | None = eqx.field(
         converter=lambda t: None if t is None else positive("threshold")(t), default=None
     )
     frequency: int = 1

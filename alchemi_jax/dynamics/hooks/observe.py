@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
@@ -31,7 +31,7 @@ class ObservableHook(RecordingHook):
 
     def __init__(
         self,
-        observables: Mapping[str, Callable[[Any], Array]],
+        observables: Mapping[str, Callable[[Any], Shaped[Array, "..."]]],
         frequency: int = 1,
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         stress: bool = False,
@@ -51,7 +51,7 @@ class ObservableHook(RecordingHook):
     def trace_key(self) -> Hashable:
         return tuple(self.observables.items())
 
-    def record(self, ctx: HookContext) -> dict[str, Array]:
+    def record(self, ctx: HookContext) -> dict[str, Shaped[Array, "..."]]:
         row = {
             "step": jnp.asarray(ctx.step_count, jnp.int32),
             "active": jnp.asarray(ctx.active_mask),

@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped, UInt32
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.updates import by_system, filled_up
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, as_count, as_parameter, finite, positive
+from alchemi_jax.parameters import Described, Parameter, as_count, as_parameter, finite, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.segments import to_atoms
@@ -29,11 +29,11 @@ def _target(hook: Any, batch: Batch) -> Float[Array, " systems"]:
 class Ramp(Described):
     """A straight line from `start` to `end` over `n_steps` steps, then constant."""
 
-    start: Array = eqx.field(converter=as_parameter)
-    end: Array = eqx.field(converter=as_parameter)
-    n_steps: Array = eqx.field(converter=as_count("n_steps"))
+    start: Parameter = eqx.field(converter=as_parameter)
+    end: Parameter = eqx.field(converter=as_parameter)
+    n_steps: Int[Array, ""] = eqx.field(converter=as_count("n_steps"))
 
-    def __call__(self, step: Float[Array, " systems"]) -> Array:
+    def __call__(self, step: Float[Array, " systems"]) -> Float[Array, " systems"]:
         part = jnp.minimum(step / self.n_steps, 1.0)
         start, end = (filled_up(value, step.shape[0]) for value in (self.start, self.end))
         return start * (1 - part) + end * part
@@ -54,7 +54,7 @@ class TemperatureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without thermostat.
     """
 
-    schedule: Callable[[Array], Any]
+    schedule: Callable[[Float[Array, " systems"]], Any]
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -85,7 +85,7 @@ class PressureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without a pressure.
     """
 
-    schedule: Callable[[Array], Any]
+    schedule: Callable[[Float[Array, " systems"]], Any]
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -137,9 +137,9 @@ class ReplicaExchangeHook(TracedHook):
     Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999).
     """
 
-    temperatures: Array = eqx.field(converter=positive("temperatures"))
-    every: Array = eqx.field(converter=as_count("every"), default=100)
-    seed: Array = eqx.field(converter=lambda s: jnp.asarray(s, jnp.uint32), default=0)
+    temperatures: Float[Array, " rungs"] = eqx.field(converter=positive("temperatures"))
+    every: Int[Array, ""] = eqx.field(converter=as_count("every"), default=100)
+    seed: UInt32[Array, ""] = eqx.field(converter=lambda s: jnp.asarray(s, jnp.uint32), default=0)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -194,7 +194,7 @@ class ReplicaExchangeHook(TracedHook):
         batch, rungs = ctx.batch, self.rungs
         ladders = batch.system_capacity // rungs
 
-        def rows(values: Any) -> Array:
+        def rows(values: Any) -> Shaped[Array, "ladders rungs"]:
             return jnp.asarray(values)[: ladders * rungs].reshape(ladders, rungs)
 
         rung = rows(memory.rung)

@@ -90,7 +90,12 @@ def scale_rate(barostat: Barostat, factors: Float[Array, "systems parts"], shape
 
 
 def push_cell(
-    batch: Batch, barostat: Barostat, mass: Array, pressure: Any, shape: str, dt: Array
+    batch: Batch,
+    barostat: Barostat,
+    mass: Float[Array, " systems"],
+    pressure: Any,
+    shape: str,
+    dt: Float[Array, " systems"],
 ) -> Barostat:
     """The barostat after the difference of internal and external pressure has acted for dt, fs."""
     outer = GPA * target(batch, batch.target_pressure, pressure)
@@ -102,7 +107,7 @@ def push_cell(
     return Barostat(barostat.rate + change, barostat.count)
 
 
-def kick(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+def kick(batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Batch:
     """Velocities after dt of dv/dt = f/m - (g + tr(g)/N) v, solved exactly."""
     trace = jnp.trace(barostat.rate, axis1=1, axis2=2)
     drag = barostat.rate + _diagonal(trace / jnp.maximum(barostat.count, 1))
@@ -111,7 +116,7 @@ def kick(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
     return batch.replace(velocities=_times(batch, batch.velocities, decay) + _times(batch, pull, mean))
 
 
-def drift(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
+def drift(batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Batch:
     """Positions and cell after dt of dr/dt = v + g r and dh/dt = g h, solved exactly."""
     growth, mean = exp_and_mean(dt[:, None, None] * barostat.rate)
     moved = to_atoms(batch, dt)[:, None] * batch.velocities
@@ -121,15 +126,17 @@ def drift(batch: Batch, barostat: Barostat, dt: Array) -> Batch:
     )
 
 
-def _times(batch: Batch, rows: Array, matrix: Array) -> Array:
+def _times(
+    batch: Batch, rows: Float[Array, "atoms 3"], matrix: Float[Array, "systems 3 3"]
+) -> Float[Array, "atoms 3"]:
     return jnp.einsum("na,nab->nb", rows, to_atoms(batch, matrix))
 
 
-def _diagonal(values: Array) -> Array:
+def _diagonal(values: Float[Array, " systems"]) -> Float[Array, "systems 3 3"]:
     return values[:, None, None] * jnp.eye(3, dtype=values.dtype)[None]
 
 
-def _allowed(tensor: Array, shape: str) -> Array:
+def _allowed(tensor: Float[Array, "systems 3 3"], shape: str) -> Float[Array, "systems 3 3"]:
     """The part of a strain that the shape allows."""
     if shape == "isotropic":
         return _diagonal(jnp.trace(tensor, axis1=1, axis2=2) / 3)

@@ -5,14 +5,14 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, system_keys, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_energy
@@ -58,15 +58,15 @@ class NVTBussi(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    temperature: Array = eqx.field(converter=positive("temperature", zero=True))
-    thermostat_time: Array = eqx.field(converter=positive("thermostat_time"), default=100.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    temperature: Parameter = eqx.field(converter=positive("temperature", zero=True))
+    thermostat_time: Parameter = eqx.field(converter=positive("thermostat_time"), default=100.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
     follows_targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> BussiState:
@@ -75,7 +75,7 @@ class NVTBussi(AbstractDynamics):
     def pre_update(self, batch: Batch, state: BussiState) -> tuple[Batch, BussiState]:
         return drift(kick(batch, self.dt / 2), self.dt), state
 
-    def post_update(self, batch: Batch, state: BussiState, key: Array) -> tuple[Batch, BussiState]:
+    def post_update(self, batch: Batch, state: BussiState, key: PRNGKeyArray) -> tuple[Batch, BussiState]:
         batch = kick(batch, self.dt / 2)
         before = kinetic_energy(batch)
         kt = KB * target(batch, batch.target_temperature, self.temperature)
@@ -91,14 +91,16 @@ class NVTBussi(AbstractDynamics):
         batch = batch.replace(velocities=batch.velocities * at_atoms(batch, alpha))
         return batch, BussiState(state.heat + (1 - alpha**2) * before, state.count)
 
-    def total_energy(self, batch: Batch, state: BussiState) -> Array:
+    def total_energy(self, batch: Batch, state: BussiState) -> Float[Array, " systems"]:
         return batch.energy + kinetic_energy(batch) + state.heat
 
 
-def _noise(batch: Batch, key: Array, count: Array) -> tuple[Array, Array]:
+def _noise(
+    batch: Batch, key: PRNGKeyArray, count: Float[Array, " systems"]
+) -> tuple[Float[Array, " systems"], Float[Array, " systems"]]:
     """R and S of each system, [systems]."""
 
-    def draw(key: Array, others: Array) -> tuple[Array, Array]:
+    def draw(key: PRNGKeyArray, others: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         a, b = jax.random.split(key)
         # A sum of n squares is twice a gamma variate of shape n/2.
         squares = 2 * jax.random.gamma(b, jnp.maximum(others, 1) / 2, dtype=batch.dtype)

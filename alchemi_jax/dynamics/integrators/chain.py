@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.systems.batch import Batch
@@ -26,7 +26,7 @@ class Chain(eqx.Module):
     count: Float[Array, "systems *parts"] = per_system()
 
 
-def new_chain(batch: Batch, links: int, count: Array) -> Chain:
+def new_chain(batch: Batch, links: int, count: Num[Array, "systems *parts"]) -> Chain:
     """A chain at rest for each entry of count, [systems] or [systems, parts]."""
     count = jnp.asarray(count).astype(batch.dtype)
     return Chain(jnp.zeros((*count.shape, links), batch.dtype), jnp.zeros_like(count), count)
@@ -46,7 +46,13 @@ def chain_energy(chain: Chain, inertia: Float[Array, "systems *parts links"]) ->
     return energy if energy.ndim == 1 else jnp.sum(energy, axis=-1)
 
 
-def advance_chain(chain: Chain, inertia: Array, double: Array, kt: Array, dt: Array) -> tuple[Array, Chain]:
+def advance_chain(
+    chain: Chain,
+    inertia: Float[Array, "systems *parts links"],
+    double: Float[Array, "systems *parts"],
+    kt: Float[Array, " systems"],
+    dt: Float[Array, " systems"],
+) -> tuple[Float[Array, "systems *parts"], Chain]:
     """The chain after dt, and the factor by which it scales the velocities that it acts on.
 
     Args:
@@ -62,7 +68,7 @@ def advance_chain(chain: Chain, inertia: Array, double: Array, kt: Array, dt: Ar
     goal = chain.count * kt
     heat, scale = chain.heat, jnp.ones_like(double)
 
-    def pull(k: int, h: Array) -> Array:
+    def pull(k: int, h: Float[Array, "systems *parts"]) -> Float[Array, "systems *parts"]:
         surplus = double * scale**2 - goal if k == 0 else q[k - 1] * xi[k - 1] ** 2 - kt
         rate = xi[k]
         if k < links - 1:

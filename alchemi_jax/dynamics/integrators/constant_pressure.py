@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
@@ -14,7 +14,7 @@ from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, finite, one_of, positive
+from alchemi_jax.parameters import Parameter, as_count, finite, one_of, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import kinetic_energy
 from alchemi_jax.units import KB
@@ -57,11 +57,11 @@ class NPH(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
-    temperature: Array = eqx.field(converter=positive("temperature"), default=300.0)
-    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    pressure: Parameter = eqx.field(converter=finite("pressure"), default=0.0)
+    temperature: Parameter = eqx.field(converter=positive("temperature"), default=300.0)
+    barostat_time: Parameter = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     cell: str = eqx.field(
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
@@ -73,7 +73,7 @@ class NPH(AbstractDynamics):
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> Barostat:
@@ -85,7 +85,7 @@ class NPH(AbstractDynamics):
     def post_update(self, batch: Batch, state: Barostat) -> tuple[Batch, Barostat]:
         return _after(self, batch, state)
 
-    def total_energy(self, batch: Batch, state: Barostat) -> Array:
+    def total_energy(self, batch: Batch, state: Barostat) -> Float[Array, " systems"]:
         mass = cells.barostat_mass(batch, state, self.temperature, self.barostat_time)
         of_cell = cells.barostat_energy(batch, state, mass, self.pressure)
         return batch.energy + kinetic_energy(batch) + of_cell
@@ -127,12 +127,12 @@ class NPT(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    temperature: Array = eqx.field(converter=positive("temperature"))
-    pressure: Array = eqx.field(converter=finite("pressure"), default=0.0)
-    thermostat_time: Array = eqx.field(converter=positive("thermostat_time"), default=100.0)
-    barostat_time: Array = eqx.field(converter=positive("barostat_time"), default=1000.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    temperature: Parameter = eqx.field(converter=positive("temperature"))
+    pressure: Parameter = eqx.field(converter=finite("pressure"), default=0.0)
+    thermostat_time: Parameter = eqx.field(converter=positive("thermostat_time"), default=100.0)
+    barostat_time: Parameter = eqx.field(converter=positive("barostat_time"), default=1000.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     cell: str = eqx.field(
         static=True, converter=one_of("cell", tuple(cells.SHAPES)), default="isotropic", kw_only=True
@@ -144,7 +144,7 @@ class NPT(AbstractDynamics):
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> tuple[Barostat, Chain, Chain]:
@@ -162,14 +162,16 @@ class NPT(AbstractDynamics):
         batch, barostat = _after(self, batch, barostat)
         return self._thermostats(batch, (barostat, *chains))
 
-    def total_energy(self, batch: Batch, state: tuple) -> Array:
+    def total_energy(self, batch: Batch, state: tuple) -> Float[Array, " systems"]:
         barostat, of_atoms, of_cell = state
         mass, atoms, cell = self._masses(batch, state)
         extra = cells.barostat_energy(batch, barostat, mass, self.pressure)
         extra = extra + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
         return batch.energy + kinetic_energy(batch) + extra
 
-    def _masses(self, batch: Batch, state: tuple) -> tuple[Array, Array, Array]:
+    def _masses(
+        self, batch: Batch, state: tuple
+    ) -> tuple[Float[Array, " systems"], Float[Array, "systems links"], Float[Array, "systems parts links"]]:
         barostat, of_atoms, of_cell = state
         return (
             cells.barostat_mass(batch, barostat, self.temperature, self.barostat_time),
@@ -203,6 +205,6 @@ def _after(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barost
     return batch, _push_cell(engine, batch, barostat, dt / 2)
 
 
-def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Array) -> Barostat:
+def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Barostat:
     mass = cells.barostat_mass(batch, barostat, engine.temperature, engine.barostat_time)
     return cells.push_cell(batch, barostat, mass, engine.pressure, engine.cell, dt)

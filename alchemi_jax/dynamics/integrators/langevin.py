@@ -4,14 +4,14 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.updates import at_atoms, drift, kick, normal_noise, per_system_value, target
 from alchemi_jax.dynamics.velocities import initialize_velocities, to_atoms_speed
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import root
 
@@ -42,18 +42,18 @@ class NVTLangevin(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    temperature: Array = eqx.field(converter=positive("temperature", zero=True))
-    friction: Array = eqx.field(converter=positive("friction", zero=True), default=0.01)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    temperature: Parameter = eqx.field(converter=positive("temperature", zero=True))
+    friction: Parameter = eqx.field(converter=positive("friction", zero=True), default=0.01)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
     follows_targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
-    def pre_update(self, batch: Batch, state: None, key: Array) -> tuple[Batch, None]:
+    def pre_update(self, batch: Batch, state: None, key: PRNGKeyArray) -> tuple[Batch, None]:
         batch = kick(batch, self.dt / 2)
         before = batch.velocities
         rate = per_system_value(batch, self.friction) * per_system_value(batch, self.dt)

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
@@ -11,7 +11,7 @@ from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, targe
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_energy
 from alchemi_jax.units import KB
@@ -49,15 +49,15 @@ class NVTNoseHoover(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    temperature: Array = eqx.field(converter=positive("temperature"))
-    thermostat_time: Array = eqx.field(converter=positive("thermostat_time"), default=100.0)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    temperature: Parameter = eqx.field(converter=positive("temperature"))
+    thermostat_time: Parameter = eqx.field(converter=positive("thermostat_time"), default=100.0)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
     follows_targets: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
 
     def init_state(self, batch: Batch) -> Chain:
@@ -70,10 +70,10 @@ class NVTNoseHoover(AbstractDynamics):
     def post_update(self, batch: Batch, state: Chain) -> tuple[Batch, Chain]:
         return self._thermostat(kick(batch, self.dt / 2), state)
 
-    def total_energy(self, batch: Batch, state: Chain) -> Array:
+    def total_energy(self, batch: Batch, state: Chain) -> Float[Array, " systems"]:
         return batch.energy + kinetic_energy(batch) + chain_energy(state, self._inertia(batch, state))
 
-    def _inertia(self, batch: Batch, state: Chain) -> Array:
+    def _inertia(self, batch: Batch, state: Chain) -> Float[Array, "systems links"]:
         return inertia(batch, state, self.temperature, self.thermostat_time)
 
     def _thermostat(self, batch: Batch, state: Chain) -> tuple[Batch, Chain]:

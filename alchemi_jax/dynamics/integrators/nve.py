@@ -1,14 +1,14 @@
 """NVE: constant energy."""
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.updates import drift, kick
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 
 
@@ -29,16 +29,16 @@ class NVE(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"))
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"))
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    temperature: Array | None = eqx.field(
+    temperature: Parameter | None = eqx.field(
         converter=lambda t: None if t is None else positive("temperature", zero=True)(t),
         default=None,
         kw_only=True,
     )
 
-    def admit(self, batch: Batch, key: Array) -> Batch:
+    def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return batch if self.temperature is None else initialize_velocities(batch, self.temperature, key)
 
     def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
@@ -13,7 +13,7 @@ from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 
@@ -57,10 +57,10 @@ class BFGS(AbstractDynamics):
     """
 
     model: AbstractModel
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    curvature: Parameter = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 
@@ -80,7 +80,7 @@ class BFGS(AbstractDynamics):
         return BFGSState(hessian, none, none, jnp.zeros(batch.system_capacity, bool))
 
     def pre_update(self, batch: Batch, state: BFGSState) -> tuple[Batch, BFGSState]:
-        def rows(values: Array) -> Array:
+        def rows(values: Float[Array, "atoms 3"]) -> Float[Array, "systems coordinates"]:
             return to_rows(batch, values).reshape(batch.system_capacity, -1)
 
         hessian = jax.vmap(_update_hessian)(
@@ -96,7 +96,9 @@ class BFGS(AbstractDynamics):
 
 
 @jax.custom_jvp
-def _newton_step(hessian: Array, forces: Array) -> Array:
+def _newton_step(
+    hessian: Float[Array, "systems n n"], forces: Float[Array, "systems n"]
+) -> Float[Array, "systems n"]:
     """V |w|^-1 V^T f for each system, [systems, n], with the eigenvalues w of the Hessian."""
     w, v = jnp.linalg.eigh(hessian)
     along = jnp.einsum("sij,si->sj", v, forces) / jnp.abs(w)
@@ -104,7 +106,7 @@ def _newton_step(hessian: Array, forces: Array) -> Array:
 
 
 @_newton_step.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _(primals: tuple, tangents: tuple) -> tuple[Float[Array, "systems n"], Float[Array, "systems n"]]:
     # Those of eigenvectors are infinite where eigenvalues are equal, as all are at the start. That of
     # |H|^-1 is V (q * V^T dH V) V^T, with quotients q of differences of 1/|w| and of w.
     (hessian, forces), (d_hessian, d_forces) = primals, tangents
@@ -119,7 +121,12 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return jnp.einsum("sij,sj->si", v, along / jnp.abs(w)), jnp.einsum("sij,sj->si", v, moved)
 
 
-def _update_hessian(hessian: Array, s: Array, y: Array, begun: Array) -> Array:
+def _update_hessian(
+    hessian: Float[Array, "coordinates coordinates"],
+    s: Float[Array, " coordinates"],
+    y: Float[Array, " coordinates"],
+    begun: Bool[Array, ""],
+) -> Float[Array, "coordinates coordinates"]:
     """The Hessian of one system after a step; unchanged if the step was too short to tell anything."""
     ys, bs = jnp.dot(y, s), hessian @ s
     sbs = jnp.dot(s, bs)

@@ -26,14 +26,14 @@ from alchemi_jax.units import GPA
 class Vector(NamedTuple):
     """A force, a velocity or a step: [atoms, 3] and [systems, 3, 3] or None."""
 
-    atoms: Array
-    cell: Array | None
+    atoms: Float[Array, "atoms 3"]
+    cell: Float[Array, "systems 3 3"] | None
 
 
-def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Array]:
+def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Float[Array, " systems"]]:
     """Scalar products over all coordinates of each system, [systems], one for each pair of vectors."""
 
-    def product(a: Array, b: Array) -> Array:
+    def product(a: Float[Array, "atoms 3"], b: Float[Array, "atoms 3"]) -> Float[Array, " atoms"]:
         return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
 
     of_atoms = jnp.stack([product(a.atoms, b.atoms) for a, b in pairs], axis=-1)
@@ -45,7 +45,7 @@ def dots(batch: Batch, *pairs: tuple[Vector, Vector]) -> list[Array]:
     ]
 
 
-def weighted_sum(batch: Batch, *terms: tuple[Array, Vector]) -> Vector:
+def weighted_sum(batch: Batch, *terms: tuple[Float[Array, " systems"], Vector]) -> Vector:
     """The sum of vectors times factors, which are one per system, [systems]."""
     at = to_atoms(batch, jnp.stack([factor for factor, _ in terms], axis=-1))
     atoms = sum((at[:, k : k + 1] * v.atoms for k, (_, v) in enumerate(terms)), jnp.zeros((), batch.dtype))
@@ -136,7 +136,7 @@ def deform(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]
     return after, CellPart(log, cell.start, cell.velocity)
 
 
-def _atoms(batch: Batch) -> Array:
+def _atoms(batch: Batch) -> Float[Array, "systems 1 1"]:
     return jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None, None]
 
 

@@ -17,7 +17,7 @@ from alchemi_jax.dynamics.optimizers.coordinates import (
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 from alchemi_jax.transforms import root
@@ -71,16 +71,16 @@ class FIRE(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    dt_max: Array = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
-    n_min: Array = eqx.field(converter=as_count("n_min"), default=5, kw_only=True)
-    f_inc: Array = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
-    f_dec: Array = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
-    alpha: Array = eqx.field(converter=positive("alpha", zero=True), default=0.1, kw_only=True)
-    f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
+    n_min: Int[Array, ""] = eqx.field(converter=as_count("n_min"), default=5, kw_only=True)
+    f_inc: Parameter = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
+    f_dec: Parameter = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
+    alpha: Parameter = eqx.field(converter=positive("alpha", zero=True), default=0.1, kw_only=True)
+    f_alpha: Parameter = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import (
@@ -18,7 +18,7 @@ from alchemi_jax.dynamics.optimizers.fire import FIREState, new_state
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, ASE_TIME
@@ -52,17 +52,17 @@ class FIRE2(AbstractDynamics):
     """
 
     model: AbstractModel
-    dt: Array = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    dt: Parameter = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    dt_max: Array = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
-    dt_min: Array = eqx.field(converter=positive("dt_min"), default=0.02, kw_only=True)
-    n_min: Array = eqx.field(converter=as_count("n_min"), default=20, kw_only=True)
-    f_inc: Array = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
-    f_dec: Array = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
-    alpha: Array = eqx.field(converter=positive("alpha", zero=True), default=0.25, kw_only=True)
-    f_alpha: Array = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
+    dt_min: Parameter = eqx.field(converter=positive("dt_min"), default=0.02, kw_only=True)
+    n_min: Int[Array, ""] = eqx.field(converter=as_count("n_min"), default=20, kw_only=True)
+    f_inc: Parameter = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
+    f_dec: Parameter = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)
+    alpha: Parameter = eqx.field(converter=positive("alpha", zero=True), default=0.25, kw_only=True)
+    f_alpha: Parameter = eqx.field(converter=positive("f_alpha"), default=0.99, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 

@@ -3,14 +3,14 @@
 from typing import ClassVar
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
 from alchemi_jax.dynamics.updates import at_atoms
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, positive
+from alchemi_jax.parameters import Parameter, as_count, positive
 from alchemi_jax.systems.batch import Batch
 
 
@@ -34,10 +34,10 @@ class GradientDescent(AbstractDynamics):
     """
 
     model: AbstractModel
-    rate: Array = eqx.field(converter=positive("rate"), default=0.01)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    rate: Parameter = eqx.field(converter=positive("rate"), default=0.01)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 

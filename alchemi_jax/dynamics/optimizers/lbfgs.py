@@ -5,14 +5,14 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import cut_by_atom
 from alchemi_jax.dynamics.updates import at_atoms, by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count, natural, positive
+from alchemi_jax.parameters import Parameter, as_count, natural, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
@@ -54,12 +54,12 @@ class LBFGS(AbstractDynamics):
     """
 
     model: AbstractModel
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
     memory: int = eqx.field(static=True, converter=natural("memory"), default=20, kw_only=True)
-    curvature: Array = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
-    damping: Array = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
-    max_step: Array = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
+    curvature: Parameter = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
+    damping: Parameter = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
+    max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
 
@@ -85,26 +85,30 @@ def _push_history(batch: Batch, state: LBFGSState) -> LBFGSState:
     good = state.begun & (sy > jnp.finfo(batch.dtype).tiny) & (yy > 0)
     at = to_atoms(batch, good)[:, None, None]
 
-    def push(new: Array, old: Array, where: Array) -> Array:
+    def push(
+        new: Float[Array, "n *dims"], old: Float[Array, "n memory *dims"], where: Bool[Array, "n *ones"]
+    ) -> Float[Array, "n memory *dims"]:
         return jnp.where(where, jnp.concatenate([new[:, None], old[:, :-1]], axis=1), old)
 
     rho = push(1 / jnp.where(good, sy, 1), state.rho, good[:, None])
     return LBFGSState(push(s, state.s, at), push(y, state.y, at), rho, state.forces, state.step, state.begun)
 
 
-def _newton(batch: Batch, state: LBFGSState, start: Array) -> Array:
+def _newton(batch: Batch, state: LBFGSState, start: Float[Array, " systems"]) -> Float[Array, "atoms 3"]:
     """H f, [atoms, 3], by the two-loop recursion; `start` is 1/curvature, [systems]."""
     memory = state.rho.shape[1]
 
-    def product(a: Array, b: Array) -> Array:
+    def product(a: Float[Array, "atoms 3"], b: Float[Array, "atoms 3"]) -> Float[Array, " systems"]:
         return sum_by_system(batch, _dot(a, b))
 
-    def newer(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def newer(
+        k: Int[Array, ""] | int, carry: tuple[Float[Array, "atoms 3"], Float[Array, "systems memory"]]
+    ) -> tuple[Float[Array, "atoms 3"], Float[Array, "systems memory"]]:
         q, weights = carry
         weight = state.rho[:, k] * product(state.s[:, k], q)
         return q - to_atoms(batch, weight)[:, None] * state.y[:, k], weights.at[:, k].set(weight)
 
-    def older(n: Array, q: Array) -> Array:
+    def older(n: Int[Array, ""], q: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
         k = memory - 1 - n
         beta = state.rho[:, k] * product(state.y[:, k], q)
         return q + to_atoms(batch, weights[:, k] - beta)[:, None] * state.s[:, k]
@@ -113,5 +117,5 @@ def _newton(batch: Batch, state: LBFGSState, start: Array) -> Array:
     return jax.lax.fori_loop(0, memory, older, to_atoms(batch, start)[:, None] * q)
 
 
-def _dot(a: Array, b: Array) -> Array:
+def _dot(a: Float[Array, "atoms 3"], b: Float[Array, "atoms 3"]) -> Float[Array, " atoms"]:
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
@@ -20,7 +20,7 @@ from alchemi_jax.systems.levels import per_system
 class OptaxState(eqx.Module):
     """The optimizer's state of each system."""
 
-    inner: PyTree[Array] = per_system()
+    inner: PyTree[Shaped[Array, "systems ..."]] = per_system()
 
 
 class OptaxOptimizer(AbstractDynamics):
@@ -46,7 +46,7 @@ class OptaxOptimizer(AbstractDynamics):
 
     model: AbstractModel
     optimizer: Any = eqx.field(static=True)
-    n_steps: Array | None = eqx.field(converter=as_count("n_steps"), default=None)
+    n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
     has_velocities: ClassVar[bool] = False
@@ -63,7 +63,12 @@ class OptaxOptimizer(AbstractDynamics):
     def pre_update(self, batch: Batch, state: OptaxState) -> tuple[Batch, OptaxState]:
         optimizer = optax.with_extra_args_support(self.optimizer)
 
-        def update(gradient: Array, inner: Any, positions: Array, energy: Array) -> Any:
+        def update(
+            gradient: Float[Array, "largest 3"],
+            inner: Any,
+            positions: Float[Array, "largest 3"],
+            energy: Float[Array, ""],
+        ) -> Any:
             # Optax itself relies on promotion (a float to the power of a count).
             with jax.numpy_dtype_promotion("standard"):
                 return optimizer.update(gradient, inner, positions, value=energy)

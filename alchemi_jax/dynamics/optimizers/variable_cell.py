@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import (
@@ -21,7 +21,7 @@ from alchemi_jax.dynamics.optimizers.coordinates import (
 from alchemi_jax.dynamics.optimizers.fire import FIRE, FIREState
 from alchemi_jax.dynamics.optimizers.fire2 import FIRE2
 from alchemi_jax.dynamics.updates import target
-from alchemi_jax.parameters import finite
+from alchemi_jax.parameters import Parameter, finite
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import volume
 from alchemi_jax.units import GPA
@@ -30,7 +30,7 @@ from alchemi_jax.units import GPA
 class AbstractVariableCell(AbstractDynamics):
     """Relaxation of the cell for an optimizer that has `_take_step`."""
 
-    scalar_pressure: Array = eqx.field(converter=finite("scalar_pressure"), default=0.0, kw_only=True)
+    scalar_pressure: Parameter = eqx.field(converter=finite("scalar_pressure"), default=0.0, kw_only=True)
     mask: tuple = eqx.field(static=True, converter=as_mask, default=(True,) * 6, kw_only=True)
     hydrostatic: bool = eqx.field(static=True, default=False, kw_only=True)
 
@@ -56,18 +56,18 @@ class AbstractVariableCell(AbstractDynamics):
         batch, cell = deform(batch, cell, move)
         return batch, (own, dataclasses.replace(cell, velocity=velocity.cell))
 
-    def total_energy(self, batch: Batch, state: Any) -> Array:
+    def total_energy(self, batch: Batch, state: Any) -> Float[Array, " systems"]:
         """Potential and kinetic energy and P V."""
         return super().total_energy(batch, state) + GPA * self._outer(batch) * volume(batch)
 
-    def unbalanced_stress(self, batch: Batch) -> Array:
+    def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         """Stress + P in the components that relax, [systems, 3, 3], eV/Å³."""
         return stress_to_relax(batch, self._outer(batch), self.mask, self.hydrostatic)
 
-    def relaxes_cell(self, batch: Batch) -> Array:
+    def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]:
         return jnp.ones(batch.energy.shape, bool)
 
-    def _outer(self, batch: Batch) -> Array:
+    def _outer(self, batch: Batch) -> Float[Array, " systems"]:
         return target(batch, batch.target_pressure, self.scalar_pressure)
 
     def _take_step(
