@@ -37,6 +37,7 @@ from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.hooks import HookSet
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
@@ -88,14 +89,32 @@ def init(
     for part in engine.parts:
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
-    batch = jax.device_put(batch)
-    state = compiled_initial_state(device, batch, jax.random.key(0) if key is None else key)
+    batch = _uncommitted(batch)
+    state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
     neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta))
     warn_failed(engine.groups, state.batch)
     return state
+
+
+def _uncommitted(batch: Batch) -> Batch:
+    """The batch; if it was put on the default device, as if it had not been: it needs no other code."""
+    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
+    arrays = [x for x in jax.tree.leaves(batch) if isinstance(x, jax.Array)]
+    if any(x.committed for x in arrays) and all(x.devices() == {default} for x in arrays):
+        return jax.device_put(jax.device_get(batch))
+    return jax.device_put(batch)
+
+
+def _without_hooks(engine: Engine) -> Partitioned[Engine]:
+    """The engine for programs that call no hooks: these depend on memories alone."""
+
+    def bare(x: Any) -> Any:
+        return x.only_memories() if isinstance(x, HookSet) else x
+
+    return Partitioned(jax.tree.map(bare, engine.on_device(), is_leaf=lambda x: isinstance(x, HookSet)))
 
 
 class Run:
@@ -109,7 +128,7 @@ class Run:
     def __init__(self, engine: Engine, state: DynamicsState):
         self.engine = engine
         self.compiled = engine.on_device()
-        self.device = Partitioned(self.compiled)
+        self.device, self.bare = Partitioned(self.compiled), _without_hooks(engine)
         self.groups = engine.groups
         self.meta = state.batch.meta
         self.put(state)
@@ -138,7 +157,7 @@ class Run:
     def put(self, state: DynamicsState, report: Report | None = None) -> None:
         """Continue from another state."""
         self.state = state
-        self.report = Report(compiled_report(self.device, state)) if report is None else report
+        self.report = Report(compiled_report(self.bare, state)) if report is None else report
 
     def with_names(self) -> DynamicsState:
         """The state, with names and info of its systems."""

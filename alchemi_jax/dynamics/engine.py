@@ -133,7 +133,7 @@ class AbstractDynamics(Algorithm):
         with public_call():
             return run.run(self, batch, n_steps, key, sampler, sink, shrink)
 
-    def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
+    def advance(self, state: DynamicsState, n_steps: Any, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
 
         Whatever ends it early, an error in a hook or Ctrl-C, the exception has the state reached as its

@@ -62,7 +62,7 @@ def run_batch(
         raise
 
 
-def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
+def advance(engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = False) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     refuse_tracing(engine, "advance", (engine, state, n_steps))
     check_arrays(engine, "advance", state)

@@ -102,6 +102,13 @@ class HookSet(eqx.Module):
             return self
         return unsafe_replace(self, host=())
 
+    def only_memories(self) -> "HookSet":
+        """The set with all that `init` depends on and no more: programs that do not call hooks are then the
+        same for hooks without a memory."""
+        pairs = zip(self.traced, self.nodes, strict=True)
+        nodes = [_NO_MEMORY if type(hook).init is TracedHook.init else node for hook, node in pairs]
+        return unsafe_replace(self, nodes=tuple(nodes))
+
     def check_stages(self, accepted: Any) -> None:
         """Check that each hook fits a workflow with stages of the enum(s) `accepted` (None: any).
 
@@ -206,6 +213,19 @@ class HookSet(eqx.Module):
                     f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
                     "observes and returns None; to change the run write a TracedHook."
                 )
+
+
+class _WithoutMemory(TracedHook):
+    """In place of a traced hook that has no memory."""
+
+    stage: Any = None
+    frequency: int = 1
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        return ctx
+
+
+_NO_MEMORY = Partitioned(_WithoutMemory())
 
 
 def _numbers_as_leaves(hook: TracedHook) -> TracedHook:

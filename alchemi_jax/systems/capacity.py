@@ -88,7 +88,9 @@ def float_dtype(dtype: Any) -> np.dtype:
     try:
         wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
     except TypeError:
-        raise ValueError(f"dtype must be float32 or float64, not {dtype!r}.") from None
+        raise ValueError(f"dtype must be a float type, float32 or float64, not {dtype!r}.") from None
+    if wanted.kind != "f":
+        raise ValueError(f"dtype must be a float type, not {wanted}.")
     if wanted not in (np.float32, np.float64):
         # Half precision overflows in the powers of distances that potentials take.
         raise ValueError(f"dtype must be float32 or float64, not {wanted}.")

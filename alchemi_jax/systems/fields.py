@@ -8,7 +8,7 @@ padding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -115,12 +115,12 @@ class AbstractBatch(eqx.Module, Generic[A]):
     @property
     def num_systems(self) -> Any:
         """True number of systems: an int, or a traced integer inside jit."""
-        return _count(self.system_mask.sum())
+        return _count(self.atoms_per_system, lambda n: n > 0)
 
     @property
     def num_atoms(self) -> Any:
         """True number of atoms: an int, or a traced integer inside jit."""
-        return _count(self.atoms_per_system.sum())
+        return _count(self.atoms_per_system, lambda n: n)
 
     num_graphs = num_systems
     num_nodes = num_atoms
@@ -215,7 +215,9 @@ def _fitted(who: str, key: str, value: Any, old: Any) -> Any:
     Raises:
         ValueError: naming the field, if it does not have its shape and dtype.
     """
-    if value is old or isinstance(value, Tracer) or not isinstance(old, jax.Array | np.ndarray):
+    if value is old or isinstance(value, Tracer) or isinstance(old, Tracer):
+        return value
+    if not isinstance(old, jax.Array | np.ndarray):
         return value
     xp = jnp if isinstance(old, jax.Array) else np
     is_known = isinstance(value, jax.Array | np.ndarray)
@@ -251,5 +253,6 @@ def _fitted(who: str, key: str, value: Any, old: Any) -> Any:
     raise ValueError(f'{who}: {key} is {description(new)}; {must}: end with .astype("{old.dtype}").')
 
 
-def _count(n: Any) -> Any:
-    return n if is_traced(n) else int(n)
+def _count(atoms: Any, number: Callable[[Any], Any]) -> Any:
+    """The sum over the systems of a number that depends on their atoms; on the host if it can be."""
+    return number(atoms).sum() if is_traced(atoms) else int(number(jax.device_get(atoms)).sum())
