@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
+from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
     Report,
@@ -94,7 +95,7 @@ def init(
     neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
-    state = unsafe_replace(state, batch=state.batch.with_meta(meta))
+    state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
     warn_failed(engine.groups, state.batch)
     return state
 
@@ -160,8 +161,9 @@ class Run:
         self.report = Report(compiled_report(self.bare, state)) if report is None else report
 
     def with_names(self) -> DynamicsState:
-        """The state, with names and info of its systems."""
-        return unsafe_replace(self.state, batch=self.state.batch.with_meta(self.meta))
+        """The state, with names and info of its systems, and with the engine that made it."""
+        batch = self.state.batch.with_meta(self.meta)
+        return unsafe_replace(self.state, batch=batch, origin=Origin(self.engine))
 
     def evaluate_fresh(self) -> None:
         """Evaluate systems that have entered, and warn about those that fail."""

@@ -32,8 +32,8 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
 
     Returns:
         The structures in the same order, as numpy arrays without padding: `energy` [systems], eV; `forces`
-        [atoms, 3], eV/Å, zero on fixed atoms; `stress` [systems, 3, 3], eV/Å³, NaN where a system is not
-        periodic in all directions. `to_ase()` gives them back to ASE; `for system in ...` one by one.
+        [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where a system is
+        not periodic in all directions. `to_ase()` gives them back to ASE; `for system in ...` one by one.
 
     Raises:
         TypeError: if the model is none.
@@ -68,7 +68,7 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
 @functools.partial(_filter_jit, compiler_options=RUNS_ONCE)
 def _evaluate(model: AbstractModel, batch: Batch, neighbors: nl.NeighborList | None, stress: bool) -> Results:
     found = results_of(model, batch, neighbors, stress=stress)
-    forces = jnp.where(batch.fixed[:, None], 0, found.forces).astype(batch.dtype)
+    forces = jnp.where(batch.free_components, found.forces, 0).astype(batch.dtype)
     tensor = None if found.stress is None else found.stress.astype(batch.dtype)
     return Results(found.energy.astype(batch.dtype), forces, tensor)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.segments import max_by_system, sum_by_system
@@ -45,22 +45,30 @@ def momentum(batch: AbstractBatch) -> Float[Array, "systems 3"]:
 def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
     """Degrees of freedom that the temperature counts.
 
-    Three for each atom that is not fixed, minus three if the centre of mass stays at rest: with algorithms
-    that conserve momentum (NVE, Nosé-Hoover), in systems without fixed atoms.
+    One for each component of an atom that is not fixed, minus one for each axis along which no atom is fixed,
+    if the centre of mass stays at rest: with algorithms that conserve momentum (NVE, Nosé-Hoover).
 
     Args:
         centre_of_mass: whether the centre of mass moves freely, so that it counts (Langevin); by default it
             counts where the total momentum is not zero.
     """
-    free = sum_by_system(batch, (~batch.fixed).astype(jnp.int32)).astype(jnp.int32)
-    some_fixed = free < batch.atoms_per_system
+    count = batch.atoms_per_system
+    free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
+    whole = free == count[:, None]
     if centre_of_mass is None:
-        total = root(jnp.sum(momentum(batch) ** 2, axis=-1))
+        total = root(jnp.sum(jnp.where(whole, momentum(batch), 0) ** 2, axis=-1))
         speed = root(jnp.sum(batch.velocities**2, axis=-1))
         scale = sum_by_system(batch, batch.masses * speed)
         centre_of_mass = total > jnp.sqrt(jnp.finfo(batch.dtype).eps) * scale
-    counted = some_fixed | centre_of_mass | (free <= 1)
-    return 3 * free - jnp.where(counted, 0, 3).astype(free.dtype)
+    counted = jnp.broadcast_to(jnp.asarray(centre_of_mass), count.shape) | (count <= 1)
+    lost = (whole & ~counted[:, None]).astype(free.dtype)
+    return jnp.sum(free - lost, axis=-1, dtype=free.dtype)
+
+
+def moves_as_whole(batch: AbstractBatch) -> Bool[Array, "systems 3"]:
+    """Axes along which no atom of a system is fixed, so that its center of mass moves freely."""
+    free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
+    return free == batch.atoms_per_system[:, None]
 
 
 def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:

@@ -88,7 +88,7 @@ class BFGS(AbstractDynamics):
         )
         step = _newton_step(hessian, rows(batch.forces)).reshape(batch.system_capacity, -1, 3)
         # Rounding errors of the eigenvectors must not move atoms without forces.
-        step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
+        step = jnp.where(batch.free_components, from_rows(batch, step), 0)
         step = cut_by_atom(batch, step, self.max_step)
         known = jnp.ones_like(state.begun)
         after = BFGSState(hessian, batch.forces, step, known)
