@@ -15,7 +15,7 @@ from error_cases import CASES, Model, Recording, Traced, engine, hook
 from transform_cases import ENGINES, TRACED, free
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import NPH, ConvergenceHook, NVTLangevin
+from alchemi_jax.dynamics import NPH, NVE, ConvergenceHook, NVTLangevin
 from alchemi_jax.dynamics import updates as updates_module
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import UserCodeError
