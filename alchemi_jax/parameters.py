@@ -114,7 +114,7 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
     """A converter for names. It raises ValueError for a name that is not among the choices."""
 
     def convert(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         return value
 
@@ -152,7 +152,7 @@ def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name} must be {what} in Å, a number, not {value!r}.") from None
         if isinstance(value, bool | np.bool_) or not 0 <= number < np.inf or (number == 0 and not zero):
             raise ValueError(f"{name} must be {what} in Å, not {value!r}.")
@@ -180,7 +180,8 @@ def as_count(name: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if value is None or is_traced(value):
             return value
-        number = np.asarray(value)
+        known = isinstance(value, int | np.integer | jax.Array | np.ndarray)
+        number = np.asarray(value if known else 0.5)
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
         return jax.device_put(number.astype(np.int32))
@@ -234,6 +235,13 @@ def natural(name: str) -> Callable[[Any], int]:
         return int(value)
 
     return convert
+
+
+@jax.tree_util.register_static
+class ExtraName(str):
+    """The name of an extra of the batch, in place of an array: static, not a leaf."""
+
+    __slots__ = ()
 
 
 class Described(eqx.Module):

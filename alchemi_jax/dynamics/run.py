@@ -14,8 +14,9 @@ from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.errors import name_of
+from alchemi_jax.errors import description, name_of
 from alchemi_jax.io.sinks import Sink
+from alchemi_jax.parameters import as_flag
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.transforms import is_traced
 
@@ -31,6 +32,12 @@ def run(
 ) -> Any:
     """See `AbstractDynamics.run`."""
     refuse_tracing(engine, "run", (engine, systems, n_steps, key))
+    shrinks = as_flag("shrink")(shrinks)
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"{name_of(engine)}.run takes a Sampler as sampler, Sampler(structures, max_systems=...), not "
+            f"{description(sampler)}."
+        )
     if sampler is not None and systems is None and not shrinks:
         return refill.run(engine, sampler, sink, n_steps, key)
     if systems is None or sampler is not None or sink is not None:

@@ -15,17 +15,10 @@ from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import as_parameter, positive_length, positive_number
+from alchemi_jax.parameters import ExtraName, as_parameter, positive_length, positive_number
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
-
-
-@jax.tree_util.register_static
-class _ExtraName(str):
-    """The name of an extra: static, not a leaf."""
-
-    __slots__ = ()
 
 
 def _as_waves(value: Any) -> tuple[int, int, int]:
@@ -69,7 +62,7 @@ class Ewald(AbstractModel):
     """
 
     charges: Any = eqx.field(
-        converter=lambda c: _ExtraName(c) if isinstance(c, str) else by_element("charges")(c),
+        converter=lambda c: ExtraName(c) if isinstance(c, str) else by_element("charges")(c),
         default="initial_charges",
     )
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=9.0)

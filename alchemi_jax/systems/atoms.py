@@ -142,7 +142,7 @@ class AtomicData:
             results: whether to take over the energy, forces and stress that the calculator has for these
                 atoms, or that a file left in `info` and `arrays`: labels for training.
         """
-        if constraints not in ("keep", "drop"):
+        if not isinstance(constraints, str) or constraints not in ("keep", "drop"):
             raise ValueError(f"constraints must be 'keep' or 'drop', not {constraints!r}.")
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():

@@ -16,6 +16,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Array, Bool, Shaped
 
+from alchemi_jax.errors import description
+from alchemi_jax.parameters import as_flag
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.capacity import batch_capacities, float_dtype
 from alchemi_jax.systems.fields import AbstractBatch
@@ -91,11 +93,17 @@ class Batch(AbstractBatch[jax.Array]):
         """
         if isinstance(atoms, Atoms):
             atoms = [atoms]
+        if not isinstance(atoms, Iterable) or isinstance(atoms, str | Mapping | type):
+            raise ValueError(f"Batch.from_ase takes ase.Atoms or a list of them, not {description(atoms)}.")
+        atoms = list(atoms)
+        results = as_flag("results")(results)
+        if names is not None and not (isinstance(names, list | tuple) and len(names) == len(atoms)):
+            raise ValueError(f"names must be a list of {len(atoms)} texts, one per system, not {names!r}.")
         data = []
         for i, a in enumerate(atoms):
             if not isinstance(a, Atoms):
                 raise ValueError(f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}.")
-            name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
+            name = str(names[i]) if names is not None else f"system {i} ({a.get_chemical_formula()})"
             data.append(AtomicData.from_ase(a, name, constraints, results))
         return cls.from_data_list(data, dtype, atom_capacity, system_capacity, largest=largest)
 
@@ -300,7 +308,7 @@ def as_batch(systems: Any, dtype: Any = None) -> Batch:
     if isinstance(systems, HostBatch):
         return Batch.from_host(systems)
     entries = [systems] if isinstance(systems, Atoms | AtomicData | System) else systems
-    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
+    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping | type):
         raise ValueError(f"systems are a Batch, ase.Atoms or a list of them, not a {type(systems).__name__}.")
     data = []
     for i, entry in enumerate(entries):

@@ -64,8 +64,12 @@ def batch_capacities(
 def _capacity(name: str, given: int | None, needed: int, what: str, per_octave: int, least: int) -> int:
     if given is None:
         return round_up(needed, per_octave, least)
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise ValueError(f"{name} must be a positive int, not {given!r}.")
     if given < needed:
         raise ValueError(f"{name} is {given}, but there are {needed} {what}.")
+    if given >= 2**31:
+        raise ValueError(f"{name} is {given}, which is more than arrays can be indexed by.")
     return int(given)
 
 
