@@ -23,8 +23,10 @@ from alchemi_jax import Batch, neighbors
 from alchemi_jax.cli import canaries
 from alchemi_jax.dynamics import (
     FIRE,
+    NPT,
     NVE,
     ConvergenceHook,
+    FIREVariableCell,
     NVTLangevin,
     Sampler,
     initialize_velocities,
@@ -106,20 +108,86 @@ def _off(found: np.ndarray, wanted: np.ndarray) -> float:
 ALLOWED = {"float32": 2e-4, "float64": 1e-11}
 
 
-def laws(size: int) -> Iterator[Row]:
-    """Canaries, and results of this device beside those of the CPU in float64."""
-    jax.config.update("jax_enable_x64", True)
-    here, cpu = jax.devices()[0], jax.devices("cpu")[0]
-    faults = canaries.finalize()
-    yield {"what": "canaries of JAX", "right": not faults, "faults": faults}
-    for name, (model, atoms) in _cases().items():
+def _models(names: tuple[str, ...]) -> Iterator[Row]:
+    cases, cpu = _cases(), jax.devices("cpu")[0]
+    for name in names:
+        model, atoms = cases[name]
         wanted = _evaluate(model, atoms, "float64", cpu)
         for dtype in DTYPES:
-            found = _evaluate(model, atoms, dtype, here)
+            found = _evaluate(model, atoms, dtype, jax.devices()[0])
             off = {key: _off(found[key], wanted[key]) for key in wanted}
             yield {"what": name, "dtype": dtype, "off": off, "right": max(off.values()) < ALLOWED[dtype]}
-    for law, dtype in itertools.product((_relaxes, _conserves, _restarts, _refills, _has_gradients), DTYPES):
-        yield law(dtype, here, cpu)
+
+
+def _canaries() -> Iterator[Row]:
+    faults = canaries.finalize()
+    yield {"what": "canaries of JAX", "right": not faults, "faults": faults}
+
+
+#: Laws that share no compiled code, so that they may run beside one another.
+LAWS: list[Callable[[], Iterator[Row]]] = [
+    lambda: itertools.chain(
+        _canaries(), _models(("Lennard-Jones, 40 clusters", "Lennard-Jones, 4 crystals"))
+    ),
+    lambda: _models(("Lennard-Jones, cell list", "Morse, copper")),
+    lambda: _models(("Stillinger-Weber",)),
+    lambda: _models(("Tersoff",)),
+    lambda: _models(("EMT",)),
+    lambda: _of_engines(_relaxes, _conserves),
+    lambda: _of_engines(_restarts, _refills),
+    lambda: _of_engines(_has_gradients),
+    lambda: _of_engines(_keeps_pressure, _relaxes_cells),
+]
+
+
+def laws(size: int, which: int) -> Iterator[Row]:
+    """Canaries, and results of this device beside those of the CPU in float64. `size` changes nothing."""
+    jax.config.update("jax_enable_x64", True)
+    yield from LAWS[which]()
+
+
+def _of_engines(*laws: Callable[[str, Any, Any], Row]) -> Iterator[Row]:
+    for law, dtype in itertools.product(laws, DTYPES):
+        yield law(dtype, jax.devices()[0], jax.devices("cpu")[0])
+
+
+def _both(
+    run: Callable[[str], tuple[np.ndarray, np.ndarray]], dtype: str, here: Any, cpu: Any
+) -> dict[str, float]:
+    """How far positions and cells of two runs are apart, Å: here, and on the CPU in float64."""
+    ends = []
+    for device, kind in ((here, dtype), (cpu, "float64")):
+        with jax.default_device(device):
+            ends.append([np.asarray(x, float) for x in run(kind)])
+    names = ("positions, Å", "cells, Å")
+    return {name: float(np.abs(a - b).max()) for name, a, b in zip(names, *ends, strict=True)}
+
+
+def _keeps_pressure(dtype: str, here: Any, cpu: Any) -> Row:
+    """Twenty steps at constant pressure with a flexible cell: matrices act on positions and cells."""
+
+    def run(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        batch = workloads.moving(structures.crystals(2), kind)
+        engine = NPT(model=_argon(), dt=4.0, temperature=30.0, pressure=0.1, cell="flexible", n_steps=20)
+        out = engine.run(batch).take()
+        return out.positions, out.cell
+
+    apart = _both(run, dtype, here, cpu)
+    right = max(apart.values()) < (1e-3 if dtype == "float32" else 1e-9)
+    return {"what": "NPT, flexible", "dtype": dtype, "apart": apart, "right": right}
+
+
+def _relaxes_cells(dtype: str, here: Any, cpu: Any) -> Row:
+    """Twenty steps of FIRE with the cell."""
+
+    def run(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        batch = Batch.from_ase(structures.crystals(2)[0], dtype=kind)
+        out = FIREVariableCell(model=_argon(), n_steps=20).run(batch).take()
+        return out.positions, out.cell
+
+    apart = _both(run, dtype, here, cpu)
+    right = max(apart.values()) < (1e-3 if dtype == "float32" else 1e-9)
+    return {"what": "FIRE with cells", "dtype": dtype, "apart": apart, "right": right}
 
 
 def _relaxes(dtype: str, here: Any, cpu: Any) -> Row:
@@ -368,7 +436,7 @@ def profile(size: int) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "laws": laws,
+    **{f"laws{k}": functools.partial(laws, which=k) for k in range(len(LAWS))},
     "W1": w1,
     "W2": w2,
     "profile": profile,

@@ -13,7 +13,7 @@ from alchemi_jax.cli.cache import cache_folder, use_cache, user_cache
 from alchemi_jax.cli.folder import Results, check_target, find_store, is_ours
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.write import write_structures
+from alchemi_jax.cli.write import whole_file, write_structures
 from alchemi_jax.dynamics.sinks import ZarrData
 
 
@@ -165,3 +165,20 @@ def test_settings_of_a_run_are_ours(tmp_path):
     assert is_ours(tmp_path / "settings.json")
     (tmp_path / "settings.json").write_text("[]")
     assert not is_ours(tmp_path / "settings.json")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("old")
+
+    def fail():
+        with whole_file(path) as part:
+            part.write_text("ne")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UsageError, match=r"x\.csv cannot be written: No space left"):
+        fail()
+    assert path.read_text() == "old"
+    with whole_file(path) as part:
+        part.write_text("new")
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("new", [path])

@@ -23,8 +23,8 @@ from alchemi_jax.dynamics.sinks import ZarrData
 ROOT = str(Path(__file__).parent.parent)
 
 
-def begin(*arguments, folder):
-    command = [sys.executable, "-m", "alchemi_jax.cli.main", *arguments]
+def begin(*arguments, folder, options=()):
+    command = [sys.executable, *options, "-m", "alchemi_jax.cli.main", *arguments]
     pipe = subprocess.PIPE
     env = {**os.environ, "PYTHONPATH": ROOT}
     return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
@@ -45,8 +45,10 @@ def folder(tmp_path):
 
 
 def test_while_modules_are_imported(folder):
-    process = begin("relax", "x.extxyz", folder=folder)
-    time.sleep(0.5)
+    """In the middle of the modules of JAX: Python says on stderr which it has imported."""
+    process = begin("relax", "x.extxyz", folder=folder, options=("-X", "importtime"))
+    while "jax._src" not in process.stderr.readline():
+        assert process.poll() is None
     code, said = end(process, signal.SIGINT)
     assert (code, said) == (130, "alchemi-jax relax: interrupted: nothing had been computed.")
     assert [p.name for p in folder.iterdir()] == ["x.extxyz"]

@@ -36,4 +36,5 @@ def one_line(error: BaseException) -> str:
 
 def os_reason(error: OSError) -> str:
     """Why the operating system refused, without the path."""
-    return (error.strerror or one_line(error)).rstrip(".")
+    # Sinks have put the path into the message.
+    return (error.strerror or one_line(error).rpartition("cannot be written: ")[2]).rstrip(".")

@@ -10,19 +10,50 @@ import numpy as np
 
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import Results
-from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError
+from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
 from alchemi_jax.cli.report import print_rows, print_unfinished
 from alchemi_jax.cli.settings import Relax, describe
 from alchemi_jax.cli.signals import Signals
-from alchemi_jax.cli.stream import Ended, FinishedSystems, prepare, stream
-from alchemi_jax.cli.write import count_outcomes, write_structures
-from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.cli.stream import Ended, prepare, stream
+from alchemi_jax.cli.watch import Watch
+from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
+from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 
 
 STORE, STRUCTURES, LOG, PICTURE = "relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png"
 OUTPUTS = (STORE, STRUCTURES, LOG, PICTURE)
+
+
+class RelaxedSystems(HostMemory):
+    """Keeps finished systems, and stores each of them once, as soon as it is known to be finished.
+
+    A system that was seen to be finished is stored as it is; the stress is evaluated when it leaves the
+    batch, and the store is written again at the end.
+    """
+
+    def __init__(self, path: Path, signals: Signals):
+        super().__init__()
+        self.store, self.signals = ZarrData(path), signals
+        self.watch: Watch | None = None
+        self.stored: set[int] = set()
+
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        host = batch.to_host(mask)
+        with self.signals.files:
+            super().write(host)
+            self.put(host, np.ones(len(host), bool))
+            if self.watch is not None:
+                self.watch.count(host.system_id)
+
+    def put(self, host: HostBatch, mask: np.ndarray) -> None:
+        """Store systems that are not stored yet."""
+        new = mask & ~np.isin(host.system_id, list(self.stored))
+        if new.any():
+            self.store.write(host, new)
+            self.stored |= set(host.system_id[new].tolist())
 
 
 def relax(job: Job, signals: Signals) -> int:
@@ -40,32 +71,21 @@ def relax(job: Job, signals: Signals) -> int:
     results.begin()
     print(f"{describe(job.settings)}: {run.input}.", flush=True)
     at = results.at
-    early = ZarrData(at / STORE)
-    sink = FinishedSystems(at / f"{STORE}.whole", signals)
+    sink = RelaxedSystems(at / STORE, signals)
 
     def kept() -> str:
-        n = len(early)
-        return (
-            f"{n} of {len(run.sources)} structures are relaxed, in {at / STORE}"
-            if n
-            else "nothing is finished"
-        )
-
-    def clear() -> None:
-        shutil.rmtree(at / f"{STORE}.whole", ignore_errors=True)
+        n, of = len(sink.stored), len(run.sources)
+        return f"{n} of {of} structures are relaxed, in {at / STORE}" if n else "nothing is finished"
 
     signals.describe = kept
     signals.on_leave(results.forget)
-    signals.on_leave(clear)
     try:
-        ended = stream(run, at / LOG, sink, signals, take=early.write)
+        ended = stream(run, at / LOG, sink, signals, take=sink.put)
     except UsageError:
-        clear()
         results.forget()
         raise
     with signals.files:
         final = _in_order(sink, ended)
-        clear()
         _replace_store(at / STORE, final[final.outcome != Outcome.RUNNING] if len(final) else None)
         write_structures(at / STRUCTURES, final)
         if not ended.interrupted:
@@ -74,7 +94,7 @@ def relax(job: Job, signals: Signals) -> int:
     return _report(final, run.sources, results, ended, signals)
 
 
-def _in_order(sink: FinishedSystems, ended: Ended) -> Any:
+def _in_order(sink: RelaxedSystems, ended: Ended) -> Any:
     """All systems that were reached, in the order of the input: those that are finished, then the others."""
     parts = [sink.read()] if len(sink) else []
     if ended.unfinished is not None:
@@ -91,11 +111,18 @@ def _in_order(sink: FinishedSystems, ended: Ended) -> Any:
 def _replace_store(path: Path, final: HostBatch | None) -> None:
     if final is None or not len(final):
         return
-    new = path.with_name(f".new-{path.name}")
-    ZarrData(new, mode="w").write(final)
-    if path.exists():
-        shutil.rmtree(path)
-    os.rename(new, path)
+    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+    try:
+        ZarrData(new, mode="w").write(final)
+        old = path.with_name(f".old-{os.getpid()}-{path.name}")
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        raise UsageError(f"{path} cannot be written again with stresses: {os_reason(e)}.") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _draw(job: Job, at: Path, final: HostBatch) -> None:
@@ -103,7 +130,8 @@ def _draw(job: Job, at: Path, final: HostBatch) -> None:
 
     stage = job.settings.stages[0]
     assert isinstance(stage, Relax)
-    convergence(at / LOG, at / PICTURE, stage.fmax, final.atoms_per_system)
+    with whole_file(at / PICTURE) as part:
+        convergence(at / LOG, part, stage.fmax, final.atoms_per_system)
 
 
 def _report(final: Any, sources: list, results: Results, ended: Ended, signals: Signals) -> int:

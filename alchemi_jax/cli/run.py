@@ -22,7 +22,7 @@ from alchemi_jax.cli.settings import MD, Pipeline, Relax, describe
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import Ended, FinishedSystems, Prepared, prepare, stream
 from alchemi_jax.cli.table import Table, means, picture
-from alchemi_jax.cli.write import count_outcomes, write_structures
+from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.trajectory import Trajectory
@@ -86,9 +86,8 @@ def _left(plan: Prepared, results: Results, done: int) -> str:
 
 
 def _write_settings(at: Path, settings: Pipeline) -> None:
-    part = at / f".part-{SETTINGS}"
-    part.write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
-    os.replace(part, at / SETTINGS)
+    with whole_file(at / SETTINGS) as part:
+        part.write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
 
 
 def _check_same(results: Results, settings: Pipeline) -> None:
@@ -198,4 +197,5 @@ def _summarize(plan: Prepared, out: Path) -> None:
             for name, text in means(table, code, stage, sizes):
                 print(f"  {name:14}{text}")
     stages = plan.settings.stages
-    picture(table, sizes, out / "summary.png", describe(plan.settings), list(stages))
+    with whole_file(out / "summary.png") as part:
+        picture(table, sizes, part, describe(plan.settings), list(stages))

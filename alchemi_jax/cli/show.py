@@ -14,7 +14,7 @@ from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.plot import quantities
 from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.cli.settings import Pipeline, Show, describe
-from alchemi_jax.cli.write import count_outcomes
+from alchemi_jax.cli.write import count_outcomes, whole_file
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.batch import Batch
@@ -85,7 +85,8 @@ def show(args: Show, signals: Any = None) -> int:
         title = f"{trajectory.path.name}: {len(systems)} systems, {trajectory.n_frames} frames"
         try:
             picture.parent.mkdir(parents=True, exist_ok=True)
-            quantities(picture, title, x, of_rows, systems, label=label, names=names)
+            with whole_file(picture) as part:
+                quantities(part, title, x, of_rows, systems, label=label, names=names)
         except (OSError, ValueError) as e:
             raise UsageError(f"{picture} cannot be written: {getattr(e, 'strerror', None) or e}.") from None
         print(f"\n  picture in {picture}")

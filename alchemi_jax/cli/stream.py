@@ -134,7 +134,7 @@ class FinishedSystems(ZarrData):
 def stream(
     run: Prepared,
     log: Path,
-    sink: FinishedSystems,
+    sink: Any,
     signals: Signals,
     *,
     done: Collection[int] = (),
@@ -142,6 +142,13 @@ def stream(
     take: Callable[[HostBatch, np.ndarray], Any] | None = None,
 ) -> Ended:
     """Run all systems that are not done.
+
+    Args:
+        run, signals: as elsewhere. `log`: path of the log.
+        sink: takes finished systems; its `watch` is set.
+        done: ids of systems that an earlier call has finished.
+        hooks: more of them.
+        take: see `Watch`.
 
     Raises:
         UsageError: for a system that turns out not to be treatable, if nothing is finished.

@@ -1,15 +1,36 @@
 """Files of results that are written as a whole."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alchemi_jax.cli.outcome import UsageError, os_reason
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the file when it is complete.
+
+    Raises:
+        UsageError: naming the file, if it cannot be written. What was there before is there still.
+    """
+    # The end of the name says the format.
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as e:
+        raise UsageError(f"{path} cannot be written: {os_reason(e)}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> None:
@@ -26,9 +47,8 @@ def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> 
             steps=int(system.steps_taken),
         )
         structures.append(atoms)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    write(part, structures, format="extxyz")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        write(part, structures, format="extxyz")
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:

@@ -30,6 +30,7 @@ from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import moves_as_whole, volume
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
@@ -179,8 +180,8 @@ def _apply_move(batch: Batch, move: _Move) -> Batch:
         return batch.replace(positions=positions)
     f = jnp.eye(3, dtype=batch.dtype)[None] + move.cell / _length(batch)
     return batch.replace(
-        positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
-        cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+        positions=einsum("na,nab->nb", positions, to_atoms(batch, f)),
+        cell=einsum("sab,sbc->sac", batch.cell, f),
     )
 
 

@@ -10,7 +10,7 @@ from alchemi_jax.dynamics.origin import UNKNOWN, Origin
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import without_arrays
+from alchemi_jax.systems.levels import Data, without_arrays
 
 
 class DynamicsState(eqx.Module):
@@ -91,10 +91,10 @@ class StepCarry(eqx.Module):
     state: DynamicsState
     start: Batch
     start_integrator: Any
-    code: Int[Array, " systems"]
-    active: Bool[Array, " systems"]
+    code: Int[Data, " systems"]
+    active: Bool[Data, " systems"]
     fresh: Bool[Array, " systems"] | None
-    is_step: Bool[Array, ""]
+    is_step: Bool[Data, ""]
 
     @property
     def memory(self) -> tuple[Any, ...]:

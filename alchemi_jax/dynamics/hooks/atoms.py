@@ -10,6 +10,7 @@ import numpy as np
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import PerAtom
 from alchemi_jax.systems.segments import to_atoms
@@ -103,10 +104,10 @@ class WrapPeriodicHook(TracedHook):
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         batch = ctx.batch
         cell = jax.vmap(working_cell)(batch.cell, batch.pbc)
-        fractional = jnp.einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
+        fractional = einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
         periodic = to_atoms(batch, batch.pbc) & jnp.all(batch.free_components, axis=1, keepdims=True)
         shift = jnp.where(periodic, jnp.floor(fractional), 0)
-        moved = jnp.einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
+        moved = einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
         # Not a bit of an atom inside the cell changes.
         outside = jnp.any(shift != 0, axis=1, keepdims=True)
         return ctx.with_batch(positions=jnp.where(outside, batch.positions - moved, batch.positions))

@@ -14,6 +14,7 @@ from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import Parameter, as_count, positive
+from alchemi_jax.products import einsum, matmul
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 
@@ -101,8 +102,8 @@ def _newton_step(
 ) -> Float[Array, "systems n"]:
     """V |w|^-1 V^T f for each system, [systems, n], with the eigenvalues w of the Hessian."""
     w, v = jnp.linalg.eigh(hessian)
-    along = jnp.einsum("sij,si->sj", v, forces) / jnp.abs(w)
-    return jnp.einsum("sij,sj->si", v, along)
+    along = einsum("sij,si->sj", v, forces) / jnp.abs(w)
+    return einsum("sij,sj->si", v, along)
 
 
 @_newton_step.defjvp
@@ -115,10 +116,10 @@ def _(primals: tuple, tangents: tuple) -> tuple[Float[Array, "systems n"], Float
     same = wi * wj > 0
     apart = jnp.where(same, 1, wi - wj)
     quotients = jnp.where(same, -jnp.sign(wi) / (wi * wj), (1 / jnp.abs(wi) - 1 / jnp.abs(wj)) / apart)
-    change = quotients * jnp.einsum("ski,skl,slj->sij", v, d_hessian, v)
-    along = jnp.einsum("sij,si->sj", v, forces)
-    moved = jnp.einsum("sij,sj->si", change, along) + jnp.einsum("sij,si->sj", v, d_forces) / jnp.abs(w)
-    return jnp.einsum("sij,sj->si", v, along / jnp.abs(w)), jnp.einsum("sij,sj->si", v, moved)
+    change = quotients * einsum("ski,skl,slj->sij", v, d_hessian, v)
+    along = einsum("sij,si->sj", v, forces)
+    moved = einsum("sij,sj->si", change, along) + einsum("sij,si->sj", v, d_forces) / jnp.abs(w)
+    return einsum("sij,sj->si", v, along / jnp.abs(w)), einsum("sij,sj->si", v, moved)
 
 
 def _update_hessian(
@@ -128,8 +129,8 @@ def _update_hessian(
     begun: Bool[Array, ""],
 ) -> Float[Array, "coordinates coordinates"]:
     """The Hessian of one system after a step; unchanged if the step was too short to tell anything."""
-    ys, bs = jnp.dot(y, s), hessian @ s
-    sbs = jnp.dot(s, bs)
+    ys, bs = matmul(y, s), matmul(hessian, s)
+    sbs = matmul(s, bs)
     enough = begun & (jnp.max(jnp.abs(s)) >= 1e-7) & (ys != 0) & (sbs != 0)
     ys, sbs = jnp.where(enough, ys, 1), jnp.where(enough, sbs, 1)
     change = jnp.outer(y, y) / ys - jnp.outer(bs, bs) / sbs
