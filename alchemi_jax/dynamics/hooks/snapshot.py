@@ -7,9 +7,31 @@ import numpy as np
 
 from alchemi_jax.dynamics.hooks.shown import Shown
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.parameters import as_flag
+
+
+_SINKS = {".zarr": "ZarrData", ".xyz": "ExtXYZ", ".extxyz": "ExtXYZ", ".traj": "AseTrajectory"}
+
+
+def check_sink(who: str, sink: Any) -> Sink:
+    """The sink.
+
+    Raises:
+        TypeError: saying what to write, for a path or anything else that is no sink.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        path = os.fspath(sink)
+        kind = _SINKS.get(os.path.splitext(path)[1].lower(), "ZarrData")
+        raise TypeError(
+            f"{who} takes a sink, not a path: write {kind}({path!r}) (alchemi_jax.dynamics.sinks)."
+        )
+    what = f"the class {sink.__name__}" if isinstance(sink, type) else description(sink)
+    raise TypeError(f"{who} takes a sink of alchemi_jax.dynamics.sinks, such as ZarrData(path), not {what}.")
 
 
 class SnapshotHook:
@@ -25,6 +47,9 @@ class SnapshotHook:
         finished: whether systems that are finished go on being written, so that frames are of all systems.
         stage: where.
         final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
+
+    Raises:
+        TypeError: saying what to write, if the sink is none.
     """
 
     def __init__(
@@ -35,13 +60,7 @@ class SnapshotHook:
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         final: bool = False,
     ):
-        if not all(callable(getattr(sink, name, None)) for name in ("write", "open", "close")):
-            shown = repr(str(sink)) if isinstance(sink, str | os.PathLike) else "..."
-            raise TypeError(
-                f"sink of {type(self).__name__} must be a sink, such as ZarrData({shown}), not a "
-                f"{type(sink).__name__}."
-            )
-        self.sink = sink
+        self.sink = check_sink(type(self).__name__, sink)
         self.frequency = frequency
         self.finished = finished
         self.stage = stage
