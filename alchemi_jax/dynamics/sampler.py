@@ -12,10 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
+from alchemi_jax.errors import public_call
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
@@ -207,7 +209,8 @@ class Stream:
         sampler.skipped = []
         self._chunks = sampler.chunks()
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
-        self._coming: Future | None = self._reader.submit(next, self._chunks, None)
+        self._x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore
+        self._coming: Future | None = self._reader.submit(self._next_chunk)
         #: The systems of the window; their needs, pairs and order; which of them still wait.
         self.waiting: HostBatch | None = None
         self.needs: Needs | None = None
@@ -226,6 +229,12 @@ class Stream:
                 self.max_atoms = round_up(enough, sizes_per_octave(enough), 16)
             self._widen(first)
         self._leave_out()
+
+    def _next_chunk(self) -> HostBatch | None:
+        """The next chunk; None at the end. In the thread that reads ahead."""
+        # Settings made by `with` hold in the thread that made them alone.
+        with jax.enable_x64(self._x64), public_call():
+            return next(self._chunks, None)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -250,7 +259,7 @@ class Stream:
         if chunk is None:
             self._coming = None
             return
-        self._coming = self._reader.submit(next, self._chunks, None)
+        self._coming = self._reader.submit(self._next_chunk)
         needs = None
         required = self.model.requirements
         if required.cutoff is not None:

@@ -150,7 +150,7 @@ def separate(engine: Engine, carry: StepCarry) -> StepCarry:
 
 def end(engine: Engine, carry: StepCarry) -> StepCarry:
     """Count the step, unless it only evaluated fresh systems."""
-    return carry.update(step_count=carry.state.step_count + carry.is_step)
+    return carry.update(step_count=carry.state.step_count + carry.is_step.astype(jnp.int32))
 
 
 #: The phases of a step. Their order is defined here and nowhere else.

@@ -1,6 +1,7 @@
 """AbstractModel: energies, forces and stress of a batch; SumModel: the sum of several models."""
 
 import dataclasses
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,15 @@ class AbstractModel(Described):
     cutoff: eqx.AbstractVar[float | None]
     skin = 1.0
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # Lengths that determine shapes: static, also where a model declares a plain `cutoff: float = 5.0`.
+        for name in ("cutoff", "skin"):
+            value = cls.__dict__.get(name, dataclasses.MISSING)
+            plain = value is dataclasses.MISSING or isinstance(value, int | float | None)
+            if plain and _declares_number(cls, name):
+                setattr(cls, name, eqx.field(static=True, default=value))
+
     @property
     def requirements(self) -> Requirements:
         """What the model needs of a neighbor list: its cutoff and skin, and no edges."""
@@ -73,6 +83,12 @@ class AbstractModel(Described):
         if not isinstance(other, AbstractModel):
             return NotImplemented
         return SumModel(parts=(self, other))  # pyright: ignore[reportCallIssue]
+
+
+def _declares_number(cls: type, name: str) -> bool:
+    """Whether a class has an annotation like `cutoff: float`."""
+    declared = inspect.get_annotations(cls).get(name)
+    return declared in (float, int, float | None, "float", "int", "float | None")
 
 
 class SumModel(AbstractModel):

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_masses
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemi_jax import units
 from alchemi_jax.systems.constraints import fixed_by, to_constraints
@@ -125,8 +127,10 @@ class AtomicData:
         return len(self.numbers)
 
     @classmethod
-    def from_ase(cls, atoms: Atoms, name: str = "system", constraints: str = "keep") -> AtomicData:
-        """From ASE. The input is not changed; results of a calculator are not taken over.
+    def from_ase(
+        cls, atoms: Atoms, name: str = "system", constraints: str = "keep", results: bool = False
+    ) -> AtomicData:
+        """From ASE. The input is not changed; nothing is calculated.
 
         Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
         `fixed`, and FixCartesian `fixed_components`; so do FixedPlane and FixedLine along an axis, and
@@ -135,8 +139,10 @@ class AtomicData:
         Args:
             constraints: "keep" or "drop" those that cannot be applied. A system that has one is refused by
                 engines.
+            results: whether to take over the energy, forces and stress that the calculator has for these
+                atoms, or that a file left in `info` and `arrays`: labels for training.
         """
-        if constraints not in ("keep", "drop"):
+        if not isinstance(constraints, str) or constraints not in ("keep", "drop"):
             raise ValueError(f"constraints must be 'keep' or 'drop', not {constraints!r}.")
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():
@@ -178,6 +184,7 @@ class AtomicData:
             constraints=tuple(others),
             name=name,
             **own,
+            **(_known_results(atoms) if results else {}),
         )
 
     def to_ase(self) -> Atoms:
@@ -217,3 +224,23 @@ class AtomicData:
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
+
+
+def _known_results(atoms: Atoms) -> dict[str, Any]:
+    """Energy, forces and stress that are known without a calculation."""
+    known: dict[str, Any] = {}
+    if atoms.calc is not None:
+        for name in ("energy", "forces", "stress"):
+            try:
+                value = atoms.calc.get_property(name, atoms, allow_calculation=False)
+            except (PropertyNotImplementedError, NotImplementedError):
+                value = None
+            if value is not None:
+                known[name] = value
+    for name, place in (("energy", atoms.info), ("stress", atoms.info), ("forces", atoms.arrays)):
+        if name not in known and name in place:
+            known[name] = place[name]
+    if "stress" in known and np.shape(known["stress"]) != (3, 3):
+        values = np.asarray(known["stress"], float)
+        known["stress"] = values.reshape(3, 3) if values.size == 9 else voigt_6_to_full_3x3_stress(values)
+    return known

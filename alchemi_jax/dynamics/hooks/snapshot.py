@@ -4,8 +4,30 @@ import os
 from typing import Any
 
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.io.sinks.base import Sink
+
+
+_SINKS = {".zarr": "ZarrData", ".xyz": "ExtXYZ", ".extxyz": "ExtXYZ", ".traj": "AseTrajectory"}
+
+
+def check_sink(who: str, sink: Any) -> Sink:
+    """The sink.
+
+    Raises:
+        TypeError: saying what to write, for a path or anything else that is no sink.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        path = os.fspath(sink)
+        kind = _SINKS.get(os.path.splitext(path)[1].lower(), "ZarrData")
+        raise TypeError(
+            f"{who} takes a sink, not a path: write {kind}({path!r}) (alchemi_jax.dynamics.sinks)."
+        )
+    what = f"the class {sink.__name__}" if isinstance(sink, type) else description(sink)
+    raise TypeError(f"{who} takes a sink of alchemi_jax.dynamics.sinks, such as ZarrData(path), not {what}.")
 
 
 class SnapshotHook:
@@ -17,16 +39,13 @@ class SnapshotHook:
         sink: where to.
         frequency: every so many steps.
         finished: whether systems that are finished go on being written, so that frames are of all systems.
+
+    Raises:
+        TypeError: saying what to write, if the sink is none.
     """
 
     def __init__(self, sink: Sink, frequency: int = 1, finished: bool = True):
-        if not all(callable(getattr(sink, name, None)) for name in ("write", "open", "close")):
-            shown = repr(str(sink)) if isinstance(sink, str | os.PathLike) else "..."
-            raise TypeError(
-                f"sink of {type(self).__name__} must be a sink, such as ZarrData({shown}), not a "
-                f"{type(sink).__name__}."
-            )
-        self.sink = sink
+        self.sink = check_sink(type(self).__name__, sink)
         self.frequency = frequency
         self.finished = finished
         self.stage = DynamicsStage.AFTER_STEP
