@@ -155,7 +155,7 @@ def _list_hits(
 
     found = jnp.where(real, _take(hits.found.reshape(-1), groups.place), 0)
 
-    def slot(k: Int[Array, ""], state: tuple) -> tuple:
+    def slot(k: Int[Array, ""] | int, state: tuple) -> tuple:
         index, w, word = state
         spent = word == 0
         w = jnp.where(spent, _take(following, jnp.minimum(w + 1, words - 1), groups.place), w)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_masses
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemi_jax import units
 from alchemi_jax.systems.constraints import fixed_by, to_constraints
@@ -86,10 +88,13 @@ class AtomicData:
                 raise ValueError(f"{self.name}: {field} has shape {array.shape}, expected {shape}.")
             object.__setattr__(self, field, array)
 
+        whole = np.asarray(self.numbers)
+        if whole.dtype.kind not in "iu" and not (whole.dtype.kind == "f" and (whole % 1 == 0).all()):
+            raise ValueError(f"{self.name}: numbers must be atomic numbers, 0 to 118, not {self.numbers!r}.")
         put("numbers", self.numbers, None, (n,), np.int32)
         put("positions", self.positions, None, (n, 3), np.float64)
         put("cell", self.cell, None, (3, 3), np.float64)
-        put("pbc", np.broadcast_to(self.pbc, (3,)), None, (3,), bool)
+        put("pbc", np.ones(3, bool) & self.pbc if np.ndim(self.pbc) == 0 else self.pbc, None, (3,), bool)
         if self.numbers.min() < 0 or self.numbers.max() >= len(atomic_masses):
             raise ValueError(f"{self.name}: numbers must be atomic numbers, 0 to 118.")
         put("masses", self.masses, atomic_masses[self.numbers], (n,), np.float64)
@@ -134,8 +139,10 @@ class AtomicData:
         return len(self.numbers)
 
     @classmethod
-    def from_ase(cls, atoms: Atoms, name: str = "system", constraints: str = "keep") -> AtomicData:
-        """From ASE. The input is not changed; results of a calculator are not taken over.
+    def from_ase(
+        cls, atoms: Atoms, name: str = "system", constraints: str = "keep", results: bool = False
+    ) -> AtomicData:
+        """From ASE. The input is not changed; nothing is calculated.
 
         Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
         `fixed`, and FixCartesian `fixed_components`; so do FixedPlane and FixedLine along an axis, and
@@ -144,8 +151,10 @@ class AtomicData:
         Args:
             constraints: "keep" or "drop" those that cannot be applied. A system that has one is refused by
                 engines.
+            results: whether to take over the energy, forces and stress that the calculator has for these
+                atoms, or that a file left in `info` and `arrays`: labels for training.
         """
-        if constraints not in ("keep", "drop"):
+        if not isinstance(constraints, str) or constraints not in ("keep", "drop"):
             raise ValueError(f"constraints must be 'keep' or 'drop', not {constraints!r}.")
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():
@@ -187,6 +196,7 @@ class AtomicData:
             constraints=tuple(others),
             name=name,
             **own,
+            **(_known_results(atoms) if results else {}),
         )
 
     def to_ase(self) -> Atoms:
@@ -239,3 +249,23 @@ def _is_number(value: Any) -> bool:
 def _shortened(values: np.ndarray) -> str:
     text = " ".join(str(values).split())
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def _known_results(atoms: Atoms) -> dict[str, Any]:
+    """Energy, forces and stress that are known without a calculation."""
+    known: dict[str, Any] = {}
+    if atoms.calc is not None:
+        for name in ("energy", "forces", "stress"):
+            try:
+                value = atoms.calc.get_property(name, atoms, allow_calculation=False)
+            except (PropertyNotImplementedError, NotImplementedError):
+                value = None
+            if value is not None:
+                known[name] = value
+    for name, place in (("energy", atoms.info), ("stress", atoms.info), ("forces", atoms.arrays)):
+        if name not in known and name in place:
+            known[name] = place[name]
+    if "stress" in known and np.shape(known["stress"]) != (3, 3):
+        values = np.asarray(known["stress"], float)
+        known["stress"] = values.reshape(3, 3) if values.size == 9 else voigt_6_to_full_3x3_stress(values)
+    return known

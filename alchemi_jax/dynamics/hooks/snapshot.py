@@ -3,26 +3,53 @@
 import os
 from typing import Any
 
+import numpy as np
+
+from alchemi_jax.dynamics.hooks.shown import Shown
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.io.sinks.base import Sink
+from alchemi_jax.parameters import as_flag
+
+
+_SINKS = {".zarr": "ZarrData", ".xyz": "ExtXYZ", ".extxyz": "ExtXYZ", ".traj": "AseTrajectory"}
+
+
+def check_sink(who: str, sink: Any) -> Sink:
+    """The sink.
+
+    Raises:
+        TypeError: saying what to write, for a path or anything else that is no sink.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        path = os.fspath(sink)
+        kind = _SINKS.get(os.path.splitext(path)[1].lower(), "ZarrData")
+        raise TypeError(
+            f"{who} takes a sink, not a path: write {kind}({path!r}) (alchemi_jax.dynamics.sinks)."
+        )
+    what = f"the class {sink.__name__}" if isinstance(sink, type) else description(sink)
+    raise TypeError(f"{who} takes a sink of alchemi_jax.dynamics.sinks, such as ZarrData(path), not {what}.")
 
 
 class SnapshotHook:
-    """Writes all systems of the batch. Host, at AFTER_STEP by default: states after 1, 1 + f, ... steps.
+    """Writes all systems of the batch. Host, at AFTER_STEP by default.
 
-    As a hook of one stage of a pipeline: the systems that are in that stage. With `stage=BEFORE_STEP` and
-    `final=True` frames show the states after 0, f, 2f, ... steps and the last one, as in ASE.
+    As a hook of one stage of a pipeline: the systems that are in that stage. With frequency f the frames are
+    of the states after 1, f + 1, 2f + 1, ... steps; with `stage=DynamicsStage.BEFORE_STEP, final=True` after
+    0, f, 2f, ... and all steps, as in ASE.
 
     Args:
         sink: where to.
-        frequency: every so many steps, f.
+        frequency: every so many steps.
         finished: whether systems that are finished go on being written, so that frames are of all systems.
-        stage: where in the step.
-        final: whether `run` also writes each system after its last step, at BEFORE_STEP.
+        stage: where.
+        final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
 
     Raises:
-        ValueError: for `final` at another stage, which shows the last state by itself, or never.
+        TypeError: saying what to write, if the sink is none.
     """
 
     def __init__(
@@ -33,25 +60,27 @@ class SnapshotHook:
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         final: bool = False,
     ):
-        if not all(callable(getattr(sink, name, None)) for name in ("write", "open", "close")):
-            shown = repr(str(sink)) if isinstance(sink, str | os.PathLike) else "..."
-            raise TypeError(
-                f"sink of {type(self).__name__} must be a sink, such as ZarrData({shown}), not a "
-                f"{type(sink).__name__}."
-            )
-        self.sink = sink
+        self.sink = check_sink(type(self).__name__, sink)
         self.frequency = frequency
         self.finished = finished
         self.stage = stage
-        self.final = check_final(self, final)
+        self.final = as_flag("final")(final)
+        self._shown = Shown()
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         everyone = self.finished and ctx.stages is None
-        self.sink.write(ctx.batch, None if everyone else ctx.active_mask)
+        mask = None if everyone else ctx.active_mask
+        self.sink.write(ctx.batch, mask)
+        if self.final:
+            rows = slice(None) if mask is None else np.asarray(mask)
+            self._shown.note(ctx.batch.system_id[rows], ctx.batch.steps_taken[rows])
 
-    def finish(self, ctx: HookContext) -> None:
-        """Write systems that have taken their last step."""
-        self.sink.write(ctx.batch, ctx.active_mask)
+    def call_final(self, ctx: HookContext) -> None:
+        """Write the systems whose last state was not written."""
+        batch = ctx.batch
+        new = self._shown.is_new(batch.system_id, batch.steps_taken)
+        if new.any():
+            self.sink.write(batch, new)
 
     def __enter__(self) -> "SnapshotHook":
         self.sink.open()
@@ -62,20 +91,6 @@ class SnapshotHook:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.sink!r}, frequency={self.frequency})"
-
-
-def check_final(hook: Any, final: bool) -> bool:
-    """`final`, checked.
-
-    Raises:
-        ValueError: if the hook does not run at BEFORE_STEP.
-    """
-    if final and hook.stage is not DynamicsStage.BEFORE_STEP:
-        raise ValueError(
-            f"final=True of {type(hook).__name__} goes with stage=DynamicsStage.BEFORE_STEP, not with "
-            f"{hook.stage}."
-        )
-    return bool(final)
 
 
 class ConvergedSnapshotHook(SnapshotHook):
@@ -89,7 +104,8 @@ class ConvergedSnapshotHook(SnapshotHook):
     follows_systems = True
 
     def __init__(self, sink: Sink, frequency: int = 1):
-        super().__init__(sink, frequency, stage=DynamicsStage.ON_CONVERGE)
+        super().__init__(sink, frequency)
+        self.stage = DynamicsStage.ON_CONVERGE
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         self.sink.write(ctx.batch, ctx.converged_mask)
