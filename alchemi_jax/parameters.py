@@ -136,8 +136,8 @@ def positive_number(name: str) -> Callable[[Any], float]:
     return convert
 
 
-LONGEST = 1.0e6
-"""Å. No cutoff is longer: the place that unused slots of a neighbor list point to is just beyond it."""
+LONGEST = 5.0e5
+"""Å. No cutoff is longer: unused slots of a neighbor list point to a place that is just beyond it."""
 
 
 def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
