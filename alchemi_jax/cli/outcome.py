@@ -1,6 +1,7 @@
 """How a command ends: exit codes, and the error that a user can put right."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 #: 0: all is well. 2: bad usage, or a file that cannot be read or written. 3: ran, but some systems did not
@@ -20,6 +21,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
     # Only now: it takes longer to import than all of this module.
     import difflib
+import importlib
 
     word = str(name)[:80]
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
@@ -38,3 +40,8 @@ def os_reason(error: OSError) -> str:
     """Why the operating system refused, without the path."""
     # Sinks have put the path into the message.
     return (error.strerror or one_line(error).rpartition("cannot be written: ")[2]).rstrip(".")
+
+
+def write_structures(path: Any, systems: Any) -> None:
+    """The same as `alchemi_jax.cli.write.write_structures`, whose name was here; imported when it is called."""
+    importlib.import_module("alchemi_jax.cli.write").write_structures(path, systems)
