@@ -207,3 +207,14 @@ def block_average(series: Any) -> BlockAverage:
     # With few blocks the error is too uncertain.
     enough = [e for k, e in enumerate(errors) if n >> k >= 8] or errors[:1]
     return BlockAverage(mean, max(enough), False)
+
+
+__all__ = [
+    "BlockAverage",
+    "RadialDistribution",
+    "block_average",
+    "mean_squared_displacement",
+    "radial_distribution_function",
+    "unwrap",
+    "velocity_autocorrelation",
+]

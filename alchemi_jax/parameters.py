@@ -136,8 +136,8 @@ def positive_number(name: str) -> Callable[[Any], float]:
     return convert
 
 
-LONGEST = 1.0e6
-"""Å. No cutoff is longer: the place that unused slots of a neighbor list point to is just beyond it."""
+LONGEST = 5.0e5
+"""Å. No cutoff is longer: unused slots of a neighbor list point to a place that is just beyond it."""
 
 
 def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
@@ -268,3 +268,26 @@ def _show(value: Any) -> str:
     if numbers.size <= 8:
         return np.array2string(numbers, separator=", ", precision=7)
     return f"{numbers.dtype}{list(numbers.shape)}"
+
+
+__all__ = [
+    "LONGEST",
+    "Described",
+    "ExtraName",
+    "Parameter",
+    "as_count",
+    "as_flag",
+    "as_parameter",
+    "as_seed",
+    "between",
+    "finite",
+    "function",
+    "names",
+    "natural",
+    "number",
+    "one_of",
+    "optional",
+    "positive",
+    "positive_length",
+    "positive_number",
+]

@@ -44,7 +44,7 @@ def test_relax_writes_everything(relaxed):
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)
     with open(out / "log.csv") as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == ["step", "system_id", "status", "energy", "fmax", "temperature"]
+    assert list(rows[0]) == ["step", "system_id", "status", "energy", "fmax", "temperature", "steps_taken"]
     for i, atoms in enumerate(structures):
         mine = [r for r in rows if int(r["system_id"]) == i]
         assert [int(r["step"]) for r in mine] == list(range(atoms.info["steps"]))

@@ -1,5 +1,5 @@
-"""What a new user writes first: structures as they are, labels, messages that say what to write, and the state
-of a run that ends early."""
+"""What a new user writes first: structures as they are, labels, messages that say what to write; the state of
+a run that ends early."""
 
 import contextlib
 import functools

@@ -93,7 +93,7 @@ def init(
     device, meta = Partitioned(engine.on_device()), batch.meta
     batch = _uncommitted(batch)
     state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
-    neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
+    neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
@@ -291,6 +291,8 @@ class Run:
         old, overfull = self.state.neighbors, overflowed.neighbors
         assert old is not None
         assert overfull is not None
+        # A hook may have changed cells: then what would be too large is an error that names the system.
+        nl.check_growth(overflowed.batch.with_meta(self.meta), old, np.asarray(overfull.needs))
         larger = nl.enlarge(old, np.asarray(overfull.needs))
         self.state = self.state.replace(neighbors=larger)
         return larger
@@ -385,3 +387,6 @@ def _carry_between_steps(
     """A carry for host hooks between steps."""
     is_step: Any = np.ones((), bool)
     return StepCarry(state, state.batch, None, code, active, None, is_step)
+
+
+__all__ = ["Interrupted", "Run", "carry_state", "init"]

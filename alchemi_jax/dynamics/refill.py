@@ -20,6 +20,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_systems, with_budget
 from alchemi_jax.dynamics.driver import Run, carry_state
+from alchemi_jax.dynamics.final import check_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
@@ -74,6 +75,7 @@ def run(
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
+    check_final(engine, "with a sampler systems end at different times")
     own, refilled = HostMemory(), None
     if sink is not None:
         check_sink(f"{name_of(engine)}.run", sink)
@@ -297,3 +299,6 @@ def _refill_rows(
 ) -> DynamicsState:
     """`move_rows`, compiled."""
     return move_rows(engine.combine(), state, incoming, plan, list_sizes)
+
+
+__all__ = ["FIRST_SHARE", "LEAST", "MOST", "WAVE", "Traffic", "best_share", "run"]

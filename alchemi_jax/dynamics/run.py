@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
 from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
+from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
@@ -63,7 +64,9 @@ def run_batch(
         with engine:
             state = driver.init(engine, batch, key)
             state = advance(engine, state, int(most), shrinks)
-            return finalize(engine, state)
+            out = finalize(engine, state)
+            record_final(engine, state, out)
+            return out
     except BaseException as e:
         carry_state(e, state)
         raise
@@ -125,3 +128,6 @@ def refuse_tracing(engine: Engine, method: str, given: Any) -> None:
 
 def _in_notebook() -> bool:
     return hasattr(builtins, "__IPYTHON__")
+
+
+__all__ = ["advance", "interrupted", "refuse_tracing", "run", "run_batch"]

@@ -114,7 +114,7 @@ class SumModel(AbstractModel):
                 raise TypeError(f"A sum of models takes models, not a {type(part).__name__}.")
             flat += part.parts if isinstance(part, SumModel) else (part,)
         if not flat:
-            raise ValueError("A SumModel needs at least one part.")
+            raise ValueError("parts of a SumModel must be at least one model.")
         self.parts = tuple(flat)
 
     @property
@@ -269,3 +269,6 @@ def cast(model: Any, dtype: Any) -> Any:
         model,
         is_leaf=lambda x: x is None,
     )
+
+
+__all__ = ["AbstractModel", "Results", "SumModel", "cast", "per_volume", "results_of", "strained_gradient"]

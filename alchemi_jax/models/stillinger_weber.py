@@ -64,6 +64,9 @@ class StillingerWeber(AbstractBondOrder):
                 raise ValueError(
                     "StillingerWeber needs a cutoff, the largest a sigma, where they are traced."
                 )
+            for name in ("a", "sigma"):
+                # Converters come later.
+                number(name)(getattr(self, name))
             self.cutoff = float(self.a) * float(self.sigma)
 
     @classmethod
@@ -106,3 +109,6 @@ class StillingerWeber(AbstractBondOrder):
                 f"StillingerWeber: a sigma, {float(self.a) * float(self.sigma):.4f} Å, is beyond the cutoff "
                 f"of {self.cutoff:.4f} Å; give a cutoff that is as long."
             )
+
+
+__all__ = ["StillingerWeber"]

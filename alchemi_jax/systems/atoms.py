@@ -82,10 +82,13 @@ class AtomicData:
                 raise ValueError(f"{self.name}: {field} has shape {array.shape}, expected {shape}.")
             object.__setattr__(self, field, array)
 
+        whole = np.asarray(self.numbers)
+        if whole.dtype.kind not in "iu" and not (whole.dtype.kind == "f" and (whole % 1 == 0).all()):
+            raise ValueError(f"{self.name}: numbers must be atomic numbers, 0 to 118, not {self.numbers!r}.")
         put("numbers", self.numbers, None, (n,), np.int32)
         put("positions", self.positions, None, (n, 3), np.float64)
         put("cell", self.cell, None, (3, 3), np.float64)
-        put("pbc", np.broadcast_to(self.pbc, (3,)), None, (3,), bool)
+        put("pbc", np.ones(3, bool) & self.pbc if np.ndim(self.pbc) == 0 else self.pbc, None, (3,), bool)
         if self.numbers.min() < 0 or self.numbers.max() >= len(atomic_masses):
             raise ValueError(f"{self.name}: numbers must be atomic numbers, 0 to 118.")
         put("masses", self.masses, atomic_masses[self.numbers], (n,), np.float64)
@@ -244,3 +247,6 @@ def _known_results(atoms: Atoms) -> dict[str, Any]:
         values = np.asarray(known["stress"], float)
         known["stress"] = values.reshape(3, 3) if values.size == 9 else voigt_6_to_full_3x3_stress(values)
     return known
+
+
+__all__ = ["AtomicData"]

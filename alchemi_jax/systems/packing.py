@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.bounds import check_positions
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
 from alchemi_jax.systems.outcome import Outcome
@@ -23,6 +24,8 @@ def pack(
         dtype: dtype of the floats.
         extras: see `Batch.from_data_list`.
     """
+    for d in data:
+        check_positions(d.name, d.positions, dtype)
     counts = np.array([len(d) for d in data], np.int32)
     n = len(data)
 
@@ -114,3 +117,6 @@ def unpack(host: AbstractBatch[np.ndarray], system: int) -> AtomicData:
         constraints=meta.constraints,
         name=meta.name,
     )
+
+
+__all__ = ["pack", "unpack"]

@@ -99,7 +99,7 @@ class TensorBoardWriter:
         own = self._writer is None
         self.open()
         for name in table:
-            if name in ("step", "system_id"):
+            if name in ("step", "system_id", "steps_taken"):
                 continue
             for step, system, value in zip(table["step"], table["system_id"], table[name], strict=True):
                 self._writer.add_scalar(f"{name}/system {system}", float(value), int(step))
@@ -112,3 +112,6 @@ class TensorBoardWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+__all__ = ["CSVWriter", "Table", "TensorBoardWriter", "Writer"]
