@@ -21,7 +21,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
     # Only now: it takes longer to import than all of this module.
     import difflib
-import importlib
 
     word = str(name)[:80]
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
@@ -43,5 +42,7 @@ def os_reason(error: OSError) -> str:
 
 
 def write_structures(path: Any, systems: Any) -> None:
-    """The same as `alchemi_jax.cli.write.write_structures`, whose name was here; imported when it is called."""
+    """The function of `alchemi_jax.cli.write`, under its former name; imported when it is called."""
+    import importlib
+
     importlib.import_module("alchemi_jax.cli.write").write_structures(path, systems)
