@@ -129,6 +129,7 @@ def gradient_memory(start, n, checkpoint):
     return jax.jit(jax.grad(energy)).lower(1.0).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.cheap_xla
 def test_memory_of_the_backward_pass(hot):
     """Grows as n without rematerialisation, as its root with it."""
     start = start_of(NVE(model=HarmonicModel(), dt=2.0), hot)
