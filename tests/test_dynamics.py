@@ -333,10 +333,12 @@ def test_overflow_is_replayed_without_a_trace(lj, monkeypatch):
 
 def test_overflow_in_a_segment_is_replayed(lj):
     """Capacities that just hold the start and no more: two clusters fly into each other."""
-    pair = np.concatenate([cluster(0).positions - [11, 0, 0], cluster(1).positions - [-11, 0, 0]])
-    atoms = Atoms("Ar26Ar10", positions=np.concatenate([pair, 300 + 20.0 * np.arange(30).reshape(10, 3)]))
+    pair = np.concatenate([cluster(0, 4).positions - [11, 0, 0], cluster(1, 4).positions - [-11, 0, 0]])
+    # So many atoms that their list does not hold all pairs.
+    far = 300 + 20.0 * np.arange(84).reshape(28, 3)
+    atoms = Atoms("Ar36", positions=np.concatenate([pair, far]))
     velocities = np.zeros((36, 3))
-    velocities[:13, 0], velocities[13:26, 0] = 0.01 * ASE_TIME, -0.01 * ASE_TIME
+    velocities[:4, 0], velocities[4:8, 0] = 0.01 * ASE_TIME, -0.01 * ASE_TIME
     atoms.set_velocities(velocities)
     engine = NVE(model=lj, dt=4.0, n_steps=300)
     state = engine.init(Batch.from_ase(atoms))

@@ -180,6 +180,7 @@ def test_bussi_has_the_canonical_kinetic_energy():
 # -- Nosé-Hoover -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full_xla
 def test_nose_hoover_has_the_canonical_kinetic_energy(argon):
     """2K/kT is chi² of 93: its distribution (Kolmogorov-Smirnov of samples 480 fs apart, 1e-4 / 3), its mean
     and its variance (between sixteen independent systems)."""

@@ -120,6 +120,7 @@ def test_the_share_that_is_waited_for_follows_what_systems_take():
     assert shares[0] == 0.05
 
 
+@pytest.mark.cheap_xla
 def test_crystals_with_lists_that_grow_and_other_rows():
     """Periodic systems: images and slots of a list move with their system; stress of those that leave."""
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=7.0)
@@ -220,6 +221,7 @@ def test_nothing_compiles_anew(compilations):
     assert names == []
 
 
+@pytest.mark.cheap_xla
 def test_hooks_see_who_is_there(tmp_path):
     """Rows carry system ids; host hooks see names; each converged system is written once."""
     log = LoggingHook(log_path=tmp_path / "log.csv")
