@@ -1,7 +1,7 @@
 """Converters and checks of parameters, and the printed form of Modules with parameters."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -167,6 +167,43 @@ def as_count(name: str) -> Callable[[Any], Any]:
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
         return jnp.asarray(number, jnp.int32)
+
+    return convert
+
+
+def as_seed(name: str) -> Callable[[Any], Any]:
+    """A converter of seeds of random numbers to an array leaf."""
+
+    def convert(value: Any) -> Any:
+        if is_traced(value):
+            return value
+        number = np.asarray(value)
+        if number.dtype.kind not in "iu" or number.ndim or not 0 <= number < 2**32:
+            raise ValueError(f"{name} must be an int from 0 to {2**32 - 1}, not {value!r}.")
+        return jnp.asarray(number, jnp.uint32)
+
+    return convert
+
+
+def names(name: str) -> Callable[[Any], tuple[str, ...]]:
+    """A converter to a tuple of names; a single name is one of them."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+        if not found or not all(isinstance(entry, str) for entry in found):
+            raise ValueError(f"{name} must be a name or a list of names, not {value!r}.")
+        return found
+
+    return convert
+
+
+def function(name: str) -> Callable[[Any], Callable[..., Any]]:
+    """A converter that takes what can be called."""
+
+    def convert(value: Any) -> Callable[..., Any]:
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, not {value!r}.")
+        return value
 
     return convert
 

@@ -2,7 +2,8 @@
 
 Results of the device beside the CPU's in both precisions, W1 to W5 and W8 with memory and time to compile,
 what hooks cost, how busy the device is, and peers that are installed (TorchSim, nvalchemi-toolkit). The most
-important parts come first; each runs in a process of its own; each row is printed and written as it comes.
+important parts come first; each runs in a process of its own, laws beside one another; each row is printed
+and written as it comes.
 
 For a machine without a network: `python -m benchmarks.gpu --bring .whl` downloads, where there is one, what
 a machine with Python 3.12, jax and torch lacks, and `python3 -m benchmarks.gpu --wheels .whl` installs it
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +49,10 @@ PLATFORMS = (
     "manylinux_2_27_x86_64",
 )
 ORDER = ["laws", "W1", "W2", "profile", "W4", "W3", "W5", "torchsim", "nvalchemi", "W8", "hooks", "large"]
+
+
+#: `laws` of `gpu_parts`, which is not imported here: JAX is for the processes of the parts.
+N_LAWS = 9
 
 
 def bring(folder: str, python: str) -> None:
@@ -111,6 +117,11 @@ def rows_of(part: str, size: int, seconds: float, environment: dict[str, str], t
         take({"part": part, "what": "whole part", "s": took})
 
 
+def expanded(part: str) -> list[str]:
+    """The parts of a name that stands for many."""
+    return [f"laws{k}" for k in range(N_LAWS)] if part == "laws" else [part]
+
+
 def shown(value: Any) -> str:
     """A figure in a line of the table."""
     if isinstance(value, float):
@@ -172,7 +183,13 @@ def main() -> int:
     out = Path(args.out or f"benchmarks/results/{about['date']}-gpu.json")
     rows: list[dict[str, Any]] = []
 
+    lock = threading.Lock()
+
     def take(row: dict[str, Any]) -> None:
+        with lock:
+            write(row)
+
+    def write(row: dict[str, Any]) -> None:
         rows.append(row)
         rest = {k: v for k, v in row.items() if k not in ("part", "what", "peer", "workload", "dearest")}
         told = ", ".join(f"{k} {shown(v)}" for k, v in rest.items())
@@ -186,7 +203,12 @@ def main() -> int:
         if left < 5:
             take({"part": part, "what": "left out", "after_s": time.monotonic() - begun})
         else:
-            rows_of(part, args.size, left, environment, take)
+            with ThreadPoolExecutor(N_LAWS) as pool:
+                run = [
+                    pool.submit(rows_of, name, args.size, left, environment, take) for name in expanded(part)
+                ]
+            for done in run:
+                done.result()
     wrong = [r for r in rows if r.get("right") is False or r["what"] == "failed"]
     print(f"{len(wrong)} wrong" if wrong else "all laws hold", flush=True)
     return 1 if wrong else 0

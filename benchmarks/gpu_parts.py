@@ -14,223 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from ase import Atoms
-from ase.build import bulk
 
-from alchemi_jax import Batch, neighbors
-from alchemi_jax.cli import canaries
+from alchemi_jax import Batch
 from alchemi_jax.dynamics import (
-    FIRE,
     NVE,
-    ConvergenceHook,
-    NVTLangevin,
-    Sampler,
     initialize_velocities,
 )
 from alchemi_jax.dynamics.hooks import LoggingHook
-from alchemi_jax.models import EMT, LennardJones, Morse, StillingerWeber, Tersoff
+from alchemi_jax.models import EMT, StillingerWeber, Tersoff
 from benchmarks import hooks, structures, workloads
-from benchmarks.structures import CUTOFF, EPSILON, SIGMA
-
-
-Row = dict[str, Any]
-DTYPES = ("float32", "float64")
-
-
-def _argon(cutoff: float = CUTOFF) -> LennardJones:
-    return LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff)
+from benchmarks.gpu_laws import DTYPES, LAWS, Row, laws
 
 
 def memory() -> float | None:
     """The most MB that the device has held in this process."""
     stats = jax.devices()[0].memory_stats()
     return None if stats is None else stats["peak_bytes_in_use"] / 1e6
-
-
-# -- laws ----------------------------------------------------------------------------------------------
-
-
-def _silicon(cells: int, seed: int = 0) -> Atoms:
-    atoms = bulk("Si", "diamond", a=5.43, cubic=True).repeat(cells)
-    atoms.positions += np.random.default_rng(seed).normal(0, 0.05, atoms.positions.shape)
-    return atoms
-
-
-def _copper(cells: int) -> Atoms:
-    atoms = bulk("Cu", "fcc", a=3.61, cubic=True).repeat(cells)
-    atoms.positions += np.random.default_rng(1).normal(0, 0.05, atoms.positions.shape)
-    return atoms
-
-
-def _cases() -> dict[str, tuple[Any, list[Atoms]]]:
-    clusters = structures.assorted_clusters(40)
-    morse = Morse(depth=0.3429, width=1.3588, r0=2.866, cutoff=6.0)
-    return {
-        "Lennard-Jones, 40 clusters": (_argon(50.0), clusters),
-        "Lennard-Jones, 4 crystals": (_argon(), structures.crystals(4)[0]),
-        "Lennard-Jones, cell list": (_argon(), structures.crystals(1, 8)[0]),
-        "Morse, copper": (morse, [_copper(3)]),
-        "Stillinger-Weber": (StillingerWeber(), [_silicon(2), _silicon(3)]),
-        "Tersoff": (Tersoff.group_iv(), [_silicon(2), _silicon(3)]),
-        "EMT": (EMT(), [_copper(3), _copper(2)]),
-    }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluated(static: Any, model: Any, batch: Batch, found: Any) -> tuple[Any, Any, Any]:
-    out = model.evaluate(batch, found, stress=static)
-    return out.energy, out.forces, out.stress
-
-
-def _evaluate(model: Any, atoms: list[Atoms], dtype: str, device: Any) -> dict[str, np.ndarray]:
-    with jax.default_device(device):
-        batch = Batch.from_ase(atoms, dtype=dtype)
-        found = neighbors.allocate(batch, model.requirements)
-        energy, forces, stress = _evaluated(True, model, batch, found)
-        n, m = batch.num_atoms, batch.num_systems
-        periodic = np.asarray(batch.pbc).all(axis=1)[:m]
-        out = {"energy": np.asarray(energy)[:m], "forces": np.asarray(forces)[:n]}
-        if periodic.any():
-            out["stress"] = np.asarray(stress)[:m]
-        return {k: v.astype(float) for k, v in out.items()}
-
-
-def _off(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Norm of the difference over that of what is wanted."""
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
-#: Largest relative error of energy, forces or stress that passes.
-ALLOWED = {"float32": 2e-4, "float64": 1e-11}
-
-
-def laws(size: int) -> Iterator[Row]:
-    """Canaries, and results of this device beside those of the CPU in float64."""
-    jax.config.update("jax_enable_x64", True)
-    here, cpu = jax.devices()[0], jax.devices("cpu")[0]
-    faults = canaries.finalize()
-    yield {"what": "canaries of JAX", "right": not faults, "faults": faults}
-    for name, (model, atoms) in _cases().items():
-        wanted = _evaluate(model, atoms, "float64", cpu)
-        for dtype in DTYPES:
-            found = _evaluate(model, atoms, dtype, here)
-            off = {key: _off(found[key], wanted[key]) for key in wanted}
-            yield {"what": name, "dtype": dtype, "off": off, "right": max(off.values()) < ALLOWED[dtype]}
-    for law, dtype in itertools.product((_relaxes, _conserves, _restarts, _refills, _has_gradients), DTYPES):
-        yield law(dtype, here, cpu)
-
-
-def _relaxes(dtype: str, here: Any, cpu: Any) -> Row:
-    """FIRE ends where the CPU's ends."""
-    atoms = structures.perturbed_clusters(16)
-    engine = FIRE(model=_argon(50.0), n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
-    ends = []
-    for device, kind in ((here, dtype), (cpu, "float64")):
-        with jax.default_device(device):
-            ends.append(engine.run(Batch.from_ase(atoms, dtype=kind)).take())
-    worst = float(np.abs(ends[0].energy - ends[1].energy).max())
-    steps = [int(e.steps_taken.sum()) for e in ends]
-    right = bool(ends[0].converged.all()) and worst < 1e-3
-    return {
-        "what": "FIRE ends as on the CPU",
-        "dtype": dtype,
-        "worst, eV": worst,
-        "steps": steps,
-        "right": right,
-    }
-
-
-def _conserves(dtype: str, here: Any, cpu: Any) -> Row:
-    """NVE keeps its total energy, and follows the CPU's path for 20 steps."""
-    batch = workloads.moving(structures.crystals(2), dtype)
-    # Continuous at the cutoff: energies must not jump there.
-    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF, shift=True)
-    engine = NVE(model=model, dt=4.0)
-    state = engine.init(batch)
-
-    def total(state: Any) -> np.ndarray:
-        b = state.batch
-        kinetic = jax.ops.segment_sum(
-            0.5 * b.masses * (b.velocities**2).sum(1), b.batch_idx, num_segments=b.system_capacity + 1
-        )[: b.system_capacity]
-        return np.asarray(b.energy + kinetic / structures.SPEED**2, float)[: b.num_systems]
-
-    begin = total(state)
-    near = engine.advance(state, 20)
-    later = engine.advance(near, 180)
-    drift = float(np.abs(total(later) - begin).max() / 256)
-    with jax.default_device(cpu):
-        theirs = engine.advance(engine.init(workloads.moving(structures.crystals(2), "float64")), 20)
-    n = batch.num_atoms
-    apart = float(
-        np.abs(np.asarray(near.batch.positions - 0.0)[:n] - np.asarray(theirs.batch.positions)[:n]).max()
-    )
-    right = drift < 2e-6 and apart < (1e-3 if dtype == "float32" else 1e-9)
-    return {
-        "what": "NVE",
-        "dtype": dtype,
-        "drift, eV/atom": drift,
-        "apart after 20 steps, Å": apart,
-        "right": right,
-    }
-
-
-def _restarts(dtype: str, here: Any, cpu: Any) -> Row:
-    """run(n) = run(k) + run(n-k), bit for bit, with random numbers."""
-    batch = initialize_velocities(
-        Batch.from_ase(structures.perturbed_clusters(8), dtype=dtype), 20.0, jax.random.key(0)
-    )
-    engine = NVTLangevin(model=_argon(50.0), dt=4.0, temperature=20.0, friction=0.01)
-    state = engine.init(batch, key=jax.random.key(1))
-    whole, parts = engine.advance(state, 30), engine.advance(engine.advance(state, 11), 19)
-    right = bool((np.asarray(whole.batch.positions) == np.asarray(parts.batch.positions)).all())
-    return {"what": "run(30) = run(11) + run(19)", "dtype": dtype, "right": right}
-
-
-def _refills(dtype: str, here: Any, cpu: Any) -> Row:
-    """A refilled run ends as a fixed batch."""
-    batch = Batch.from_ase(structures.assorted_clusters(24), dtype=dtype)
-    engine = FIRE(model=_argon(50.0), n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
-    fixed = engine.run(batch).take()
-    refilled = engine.run(sampler=Sampler(batch, max_systems=8)).take()
-    worst = float(np.abs(fixed.energy - refilled.energy).max())
-    same = bool((fixed.positions == refilled.positions).all())
-    return {
-        "what": "refilled = fixed",
-        "dtype": dtype,
-        "worst, eV": worst,
-        "bits": same,
-        "right": worst < 1e-4,
-    }
-
-
-def _has_gradients(dtype: str, here: Any, cpu: Any) -> Row:
-    """The derivative of an end energy in epsilon through ten steps is that of the CPU."""
-    atoms = structures.perturbed_clusters(4)
-
-    def slope(device: Any, kind: str) -> float:
-        with jax.default_device(device):
-            batch = Batch.from_ase(atoms, dtype=kind)
-            engine = NVE(model=_argon(50.0), dt=4.0)
-            state = engine.init(batch)
-
-            def end(epsilon: Any) -> Any:
-                model = LennardJones(epsilon=epsilon, sigma=SIGMA, cutoff=50.0)
-                moved = NVE(model=model, dt=4.0).rollout(state, 10)
-                return (moved.batch.positions**2).sum()
-
-            return float(jax.grad(end)(jnp.asarray(EPSILON, kind)))
-
-    found, wanted = slope(here, dtype), slope(cpu, "float64")
-    off = abs(found / wanted - 1)
-    return {
-        "what": "gradient of a rollout",
-        "dtype": dtype,
-        "off": off,
-        "right": off < (1e-2 if dtype == "float32" else 1e-8),
-    }
 
 
 # -- speed ---------------------------------------------------------------------------------------------
@@ -279,9 +78,9 @@ def w8(size: int) -> Iterator[Row]:
     """NVE of silicon and copper with potentials of many bodies."""
     cells = 8 if size == 1 else 2
     made = (
-        ("Stillinger-Weber", StillingerWeber(), _silicon(cells)),
-        ("Tersoff", Tersoff.group_iv(), _silicon(cells)),
-        ("EMT", EMT(), _copper(cells)),
+        ("Stillinger-Weber", StillingerWeber(), structures.silicon(cells)),
+        ("Tersoff", Tersoff.group_iv(), structures.silicon(cells)),
+        ("EMT", EMT(), structures.copper(cells)),
     )
     for (name, model, atoms), dtype in itertools.product(made, DTYPES):
         jax.config.update("jax_enable_x64", dtype == "float64")
@@ -339,7 +138,7 @@ def profile(size: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         log = LoggingHook(log_path=Path(folder) / "log.csv", frequency=10, mode="w")
         for name, attached in (("W2", []), ("W2, log each 10 steps", [log])):
-            engine = NVE(model=_argon(), dt=4.0, n_steps=steps, hooks=attached)
+            engine = NVE(model=workloads.argon(), dt=4.0, n_steps=steps, hooks=attached)
             seconds = []
             for _ in range(3):
                 begun = time.perf_counter()
@@ -368,7 +167,7 @@ def profile(size: int) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "laws": laws,
+    **{f"laws{k}": functools.partial(laws, which=k) for k in range(len(LAWS))},
     "W1": w1,
     "W2": w2,
     "profile": profile,

@@ -56,3 +56,17 @@ def assorted_clusters(n: int = 512) -> list[Atoms]:
         size = int(rng.integers(7, 56))
         out.append(Atoms(f"Ar{size}", positions=sites[:size] + rng.normal(0, 0.2, (size, 3))))
     return out
+
+
+def silicon(cells: int) -> Atoms:
+    """A rattled crystal of diamond structure, 8 cells^3 atoms."""
+    atoms = bulk("Si", "diamond", a=5.43, cubic=True).repeat(cells)
+    atoms.positions += np.random.default_rng(0).normal(0, 0.05, atoms.positions.shape)
+    return atoms
+
+
+def copper(cells: int) -> Atoms:
+    """A rattled fcc crystal of 4 cells^3 atoms."""
+    atoms = bulk("Cu", "fcc", a=3.61, cubic=True).repeat(cells)
+    atoms.positions += np.random.default_rng(1).normal(0, 0.05, atoms.positions.shape)
+    return atoms

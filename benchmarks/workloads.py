@@ -49,9 +49,12 @@ def _report(name: str, dtype: str, systems: int, atom_steps: float, figures: dic
     return {"peer": "alchemi_jax", "workload": name, "dtype": dtype, **figures, **rates, **more}
 
 
+def argon(cutoff: float = CUTOFF) -> LennardJones:
+    return LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff)
+
+
 def _relaxation(cutoff: float = 50.0) -> FIRE:
-    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff)
-    return FIRE(model=model, **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
+    return FIRE(model=argon(cutoff), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
 
 
 def w1(dtype: str, repeats: int, systems: int = 256) -> dict[str, Any]:
@@ -77,8 +80,7 @@ def moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
 
 
 def _nve(hooks: Any = (), steps: int = STEPS) -> NVE:
-    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=CUTOFF)
-    return NVE(model=model, dt=4.0, n_steps=steps, hooks=hooks)
+    return NVE(model=argon(), dt=4.0, n_steps=steps, hooks=hooks)
 
 
 def _dynamics(name: str, made: tuple, dtype: str, repeats: int, steps: int) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """The benchmarks' own logic: structures are the peers', and a fallen ratio is found. No wall-clock here."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +109,36 @@ def test_spread_measures_four_ways():
     found = spread.measured(systems=8, places=4, dtype="float32", repeats=1)
     assert list(found) == ["fixed", "fixed, shrink", "refilled", "refilled, shrink"]
     assert found["refilled, shrink"]["occupancy"] > found["refilled"]["occupancy"]
+
+
+def test_the_benchmark_of_gpus_runs_here(tmp_path):
+    """One part at a small size, through the command; rows are written as they come, what fails says why."""
+    out = tmp_path / "gpu.json"
+    options = ["--parts", "W1,unknown", "--size", "64", "--limit", "300", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    found = {(row["part"], row["what"]): row for row in rows}
+    for dtype in ("float32", "float64"):
+        (row,) = [r for r in rows if r["what"] == "W1" and r["dtype"] == dtype]
+        assert row["converged"] == 4
+        assert row["compile_s"] > 0
+    assert "KeyError: 'unknown'" in found["unknown", "failed"]["error"]
+    assert "1 wrong" in done.stdout
+
+
+def test_parts_of_the_benchmark_of_gpus():
+    """All are named, and the device is busy while at least one event runs."""
+    from benchmarks import gpu, gpu_parts
+
+    named = [name for part in gpu.ORDER for name in gpu.expanded(part)]
+    assert set(gpu_parts.PARTS) <= set(named)
+    assert set(named) - set(gpu_parts.PARTS) == {"torchsim", "nvalchemi"}
+    events = [(0.0, 4.0, "a"), (1.0, 2.0, "b"), (3.0, 6.0, "c"), (10.0, 11.0, "a")]
+    assert gpu_parts.busy(events) == 7.0

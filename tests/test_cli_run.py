@@ -65,8 +65,7 @@ def test_a_pipeline_from_a_file(folder, capsys):
     assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=o", "stages.1.n_steps=24"]) == 0
     text = capsys.readouterr().out
     assert (
-        "Relax to 0.05 eV/Å, then 24 steps of 2 fs nvt at 20 K: 7 structures, 28 atoms, from 1 file(s)."
-        in text
+        "Relax to 0.05 eV/Å, then 24 steps of 2 fs nvt at 20 K: 7 structures, 28 atoms, from 1 file." in text
     )
     assert "finished      7 of 7" in text
     assert re.search(r"temperature   \d+\.\d+ ± \d", text)
@@ -90,9 +89,9 @@ def test_a_pipeline_from_a_file(folder, capsys):
 def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
     """Killed between two finished systems, twice: no frame and no row is twice there or missing."""
     assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=whole"]) == 0
-    from alchemi_jax.cli.run import _Finished
+    from alchemi_jax.cli.stream import FinishedSystems
 
-    write = _Finished.write
+    write = FinishedSystems.write
     for _ in range(2):
         calls = []
 
@@ -102,7 +101,7 @@ def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, c
             calls.append(1)
             write(self, batch, mask)
 
-        monkeypatch.setattr(_Finished, "write", once)
+        monkeypatch.setattr(FinishedSystems, "write", once)
         assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=parts"]) == 130
         assert "the same command goes on" in capsys.readouterr().err
         monkeypatch.undo()
@@ -153,22 +152,22 @@ def test_wrong_input_is_one_sentence(folder, capsys):
             "run",
             "p.toml",
             "stages.0.fmax=-1",
-        ): r"p\.toml: stages\.0\.fmax: .*greater than 0, not -1",
-        ("run", "p.toml", "stages.1.ensemble=npt"): r"p\.toml: stages\.1: ensemble npt needs a pressure",
-        ("run", "p.toml", "stages.1.thermostat_time=3"): r"stages\.1: ensemble nvt has no thermostat_time",
-        ("run", "p.toml", "colour=3"): r"p\.toml: colour: Extra inputs are not permitted",
+        ): r"p\.toml: stages\.0\.fmax must be positive, not -1\.$",
+        ("run", "p.toml", "stages.1.ensemble=nph", "stages.1.pressure=0"): r"friction is not of ensemble nph",
+        ("run", "p.toml", "stages.1.thermostat_time=3"): r"thermostat_time is not of ensemble nvt",
+        ("run", "p.toml", "colour=3"): r"p\.toml: colour is unknown",
         ("run", "p.toml", "stages.7.fmax=1"): r"the file has no stages\.7\.fmax",
-        ("run", "p.toml", "fmax"): r"'fmax' is no override: write FIELD=VALUE",
+        ("run", "p.toml", "fmax"): r"'fmax' is no setting: write FIELD=VALUE",
         (
             "run",
             "p.toml",
             "max_atoms=2",
             'files=["in.extxyz"]',
         ): r"in\.extxyz:0 does not fit .*it has 3",
-        ("run", "p.toml", "model=magic"): r"--model 'magic' is unknown",
-        ("md", "in.extxyz", "--ensemble", "nvt"): r"arguments: stages\.0: ensemble nvt needs a temperature",
+        ("run", "p.toml", "model=magic"): r"model 'magic' is unknown",
+        ("md", "in.extxyz", "--ensemble", "nvt"): r"--temperature is missing: ensemble nvt needs it",
         ("md", "in.extxyz", "--ensemble", "npt", "--temperature", "9", "--pressure", "0"): "not periodic",
-        ("md", "in.extxyz", "--steps", "0"): r"stages\.0\.n_steps: Input should be greater than 0",
+        ("md", "in.extxyz", "--steps", "0"): r"--steps must be at least 1, not '0'",
     }
     for arguments, sentence in cases.items():
         assert main([*arguments]) == 2, arguments

@@ -16,7 +16,7 @@ from ase import Atoms
 from conftest import cluster
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage
+from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, driver
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.hooks import Hook, HookContext, HookSet, RecordingHook, TracedHook
 from alchemi_jax.hooks.records import Layout
@@ -368,6 +368,37 @@ def test_rows_survive_an_exception(batch, tmp_path):
     assert "raised in hook Break at AFTER_STEP of step 4" in e.value.__notes__
     assert len(read(tmp_path / "log.csv")) == 15
     assert log.writer._file is None
+
+
+def test_the_device_works_while_host_hooks_are_called(batch, monkeypatch):
+    """The next segment is started before them; the run is the same, and a hook that raises leaves the state
+    of its own step."""
+    events = []
+
+    def noted(*arguments, segment=driver.compiled_segment):
+        events.append("segment")
+        return segment(*arguments)
+
+    class Look:
+        stage, frequency, last = DynamicsStage.AFTER_STEP, 2, 99
+
+        def __call__(self, ctx, stage):
+            events.append(ctx.step_count)
+            if ctx.step_count == self.last:
+                raise RuntimeError("enough")
+
+    look = Look()
+    engine, alone = (NVE(model=MODEL, dt=1.0, n_steps=7, hooks=hooks) for hooks in ([look], []))
+    state = engine.init(batch)
+    monkeypatch.setattr(driver, "compiled_segment", noted)
+    watched, unwatched = engine.advance(state, 7), alone.advance(alone.init(batch), 7)
+    np.testing.assert_array_equal(watched.batch.positions, unwatched.batch.positions)
+    assert events[:8] == ["segment", "segment", 0, "segment", 2, "segment", 4, 6]
+    look.last = 4
+    run = driver.Run(engine, state)
+    with pytest.raises(RuntimeError, match="enough"):
+        run.advance(7)
+    assert int(run.state.step_count) == 5
 
 
 def test_a_backend_of_ones_own(batch):

@@ -236,6 +236,30 @@ def test_overflow_says_what_is_needed():
     assert grow(small, np.asarray(found.needs)).neighbors >= int(enough.used)
 
 
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_accelerators_make_the_same_list(builder, monkeypatch):
+    """They have a way without loops; also where there are too few slots."""
+    structures = [*zoo().values(), cluster()]
+    batch = Batch.from_ase(structures)
+    enough = listed(batch, 5.0, builder=builder).sizes
+    sizes = [enough, dataclasses.replace(enough, neighbors=5)]
+    wanted = [make(batch, 5.0, 0.5, s) for s in sizes]
+
+    def accelerated(*arguments, cpu, default):
+        return default(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", accelerated)
+
+    @jax.jit
+    def again(batch):
+        return [update(batch, empty_list(batch, 5.0, 0.5, s)) for s in sizes]
+
+    for a, b in zip(wanted, again(batch), strict=True):
+        np.testing.assert_array_equal(a.index, b.index)
+        np.testing.assert_array_equal(a.needs, b.needs)
+        assert bool(a.overflow) == bool(b.overflow)
+
+
 def test_free_systems_have_no_images_and_a_periodic_one_among_them_is_noticed():
     """Where no system is periodic all that is about cells is left out: a list made for such asks for room
     when one is, though its images are all out of reach."""

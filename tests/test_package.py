@@ -27,7 +27,7 @@ ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors"],
+    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors", "products"],
     ["parameters"],
     ["systems"],
     ["atoms", "levels", "segments", "observables", "analysis"],
@@ -144,6 +144,24 @@ def test_a_file_is_one_subject():
         n for n in tree.body if isinstance(n, ast.AnnAssign) and getattr(n.target, "id", "") == "STEP"
     )
     assert order.end_lineno - order.lineno <= 24
+
+
+def test_products_are_in_full_precision():
+    """On a GPU `@` and `jnp.einsum` multiply float32 in TF32: a cell would be moved by a thousandth."""
+    found = []
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        if path.name in ("products.py", "viewer.py", "canaries.py", "sizes.py"):
+            # Itself, and NumPy on the host.
+            continue
+        for node in ast.walk(ast.parse(text)):
+            product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+            names = ("einsum", "matmul", "dot", "vdot", "tensordot", "inner")
+            if isinstance(node, ast.Attribute) and node.attr in names:
+                product = isinstance(node.value, ast.Name) and node.value.id in ("jnp", "lax")
+            if product and "jax" in text:
+                found.append(f"{path.name}:{node.lineno}")
+    assert not found, f"products in the precision of the device's default: {found}"
 
 
 def test_importing_switches_nothing_on():

@@ -315,10 +315,10 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(dynamics, tmp_path, capsys):
     out, good = str(tmp_path / "out.extxyz"), str(dynamics)
     cases = [
         (["show", str(tmp_path / "nowhere.zarr")], r"nowhere\.zarr does not exist"),
-        (["show", str(tmp_path / "file")], "file is not a zarr group"),
+        (["show", str(tmp_path / "file")], "file is a file: give a folder"),
         (["show", str(tmp_path / "other.zarr")], "not one that ZarrData wrote"),
         (["show", str(tmp_path / "empty.zarr")], r"empty\.zarr holds no frames"),
-        (["show", good, "--skip", "-1"], "--skip must not be negative"),
+        (["show", good, "--skip", "-1"], "--skip must be at least 0, not '-1'"),
         (["show", good, "--skip", "30"], "--skip 30 leaves nothing"),
         (["show", good, "--out", str(tmp_path / "file" / "x.png")], r"x\.png cannot be written"),
         (["show", good, "--out", str(tmp_path / "x.nothing")], r"x\.nothing cannot be written: "),

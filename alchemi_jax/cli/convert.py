@@ -1,44 +1,56 @@
 """`alchemi-jax convert`: a trajectory in a format of other programs."""
 
-import argparse
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ase.io
+import numpy as np
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from tqdm import tqdm
 
+from alchemi_jax.cli.folder import check_target, find_store
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.read import open_trajectory
+from alchemi_jax.cli.settings import Convert
+from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
 from alchemi_jax.io.sinks.structures import to_atoms
 from alchemi_jax.io.trajectory import Trajectory
+from alchemi_jax.systems.host import HostBatch
 
 
-def convert(args: argparse.Namespace) -> int:
+def convert(args: Convert, signals: Signals | None = None) -> int:
     """Writes the file under another name, then gives it its own: it is whole or not there.
 
     Raises:
         UsageError: if something about the input, the format or the path is wrong.
     """
-    trajectory, out = open_trajectory(args.trajectory), Path(args.out)
+    trajectory, out = open_trajectory(str(find_store(args.trajectory))), Path(args.out)
+    check_target(out, args.overwrite, args.trajectory)
+    systems = None if args.system is None else _systems(args.system, trajectory)
     frames = _frames(args.frames, trajectory)
     format = _format(out)
-    rows = sum(len(trajectory.rows(i)) for i in frames)
+    if systems is not None:
+        ids = trajectory["system_id"][:]
+        frames = [i for i in frames if np.isin(ids[trajectory.rows(i)], systems).any()]
+        rows = sum(int(np.isin(ids[trajectory.rows(i)], systems).sum()) for i in frames)
+        if not rows:
+            raise UsageError(f"--system {args.system} is in none of the frames {args.frames}.")
+    else:
+        rows = sum(len(trajectory.rows(i)) for i in frames)
     if ioformats[format].single and rows > 1:
         raise UsageError(
             f"{out}: a file of format {format} holds one structure, and there are {rows}; choose another "
             "format, extxyz for example."
         )
-    if out.exists() and not args.overwrite:
-        raise UsageError(f"{out} exists: give another file, or --overwrite to replace it.")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder.")
-    part = out.with_name(f".part-{out.name}")
+    # The name says the format, so it comes last.
+    part = out.with_name(f".part-{os.getpid()}-{out.name}")
+    if signals is not None:
+        signals.on_leave(lambda: part.unlink(missing_ok=True))
     try:
-        part.unlink(missing_ok=True)
-        _write(trajectory, frames, part, format)
+        _write(trajectory, frames, systems, part, format)
         os.replace(part, out)
     except OSError as e:
         raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
@@ -49,7 +61,9 @@ def convert(args: argparse.Namespace) -> int:
     return OK
 
 
-def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> None:
+def _write(
+    trajectory: Trajectory, frames: Sequence[int], systems: np.ndarray | None, part: Path, format: str
+) -> None:
     """Frame by frame where the format can go on; ASE's writers of others want all at once."""
     kinds: dict[str, type[ExtXYZ] | type[AseTrajectory]] = {"extxyz": ExtXYZ, "traj": AseTrajectory}
     if format in kinds and part.suffix not in (".gz", ".bz2", ".xz"):
@@ -57,11 +71,11 @@ def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> No
         sink.open()
         try:
             for i in tqdm(frames, unit="frame", dynamic_ncols=True, delay=1):
-                sink.write(trajectory.to_batch(i))
+                sink.write(_frame(trajectory, i, systems))
         finally:
             sink.close()
         return
-    structures = [atoms for i in frames for atoms in to_atoms(trajectory.to_batch(i))]
+    structures = [atoms for i in frames for atoms in to_atoms(_frame(trajectory, i, systems))]
     try:
         ase.io.write(part, structures, format=format)
     except OSError:
@@ -70,6 +84,29 @@ def _write(trajectory: Trajectory, frames: range, part: Path, format: str) -> No
         # Writers raise anything where a structure does not fit their format.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise UsageError(f"ASE cannot write these structures as {format}: {reason}.") from None
+
+
+def _frame(trajectory: Trajectory, i: int, systems: np.ndarray | None) -> HostBatch:
+    host = trajectory.to_batch(i)
+    return host if systems is None else host.take(np.isin(host.system_id, systems))
+
+
+def _systems(text: str, trajectory: Trajectory) -> np.ndarray:
+    """Ids from "3" or "0,4,7".
+
+    Raises:
+        UsageError: for what is no id, or none of this trajectory.
+    """
+    known = trajectory.system_ids.tolist()
+    span = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+    try:
+        wanted = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--system {text!r} is neither an id nor a list of them, as in 0,4,7.") from None
+    for i in wanted:
+        if i not in known:
+            raise UsageError(f"--system {i}: {trajectory.path} has the systems {span}.")
+    return np.array(wanted)
 
 
 def _frames(text: str, trajectory: Trajectory) -> range:

@@ -1,161 +1,118 @@
-"""Arguments of `alchemi-jax`, and what its exit codes mean."""
+"""`alchemi-jax`: finds the command, runs it, and turns what went wrong into one sentence and an exit code.
 
-import argparse
-import importlib
+Signals are handled before anything else is imported, so little is imported here.
+"""
+
+import contextlib
+import os
 import sys
-from typing import Any
+from importlib import import_module
+from typing import Any, NoReturn
 
 from alchemi_jax._version import __version__
-from alchemi_jax.cli.outcome import USAGE, UsageError
+from alchemi_jax.cli.outcome import OK, USAGE, Mistakes, UsageError, did_you_mean, os_reason
+from alchemi_jax.cli.signals import Signals
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line. Each command names the function that runs it as `module:function`, which is
-    imported when it is asked for."""
-    top = argparse.ArgumentParser(prog="alchemi-jax", description="Batched atomistic dynamics in JAX.")
-    top.add_argument("--version", action="version", version=f"alchemi-jax {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_relax, _md, _run, _show, _convert, _info):
-        add(commands)
-    return top
+def start() -> NoReturn:
+    """Run the command of this process and end it."""
+    signals = Signals()
+    signals.install()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without Å gets its number, not an error.
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    code = main(signals=signals)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # At once: while Python takes itself apart signals have their defaults again, and threads of XLA may be at
+    # work.
+    os._exit(signals.exit_code if signals.number is not None else code)
 
 
-def _relax(commands: Any) -> None:
-    relax = commands.add_parser(
-        "relax",
-        help="relax structures, all at once",
-        description="Relaxes the positions of all structures in the files, in fixed cells, with FIRE. "
-        "Without files: the sample set of noble-gas clusters and crystals.",
-        epilog="Exit code: 0 all converged, 2 bad usage or unreadable input, 3 not all converged.",
-    )
-    relax.set_defaults(run="alchemi_jax.cli.relax:relax")
-    relax.add_argument("files", nargs="*", help="anything that ASE reads")
-    relax.add_argument(
-        "--model",
-        default="lj",
-        help=_MODELS,
-    )
-    relax.add_argument(
-        "--fmax", type=float, default=0.01, help="eV/Å at which a structure has converged [0.01]"
-    )
-    relax.add_argument("--steps", type=int, default=1000, help="budget of steps per structure [1000]")
-    relax.add_argument("--out", default="alchemi-relaxed", help="folder for the results [alchemi-relaxed]")
-    relax.add_argument("--overwrite", action="store_true", help="replace results in that folder")
-    relax.add_argument(
-        "--dtype", choices=("float64", "float32"), default="float64", help="precision [float64]"
-    )
+def main(arguments: list[str] | None = None, signals: Signals | None = None) -> int:
+    """Run a command; returns the exit code.
 
-
-_MODELS = (
-    "lj (noble gases, the default), lj:epsilon=EV,sigma=A[,cutoff=A] for any atoms, or "
-    "morse:depth=EV,width=1/A,r0=A[,cutoff=A]"
-)
-
-
-def _md(commands: Any) -> None:
-    md = commands.add_parser(
-        "md",
-        help="molecular dynamics of structures, as many at once as there is room for",
-        description="Molecular dynamics of all structures in the files; those at rest get velocities of the "
-        "temperature. The same command again goes on with the structures that are left. "
-        "Without files: the sample set.",
-        epilog="Exit code: 0 all done, 2 bad usage or unreadable input, 3 some failed or did not converge.",
-    )
-    md.set_defaults(run="alchemi_jax.cli.run:md")
-    md.add_argument("files", nargs="*", help="anything that ASE reads")
-    md.add_argument("--model", default="lj", help=_MODELS)
-    md.add_argument("--steps", type=int, default=1000, help="of each structure [1000]")
-    md.add_argument(
-        "--ensemble",
-        default="nvt",
-        help="nve, nvt (Langevin), nvt-nose-hoover, nvt-bussi, nph or npt [nvt]",
-    )
-    md.add_argument("--temperature", type=float, help="K")
-    md.add_argument("--pressure", type=float, help="GPa, for nph and npt")
-    md.add_argument("--friction", type=float, help="1/fs, for nvt [0.01]")
-    md.add_argument("--dt", type=float, help="fs [1]")
-    md.add_argument("--relax", type=float, metavar="FMAX", help="relax to this fmax first, eV/Å")
-    md.add_argument("--seed", type=int, default=0, help="of velocities and noise [0]")
-    md.add_argument("--max-systems", type=int, default=64, help="structures in flight [64]")
-    md.add_argument("--max-atoms", type=int, help="atoms in flight [what 64 structures of mean size need]")
-    md.add_argument("--log-every", type=int, default=10, help="steps between rows of log.csv [10]")
-    md.add_argument(
-        "--save-every", type=int, default=100, help="steps between frames of trajectory.zarr, 0: none [100]"
-    )
-    md.add_argument("--out", default="alchemi-md", help="folder for the results [alchemi-md]")
-    md.add_argument("--overwrite", action="store_true", help="begin from scratch in that folder")
-    md.add_argument("--dtype", default="float64", help="float64 or float32 [float64]")
-
-
-def _run(commands: Any) -> None:
-    run = commands.add_parser(
-        "run",
-        help="a pipeline from a file: relax, then dynamics, of many structures",
-        description="Runs the stages of a TOML file over all structures of its files. The same command again "
-        "goes on with the structures that are left.",
-        epilog="Exit code: 0 all done, 2 bad usage or unreadable input, 3 some failed or did not converge.",
-    )
-    run.set_defaults(run="alchemi_jax.cli.run:run")
-    run.add_argument("pipeline", help="a TOML file; docs/commands.md has its fields")
-    run.add_argument(
-        "overrides", nargs="*", metavar="FIELD=VALUE", help="in place of the file's, stages.0.fmax=0.02"
-    )
-    run.add_argument("--overwrite", action="store_true", help="begin from scratch in the folder of results")
-
-
-def _show(commands: Any) -> None:
-    show = commands.add_parser(
-        "show",
-        help="what a trajectory holds: means with error bars, and a picture",
-        description="Prints what a store of ZarrData holds: systems, frames, and means over the frames with "
-        "standard errors from blocks of them. Works while a run is still writing.",
-        epilog="Exit code: 0 all is well, 2 bad usage or unreadable input.",
-    )
-    show.set_defaults(run="alchemi_jax.cli.show:show")
-    show.add_argument("trajectory", help="a folder that ZarrData wrote")
-    show.add_argument("--out", help="a picture of the quantities against the steps, PNG, PDF or SVG")
-    show.add_argument("--skip", type=int, default=0, help="leave out each system's first frames [0]")
-    show.add_argument("--overwrite", action="store_true", help="replace the picture")
-
-
-def _convert(commands: Any) -> None:
-    convert = commands.add_parser(
-        "convert",
-        help="a trajectory as extxyz, .traj, or anything that ASE writes",
-        description="Writes the frames of a store of ZarrData to a file whose name says the format.",
-        epilog="Exit code: 0 all is well, 2 bad usage or unreadable input.",
-    )
-    convert.set_defaults(run="alchemi_jax.cli.convert:convert")
-    convert.add_argument("trajectory", help="a folder that ZarrData wrote")
-    convert.add_argument("out", help="the file to write, out.extxyz for example")
-    convert.add_argument(
-        "--frames",
-        default=":",
-        help="a frame, or first:last:step as in Python; --frames=-9: are the last nine [:]",
-    )
-    convert.add_argument("--overwrite", action="store_true", help="replace the file")
-
-
-def _info(commands: Any) -> None:
-    info = commands.add_parser(
-        "info",
-        help="versions, devices, precision, and a check of this JAX",
-        description="Prints versions, devices and precision, and runs small computations that some "
-        "versions of JAX got wrong. Exit code 3 if this one does.",
-    )
-    info.set_defaults(run="alchemi_jax.cli.info:info")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parser().parse_args(arguments)
-    module, _, name = args.run.partition(":")
+    Args:
+        arguments: by default those of the process, which this then ends (see `start`).
+        signals: what Ctrl-C and SIGTERM do; by default they are not handled here.
+    """
+    if arguments is None and signals is None:
+        start()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signals = Signals() if signals is None else signals
+    command = ""
     try:
-        return getattr(importlib.import_module(module), name)(args)
+        return _run(words, signals)
     except UsageError as e:
-        print(f"alchemi-jax {args.command}: error: {e}", file=sys.stderr)
+        if words and not words[0].startswith("-"):
+            command = f" {words[0][:40]}"
+        text = str(e).replace("?.", "?")
+        # A name of a file may hold ends of lines.
+        text = text if isinstance(e, Mistakes) else "\\n".join(text.splitlines())
+        _say(f"alchemi-jax{command}: error: {text}")
         return USAGE
+    except KeyboardInterrupt:
+        return signals.exit_code
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else OK
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `alchemi-jax show FOLDER | head`.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(words: list[str], signals: Signals) -> int:
+    from alchemi_jax.cli.flags import COMMANDS, parse
+
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(COMMANDS))
+        if not words:
+            raise UsageError(f"a command is missing: {', '.join(COMMANDS)}.")
+        return OK
+    if words[0] == "--version":
+        print(f"alchemi-jax {__version__}")
+        return OK
+    name = words[0]
+    if name not in COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        raise UsageError(
+            f"there is no {what} {name[:80]!r}, the commands are {', '.join(COMMANDS)}"
+            f"{did_you_mean(name, COMMANDS)}."
+        )
+    signals.command = name
+    asked = parse(name, words[1:])
+    # XLA remarks, at length, that code from the cache on disk prefers certain features of the machine. It
+    # reads this when jaxlib is loaded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    module, _, function = COMMANDS[name].run.partition(":")
+    try:
+        return getattr(import_module(module), function)(asked, signals)
+    except OSError as e:
+        if isinstance(e, BrokenPipeError):
+            raise
+        path = e.filename if isinstance(e.filename, str) else ""
+        raise UsageError(
+            f"{path} cannot be written: {os_reason(e)}." if path else f"{os_reason(e)}."
+        ) from None
+
+
+def _help(commands: dict[str, Any]) -> str:
+    lines = ["usage: alchemi-jax COMMAND ...", "", "Batched atomistic dynamics in JAX.", ""]
+    lines += [f"  {name:9}{command.help}" for name, command in commands.items()]
+    lines += ["", "  --version", "", "alchemi-jax COMMAND --help describes a command."]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    # A name of a file may hold bytes that are no text.
+    text = text.encode("utf-8", errors="backslashreplace").decode()
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -1,44 +1,40 @@
-"""How a command ends, and how systems did."""
+"""How a command ends: exit codes, and the error that a user can put right."""
 
-from pathlib import Path
-
-import numpy as np
-
-from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.outcome import Outcome
+from collections.abc import Iterable
 
 
-#: 0: all is well. 2: bad usage or unreadable input. 3: ran, but some systems did not converge or failed.
-OK, USAGE, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
+#: 0: all is well. 2: bad usage, or a file that cannot be read or written. 3: ran, but some systems did not
+#: converge or failed. Interrupted by a signal: 128 and its number, 130 for Ctrl-C, 143 for SIGTERM.
+OK, USAGE, INCOMPLETE = 0, 2, 3
 
 
 class UsageError(Exception):
     """What the user can put right, in one sentence."""
 
 
-def write_structures(path: Path, batch: Batch | HostBatch) -> None:
-    """Extended XYZ of all systems; their `info` says how each of them ended."""
-    from ase.io import write
-
-    structures = []
-    for system in batch:
-        atoms = system.to_ase()
-        atoms.info.update(
-            converged=bool(system.converged),
-            failed=bool(system.failed),
-            outcome=system.outcome_text,
-            steps=int(system.steps_taken),
-        )
-        structures.append(atoms)
-    write(path, structures, format="extxyz")
+class Mistakes(UsageError):
+    """Several things that the user can put right, a line for each after the first."""
 
 
-def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
-    """How many systems ended in each way, ways without systems left out.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
+    # Only now: it takes longer to import than all of this module.
+    import difflib
 
-    Args:
-        outcomes: [systems], as `batch.outcome`.
-    """
-    counts = {outcome: int(np.sum(outcomes == outcome)) for outcome in Outcome}
-    return {outcome: n for outcome, n in counts.items() if n}
+    word = str(name)[:80]
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    # Letters that changed places are the likeliest mistake.
+    near.sort(key=lambda other: sorted(other) != sorted(word))
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception in one line, without a stop at its end; its type if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused, without the path."""
+    # Sinks have put the path into the message.
+    return (error.strerror or one_line(error).rpartition("cannot be written: ")[2]).rstrip(".")

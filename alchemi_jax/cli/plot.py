@@ -1,10 +1,14 @@
 """Pictures of a relaxation and of a trajectory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from alchemi_jax.cli.folder import SOFTWARE
 
 
 def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> None:
@@ -45,7 +49,7 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
     for axes in (forces, energies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture)
 
 
 #: So many systems are drawn, evenly chosen from all.
@@ -55,19 +59,26 @@ _DRAWN = 200
 def quantities(
     picture: Path,
     title: str,
-    steps: np.ndarray,
+    x: np.ndarray,
     values: list[tuple[str, str, np.ndarray]],
     systems: list[np.ndarray],
+    *,
+    label: str = "step",
+    names: list[str] | None = None,
+    set_values: Mapping[str, float] | None = None,
 ) -> None:
-    """Quantities of every system against the step, one above the other.
+    """Quantities of every system against the step or the time, one above the other.
 
     Args:
         picture: the file to write.
-        steps: [rows] steps that the system had taken.
+        x: [rows] steps that the system had taken, or its time.
         values: name, unit and [rows] values of each quantity.
         systems: the rows of each system, in order.
+        label: of x.
+        names: of the systems, for the legend.
+        set_values: name of a quantity -> the value that the run was to have, drawn as a line.
     """
-    figure = Figure(figsize=(7, 1 + 1.9 * len(values)), layout="constrained")
+    figure = Figure(figsize=(7, 1.4 + 1.9 * len(values)), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = np.unique(np.linspace(0, len(systems) - 1, min(len(systems), _DRAWN)).astype(int))
     alpha = float(np.clip(8 / len(drawn), 0.15, 0.9))
@@ -77,12 +88,37 @@ def quantities(
             rows = systems[k]
             marker = "o" if len(rows) == 1 else None
             style = {"lw": 0.9, "alpha": alpha, "color": f"C{k % 10}", "marker": marker, "ms": 3}
-            axes.plot(steps[rows], of_rows[rows], **style)
+            axes.plot(x[rows], of_rows[rows], **style)
+        if set_values and name in set_values:
+            line = axes.axhline(set_values[name], color="black", ls=":", lw=1.2)
+            axes.legend([line], [f"set: {set_values[name]:g} {unit}"], frameon=False, fontsize=8)
         if name == "fmax" and (of_rows[np.isfinite(of_rows)] > 0).any():
             axes.set_yscale("log")
-        axes.set_ylabel(f"{name} ({unit})")
+        axes.set_ylabel(f"{name}\n({unit})")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
     panels[0].set_title(title if len(drawn) == len(systems) else f"{title}, {len(drawn)} systems drawn")
-    panels[-1].set_xlabel("step")
-    figure.savefig(picture, dpi=130)
+    panels[-1].set_xlabel(label)
+    _legend(figure, panels[0], drawn, names)
+    _save(figure, picture)
+
+
+def _legend(figure: Figure, axes: Any, drawn: np.ndarray, names: list[str] | None) -> None:
+    """Which colour is which system, or how many there are if there are more than colours."""
+    if names is None:
+        return
+    if len(drawn) <= 10:
+        lines, texts = axes.lines[: len(drawn)], [names[k] for k in drawn]
+    else:
+        lines, texts = axes.lines[:1], [f"each line is one of {len(names)} systems"]
+    options = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 8}
+    legend = figure.legend(lines, texts, **options)
+    for line in legend.get_lines():
+        line.set_alpha(1)
+
+
+def _save(figure: Figure, picture: Path) -> None:
+    """The file, with a mark by which it is known as ours."""
+    key = "Software" if picture.suffix.lower() == ".png" else "Creator"
+    known = picture.suffix.lower() in (".png", ".pdf", ".svg")
+    figure.savefig(picture, dpi=130, metadata={key: SOFTWARE} if known else None)

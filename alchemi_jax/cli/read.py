@@ -2,9 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ase.io
 from ase import Atoms
@@ -12,8 +10,6 @@ from ase import Atoms
 from alchemi_jax import samples
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.io.trajectory import Trajectory
-from alchemi_jax.models import LennardJones, Morse
-from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.atoms import AtomicData
 
 
@@ -68,35 +64,3 @@ def open_trajectory(path: str) -> Trajectory:
     if not len(trajectory):
         raise UsageError(f"{path} holds no frames.")
     return trajectory
-
-
-def model_from(text: str) -> AbstractModel:
-    """A model from `name` or `name:parameter=number,...`.
-
-    Raises:
-        UsageError: saying which part is wrong.
-    """
-    name, _, rest = text.partition(":")
-    makers: dict[str, Callable[..., Any]] = {"lj": LennardJones, "morse": Morse}
-    required = {"lj": {"epsilon", "sigma"}, "morse": {"depth", "width", "r0"}}
-    if name not in makers:
-        raise UsageError(f"--model {name!r} is unknown: it can be {' or '.join(makers)}.")
-    parameters = {}
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        if key not in required[name] | {"cutoff"}:
-            known = ", ".join(sorted(required[name] | {"cutoff"}))
-            raise UsageError(f"--model {name} has no parameter {key!r}: it has {known}.")
-        try:
-            parameters[key] = float(value)
-        except ValueError:
-            raise UsageError(f"--model {text}: {value!r} is no number.") from None
-    missing = sorted(required[name] - set(parameters))
-    try:
-        if name == "lj" and len(missing) == 2:
-            return LennardJones.noble_gases(**parameters)
-        if missing:
-            raise UsageError(f"--model {name} needs {', '.join(missing)}.")
-        return makers[name](**parameters)
-    except ValueError as e:
-        raise UsageError(f"--model {text}: {e}") from None

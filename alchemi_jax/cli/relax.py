@@ -1,162 +1,168 @@
 """`alchemi-jax relax`: files in, relaxed structures, a log and a picture out."""
 
-import argparse
+import os
 import shutil
 import sys
-import time
-import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, count_outcomes, write_structures
-from alchemi_jax.cli.plot import convergence
-from alchemi_jax.cli.read import model_from, read
-from alchemi_jax.dynamics import FIRE, AbstractDynamics, ConvergenceHook, DynamicsState
-from alchemi_jax.dynamics.finish import finalize
-from alchemi_jax.dynamics.hooks import LoggingHook
-from alchemi_jax.dynamics.sinks import ZarrData
-from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.cli.flags import Job
+from alchemi_jax.cli.folder import Results
+from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
+from alchemi_jax.cli.report import print_rows, print_unfinished
+from alchemi_jax.cli.settings import Relax, describe
+from alchemi_jax.cli.signals import Signals
+from alchemi_jax.cli.stream import Ended, prepare, stream
+from alchemi_jax.cli.watch import Watch
+from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
+from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.observables import fmax
 from alchemi_jax.systems.outcome import Outcome
 
 
-OUTPUTS = ("relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png")
-_CHUNK_SECONDS = 0.3
-#: So many unfinished structures are described, the others only listed.
-_DETAILS = 20
+STORE, STRUCTURES, LOG, PICTURE = "relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png"
+OUTPUTS = (STORE, STRUCTURES, LOG, PICTURE)
 
 
-def relax(args: argparse.Namespace) -> int:
-    """The main job; returns the exit code.
+class RelaxedSystems(HostMemory):
+    """Keeps finished systems, and stores each of them once, as soon as it is known to be finished.
+
+    A system that was seen to be finished is stored as it is; the stress is evaluated when it leaves the
+    batch, and the store is written again at the end.
+    """
+
+    def __init__(self, path: Path, signals: Signals):
+        super().__init__()
+        self.store, self.signals = ZarrData(path), signals
+        self.watch: Watch | None = None
+        self.stored: set[int] = set()
+
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        host = batch.to_host(mask)
+        with self.signals.files:
+            super().write(host)
+            self.put(host, np.ones(len(host), bool))
+            if self.watch is not None:
+                self.watch.count(host.system_id)
+
+    def put(self, host: HostBatch, mask: np.ndarray) -> None:
+        """Store systems that are not stored yet."""
+        new = mask & ~np.isin(host.system_id, list(self.stored))
+        if new.any():
+            self.store.write(host, new)
+            self.stored |= set(host.system_id[new].tolist())
+
+
+def relax(job: Job, signals: Signals) -> int:
+    """The command; returns the exit code.
+
+    Structures are in the store as soon as they are finished. At the end it is written again in the order of
+    the input, with what is evaluated at the end alone, the stress.
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong.
     """
-    if not args.fmax > 0 or not np.isfinite(args.fmax):
-        raise UsageError(f"--fmax must be positive, not {args.fmax}.")
-    if args.steps < 1:
-        raise UsageError(f"--steps must be at least 1, not {args.steps}.")
-    if args.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    model = model_from(args.model)
-    sources = read(args.files)
-    batch = Batch.from_data_list([data for _, _, data in sources], dtype=args.dtype)
+    results = Results(job.settings.out, OUTPUTS)
+    results.check(job.options.overwrite, job.settings.files)
+    run = prepare(job)
+    results.begin()
+    print(f"{describe(job.settings)}: {run.input}.", flush=True)
+    at = results.at
+    sink = RelaxedSystems(at / STORE, signals)
+
+    def kept() -> str:
+        n, of = len(sink.stored), len(run.sources)
+        return f"{n} of {of} structures are relaxed, in {at / STORE}" if n else "nothing is finished"
+
+    signals.describe = kept
+    signals.on_leave(results.forget)
     try:
-        model.check(batch)
-    except ValueError as e:
-        raise UsageError(str(e)) from None
-    out = _prepare(Path(args.out), args.overwrite)
-
-    # FIRE's dt of ASE, and the same largest one.
-    engine = FIRE(
-        model=model,
-        n_steps=args.steps,
-        hooks=[ConvergenceHook.from_fmax(args.fmax), LoggingHook(log_path=out / "log.csv", mode="w")],
-    )
-    where = "the sample set" if not args.files else f"{len(args.files)} file(s)"
-    print(f"Relaxing {batch.num_systems} structures, {batch.num_atoms} atoms, from {where}.")
-    begun = time.perf_counter()
-    with warnings.catch_warnings():
-        # Failed systems are in the table at the end.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
-        with engine:
-            state, interrupted = _advance(engine, engine.init(batch), args.steps)
-    took = time.perf_counter() - begun
-    final = finalize(cast(AbstractDynamics, engine), state).to_host()
-    ZarrData(out / "relaxed.zarr", mode="w").write(final)
-    write_structures(out / "relaxed.extxyz", final)
-    convergence(out / "log.csv", out / "convergence.png", args.fmax, final.atoms_per_system)
-    return _report(final, sources, out, took, interrupted)
+        ended = stream(run, at / LOG, sink, signals, take=sink.put)
+    except UsageError:
+        results.forget()
+        raise
+    with signals.files:
+        final = _in_order(sink, ended)
+        _replace_store(at / STORE, final[final.outcome != Outcome.RUNNING] if len(final) else None)
+        write_structures(at / STRUCTURES, final)
+        if not ended.interrupted:
+            _draw(job, at, final)
+            results.finish()
+    return _report(final, run.sources, results, ended, signals)
 
 
-def _prepare(out: Path, overwrite: bool) -> Path:
-    """The folder for results, made and known to be writable."""
-    existing = [name for name in OUTPUTS if (out / name).exists()]
-    if existing and not overwrite:
-        raise UsageError(f"{out / existing[0]} exists: give another --out, or --overwrite to replace it.")
+def _in_order(sink: RelaxedSystems, ended: Ended) -> Any:
+    """All systems that were reached, in the order of the input: those that are finished, then the others."""
+    parts = [sink.read()] if len(sink) else []
+    if ended.unfinished is not None:
+        known = parts[0].system_id if parts else np.zeros(0, int)
+        left = ~np.isin(ended.unfinished.system_id, known)
+        if left.any():
+            parts.append(ended.unfinished.take(left))
+    if not parts:
+        return []
+    host = HostBatch.concatenate(parts) if len(parts) > 1 else parts[0]
+    return host.take(np.argsort(host.system_id, kind="stable"))
+
+
+def _replace_store(path: Path, final: HostBatch | None) -> None:
+    if final is None or not len(final):
+        return
+    new = path.with_name(f".new-{os.getpid()}-{path.name}")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".alchemi-jax"
-        probe.touch()
-        probe.unlink()
-        for name in existing:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        ZarrData(new, mode="w").write(final)
+        old = path.with_name(f".old-{os.getpid()}-{path.name}")
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
-    return out
+        raise UsageError(f"{path} cannot be written again with stresses: {os_reason(e)}.") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _advance(engine: FIRE, state: DynamicsState, steps: int) -> tuple[DynamicsState, bool]:
-    """Steps to the end, a part of a second at a time, for the progress bar."""
-    total = state.batch.num_systems
-    atoms = np.asarray(state.batch.atoms_per_system)
-    chunk, first = 10, True
-    with tqdm(total=total, unit="system", dynamic_ncols=True) as bar:
-        while True:
-            batch = state.batch
-            finished = int(np.sum((np.asarray(batch.status) >= engine.exit_status) & (atoms > 0)))
-            bar.update(finished - bar.n)
-            if finished == total or int(state.step_count) >= steps:
-                return state, False
-            begun, taken = time.perf_counter(), np.asarray(batch.steps_taken)
-            try:
-                state = engine.advance(state, min(chunk, steps - int(state.step_count)))
-            except KeyboardInterrupt:
-                return state, True
-            seconds = time.perf_counter() - begun
-            done = atoms * (np.asarray(state.batch.steps_taken) - taken)
-            left = np.asarray(engine.active(state.batch))
-            worst = np.max(np.asarray(fmax(state.batch))[left], initial=0.0)
-            if not first:
-                # The first chunk compiles.
-                chunk = int(np.clip(chunk * _CHUNK_SECONDS / max(seconds, 1e-3), 1, 10 * chunk))
-                speed = done.sum() / seconds
-                bar.set_postfix_str(f"fmax {worst:.4f} eV/Å, {speed:,.0f} atom-steps/s")
-            first = False
+def _draw(job: Job, at: Path, final: HostBatch) -> None:
+    from alchemi_jax.cli.plot import convergence
+
+    stage = job.settings.stages[0]
+    assert isinstance(stage, Relax)
+    with whole_file(at / PICTURE) as part:
+        convergence(at / LOG, part, stage.fmax, final.atoms_per_system)
 
 
-def _report(
-    final: HostBatch,
-    sources: list[tuple[Path, int, AtomicData]],
-    out: Path,
-    took: float,
-    interrupted: bool,
-) -> int:
-    atom_steps = int((final.steps_taken.astype(np.int64) * final.atoms_per_system).sum())
+def _report(final: Any, sources: list, results: Results, ended: Ended, signals: Signals) -> int:
+    n = len(final)
+    outcomes = final.outcome if n else np.zeros(0, int)
+    steps = final.steps_taken if n else np.zeros(0, int)
+    atom_steps = float((steps.astype(np.int64) * final.atoms_per_system).sum()) if n else 0.0
     counts = dict.fromkeys((Outcome.CONVERGED, Outcome.OUT_OF_STEPS, Outcome.FAILED), 0)
-    counts |= count_outcomes(final.outcome)
-    words = {Outcome.RUNNING: "interrupted" if interrupted else "unfinished"}
-    rows: list[tuple[str, Any]] = [
-        *((words.get(outcome, outcome.text), n) for outcome, n in counts.items()),
-        ("steps", f"{final.steps_taken.max()} (mean {final.steps_taken.mean():.1f})"),
-        ("time", f"{took:.1f} s, compiling included"),
-        ("speed", f"{atom_steps / took:,.0f} atom-steps/s"),
-        ("results", ", ".join(str(out / name) for name in OUTPUTS)),
+    counts |= count_outcomes(outcomes)
+    words = {Outcome.RUNNING: "interrupted" if ended.interrupted else "unfinished"}
+    rows: list[tuple[str, Any]] = [(words.get(outcome, outcome.text), k) for outcome, k in counts.items()]
+    if n < len(sources):
+        rows.append(("not begun", len(sources) - n))
+    if n:
+        rows.append(("steps", f"{steps.max()} (mean {steps.mean():.1f})"))
+    rows += [
+        ("compiling", f"{ended.compiling:.1f} s"),
+        ("running", f"{ended.running:.1f} s, {atom_steps / ended.running:,.0f} atom-steps/s"),
+        ("results", ", ".join(results.made())),
     ]
-    print()
-    for name, value in rows:
-        print(f"  {name:14}{value}")
-    worst = np.asarray(fmax(final))
-    incomplete = np.flatnonzero(final.outcome != Outcome.CONVERGED).tolist()
-    for i in incomplete[:_DETAILS]:
-        path, index, _ = sources[i]
-        what = final.outcome_text(i)
-        if final.outcome[i] != Outcome.FAILED:
-            what = "did not converge" if final.outcome[i] != Outcome.STOPPED else what
-            what += f", fmax {worst[i]:.4f} eV/Å after {final.steps_taken[i]} steps"
-        print(f"{path}, structure {index}: {what}.", file=sys.stderr)
-    further: dict[Path, list[int]] = {}
-    for i in incomplete[_DETAILS:]:
-        further.setdefault(sources[i][0], []).append(sources[i][1])
-    for path, indices in further.items():
-        print(f"{path}, structures {', '.join(map(str, indices))}: likewise.", file=sys.stderr)
-    if interrupted:
-        return INTERRUPTED
-    return INCOMPLETE if incomplete else OK
+    print_rows(rows)
+    if n:
+        print_unfinished(final, sources)
+    if ended.interrupted:
+        signals.describe = lambda: _left(final, sources, results)
+        print(signals.sentence(), file=sys.stderr)
+        return signals.exit_code
+    return OK if n == len(sources) and (outcomes == Outcome.CONVERGED).all() else INCOMPLETE
+
+
+def _left(final: Any, sources: list, results: Results) -> str:
+    done = int((final.outcome != Outcome.RUNNING).sum()) if len(final) else 0
+    text = f"{done} of {len(sources)} structures are finished, in {results.at}"
+    return text if results.at == results.out else f"{text}; the older results in {results.out} are kept"

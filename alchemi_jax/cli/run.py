@@ -5,32 +5,27 @@ In the folder of results: `finished.zarr` (systems as they come out), `trajector
 rows and frames are on disk; a second call goes on with those that are not.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
-from tqdm import tqdm
 
-from alchemi_jax.cli.config import MD, Pipeline, Relax, load, validate
-from alchemi_jax.cli.outcome import INCOMPLETE, INTERRUPTED, OK, UsageError, count_outcomes, write_structures
-from alchemi_jax.cli.read import model_from, read
+from alchemi_jax.cli.flags import Job
+from alchemi_jax.cli.folder import Results
+from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
+from alchemi_jax.cli.report import print_rows
+from alchemi_jax.cli.settings import MD, Pipeline, Relax, describe
+from alchemi_jax.cli.signals import Signals
+from alchemi_jax.cli.stream import Ended, FinishedSystems, Prepared, prepare, stream
 from alchemi_jax.cli.table import Table, means, picture
-from alchemi_jax.dynamics import Sampler
-from alchemi_jax.dynamics.api import draw_velocities, integrator, relaxation
-from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
+from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
+from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.trajectory import Trajectory
-from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.outcome import Outcome
 
 
@@ -41,150 +36,91 @@ _FREE = ("out", "max_systems", "max_atoms", "policy")
 _DETAILS = 20
 
 
-def run(args: argparse.Namespace) -> int:
-    """`alchemi-jax run`; returns the exit code.
+def run(job: Job, signals: Signals) -> int:
+    """The command, also as `md`, a pipeline of one or two stages; returns the exit code.
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong.
     """
-    return execute(load(args.pipeline, args.overrides), args.overwrite)
+    settings = job.settings
+    results = Results(settings.out, RESULTS)
+    goes_on = bool(results.existing()) and not job.options.overwrite
+    if goes_on:
+        _check_same(results, settings)
+    else:
+        results.check(job.options.overwrite, settings.files)
+    plan = prepare(job)
+    if goes_on:
+        done = _go_on(results.at)
+    else:
+        done = set()
+        results.begin()
+        _write_settings(results.at, settings)
+    resumed = f", {len(done)} of them done before" if done else ""
+    print(f"{describe(settings)}: {plan.input}{resumed}.", flush=True)
+    at = results.at
+    frames = ZarrData(at / FRAMES)
+    sink = FinishedSystems(at / FINISHED, signals, frames)
+    signals.describe = lambda: _left(plan, results, len(sink))
+    signals.on_leave(results.forget)
+    signals.on_leave(frames.commit)
+    hooks = [SnapshotHook(frames, settings.save_every, finished=False)] if settings.save_every else []
+    ended = Ended(False, 0.0, 0.0)
+    if len(done) < len(plan.sources):
+        try:
+            ended = stream(plan, at / LOG, sink, signals, done=done, hooks=hooks)
+        except UsageError:
+            results.forget()
+            raise
+    return _report(plan, results, ended, signals, done)
 
 
-def md(args: argparse.Namespace) -> int:
-    """`alchemi-jax md`: a pipeline of one stage.
+md = run
+
+
+def _left(plan: Prepared, results: Results, done: int) -> str:
+    text = f"{done} of {len(plan.sources)} structures are finished, in {results.at}"
+    if results.at != results.out:
+        return f"{text}; the older results in {results.out} are kept"
+    return f"{text}; the same command goes on with the others"
+
+
+def _write_settings(at: Path, settings: Pipeline) -> None:
+    with whole_file(at / SETTINGS) as part:
+        part.write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
+
+
+def _check_same(results: Results, settings: Pipeline) -> None:
+    """Whether an earlier call of the same run left these results.
 
     Raises:
-        UsageError: as `run`.
+        UsageError: naming the settings that differ.
     """
-    names = ("ensemble", "temperature", "pressure", "friction", "dt")
-    stage = {name: value for name in names if (value := getattr(args, name)) is not None}
-    stages = [{"kind": "md", "n_steps": args.steps, **stage}]
-    if args.relax is not None:
-        stages.insert(0, {"kind": "relax", "fmax": args.relax})
-    same = ("files", "model", "out", "dtype", "seed", "max_systems", "max_atoms", "log_every", "save_every")
-    content = {name: value for name in same if (value := getattr(args, name)) is not None}
-    content["stages"] = stages
-    return execute(validate(content, "arguments"), args.overwrite)
-
-
-def execute(settings: Pipeline, overwrite: bool) -> int:
-    """Runs a pipeline, or what is left of it; returns the exit code."""
-    if settings.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    model = model_from(settings.model)
-    sources = read(settings.files)
-    data = [d for _, _, d in sources]
-    out = Path(settings.out)
-    done = _begin(out, settings, overwrite)
-    frames = ZarrData(out / FRAMES)
-    try:
-        engine = _engine(settings, model, out, frames)
-        key = jax.random.key(settings.seed)
-        sampler = Sampler(
-            data,
-            max_systems=settings.max_systems,
-            max_atoms=settings.max_atoms,
-            policy=settings.policy,
-            dtype=settings.dtype,
-            skip=done,
-            prepare=_velocities(settings, key),
-        )
-    except ValueError as e:
-        raise UsageError(str(e)) from None
-    atoms = sum(map(len, data))
-    where = "the sample set" if not settings.files else f"{len(settings.files)} file(s)"
-    resumed = f", {len(done)} of them done before" if done else ""
-    print(f"{_describe(settings)}: {len(data)} structures, {atoms} atoms, from {where}{resumed}.")
-    begun, interrupted = time.perf_counter(), False
-    with tqdm(total=len(data), initial=len(done), unit="system", dynamic_ncols=True) as bar:
-        sink = _Finished(out / FINISHED, frames, bar)
-        if len(done) < len(data):
-            try:
-                with warnings.catch_warnings():
-                    # Failed systems are in the table at the end.
-                    warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
-                    engine.run(sampler=sampler, sink=sink, key=key)
-            except KeyboardInterrupt:
-                interrupted = True
-            except ValueError as e:
-                if len(sink):
-                    raise
-                raise UsageError(str(e)) from None
-    return _report(settings, sources, out, time.perf_counter() - begun, interrupted)
-
-
-class _Finished(ZarrData):
-    """Commits each write, after the frames of the same systems; and moves the bar."""
-
-    def __init__(self, path: Path, frames: ZarrData, bar: Any):
-        super().__init__(path)
-        self.frames, self.bar = frames, bar
-
-    def write(self, batch: Any, mask: Any = None) -> None:
-        before = len(self)
-        self.frames.commit()
-        super().write(batch, mask)
-        self.commit()
-        self.bar.update(len(self) - before)
-
-
-def _engine(settings: Pipeline, model: AbstractModel, out: Path, frames: ZarrData) -> AbstractDynamics:
-    engines = [_stage(stage, model) for stage in settings.stages]
-    engine = engines[0]
-    for other in engines[1:]:
-        engine = engine + other
-    hooks: list[Any] = [LoggingHook(log_path=out / LOG, frequency=settings.log_every)]
-    if settings.save_every:
-        hooks.append(SnapshotHook(frames, settings.save_every, finished=False))
-    return engine.with_hooks(*hooks)
-
-
-def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
-    given = stage.model_dump(exclude={"kind"}, exclude_none=True)
-    if isinstance(stage, Relax):
-        if not stage.relax_cell:
-            given = {name: given[name] for name in ("fmax", "n_steps")}
-        return relaxation(model, **given)
-    if stage.ensemble == "nve":
-        given.pop("temperature", None)
-    return integrator(model, **given)
-
-
-def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:
-    first = settings.stages[0]
-    if not isinstance(first, MD) or first.temperature is None:
-        return None
-    return draw_velocities(first.temperature, key)
-
-
-def _begin(out: Path, settings: Pipeline, overwrite: bool) -> set[int]:
-    """Makes the folder, or checks what an earlier call of the same run left: ids of finished systems."""
     wanted = settings.model_dump(mode="json")
-    existing = [name for name in RESULTS if (out / name).exists()]
-    if existing and not overwrite:
-        try:
-            found = json.loads((out / SETTINGS).read_text())
-        except (OSError, ValueError):
-            raise UsageError(f"{out / existing[0]} exists: give another out, or --overwrite.") from None
-        odd = [n for n in wanted if n not in _FREE and found.get(n) != wanted[n]]
-        if odd:
-            raise UsageError(
-                f"{out} holds results of other settings, {odd[0]} differs: give another out, or --overwrite."
-            )
-        return _go_on(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in existing:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (out / SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n")
-    except OSError as e:
-        raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
-    return set()
+        found = json.loads((results.out / SETTINGS).read_text())
+        assert isinstance(found, dict)
+    except (OSError, ValueError, RecursionError, AssertionError):
+        raise UsageError(
+            f"{results.out / results.existing()[0]} exists: give another out, or --overwrite."
+        ) from None
+    odd = [name for name in wanted if name not in _FREE and found.get(name) != wanted[name]]
+    if odd:
+        raise UsageError(
+            f"{results.out} holds results of other settings, {', '.join(odd)} "
+            f"differ{'s' * (len(odd) == 1)}: give another out, or --overwrite."
+        )
 
 
 def _go_on(out: Path) -> set[int]:
     """Ids of finished systems. Rows and frames of the others are removed: they begin again."""
+    try:
+        return _keep_finished(out)
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written: {os_reason(e)}.") from None
+
+
+def _keep_finished(out: Path) -> set[int]:
     ids: set[int] = set()
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
         ids = set(Trajectory(out / FINISHED)["system_id"][:].tolist())
@@ -208,29 +144,20 @@ def _go_on(out: Path) -> set[int]:
     return ids
 
 
-def _describe(settings: Pipeline) -> str:
-    parts = []
-    for stage in settings.stages:
-        if isinstance(stage, Relax):
-            parts.append(f"relax{' with cells' * stage.relax_cell} to {stage.fmax:g} eV/Å")
-        else:
-            at = "" if stage.temperature is None else f" at {stage.temperature:g} K"
-            at += "" if stage.pressure is None else f" and {stage.pressure:g} GPa"
-            parts.append(f"{stage.n_steps} steps of {stage.dt:g} fs {stage.ensemble}{at}")
-    text = ", then ".join(parts)
-    return text[0].upper() + text[1:]
-
-
-def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupted: bool) -> int:
-    finished, counts = 0, {}
+def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals, done: set[int]) -> int:
+    out, sources, settings = results.at, plan.sources, plan.settings
+    finished, counts, steps = 0, {}, 0.0
     if (out / FINISHED).exists() and len(ZarrData(out / FINISHED)):
         host = ZarrData(out / FINISHED).read()
         host = host.take(np.argsort(host.system_id))
-        write_structures(out / "final.extxyz", host)
+        with signals.files:
+            write_structures(out / "final.extxyz", host)
         finished, counts = len(host), count_outcomes(host.outcome)
         for i in np.flatnonzero(host.outcome >= Outcome.STOPPED).tolist()[:_DETAILS]:
             path, index, _ = sources[int(host.system_id[i])]
             print(f"{path}, structure {index}: {host.outcome_text(i)}.", file=sys.stderr)
+        new = ~np.isin(host.system_id, list(done))
+        steps = float((host.steps_taken.astype(np.int64) * host.atoms_per_system)[new].sum())
     converged, failed, stopped = (
         counts.get(outcome, 0) for outcome in (Outcome.CONVERGED, Outcome.FAILED, Outcome.STOPPED)
     )
@@ -239,23 +166,36 @@ def _report(settings: Pipeline, sources: list, out: Path, took: float, interrupt
     if relaxes:
         rows.append(("converged", converged))
     rows += [("stopped", stopped)] if stopped else []
-    rows += [("failed", failed), ("time", f"{took:.1f} s, compiling included")]
-    print()
-    for name, value in rows:
-        print(f"  {name:14}{value}")
-    table = Table.read(out / LOG) if (out / LOG).exists() else None
-    if table is not None and len(table.step):
-        sizes = {i: len(data) for i, (_, _, data) in enumerate(sources)}
-        for code, stage in enumerate(settings.stages):
-            if isinstance(stage, MD):
-                print(f"\n  {'stage ' + str(code):14}means over its steps, with standard errors from blocks")
-                for name, text in means(table, code, sizes):
-                    print(f"  {name:14}{text}")
-        picture(table, sizes, out / "summary.png", _describe(settings))
-    made = [str(out / name) for name in RESULTS if (out / name).exists()]
-    print(f"\n  {'results':14}{', '.join(made)}")
-    if interrupted:
-        print("interrupted: the same command goes on with the systems that are left.", file=sys.stderr)
-        return INTERRUPTED
+    rows += [("failed", failed)]
+    if ended.seconds:
+        rows += [("compiling", f"{ended.compiling:.1f} s")]
+        speed = "" if ended.interrupted else f", {steps / ended.running:,.0f} atom-steps/s"
+        rows += [("running", f"{ended.running:.1f} s{speed}")]
+    print_rows(rows)
+    if not ended.interrupted:
+        _summarize(plan, out)
+        with signals.files:
+            results.finish()
+    print_rows([("results", ", ".join(results.made()))])
+    if ended.interrupted:
+        signals.describe = lambda: _left(plan, results, finished)
+        print(signals.sentence(), file=sys.stderr)
+        return signals.exit_code
     ended_well = finished == len(sources) and not failed + stopped
     return OK if ended_well and (not relaxes or converged == finished) else INCOMPLETE
+
+
+def _summarize(plan: Prepared, out: Path) -> None:
+    """Means of each stage of dynamics, and the picture."""
+    table = Table.read(out / LOG) if (out / LOG).exists() else None
+    if table is None or not len(table.step):
+        return
+    sizes = {i: len(data) for i, data in enumerate(plan.data)}
+    for code, stage in enumerate(plan.settings.stages):
+        if isinstance(stage, MD):
+            print(f"\n  {'stage ' + str(code):14}means over its steps, with standard errors from blocks")
+            for name, text in means(table, code, stage, sizes):
+                print(f"  {name:14}{text}")
+    stages = plan.settings.stages
+    with whole_file(out / "summary.png") as part:
+        picture(table, sizes, part, describe(plan.settings), list(stages))

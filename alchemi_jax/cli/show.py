@@ -1,17 +1,21 @@
 """`alchemi-jax show`: what a trajectory holds, in numbers and a picture."""
 
-import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from alchemi_jax.analysis import BlockAverage, block_average
-from alchemi_jax.cli.outcome import OK, UsageError, count_outcomes
+from alchemi_jax.cli.folder import check_target, find_store
+from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.plot import quantities
 from alchemi_jax.cli.read import open_trajectory
+from alchemi_jax.cli.settings import Pipeline, Show, describe
+from alchemi_jax.cli.write import count_outcomes, whole_file
+from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, kinetic_energy, pressure, temperature
@@ -33,20 +37,19 @@ class Quantity:
     values: np.ndarray
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: Show, signals: Any = None) -> int:
     """Prints the summary, draws the picture.
 
     Raises:
         UsageError: if something about the input is wrong.
     """
-    if args.skip < 0:
-        raise UsageError(f"--skip must not be negative, it is {args.skip}.")
     picture = None if args.out is None else Path(args.out)
-    if picture is not None and picture.exists() and not args.overwrite:
-        raise UsageError(f"{picture} exists: give another --out, or --overwrite to replace it.")
+    if picture is not None:
+        check_target(picture, args.overwrite, args.trajectory)
     # Sums are made in the precision of what is stored.
     jax.config.update("jax_enable_x64", True)
-    trajectory = open_trajectory(args.trajectory)
+    store = find_store(args.trajectory)
+    trajectory = open_trajectory(str(store))
     ids = trajectory["system_id"][:]
     order = np.argsort(ids, kind="stable")
     systems = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
@@ -54,6 +57,8 @@ def show(args: argparse.Namespace) -> int:
     if args.skip >= max(map(len, systems)):
         raise UsageError(f"--skip {args.skip} leaves nothing: no system has more than that many frames.")
     found = scalars(trajectory)
+    if store != Path(args.trajectory):
+        print(_run_of(store))
     print(trajectory.path)
     for name, text in trajectory.summary():
         print(f"  {name:14}{text}")
@@ -72,15 +77,34 @@ def show(args: argparse.Namespace) -> int:
     if len(systems) <= _DETAILS:
         _each(found, systems, ids, args.skip)
     if picture is not None:
-        steps = trajectory["steps_taken"][:]
+        time = trajectory["time"][:] / 1000 if "time" in trajectory.fields else np.zeros(0)
+        moves = bool(len(time) and np.ptp(time) > 0)
+        x, label = (time, "time (ps)") if moves else (trajectory["steps_taken"][:], "step")
+        names = [f"system {ids[rows[0]]}" for rows in systems]
+        of_rows = [(q.name, q.unit, q.values) for q in found]
         title = f"{trajectory.path.name}: {len(systems)} systems, {trajectory.n_frames} frames"
         try:
             picture.parent.mkdir(parents=True, exist_ok=True)
-            quantities(picture, title, steps, [(q.name, q.unit, q.values) for q in found], systems)
+            with whole_file(picture) as part:
+                quantities(part, title, x, of_rows, systems, label=label, names=names)
         except (OSError, ValueError) as e:
             raise UsageError(f"{picture} cannot be written: {getattr(e, 'strerror', None) or e}.") from None
         print(f"\n  picture in {picture}")
     return OK
+
+
+def _run_of(store: Path) -> str:
+    """What run left the store in its folder, in a line."""
+    try:
+        settings = Pipeline.model_validate_json((store.parent / "settings.json").read_text())
+    except (OSError, ValueError):
+        return f"{store.parent}"
+    done = (
+        StoredSystems(store.parent / "finished.zarr").n_systems
+        if (store.parent / "finished.zarr").exists()
+        else 0
+    )
+    return f"{describe(settings)}; {done} structures are finished"
 
 
 def scalars(trajectory: Trajectory) -> list[Quantity]:

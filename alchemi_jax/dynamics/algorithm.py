@@ -74,6 +74,16 @@ class Algorithm(Described):
         """What the exact motion conserves, [systems], eV, from batch and own state."""
         return batch.energy + kinetic_energy(batch)
 
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        """What the ensemble weighs by exp(-H/k_B T), without momenta, [systems], eV: the potential energy,
+        and P V with a barostat."""
+        return batch.energy
+
+    def scale_momenta(self, state: Any, factor: Float[Array, " systems"]) -> Any:
+        """The own state with its momenta scaled, after a hook has swapped temperatures: the factor of each
+        system is sqrt(T_new/T_old), by which its velocities were scaled."""
+        return state
+
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""
         return batch.stress

@@ -2,15 +2,17 @@
 
 import dataclasses
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import name_of
-from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.constraints import refusal
 from alchemi_jax.transforms import is_traced
 
 
@@ -18,17 +20,36 @@ _E = TypeVar("_E", bound="Engine")
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
-    """Check that model, hooks and algorithms can treat these systems.
+    """Check that model, hooks and algorithms can treat these systems, and apply their constraints.
 
     Raises:
         ValueError: naming the first system that cannot be treated.
     """
+    for row, meta in enumerate(batch.meta):
+        if meta.constraints:
+            raise ValueError(refusal(batch.name_of(row), meta.constraints))
     engine.model.check(batch)
     for group in engine.groups:
         for hook in group.hooks.traced:
-            hook.check(batch)
+            hook.check_in(engine, batch)
     for part in engine.parts:
         part.check(batch)
+
+
+def check_fixed_components(who: str, shears: bool, batch: Batch) -> None:
+    """Check that no atom is fixed along some axes only where the cell may shear, which turns its axes.
+
+    Raises:
+        ValueError: naming the system.
+    """
+    host = batch.take()
+    partly = (host.fixed_components & ~host.fixed[:, None]).any(axis=1)
+    if shears and partly.any():
+        raise ValueError(
+            f"{batch.name_of(int(host.batch_idx[np.argmax(partly)]))} has atoms that are fixed along some "
+            f"axes only, which {who} cannot keep where the cell shears: let it change along its axes alone, "
+            "or fix the atoms."
+        )
 
 
 def warn_idle_hooks(engine: Engine) -> None:
@@ -48,19 +69,41 @@ def warn_idle_hooks(engine: Engine) -> None:
 _FOLLOWERS = {"temperature": "NVTLangevin", "pressure": "NPT"}
 
 
-def check_targets(engine: Engine) -> None:
-    """Check that the algorithm follows the temperature or pressure that a hook sets.
+def check_hooks(engine: Engine) -> None:
+    """Check that the hooks mean something in this engine: that the algorithm follows the temperature or
+    pressure that a hook sets, and what the hooks check themselves.
 
     Raises:
         TypeError: naming hook and engine.
     """
     for hook in engine.hooks:
+        if isinstance(hook, TracedHook):
+            hook.check_engine(engine)
+        if flag(hook, "swaps_temperatures"):
+            _check_swaps(engine, hook)
         missing = sorted(set(flag(hook, "sets_targets")) - engine.follows_targets)
         if missing:
             raise TypeError(
                 f"{name_of(hook)} sets the {missing[0]}, but {name_of(engine)} keeps none: "
                 f"attach it to an engine with a {missing[0]}, such as {_FOLLOWERS[missing[0]]}."
             )
+
+
+def _check_swaps(engine: Engine, hook: Any) -> None:
+    """Check that all systems whose temperatures a hook swaps have the ensemble that it reckons with."""
+    for part in engine.parts:
+        if "temperature" not in part.follows_targets:
+            raise TypeError(
+                f"{name_of(hook)} swaps the temperatures of systems, but {name_of(part)}, a part of "
+                f"{name_of(engine)}, keeps none: attach it to the part with a thermostat."
+                if engine.n_stages > 1
+                else f"{name_of(hook)} sets the temperature, but {name_of(engine)} keeps none: "
+                f"attach it to an engine with a temperature, such as {_FOLLOWERS['temperature']}."
+            )
+    others = [h for g in engine.groups for h in g.hooks if "temperature" in flag(h, "sets_targets")]
+    if len(others) > 1:
+        first, second = (name_of(h) for h in others[:2])
+        raise TypeError(f"{first} and {second} both set the temperature: leave one of them out.")
 
 
 def check_lengths(engine: Engine) -> None:

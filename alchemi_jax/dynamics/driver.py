@@ -7,12 +7,13 @@ which is all that the host reads. On overflow the capacity grows and the segment
 before it.
 
 Host hooks at the boundaries of a step are called between segments; the compiled code is the same with and
-without them. For hooks in the middle of a step, that step is run in parts.
+without them. While they are called, the device works on the next segment. For hooks in the middle of a step,
+that step is run in parts.
 """
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
+from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
@@ -43,7 +45,7 @@ from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import unsafe_replace
+from alchemi_jax.systems.levels import Data, unsafe_replace
 from alchemi_jax.transforms import is_traced
 
 
@@ -81,9 +83,17 @@ def init(
     neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
-    state = unsafe_replace(state, batch=state.batch.with_meta(meta))
+    state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
     warn_failed(engine.groups, state.batch)
     return state
+
+
+class _Ahead(NamedTuple):
+    """A segment that was started before it was asked for: its state, where it stops, what comes out."""
+
+    begin: DynamicsState
+    stop: int
+    result: tuple[DynamicsState, Int[Array, " numbers"]]
 
 
 class Run:
@@ -101,6 +111,7 @@ class Run:
         self.groups = engine.groups
         self.meta = state.batch.meta
         self.put(state)
+        self.min_active = np.int32(0)
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
         traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
@@ -126,11 +137,13 @@ class Run:
     def put(self, state: DynamicsState, report: Report | None = None) -> None:
         """Continue from another state."""
         self.state = state
+        self.ahead: _Ahead | None = None
         self.report = Report(compiled_report(self.device, state)) if report is None else report
 
     def with_names(self) -> DynamicsState:
-        """The state, with names and info of its systems."""
-        return unsafe_replace(self.state, batch=self.state.batch.with_meta(self.meta))
+        """The state, with names and info of its systems, and with the engine that made it."""
+        batch = self.state.batch.with_meta(self.meta)
+        return unsafe_replace(self.state, batch=batch, origin=Origin(self.engine))
 
     def evaluate_fresh(self) -> None:
         """Evaluate systems that have entered, and warn about those that fail."""
@@ -157,6 +170,7 @@ class Run:
                 self._run_segment(min(stop, self._next_host_step(step)))
             if self.report.step > step:
                 last = self.report.step - 1
+                self._start_ahead(stop)
                 self._call(DynamicsStage.AFTER_STEP, last)
                 self._call(DynamicsStage.ON_CONVERGE, last)
 
@@ -167,18 +181,45 @@ class Run:
         steps += [-(-step // h.frequency) * h.frequency + 1 for h in self.after]
         return min(steps)
 
-    def _run_segment(self, stop: int) -> None:
-        started = time.perf_counter()
+    def _start(self, stop: int) -> tuple[DynamicsState, Int[Array, " numbers"]]:
+        """Start a segment. JAX returns at once, and waits when a result is read."""
         stop_early = np.bool_(self.stop_on_convergence)
+        return compiled_segment(self.device, self.state, np.int32(stop), stop_early, self.min_active)
+
+    def _start_ahead(self, stop: int) -> None:
+        """Start the next segment before the host hooks of this boundary are called, if there is any to call.
+
+        Hooks on the host do not change the state, so it is the segment that follows. If one raises, it is
+        forgotten.
+        """
+        step = self.report.step
+        stages = (DynamicsStage.AFTER_STEP, DynamicsStage.ON_CONVERGE)
+        if not any(self._is_due(stage, step - 1) for stage in stages):
+            return
+        done = step >= stop or self.report.active <= self.min_active
+        # At BEFORE_STEP hooks ask the device, and would wait for the segment.
+        if done or any(step % h.frequency == 0 for h in self.before + self.inside):
+            return
+        until = min(stop, self._next_host_step(step))
+        self.ahead = _Ahead(self.state, until, self._start(until))
+
+    def _run_segment(self, stop: int) -> None:
+        ahead, self.ahead = self.ahead, None
+        started = None
         while True:
-            state, numbers = compiled_segment(
-                self.device, self.state, np.int32(stop), stop_early, self.min_active
-            )
+            if ahead is not None and ahead.begin is self.state and ahead.stop == stop:
+                state, numbers = ahead.result
+            else:
+                started = time.perf_counter()
+                state, numbers = self._start(stop)
             report = Report(numbers)
             if not report.overflow:
                 break
             self._grow(state)
         self._accept(state, report)
+        if started is None:
+            # How long it took is not known.
+            return
         took = time.perf_counter() - started
         if took < _SECONDS:
             self.cap = min(2 * self.cap, 1 << 20)
@@ -257,11 +298,7 @@ class Run:
     def _call(self, stage: DynamicsStage, step: int | None = None) -> None:
         """Call the host hooks of a stage at the boundary of a step."""
         step = self.report.step if step is None else step
-        if not self.has_host_hooks or stage not in self.edge:
-            return
-        if not any(g.hooks.host_due(stage, step) for g in self.groups):
-            return
-        if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
+        if not self._is_due(stage, step):
             return
         state = self.state
         if stage is DynamicsStage.BEFORE_STEP:
@@ -270,8 +307,17 @@ class Run:
                 state = compiled_entry(self.device, state)
             active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
         else:
-            active, code = state.moved, _code_of_last_step(self.engine, state)
+            active: Any = np.asarray(state.moved)
+            code: Any = _code_of_last_step(self.engine, state)
         self._call_hooks(_carry_between_steps(state, active, code), stage, step)
+
+    def _is_due(self, stage: DynamicsStage, step: int) -> bool:
+        """Whether a host hook is to be called at a stage between steps."""
+        if not self.has_host_hooks or stage not in self.edge:
+            return False
+        if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
+            return False
+        return any(group.hooks.host_due(stage, step) for group in self.groups)
 
     def _call_hooks(self, carry: StepCarry, stage: DynamicsStage, step: int) -> None:
         for group in in_order(self.groups, stage):
@@ -291,15 +337,20 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-def _code_of_last_step(engine: Engine, state: DynamicsState) -> Int[Array, " systems"]:
-    """The part of the pipeline in which each system began the last step."""
+def _code_of_last_step(engine: Engine, state: DynamicsState) -> Int[np.ndarray, " systems"]:
+    """The part of the pipeline in which each system began the last step.
+
+    On the host: the device is busy with the next segment.
+    """
     batch = state.batch
-    left = (batch.status == engine.exit_status) | (batch.stage_steps == 0)
-    return jnp.where(left & (state.came_from >= 0), state.came_from, batch.status)
+    status, steps, came_from = jax.device_get((batch.status, batch.stage_steps, state.came_from))
+    left = (status == engine.exit_status) | (steps == 0)
+    return np.where(left & (came_from >= 0), came_from, status)
 
 
 def _carry_between_steps(
-    state: DynamicsState, active: Bool[Array, " systems"], code: Int[Array, " systems"]
+    state: DynamicsState, active: Bool[Data, " systems"], code: Int[Data, " systems"]
 ) -> StepCarry:
     """A carry for host hooks between steps."""
-    return StepCarry(state, state.batch, None, code, active, None, jnp.ones((), bool))
+    is_step: Any = np.ones((), bool)
+    return StepCarry(state, state.batch, None, code, active, None, is_step)

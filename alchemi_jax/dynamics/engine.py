@@ -1,6 +1,5 @@
 """AbstractDynamics, an engine with the user's methods, and FusedStage, several of them in one loop."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +10,8 @@ from alchemi_jax.dynamics import driver, refill, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_lengths, check_targets, warn_idle_hooks
+from alchemi_jax.dynamics.check import check_hooks, check_lengths, warn_idle_hooks
+from alchemi_jax.dynamics.flatten import flatten
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
 from alchemi_jax.dynamics.sampler import Sampler
@@ -28,7 +28,6 @@ from alchemi_jax.parameters import as_count
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.systems.levels import select, unsafe_replace
 from alchemi_jax.systems.segments import to_atoms
-from alchemi_jax.transforms import is_traced
 
 
 class AbstractDynamics(Algorithm):
@@ -49,7 +48,7 @@ class AbstractDynamics(Algorithm):
                 f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}."
             )
         self.hooks.check_stages(self._stage_type)
-        check_targets(self)
+        check_hooks(self)
         check_lengths(self)
         warn_idle_hooks(self)
 
@@ -333,6 +332,13 @@ class FusedStage(AbstractDynamics):
         energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
         return self._by_stage(batch, energies)
 
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        return self._by_stage(batch, [part.ensemble_energy(batch) for part in self.stages])
+
+    def scale_momenta(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
+        pairs = zip(self.stages, state, strict=True)
+        return tuple(part.scale_momenta(own, factor) for part, own in pairs)
+
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])
 
@@ -360,40 +366,3 @@ class FusedStage(AbstractDynamics):
             hooks=self.hooks.on_device(),
             inner=tuple(hooks.on_device() for hooks in self.inner),
         )
-
-
-def flatten(
-    stages: Iterable[Any], inner: tuple[HookSet, ...], inner_codes: tuple[tuple[int, ...], ...]
-) -> tuple[list[AbstractDynamics], tuple[HookSet, ...], tuple[tuple[int, ...], ...]]:
-    """The engines of a pipeline, those of pipelines among them one by one, with the hooks of these and the
-    parts that the hooks see.
-
-    Raises:
-        TypeError, ValueError: see `FusedStage`.
-    """
-    flat: list[AbstractDynamics] = []
-    for stage in stages:
-        if not isinstance(stage, AbstractDynamics):
-            raise TypeError(f"a stage of FusedStage must be an engine, not a {type(stage).__name__}.")
-        if isinstance(stage, FusedStage):
-            if stage.n_steps is not None:
-                raise ValueError(
-                    "a pipeline within a pipeline cannot have n_steps of its own: "
-                    "give each of its stages one."
-                )
-            codes = tuple(range(len(flat), len(flat) + stage.n_stages))
-            inner += (stage.hooks, *stage.inner) if len(stage.hooks) else stage.inner
-            moved = tuple(tuple(c + len(flat) for c in own) for own in stage.inner_codes)
-            inner_codes += (codes, *moved) if len(stage.hooks) else moved
-        flat.extend(stage.parts)
-    if not flat:
-        raise ValueError("FusedStage needs at least one stage.")
-    first = flat[0].model
-    for stage in flat[1:]:
-        same = stage.model is first or is_traced((stage.model, first)) or eqx.tree_equal(stage.model, first)
-        if not same:
-            raise ValueError(
-                f"{type(flat[0]).__name__} and {type(stage).__name__} share one model evaluation per "
-                "step, but their models differ. Pass the same model object to both."
-            )
-    return flat, inner, inner_codes

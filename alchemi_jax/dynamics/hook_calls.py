@@ -17,7 +17,7 @@ from alchemi_jax.hooks.calls import due_at
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.dispatch import Dispatcher
 from alchemi_jax.hooks.groups import Group
-from alchemi_jax.hooks.protocol import TracedHook, flag
+from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import map_by_level, select
 from alchemi_jax.systems.outcome import Outcome
@@ -90,9 +90,19 @@ class StepDispatcher(Dispatcher[StepCarry]):
             memory = _unless_fresh(carry, given.memory, memory)
         return dataclasses.replace(changed, batch=batch, memory=memory)
 
+    def _swaps(self, stage: Enum) -> bool:
+        """Whether a hook of a stage swaps temperatures."""
+        hooks = (hook for group in self.groups for hook in group.hooks.traced)
+        return any(flag(hook, "swaps_temperatures") and runs_on(hook, stage) for hook in hooks)
+
     def take_back(self, carry: StepCarry, stage: Enum, values: dict[str, Any]) -> StepCarry:
         before, batch = carry.state.batch, values["batch"]
         carry = carry.update(batch=batch)
+        if batch.target_temperature is not before.target_temperature and self._swaps(stage):
+            ratio = batch.target_temperature / before.target_temperature
+            # Before the first step there is no temperature of a hook, and nothing was swapped.
+            factor = jnp.where(jnp.isnan(ratio), 1, jnp.sqrt(ratio))
+            carry = carry.update(integrator=self.engine.scale_momenta(carry.state.integrator, factor))
         if batch.failed is not before.failed:
             bad = batch.failed & ~before.failed
             carry = fail(self.engine, carry, bad, batch.reason)

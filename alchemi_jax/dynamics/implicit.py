@@ -30,9 +30,10 @@ from alchemi_jax.dynamics.step import reads_stress
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import volume
-from alchemi_jax.systems.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.observables import moves_as_whole, volume
+from alchemi_jax.systems.segments import sum_by_system, to_atoms
 from alchemi_jax.transforms import is_traced, root
 from alchemi_jax.units import GPA
 
@@ -148,7 +149,7 @@ def _relax(engine: AbstractDynamics, batch: Batch, neighbors: Any, tolerance: fl
     found = jax.lax.stop_gradient(found).replace(positions=positions, cell=cell)
     result = engine.model.evaluate(found, lists, stress=reads_stress(engine))
     lost = jnp.where(lists.overflow, jnp.nan, 0) if lists is not None else 0.0
-    forces = jnp.where(found.fixed[:, None], 0, result.forces)
+    forces = jnp.where(found.free_components, result.forces, 0)
     found = found.replace(
         energy=(result.energy + lost).astype(batch.dtype), forces=forces.astype(batch.dtype)
     )
@@ -179,8 +180,8 @@ def _apply_move(batch: Batch, move: _Move) -> Batch:
         return batch.replace(positions=positions)
     f = jnp.eye(3, dtype=batch.dtype)[None] + move.cell / _length(batch)
     return batch.replace(
-        positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
-        cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+        positions=einsum("na,nab->nb", positions, to_atoms(batch, f)),
+        cell=einsum("sab,sbc->sac", batch.cell, f),
     )
 
 
@@ -192,7 +193,7 @@ def _length(batch: Batch) -> Float[Array, "systems 1 1"]:
 def _slope(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> _Move:
     """dH/dy for the coordinates that the engine moves, at the structure of the batch."""
     results = engine.model.evaluate(batch, neighbors, stress=moves_cell)
-    atoms = -jnp.where((batch.atom_mask & ~batch.fixed)[:, None], results.forces, 0)
+    atoms = -jnp.where(batch.atom_mask[:, None] & batch.free_components, results.forces, 0)
     if not moves_cell:
         return _Move(atoms, None)
     # The stress that the algorithm relaxes, with its pressure, mask and hydrostatic part.
@@ -231,7 +232,7 @@ def _hessian(engine: Any, batch: Batch, neighbors: Any, moves_cell: bool) -> Cal
 
 def _project_move(engine: Any, batch: Batch, move: _Move) -> _Move:
     """The projection of a move onto the coordinates that the engine moves."""
-    atoms = jnp.where((batch.atom_mask & ~batch.fixed)[:, None], move.atoms, 0)
+    atoms = jnp.where(batch.atom_mask[:, None] & batch.free_components, move.atoms, 0)
     if move.cell is None:
         return _Move(atoms, None)
     cell = (move.cell + move.cell.swapaxes(1, 2)) / 2
@@ -286,7 +287,7 @@ def _free_motions(batch: Batch, hessian: Any, moves_cell: bool) -> list[Float[Ar
     count = jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)[:, None]
     centre = sum_by_system(batch, batch.positions * mass) / count
     r = (batch.positions - to_atoms(batch, centre)) * mass
-    has_fixed = any_by_system(batch, batch.fixed & batch.atom_mask)
+    has_fixed = ~jnp.all(moves_as_whole(batch), axis=1)
     axes = jnp.eye(3, dtype=batch.dtype)
     motions = [axes[k][None] * mass for k in range(3)]
     motions += [jnp.cross(axes[k][None], r) for k in range(3)]

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alchemi_jax.products import matmul
+
 
 #: With three doublings, ten terms are exact to rounding for matrices of norm 1 and good to 1e-11 up to 4.
 _TERMS, _DOUBLINGS = 10, 3
@@ -20,11 +22,11 @@ def exp_and_mean(
     a = a / 2**_DOUBLINGS
     mean = one
     for n in range(_TERMS, 1, -1):
-        mean = one + a @ mean / n
-    exp = one + a @ mean
+        mean = one + matmul(a, mean) / n
+    exp = one + matmul(a, mean)
     for _ in range(_DOUBLINGS):
-        mean = mean @ (exp + one) / 2
-        exp = exp @ exp
+        mean = matmul(mean, exp + one) / 2
+        exp = matmul(exp, exp)
     return exp, mean
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Int, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
@@ -108,6 +108,7 @@ class _RefilledRun:
         self.engine, self.stream, self.sink = engine, stream, sink
         self.traffic = Traffic()
         self.steps_taken = 0.0
+        self.exchanging = False
         #: Numbers of steps of the systems that left last.
         self.recent: deque[int] = deque(maxlen=10 * stream.sampler.max_systems)
         self.started = time.perf_counter()
@@ -129,9 +130,22 @@ class _RefilledRun:
         self.driver = Run(engine, state)
 
     def run(self) -> Traffic:
-        driver, traffic = self.driver, self.traffic
-        if driver is None:
-            return traffic
+        """All steps. If it is interrupted, systems that are finished go to the sink first."""
+        if self.driver is None:
+            return self.traffic
+        try:
+            return self._run(self.driver)
+        except KeyboardInterrupt as e:
+            if not self.exchanging:
+                try:
+                    self.driver.drain()
+                    self._write_finished()
+                except Exception as second:
+                    e.add_note(f"while finished systems were written: {second}")
+            raise
+
+    def _run(self, driver: Run) -> Traffic:
+        traffic = self.traffic
         share = self.stream.sampler.refill_share or FIRST_SHARE
         stepping, judged, places = 0.0, 0, 0
         while True:
@@ -151,7 +165,9 @@ class _RefilledRun:
             taken, stepped = driver.report.step - step, time.perf_counter()
             traffic.steps += taken
             stepping += stepped - started
+            self.exchanging = True
             any_left = self._exchange_systems()
+            self.exchanging = False
             refilling = time.perf_counter() - stepped
             if not any_left:
                 break
@@ -169,6 +185,22 @@ class _RefilledRun:
         """Finished systems leave, others enter. False if no system is left."""
         driver, stream = self.driver, self.stream
         assert driver is not None
+        left = self._write_finished()
+        stay = np.flatnonzero(~left)
+        entering = stream.take(
+            driver.state.batch.system_capacity - len(stay),
+            stream.max_atoms - int(self.sizes[stay].sum()),
+            (stream.sampler.max_pairs or np.inf) - float(self.pairs[stay].sum()),
+        )
+        if entering is None and not len(stay):
+            return False
+        self._enter(stay, entering)
+        return True
+
+    def _write_finished(self) -> Bool[np.ndarray, " systems"]:
+        """Give finished systems to the sink; a mask of them."""
+        driver = self.driver
+        assert driver is not None
         n = len(self.sizes)
         host = finalize(self.engine, driver.with_names()).to_host()
         # Systems that converged before the first step stay until ON_CONVERGE was called for them.
@@ -180,16 +212,7 @@ class _RefilledRun:
         self.recent.extend(steps.tolist())
         with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
-        stay = np.flatnonzero(~left)
-        entering = stream.take(
-            driver.state.batch.system_capacity - len(stay),
-            stream.max_atoms - int(self.sizes[stay].sum()),
-            (stream.sampler.max_pairs or np.inf) - float(self.pairs[stay].sum()),
-        )
-        if entering is None and not len(stay):
-            return False
-        self._enter(stay, entering)
-        return True
+        return left
 
     def _enter(
         self, stay: Int[np.ndarray, " stay"], entering: tuple[HostBatch, Int[np.ndarray, " entering"]] | None

@@ -31,7 +31,7 @@ from alchemi_jax.systems.segments import to_atoms
 
 #: Fields that a system brings; the others start from scratch, or follow from its place.
 _BROUGHT = (
-    *("positions", "numbers", "masses", "velocities", "fixed"),
+    *("positions", "numbers", "masses", "velocities", "fixed", "fixed_components"),
     *("cell", "pbc", "charge", "spin", "system_id", "atom_extras", "system_extras"),
 )
 

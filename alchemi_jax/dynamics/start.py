@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, Shaped
+from jaxtyping import PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
@@ -46,8 +46,8 @@ def initial_state(
     return state.replace(records=empty_buffers(engine, state))
 
 
-def initial_flags(batch: Batch) -> dict[str, Shaped[Array, " systems"]]:
-    """The initial values of the fields of a state with a row per system."""
+def initial_flags(batch: Batch) -> dict[str, Any]:
+    """The initial values, [systems], of the fields of a state with a row per system."""
     dtypes = {"came_from": jnp.int32, "time_error": batch.dtype}
     shape = batch.status.shape
     return {name: jnp.full(shape, value, dtypes.get(name, bool)) for name, value in FLAGS.items()}
@@ -103,5 +103,5 @@ def start_bookkeeping(batch: Batch) -> Batch:
         target_temperature=jnp.full_like(batch.energy, jnp.nan),
         target_pressure=jnp.full_like(batch.energy, jnp.nan),
         stress=jnp.full_like(batch.stress, jnp.nan),
-        velocities=jnp.where(batch.fixed[:, None], 0, batch.velocities),
+        velocities=jnp.where(batch.free_components, batch.velocities, 0),
     )

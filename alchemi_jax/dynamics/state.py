@@ -6,9 +6,11 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from alchemi_jax.dynamics.origin import UNKNOWN, Origin
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import Data, without_arrays
 
 
 class DynamicsState(eqx.Module):
@@ -30,6 +32,7 @@ class DynamicsState(eqx.Module):
         entering: [systems], the next step is their first in another part of the pipeline.
         came_from: [systems], the part that a system left last, -1 while it is in its first.
         time_error: [systems], fs, what rounding took from `batch.time`.
+        origin: the engine that made the state, if it is known; no arrays.
     """
 
     batch: Batch
@@ -46,6 +49,7 @@ class DynamicsState(eqx.Module):
     entering: Bool[Array, " systems"]
     came_from: Int[Array, " systems"]
     time_error: Float[Array, " systems"]
+    origin: Origin = without_arrays(default=UNKNOWN)
 
     @property
     def overflow(self) -> Any:
@@ -87,10 +91,10 @@ class StepCarry(eqx.Module):
     state: DynamicsState
     start: Batch
     start_integrator: Any
-    code: Int[Array, " systems"]
-    active: Bool[Array, " systems"]
+    code: Int[Data, " systems"]
+    active: Bool[Data, " systems"]
     fresh: Bool[Array, " systems"] | None
-    is_step: Bool[Array, ""]
+    is_step: Bool[Data, ""]
 
     @property
     def memory(self) -> tuple[Any, ...]:

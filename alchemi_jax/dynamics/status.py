@@ -1,5 +1,7 @@
 """The end of a step: systems that converged, were stopped, or used up their budget of steps advance."""
 
+import functools
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from alchemi_jax.dynamics.state import StepCarry
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks.groups import Group
 from alchemi_jax.hooks.protocol import flag
+from alchemi_jax.systems.levels import Data
 from alchemi_jax.systems.outcome import Outcome
 
 
@@ -83,13 +86,14 @@ def _advance_time(
     return jnp.where(carry.active, time, batch.time), jnp.where(carry.active, error, state.time_error)
 
 
-def within(
-    group: Group, mask: Bool[Array, " systems"], code: Int[Array, " systems"]
-) -> Bool[Array, " systems"]:
-    """The systems of a mask that are in one of the parts of the pipeline that a group belongs to."""
+def within(group: Group, mask: Bool[Data, " systems"], code: Int[Data, " systems"]) -> Bool[Data, " systems"]:
+    """The systems of a mask that are in one of the parts of the pipeline that a group belongs to.
+
+    Numbers of the host (numpy) stay there.
+    """
     if group.codes is None:
         return mask
-    return mask & jnp.any(jnp.stack([code == number for number in group.codes]), axis=0)
+    return mask & functools.reduce(operator.or_, [code == number for number in group.codes])
 
 
 def waits_for_convergence(engine: Engine, number: int) -> bool:

@@ -125,7 +125,7 @@ def compute(engine: Engine, carry: StepCarry) -> StepCarry:
     results = results_of(engine.model, batch, neighbors, stress=reads_stress(engine))
     # What is done with the results must not change how they are computed, not by one bit.
     results = jax.lax.optimization_barrier(results)
-    forces = jnp.where(batch.fixed[:, None], 0, results.forces).astype(batch.dtype)
+    forces = jnp.where(batch.free_components, results.forces, 0).astype(batch.dtype)
     new = batch.replace(energy=results.energy.astype(batch.dtype), forces=forces)
     if results.stress is not None:
         new = new.replace(stress=results.stress.astype(batch.dtype))

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from alchemi_jax.dynamics.updates import normal_noise, per_system_value
 from alchemi_jax.parameters import positive
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import momentum
-from alchemi_jax.systems.segments import any_by_system, sum_by_system, to_atoms
+from alchemi_jax.systems.observables import momentum, moves_as_whole
+from alchemi_jax.systems.segments import sum_by_system, to_atoms
 from alchemi_jax.units import ACCELERATION, KB
 
 
@@ -36,7 +36,7 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
     key = jax.random.key(0) if key is None else key
     noise = normal_noise(batch, key, _SALT)
     velocities = noise * to_atoms_speed(batch, temperature)
-    return remove_com_motion(batch.replace(velocities=jnp.where(batch.fixed[:, None], 0, velocities)))
+    return remove_com_motion(batch.replace(velocities=jnp.where(batch.free_components, velocities, 0)))
 
 
 def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:
@@ -48,11 +48,11 @@ def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:
 def remove_com_motion(batch: Batch) -> Batch:
     """The batch without the motion of the centre of mass of each system.
 
-    Systems with fixed atoms, and single atoms, are not changed: there this motion is not conserved, or all
-    there is.
+    Axes along which an atom is fixed, and single atoms, are not changed: there this motion is not conserved,
+    or all there is.
     """
-    free = (batch.atoms_per_system > 1) & ~any_by_system(batch, batch.fixed & batch.atom_mask)
+    free = (batch.atoms_per_system > 1)[:, None] & moves_as_whole(batch)
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
-    drift = jnp.where(free[:, None], momentum(batch) / jnp.where(free, mass, 1)[:, None], 0)
+    drift = jnp.where(free, momentum(batch) / jnp.where(free, mass[:, None], 1), 0)
     velocities = batch.velocities - to_atoms(batch, drift)
     return batch.replace(velocities=jnp.where(batch.atom_mask[:, None], velocities, batch.velocities))

@@ -51,6 +51,8 @@ class HookFlags:
     for systems that were just evaluated for the first time, before they take a step."""
     sets_targets: tuple[str, ...] = ()
     """"temperature" or "pressure": the hook writes `batch.target_...`, which the engine must follow."""
+    swaps_temperatures: bool = False
+    """The hook swaps temperatures and scales the velocities; the algorithm's own momenta are scaled, too."""
     needs_fixed_systems: bool = False
     """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False
@@ -96,6 +98,17 @@ class TracedHook(eqx.Module):
         Raises:
             ValueError: if the hook does not fit the batch.
         """
+
+    def check_engine(self, engine: Any) -> None:
+        """Check that the hook means something in this engine. Called when it is attached.
+
+        Raises:
+            TypeError: naming hook and engine, if it does not.
+        """
+
+    def check_in(self, engine: Any, batch: Batch) -> None:
+        """`check` for a hook that must know the engine, too."""
+        self.check(batch)
 
     @abstractmethod
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.models.base import AbstractModel, Results
 from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 
 
@@ -195,7 +196,7 @@ def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Float[Array, " systems
         safe = jnp.where(periodic[:, None, None], cell, jnp.eye(3, dtype=cell.dtype)[None])
         moment = total(positions[:, :, None] * forces[:, None, :])
         size = jnp.abs(jnp.linalg.det(safe))[:, None, None]
-        slope = jnp.einsum("sba,sbc->sac", jnp.linalg.inv(safe), size * stress + moment)
+        slope = einsum("sba,sbc->sac", jnp.linalg.inv(safe), size * stress + moment)
         # The energy of a free system does not depend on its cell.
         slope = jnp.where(jnp.any(rest["pbc"], axis=-1)[:, None, None], slope, 0)
         change = change + jnp.sum(slope * d_cell, axis=(1, 2))

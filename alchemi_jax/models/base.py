@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
 from alchemi_jax.neighbors import NeighborList, Requirements
 from alchemi_jax.parameters import Described
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import volume
 from alchemi_jax.systems.segments import to_atoms
@@ -201,8 +202,8 @@ def strained_gradient(
     ) -> tuple[Float[Array, ""], Float[Array, " systems"]]:
         f = jnp.eye(3, dtype=batch.dtype)[None] + (strain + strain.swapaxes(1, 2)) / 2
         strained = batch.replace(
-            positions=jnp.einsum("na,nab->nb", positions, to_atoms(batch, f)),
-            cell=jnp.einsum("sab,sbc->sac", batch.cell, f),
+            positions=einsum("na,nab->nb", positions, to_atoms(batch, f)),
+            cell=einsum("sab,sbc->sac", batch.cell, f),
         )
         return _total(batch, energy(strained))
 

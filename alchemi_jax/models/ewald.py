@@ -16,6 +16,7 @@ from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.parameters import as_parameter, positive_length, positive_number
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 from alchemi_jax.units import COULOMB
@@ -175,7 +176,7 @@ class _Waves(AbstractModel):
             jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], axis=1) / signed[:, None, None]
         )
         owner = jnp.minimum(batch.batch_idx, batch.system_capacity - 1)
-        turns = 2 * jnp.pi * jnp.einsum("nx,nax->na", batch.positions, reciprocal[owner])
+        turns = 2 * jnp.pi * einsum("nx,nax->na", batch.positions, reciprocal[owner])
 
         w1, w2, w3 = self.waves
         third = jnp.arange(-w3, w3 + 1, dtype=kind)

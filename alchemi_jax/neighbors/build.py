@@ -12,7 +12,7 @@ from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
-from alchemi_jax.neighbors.pairs import find_hits, list_hits
+from alchemi_jax.neighbors.pairs import list_pairs
 from alchemi_jax.neighbors.sizes import grow
 from alchemi_jax.neighbors.warp import find_pairs
 from alchemi_jax.systems.batch import Batch
@@ -124,9 +124,7 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
             groups = brute_force(batch, images, sizes.candidates)
         reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
         reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
-        index, found = list_hits(
-            find_hits(extended, groups, reaches), groups, sizes.neighbors, batch.atom_mask, far
-        )
+        index, found = list_pairs(extended, groups, reaches, sizes.neighbors, batch.atom_mask, far)
         needs = [largest_of(found), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)

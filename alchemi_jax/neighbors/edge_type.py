@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import to_atoms
 
@@ -44,7 +45,7 @@ class EdgeList(eqx.Module):
         last = batch.atom_capacity - 1
         i, j = jnp.minimum(self.receivers, last), jnp.minimum(self.senders, last)
         cell = to_atoms(batch, batch.cell)[i]
-        sender = batch.positions[j] + jnp.einsum("ea,eab->eb", self.shifts, cell)
+        sender = batch.positions[j] + einsum("ea,eab->eb", self.shifts, cell)
         far = jnp.array([padding, 0, 0], batch.dtype)
         vectors = jnp.where(self.mask[:, None], sender - batch.positions[i], far[None])
         # NaN, so that missing edges cannot go unnoticed.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 from ase.data import atomic_masses
 
 from alchemi_jax import units
+from alchemi_jax.systems.constraints import fixed_by, to_constraints
 
 
 #: Entries of `Atoms.arrays` that are fields of AtomicData.
@@ -33,11 +33,12 @@ class AtomicData:
         masses: [atoms], amu; standard atomic weights if not given.
         velocities: [atoms, 3], Å/fs; zero if not given.
         fixed: [atoms], atoms that must not move.
+        fixed_components: [atoms, 3], atoms that must not move along x, y or z.
         charge: total charge, e.  spin: multiplicity.
         energy, forces, stress: results, NaN until a model was evaluated (eV, eV/Å, eV/Å³).
         atom_extras, system_extras: further arrays per atom and of the system, by name.
         info: other Python values that belong to the system; `to_ase` returns them.
-        constraints: ASE constraints other than FixAtoms; not applied, `to_ase` returns them.
+        constraints: ASE constraints that cannot be applied; `to_ase` returns them, engines refuse them.
         name: used in errors and warnings.
 
     Raises:
@@ -53,6 +54,7 @@ class AtomicData:
     masses: Any = None
     velocities: Any = None
     fixed: Any = None
+    fixed_components: Any = None
     charge: Any = 0.0
     spin: Any = 1.0
     energy: Any = float("nan")
@@ -87,6 +89,7 @@ class AtomicData:
         put("masses", self.masses, atomic_masses[self.numbers], (n,), np.float64)
         put("velocities", self.velocities, np.zeros((n, 3)), (n, 3), np.float64)
         put("fixed", self.fixed, np.zeros(n, bool), (n,), bool)
+        put("fixed_components", self.fixed_components, np.zeros((n, 3), bool), (n, 3), bool)
         put("forces", self.forces, np.full((n, 3), np.nan), (n, 3), np.float64)
         put("stress", self.stress, np.full((3, 3), np.nan), (3, 3), np.float64)
         for field in ("positions", "cell", "masses", "velocities"):
@@ -98,6 +101,12 @@ class AtomicData:
         if (self.masses <= 0).any():
             atom = int(np.argmax(self.masses <= 0))
             raise ValueError(f"{self.name}: masses must be positive, that of atom {atom} is not.")
+        for key, value in self.atom_extras.items():
+            if np.shape(value)[:1] != (n,):
+                raise ValueError(
+                    f"{self.name}: the extra {key!r} has shape {np.shape(value)}, but there are {n} atoms: "
+                    "an extra of the atoms has one entry for each."
+                )
         self._check_cell()
 
     def _check_cell(self) -> None:
@@ -116,12 +125,19 @@ class AtomicData:
         return len(self.numbers)
 
     @classmethod
-    def from_ase(cls, atoms: Atoms, name: str = "system") -> AtomicData:
+    def from_ase(cls, atoms: Atoms, name: str = "system", constraints: str = "keep") -> AtomicData:
         """From ASE. The input is not changed; results of a calculator are not taken over.
 
         Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
-        `fixed`; other constraints are kept, but not applied.
+        `fixed`, and FixCartesian `fixed_components`; so do FixedPlane and FixedLine along an axis, and
+        FixScaled in a cell along the axes. Other constraints cannot be applied.
+
+        Args:
+            constraints: "keep" or "drop" those that cannot be applied. A system that has one is refused by
+                engines.
         """
+        if constraints not in ("keep", "drop"):
+            raise ValueError(f"constraints must be 'keep' or 'drop', not {constraints!r}.")
         atom_extras, kept_arrays = {}, {}
         for key, value in atoms.arrays.items():
             if key not in _OWN_ARRAYS:
@@ -133,13 +149,15 @@ class AtomicData:
             info[key] = value
         if kept_arrays:
             info["_arrays"] = kept_arrays
-        fixed = np.zeros(len(atoms), bool)
+        components = np.zeros((len(atoms), 3), bool)
         others = []
         for constraint in atoms.constraints:
-            if isinstance(constraint, FixAtoms):
-                fixed[constraint.index] = True
-            else:
+            held = fixed_by(constraint, len(atoms), atoms.cell.array)
+            if held is not None:
+                components |= held
+            elif constraints == "keep":
                 others.append(constraint)
+        fixed: Any = components.all(axis=1)
         velocities = None
         if "momenta" in atoms.arrays:
             velocities = units.velocities_from_ase(atoms.get_velocities())
@@ -154,6 +172,7 @@ class AtomicData:
             masses=atoms.get_masses(),
             velocities=velocities,
             fixed=fixed,
+            fixed_components=components & ~fixed[:, None],
             atom_extras=atom_extras,
             info=info,
             constraints=tuple(others),
@@ -184,9 +203,7 @@ class AtomicData:
             atoms.info["charge"] = self.charge
         if self.spin != 1.0:
             atoms.info["spin"] = self.spin
-        constraints = list(self.constraints)
-        if np.any(self.fixed):
-            constraints.insert(0, FixAtoms(indices=np.flatnonzero(self.fixed)))
+        constraints = [*to_constraints(self.fixed, self.fixed_components), *self.constraints]
         if constraints:
             atoms.set_constraint(constraints)
         results: dict[str, Any] = {}

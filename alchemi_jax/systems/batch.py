@@ -38,6 +38,7 @@ class Batch(AbstractBatch[jax.Array]):
     `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
     `reason` is a number that says why it failed or was stopped (`engine.reason_text` gives the text);
     `failed` is true where the outcome is FAILED.
+    `fixed` atoms do not move; an atom does not move along x, y or z where `fixed_components` says so.
     `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
     they are NaN the values of the engine hold.
 
@@ -61,11 +62,13 @@ class Batch(AbstractBatch[jax.Array]):
         names: Sequence[str] | None = None,
         *,
         largest: int | None = None,
+        constraints: str = "keep",
     ) -> Batch:
         """From ASE structures (one, or any number).
 
-        Keeps numbers, positions, cell, pbc, masses, velocities, FixAtoms, `arrays` and `info`;
-        results of a calculator are not taken over. The input is left alone.
+        Keeps numbers, positions, cell, pbc, masses, velocities, constraints, `arrays` and `info`;
+        results of a calculator are not taken over. The input is left alone. FixAtoms and FixCartesian act,
+        and what says the same (see `AtomicData.from_ase`); engines refuse a system with any other constraint.
 
         Args:
             dtype: dtype of the floats and of the run; by default that of JAX (float64 if `jax_enable_x64` is
@@ -73,6 +76,8 @@ class Batch(AbstractBatch[jax.Array]):
             atom_capacity, system_capacity: lengths of the padded arrays; by default the counts rounded up to
                 one of a few sizes, so that similar batches share compiled code.
             names: names of the systems in errors; by default "system 3 (Ar13)".
+            constraints: "keep", or "drop" for those that engines cannot apply: then the systems run without
+                them, and results do not have them.
             largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
                 compiled code if all three capacities are the same.
 
@@ -86,7 +91,7 @@ class Batch(AbstractBatch[jax.Array]):
             if not isinstance(a, Atoms):
                 raise ValueError(f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}.")
             name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
-            data.append(AtomicData.from_ase(a, name))
+            data.append(AtomicData.from_ase(a, name, constraints))
         return cls.from_data_list(data, dtype, atom_capacity, system_capacity, largest=largest)
 
     @classmethod

@@ -44,6 +44,7 @@ class AbstractBatch(eqx.Module, Generic[A]):
     `failed` is true where the outcome is FAILED.
     `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
     they are NaN the values of the engine hold.
+    `fixed` atoms do not move; an atom does not move along x, y or z where `fixed_components` says so.
     `meta` has names, `info` and constraints: one SystemMeta per system; empty if they are not known.
     """
 
@@ -53,6 +54,7 @@ class AbstractBatch(eqx.Module, Generic[A]):
     velocities: Float[A, "atoms 3"] = per_atom()
     forces: Float[A, "atoms 3"] = per_atom()
     fixed: Bool[A, " atoms"] = per_atom(fill=True)
+    fixed_components: Bool[A, "atoms 3"] = per_atom(fill=False)
     batch_idx: Int[A, " atoms"] = per_atom()
 
     cell: Float[A, "systems 3 3"] = per_system()
@@ -103,6 +105,11 @@ class AbstractBatch(eqx.Module, Generic[A]):
     def atom_mask(self) -> Bool[A, " atoms"]:
         """True for atoms, False for padding."""
         return self.batch_idx < self.system_capacity
+
+    @property
+    def free_components(self) -> Bool[A, "atoms 3"]:
+        """Along which axes each atom may move; nowhere in padding."""
+        return ~(self.fixed[:, None] | self.fixed_components)
 
     @property
     def system_mask(self) -> Bool[A, " systems"]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.segments import max_by_system, sum_by_system
@@ -45,22 +45,28 @@ def momentum(batch: AbstractBatch) -> Float[Array, "systems 3"]:
 def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
     """Degrees of freedom that the temperature counts.
 
-    Three for each atom that is not fixed, minus three if the centre of mass stays at rest: with algorithms
-    that conserve momentum (NVE, Nosé-Hoover), in systems without fixed atoms.
+    One for each component of an atom that is not fixed, minus one for each axis along which no atom is fixed,
+    if the centre of mass stays at rest: with algorithms that conserve momentum (NVE, Nosé-Hoover).
 
     Args:
         centre_of_mass: whether the centre of mass moves freely, so that it counts (Langevin); by default it
             counts where the total momentum is not zero.
     """
-    free = sum_by_system(batch, jnp.where(batch.fixed, 0, 1))
-    some_fixed = free < batch.atoms_per_system
+    count = batch.atoms_per_system
+    free = sum_by_system(batch, jnp.where(batch.free_components, 1, 0))
+    whole = free == count[:, None]
     if centre_of_mass is None:
-        total = jnp.sqrt(jnp.sum(momentum(batch) ** 2, axis=-1))
+        total = jnp.sqrt(jnp.sum(jnp.where(whole, momentum(batch), 0) ** 2, axis=-1))
         speed = jnp.sqrt(jnp.sum(batch.velocities**2, axis=-1))
         scale = sum_by_system(batch, batch.masses * speed)
         centre_of_mass = total > jnp.sqrt(jnp.finfo(batch.dtype).eps) * scale
-    counted = some_fixed | centre_of_mass | (free <= 1)
-    return 3 * free - jnp.where(counted, 0, 3)
+    counted = jnp.broadcast_to(jnp.asarray(centre_of_mass), count.shape) | (count <= 1)
+    return jnp.sum(free - jnp.where(counted[:, None] | ~whole, 0, 1), axis=-1, dtype=free.dtype)
+
+
+def moves_as_whole(batch: AbstractBatch) -> Bool[Array, "systems 3"]:
+    """Axes along which no atom of a system is fixed, so that its center of mass moves freely."""
+    return sum_by_system(batch, jnp.where(batch.free_components, 1, 0)) == batch.atoms_per_system[:, None]
 
 
 def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:

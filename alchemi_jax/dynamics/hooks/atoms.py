@@ -10,9 +10,23 @@ import numpy as np
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.neighbors.geometry import inverse, working_cell
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import PerAtom
 from alchemi_jax.systems.segments import to_atoms
+
+
+def _as_atoms(value: Any) -> Any:
+    """A function, or an array of bools or ints."""
+    if callable(value):
+        return value
+    atoms = np.asarray(value) if not isinstance(value, jax.Array) else value
+    if atoms.ndim != 1 or atoms.dtype.kind not in "biu" or not atoms.size:
+        raise ValueError(
+            "atoms of FreezeAtomsHook must be a mask over the atoms of the batch, their indices, or a "
+            f"function of the batch, not {value!r}."
+        )
+    return jnp.asarray(atoms)
 
 
 class FreezeAtomsHook(TracedHook):
@@ -29,9 +43,14 @@ class FreezeAtomsHook(TracedHook):
         ValueError: for indices or a mask that the batch does not have.
     """
 
-    atoms: Any = eqx.field(converter=lambda a: a if callable(a) else jnp.asarray(a))
+    atoms: Any = eqx.field(converter=_as_atoms)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_COMPUTE
+
+    @property
+    def needs_fixed_systems(self) -> bool:
+        """A mask and indices mean atoms of this batch, so no system may leave its row."""
+        return not callable(self.atoms)
 
     def check(self, batch: Batch) -> None:
         n = batch.atom_capacity
@@ -39,9 +58,10 @@ class FreezeAtomsHook(TracedHook):
             return
         atoms = np.asarray(self.atoms)
         if atoms.dtype == bool:
-            if atoms.ndim != 1 or len(atoms) > n:
+            if atoms.ndim != 1 or len(atoms) not in (batch.num_atoms, n):
                 raise ValueError(
-                    f"FreezeAtomsHook has a mask of shape {atoms.shape}, the batch has room for {n} atoms."
+                    f"atoms of FreezeAtomsHook is a mask of shape {list(atoms.shape)}, but the batch has "
+                    f"{batch.num_atoms} atoms: give one value for each atom of the batch, or indices."
                 )
             return
         outside = atoms.size and (atoms.min() < 0 or atoms.max() >= n)
@@ -70,9 +90,9 @@ class FreezeAtomsHook(TracedHook):
 class WrapPeriodicHook(TracedHook):
     """Moves atoms by lattice vectors into the cell, along periodic directions.
 
-    Traced, at AFTER_POST_UPDATE. Reads `positions`, `cell`, `pbc`; writes `positions`. Energies and
-    forces do not change. The neighbor list is built again when an atom was moved. Costs one pass over the
-    atoms, and that list.
+    Traced, at AFTER_POST_UPDATE. Atoms that are fixed, also in part, stay where they are. Reads `positions`,
+    `cell`, `pbc`; writes `positions`. Energies and forces do not change. The neighbor list is built again
+    when an atom was moved. Costs one pass over the atoms, and that list.
     """
 
     frequency: int = 1
@@ -81,10 +101,10 @@ class WrapPeriodicHook(TracedHook):
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         batch = ctx.batch
         cell = jax.vmap(working_cell)(batch.cell, batch.pbc)
-        fractional = jnp.einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
-        periodic = to_atoms(batch, batch.pbc) & batch.atom_mask[:, None]
+        fractional = einsum("na,nab->nb", batch.positions, to_atoms(batch, jax.vmap(inverse)(cell)))
+        periodic = to_atoms(batch, batch.pbc) & jnp.all(batch.free_components, axis=1, keepdims=True)
         shift = jnp.where(periodic, jnp.floor(fractional), 0)
-        moved = jnp.einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
+        moved = einsum("na,nab->nb", shift, to_atoms(batch, batch.cell))
         # Not a bit of an atom inside the cell changes.
         outside = jnp.any(shift != 0, axis=1, keepdims=True)
         return ctx.with_batch(positions=jnp.where(outside, batch.positions - moved, batch.positions))

@@ -6,22 +6,24 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, Parameter, positive
+from alchemi_jax.parameters import Described, Parameter, as_flag, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import PerSystem
-from alchemi_jax.systems.observables import fmax
+from alchemi_jax.systems.observables import fmax, volume
 from alchemi_jax.systems.segments import any_by_system
+from alchemi_jax.transforms import root
 
 
 FMAX = 0.05
 """eV/Å. The default criterion."""
 
 SMAX = 6e-4
-"""eV/Å³, 0.1 GPa. The second default criterion, where a cell is relaxed."""
+"""eV/Å³, 0.1 GPa. What a criterion on forces brings with it, where a cell is relaxed."""
 
 _REDUCTIONS: dict[str, Callable[..., Shaped[Array, "..."]]] = {
     "norm": lambda x, axis: jnp.sqrt(jnp.sum(x * x, axis=axis)),
@@ -60,6 +62,19 @@ class Criterion(Described):
     )
 
     def __check_init__(self):
+        if not isinstance(self.key, str):
+            raise TypeError(f"key of a criterion must be the name of a field, not {self.key!r}.")
+        if self.threshold.ndim > 1:
+            raise ValueError(
+                f"threshold of the criterion on {self.key!r} must be a number or one per system, not an "
+                f"array of shape {list(self.threshold.shape)}."
+            )
+        if self.custom_op is not None and not callable(self.custom_op):
+            raise TypeError(f"custom_op of the criterion on {self.key!r} must be a function.")
+        if not _is_axes(self.reduce_dims):
+            raise TypeError(
+                f"reduce_dims of the criterion on {self.key!r} must be ints, not {self.reduce_dims!r}."
+            )
         if self.reduce_op is not None and self.reduce_op not in _REDUCTIONS:
             raise ValueError(f"reduce_op must be one of {', '.join(_REDUCTIONS)}, not {self.reduce_op!r}.")
 
@@ -117,6 +132,11 @@ class Criterion(Described):
         return values if values.ndim == 1 else values.reshape(values.shape[0], -1).max(axis=1)
 
 
+def _is_axes(value: Any) -> bool:
+    axes = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in axes)
+
+
 class ConvergenceHook(TracedHook):
     """Advances the status of systems that meet all criteria. Traced, at AFTER_STEP.
 
@@ -127,13 +147,17 @@ class ConvergenceHook(TracedHook):
     Args:
         criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
             custom_op), Criterion objects, or a single one of either. All must be met. By default fmax at or
-            below 0.05 eV/Å and, where the cell is relaxed, smax at or below 6e-4 eV/Å³ (0.1 GPa).
+            below 0.05 eV/Å.
         source_status: judge only systems with this status; by default all unfinished systems.
         target_status: their new status; by default one more than the old one.
         frequency: number of steps from one check to the next.
+        cell: whether a criterion on forces ("fmax" or "forces") brings the stress with it where a cell is
+            relaxed and no criterion reads the stress: smax at or below 6e-4 eV/Å³ (0.1 GPa), and the force
+            on the cell, of which each row is V stress/atoms, at or below the threshold of the forces, as in
+            ASE. In a perfect crystal all forces vanish by symmetry, whatever the cell.
 
     Raises:
-        ValueError, TypeError: naming what is wrong with a criterion.
+        ValueError, TypeError: naming what is wrong with a criterion; for an empty list of them.
     """
 
     criteria: tuple[Criterion, ...]
@@ -141,7 +165,7 @@ class ConvergenceHook(TracedHook):
     target_status: int | None = eqx.field(static=True)
     frequency: int = eqx.field(static=True)
     stage: DynamicsStage = eqx.field(static=True)
-    by_default: bool = eqx.field(static=True, repr=False)
+    cell: bool = eqx.field(static=True)
 
     judges_convergence: ClassVar[bool] = True
 
@@ -151,23 +175,30 @@ class ConvergenceHook(TracedHook):
         source_status: int | None = None,
         target_status: int | None = None,
         frequency: int = 1,
+        cell: bool = True,
     ):
         if criteria is None:
-            criteria = ()
+            criteria = (Criterion(),)
         elif isinstance(criteria, Mapping | Criterion):
             criteria = (criteria,)
+        elif isinstance(criteria, str) or not isinstance(criteria, Iterable):
+            raise TypeError(f"criteria must be dicts or Criterion objects, not {criteria!r}.")
         self.criteria = tuple(_criterion(c) for c in criteria)
-        self.by_default = not self.criteria
-        if self.by_default:
-            self.criteria = (Criterion(), Criterion(key="smax", threshold=SMAX))
-        self.source_status = source_status
-        self.target_status = target_status
+        if not self.criteria:
+            raise ValueError(
+                "criteria is empty, so every system would be converged at once: leave it out for the "
+                f"default, fmax at or below {FMAX} eV/Å, or leave the hook out."
+            )
+        self.source_status = _status("source_status", source_status)
+        self.target_status = _status("target_status", target_status)
         self.frequency = frequency
+        self.cell = as_flag("cell")(cell)
         self.stage = DynamicsStage.AFTER_STEP
 
     @classmethod
     def from_fmax(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """Converged where the largest force norm is at or below `threshold`, eV/Å."""
+        """Converged where the largest force norm is at or below `threshold`, eV/Å; where a cell is relaxed,
+        the stress counts, too (see `cell`)."""
         return cls({"key": "fmax", "threshold": threshold}, **kwargs)
 
     @classmethod
@@ -185,8 +216,8 @@ class ConvergenceHook(TracedHook):
     @property
     def needs_stress(self) -> bool:
         """Whether a criterion reads the stress."""
-        # By default it is read where a cell is relaxed; the algorithm needs it there anyway.
-        return not self.by_default and any(c.key in ("stress", "smax") for c in self.criteria)
+        # With `cell` it is read where a cell is relaxed; the algorithm needs it there anyway.
+        return any(c.key in _OF_STRESS for c in self.criteria)
 
     def init(self, batch: Batch) -> PerSystem | None:
         if any(c.key == "energy_change" for c in self.criteria):
@@ -204,17 +235,44 @@ class ConvergenceHook(TracedHook):
             stress, relaxed = ctx.workflow.unbalanced_stress(batch), ctx.workflow.relaxes_cell(batch)
         previous = None if ctx.memory is None else ctx.memory.value
         for criterion in self.criteria:
-            good = criterion.converged(batch, previous, stress)
-            met = met & (good | ~relaxed if self.by_default and criterion.key == "smax" else good)
+            met = met & criterion.converged(batch, previous, stress)
+            if self._brings_stress(criterion):
+                met = met & (_balanced(batch, stress, criterion.threshold) | ~relaxed)
         target = batch.status + 1 if self.target_status is None else self.target_status
         ctx = ctx.with_batch(status=jnp.where(met, target, batch.status))
         return ctx if ctx.memory is None else ctx.with_memory(PerSystem(batch.energy))
 
+    def _brings_stress(self, criterion: Criterion) -> bool:
+        """Whether the stress must be small, too, where a cell is relaxed."""
+        return self.cell and not self.needs_stress and criterion.key in _OF_FORCES
+
     def __repr__(self) -> str:
         shown = [repr(c) for c in self.criteria]
-        if self.by_default:
-            shown[1] += " where the cell is relaxed"
+        if any(map(self._brings_stress, self.criteria)):
+            shown.append("and the stress where the cell is relaxed")
         return f"ConvergenceHook({', '.join(shown)})"
+
+
+#: Keys of criteria on forces, and on the stress.
+_OF_FORCES, _OF_STRESS = ("fmax", "forces"), ("stress", "smax")
+
+
+def _balanced(
+    batch: Batch, stress: Float[Array, "systems 3 3"], threshold: Float[Array, "*n"]
+) -> Bool[Array, " systems"]:
+    """Systems whose cell is relaxed: see the argument `cell` of ConvergenceHook."""
+    largest = jnp.max(jnp.abs(stress), axis=(1, 2))
+    rows = root(jnp.max(jnp.sum(stress * stress, axis=2), axis=1))
+    per_atom = volume(batch) / jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)
+    return (largest <= SMAX) & (per_atom * rows <= threshold)
+
+
+def _status(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} must be a status, 0, 1, ..., not {value!r}.")
+    return int(value)
 
 
 def _criterion(given: Any) -> Criterion:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models.base import per_volume, strained_gradient
-from alchemi_jax.parameters import Parameter, positive
+from alchemi_jax.parameters import Parameter, natural, number
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import force_norms
 
@@ -29,7 +29,7 @@ class MaxForceClampHook(TracedHook):
         ValueError: if the limit is not positive.
     """
 
-    limit: Parameter = eqx.field(converter=positive("limit"))
+    limit: Parameter = eqx.field(converter=number("limit"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
 
@@ -68,10 +68,15 @@ class BiasedPotentialHook(TracedHook):
     stage: DynamicsStage = DynamicsStage.AFTER_COMPUTE
 
     def __check_init__(self):
+        if not callable(self.bias):
+            raise TypeError(
+                f"bias of BiasedPotentialHook must be a function of the batch, not {self.bias!r}."
+            )
+        if self.deposit is not None and not callable(self.deposit):
+            raise TypeError(f"deposit of BiasedPotentialHook must be a function, not {self.deposit!r}.")
         if self.deposit is not None and self.memory is None:
             raise ValueError("BiasedPotentialHook with deposit needs a memory to begin with.")
-        if self.every < 1:
-            raise ValueError(f"every of BiasedPotentialHook must be a positive int, not {self.every}.")
+        natural("every of BiasedPotentialHook")(self.every)
 
     def _runs_on_stage(self, stage: Any) -> bool:
         deposits = self.deposit is not None and stage is DynamicsStage.AFTER_STEP
@@ -100,10 +105,10 @@ class BiasedPotentialHook(TracedHook):
             return energy
 
         energy, slope, virial = strained_gradient(batch, bias)
-        free = batch.atom_mask & ~batch.fixed
+        free = batch.atom_mask[:, None] & batch.free_components
         return ctx.with_batch(
             energy=batch.energy + energy,
-            forces=batch.forces - jnp.where(free[:, None], slope, 0),
+            forces=batch.forces - jnp.where(free, slope, 0),
             # NaN, where there is no stress, remains NaN.
             stress=batch.stress + per_volume(batch, virial),
         )

@@ -41,6 +41,10 @@ class LivePlotHook:
         seconds: float = 2.0,
         log: bool = True,
     ):
+        if not callable(observable):
+            raise TypeError(f"observable of LivePlotHook must be a function, not {observable!r}.")
+        if not 0 <= float(seconds) < np.inf:
+            raise ValueError(f"seconds of LivePlotHook must be zero or positive, not {seconds!r}.")
         self.observable, self.label, self.log = observable, label, log
         self.path = None if path is None else Path(path)
         self.stage = DynamicsStage.AFTER_STEP

@@ -12,6 +12,7 @@ from jaxtyping import Array, Shaped
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.parameters import function
 from alchemi_jax.systems.observables import fmax, temperature
 
 
@@ -64,6 +65,8 @@ class LoggingHook(RecordingHook):
         default = "dynamics.csv" if backend == "csv" else "runs"
         self.log_path = Path(default if log_path is None else log_path)
         self.custom_scalars = dict(custom_scalars or {})
+        for name, scalar in self.custom_scalars.items():
+            function(f"custom_scalars[{name!r}] of LoggingHook")(scalar)
         taken = [name for name in self.custom_scalars if name in COLUMNS]
         if taken:
             raise ValueError(f"custom scalar {taken[0]!r} has the name of a column of LoggingHook.")

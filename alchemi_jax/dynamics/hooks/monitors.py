@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, Parameter, positive
+from alchemi_jax.parameters import Described, Parameter, names, number, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import kinetic_energy
@@ -25,7 +26,9 @@ class NaNDetectorHook(TracedHook):
         keys: names of fields or extras of the batch that hold floats.
     """
 
-    keys: tuple[str, ...] = eqx.field(static=True, converter=tuple, default=("positions", "velocities"))
+    keys: tuple[str, ...] = eqx.field(
+        static=True, converter=names("keys"), default=("positions", "velocities")
+    )
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
@@ -67,15 +70,28 @@ class EnergyDriftMonitorHook(TracedHook):
     Args:
         threshold: eV per atom; a system with a larger difference is marked as failed, restored to the
             beginning of the step and named in a warning. None: no system is marked.
+
+    Raises:
+        TypeError: for a threshold in an engine with a thermostat or a barostat, or in a relaxation, where
+            this energy changes.
     """
 
-    threshold: Parameter | None = eqx.field(
-        converter=lambda t: None if t is None else positive("threshold")(t), default=None
-    )
+    threshold: Parameter | None = eqx.field(converter=optional(number("threshold")), default=None)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.AFTER_STEP
 
     reasons: ClassVar[tuple[str, ...]] = ("the total energy drifted too far",)
+
+    def check_engine(self, engine: Any) -> None:
+        if self.threshold is None:
+            return
+        for part in getattr(engine, "parts", ()):
+            if part.follows_targets or not part.has_velocities:
+                raise TypeError(
+                    "EnergyDriftMonitorHook with a threshold ends systems whose kinetic plus potential "
+                    f"energy changes, and {name_of(part)} does not keep it constant: attach it to NVE, or "
+                    "watch engine.conserved_energy(state)."
+                )
 
     def init(self, batch: Batch) -> Drift:
         zero = jnp.zeros_like(batch.energy)

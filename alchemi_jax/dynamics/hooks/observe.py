@@ -10,6 +10,7 @@ from jaxtyping import Array, Shaped
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
+from alchemi_jax.parameters import function
 from alchemi_jax.systems.observables import fmax
 
 
@@ -36,9 +37,15 @@ class ObservableHook(RecordingHook):
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         stress: bool = False,
     ):
+        if not isinstance(observables, Mapping) or not observables:
+            raise TypeError(
+                f"observables of ObservableHook must be a dict, name -> function, not {observables!r}."
+            )
         taken = {"step", "active", "system_id"} & set(observables)
         if taken:
             raise ValueError(f"ObservableHook has a column {taken.pop()!r} of its own.")
+        for name, observable in observables.items():
+            function(f"observable {name!r} of ObservableHook")(observable)
         self.observables = dict(observables)
         self.frequency = frequency
         self.stage = stage
@@ -127,6 +134,8 @@ class CallbackHook:
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         frequency: int = 1,
     ):
+        if not callable(function):
+            raise TypeError(f"function of CallbackHook must be a function of the context, not {function!r}.")
         self.function = function
         self.stage = stage
         self.frequency = frequency

@@ -1,5 +1,6 @@
 """SnapshotHook and ConvergedSnapshotHook: systems go to a sink."""
 
+import os
 from typing import Any
 
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -19,6 +20,12 @@ class SnapshotHook:
     """
 
     def __init__(self, sink: Sink, frequency: int = 1, finished: bool = True):
+        if not all(callable(getattr(sink, name, None)) for name in ("write", "open", "close")):
+            shown = repr(str(sink)) if isinstance(sink, str | os.PathLike) else "..."
+            raise TypeError(
+                f"sink of {type(self).__name__} must be a sink, such as ZarrData({shown}), not a "
+                f"{type(sink).__name__}."
+            )
         self.sink = sink
         self.frequency = frequency
         self.finished = finished

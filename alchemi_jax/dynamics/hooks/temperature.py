@@ -12,7 +12,15 @@ from jaxtyping import Array, Float, Int, Shaped, UInt32
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.updates import by_system, filled_up
 from alchemi_jax.hooks import HookContext, TracedHook
-from alchemi_jax.parameters import Described, Parameter, as_count, as_parameter, finite, positive
+from alchemi_jax.parameters import (
+    Described,
+    Parameter,
+    as_count,
+    as_seed,
+    finite,
+    function,
+    positive,
+)
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.segments import to_atoms
@@ -29,8 +37,8 @@ def _target(hook: Any, batch: Batch) -> Float[Array, " systems"]:
 class Ramp(Described):
     """A straight line from `start` to `end` over `n_steps` steps, then constant."""
 
-    start: Parameter = eqx.field(converter=as_parameter)
-    end: Parameter = eqx.field(converter=as_parameter)
+    start: Parameter = eqx.field(converter=finite("start"))
+    end: Parameter = eqx.field(converter=finite("end"))
     n_steps: Int[Array, ""] = eqx.field(converter=as_count("n_steps"))
 
     def __call__(self, step: Float[Array, " systems"]) -> Float[Array, " systems"]:
@@ -54,7 +62,7 @@ class TemperatureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without thermostat.
     """
 
-    schedule: Callable[[Float[Array, " systems"]], Any]
+    schedule: Callable[[Float[Array, " systems"]], Any] = eqx.field(converter=function("schedule"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -85,7 +93,7 @@ class PressureScheduleHook(TracedHook):
         TypeError: when it is attached to an engine without a pressure.
     """
 
-    schedule: Callable[[Float[Array, " systems"]], Any]
+    schedule: Callable[[Float[Array, " systems"]], Any] = eqx.field(converter=function("schedule"))
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
@@ -112,18 +120,23 @@ class Exchange(Described):
     rung: Int[Array, " systems"] = per_system()
 
 
+#: Fields that replicas have in common.
+_OF_ONE_SYSTEM = ("masses", "pbc", "fixed", "charge", "spin")
+
+
 class ReplicaExchangeHook(TracedHook):
     """Parallel tempering: replicas of a system swap temperatures by the Metropolis criterion. Traced.
 
     At BEFORE_STEP. Systems 0 to R - 1 of the batch are the first ladder, one at each of the R temperatures,
     the next R systems are the second ladder, and so on. Every ladder has replicas of one system. After the
     steps every, 2 every, ... neighboring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ... alternate) swap
-    with probability min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j))), with the potential energy E, and velocities
-    are scaled by sqrt(T_new/T_old). Systems keep their rows; the temperatures move.
+    with probability min(1, exp((1/kT_i - 1/kT_j)(H_i - H_j))), where H is the potential energy, and with a
+    barostat H = E + P V. Velocities, and the momenta of barostat and chains, are scaled by sqrt(T_new/T_old).
+    Systems keep their rows and pressures; the temperatures move.
 
-    Reads `energy`; writes `target_temperature` (K) and, in a swap, `velocities`. The memory, an
-    `Exchange`, has the rung of each system and the counts of swaps. Costs one small sort when swaps are
-    tried. The random numbers depend on seed, step and the first system_id of the ladder.
+    Reads `energy` and, with a barostat, `cell`; writes `target_temperature` (K) and, in a swap, `velocities`.
+    The memory, an `Exchange`, has the rung of each system and the counts of swaps. Costs one small sort when
+    swaps are tried. The random numbers depend on seed, step and the first system_id of the ladder.
 
     Args:
         temperatures: K, one per rung, at least two.
@@ -132,19 +145,22 @@ class ReplicaExchangeHook(TracedHook):
 
     Raises:
         ValueError: if the temperatures are not positive, or the batch does not consist of such ladders.
-        TypeError: when it is attached to an engine without thermostat.
+        TypeError: when it is attached to an engine without thermostat, or beside another hook that sets
+            temperatures.
 
-    Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999).
+    Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999); with a barostat: Okabe, Kawata, Okamoto,
+    Mikami, Chem. Phys. Lett. 335, 435 (2001).
     """
 
     temperatures: Float[Array, " rungs"] = eqx.field(converter=positive("temperatures"))
     every: Int[Array, ""] = eqx.field(converter=as_count("every"), default=100)
-    seed: UInt32[Array, ""] = eqx.field(converter=lambda s: jnp.asarray(s, jnp.uint32), default=0)
+    seed: UInt32[Array, ""] = eqx.field(converter=as_seed("seed"), default=0)
     frequency: int = 1
     stage: DynamicsStage = DynamicsStage.BEFORE_STEP
 
     needs_fixed_systems: ClassVar[bool] = True
     sets_targets: ClassVar[tuple[str, ...]] = ("temperature",)
+    swaps_temperatures: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.temperatures.ndim != 1 or self.rungs < 2:
@@ -158,7 +174,7 @@ class ReplicaExchangeHook(TracedHook):
         """Number of temperatures."""
         return self.temperatures.shape[0]
 
-    def check(self, batch: Batch) -> None:
+    def check_in(self, engine: Any, batch: Batch) -> None:
         n, rungs = batch.num_systems, self.rungs
         if n % rungs:
             raise ValueError(
@@ -166,14 +182,19 @@ class ReplicaExchangeHook(TracedHook):
                 f"systems, not {n}."
             )
         host = batch.take()
-        atoms = np.split(np.asarray(host.numbers), np.asarray(host.first_atom)[1:])
         for i in range(n):
             first = i - i % rungs
-            if not np.array_equal(atoms[i], atoms[first]):
-                raise ValueError(
-                    f"{batch.name_of(i)} and {batch.name_of(first)} are in one ladder of "
-                    "ReplicaExchangeHook, but are not made of the same atoms in the same order."
-                )
+            one, other = host[i], host[first]
+            pair = (
+                f"{batch.name_of(i)} and {batch.name_of(first)} are in one ladder of ReplicaExchangeHook, but"
+            )
+            if not np.array_equal(one.numbers, other.numbers):
+                raise ValueError(f"{pair} are not made of the same atoms in the same order.")
+            # A barostat gives every replica the cell of its own pressure and temperature.
+            own_cells = "pressure" in engine.follows_targets
+            for name in _OF_ONE_SYSTEM if own_cells else (*_OF_ONE_SYSTEM, "cell"):
+                if not np.array_equal(one[name], other[name]):
+                    raise ValueError(f"{pair} differ in {name}: replicas are copies of one system.")
 
     def init(self, batch: Batch) -> Exchange:
         none = jnp.zeros(self.rungs - 1, jnp.int32)
@@ -199,7 +220,9 @@ class ReplicaExchangeHook(TracedHook):
 
         rung = rows(memory.rung)
         holder = jnp.argsort(rung, axis=1)
-        energy = jnp.take_along_axis(rows(batch.energy), holder, axis=1)
+        # A workflow that is no engine has no barostat.
+        weighed = getattr(ctx.workflow, "ensemble_energy", lambda b: b.energy)(batch)
+        energy = jnp.take_along_axis(rows(weighed), holder, axis=1)
         moving = jnp.take_along_axis(rows(ctx.active_mask), holder, axis=1)
 
         place = jnp.arange(rungs - 1)

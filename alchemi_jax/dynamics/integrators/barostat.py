@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.matrices import exp_and_mean
 from alchemi_jax.dynamics.updates import by_system, target
+from alchemi_jax.products import einsum, matmul
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import degrees_of_freedom, kinetic_tensor, volume
@@ -81,7 +82,7 @@ def twice_kinetic_of_parts(
     """W g² of each degree of freedom of the cell, [systems, parts], eV."""
     squares = (mass[:, None, None] * barostat.rate**2).reshape(-1, 9)
     members = np.eye(count_parts(shape))[SHAPES[shape].reshape(-1)]
-    return squares @ jnp.asarray(members, squares.dtype)
+    return matmul(squares, jnp.asarray(members, squares.dtype))
 
 
 def scale_rate(barostat: Barostat, factors: Float[Array, "systems parts"], shape: str) -> Barostat:
@@ -122,14 +123,14 @@ def drift(batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Bat
     moved = to_atoms(batch, dt)[:, None] * batch.velocities
     return batch.replace(
         positions=_times(batch, batch.positions, growth) + _times(batch, moved, mean),
-        cell=jnp.einsum("sab,sbc->sac", batch.cell, growth),
+        cell=einsum("sab,sbc->sac", batch.cell, growth),
     )
 
 
 def _times(
     batch: Batch, rows: Float[Array, "atoms 3"], matrix: Float[Array, "systems 3 3"]
 ) -> Float[Array, "atoms 3"]:
-    return jnp.einsum("na,nab->nb", rows, to_atoms(batch, matrix))
+    return einsum("na,nab->nb", rows, to_atoms(batch, matrix))
 
 
 def _diagonal(values: Float[Array, " systems"]) -> Float[Array, "systems 3 3"]:

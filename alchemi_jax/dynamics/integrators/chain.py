@@ -46,6 +46,12 @@ def chain_energy(chain: Chain, inertia: Float[Array, "systems *parts links"]) ->
     return energy if energy.ndim == 1 else jnp.sum(energy, axis=-1)
 
 
+def scale_chain(chain: Chain, factor: Float[Array, " systems"]) -> Chain:
+    """The chain with the rates of each system multiplied by a factor, for another temperature."""
+    wide = factor.reshape(-1, *(1,) * (chain.rates.ndim - 1))
+    return Chain(chain.rates * wide, chain.heat, chain.count)
+
+
 def advance_chain(
     chain: Chain,
     inertia: Float[Array, "systems *parts links"],

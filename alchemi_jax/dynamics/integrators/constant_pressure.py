@@ -6,18 +6,26 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from alchemi_jax.dynamics.check import check_fixed_components
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.integrators import barostat as cells
 from alchemi_jax.dynamics.integrators.barostat import Barostat
-from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import (
+    Chain,
+    advance_chain,
+    chain_energy,
+    inertia,
+    new_chain,
+    scale_chain,
+)
 from alchemi_jax.dynamics.updates import at_atoms, by_system, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import Parameter, as_count, finite, one_of, positive
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.observables import kinetic_energy
-from alchemi_jax.units import KB
+from alchemi_jax.systems.observables import kinetic_energy, volume
+from alchemi_jax.units import GPA, KB
 
 
 class NPH(AbstractDynamics):
@@ -72,6 +80,7 @@ class NPH(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
     def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
@@ -113,7 +122,8 @@ class NPT(AbstractDynamics):
         thermostat_time: fs.
         barostat_time: fs.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` and `PressureScheduleHook` set other targets.
+        hooks: any; `TemperatureScheduleHook`, `PressureScheduleHook` and `ReplicaExchangeHook` set other
+            targets.
         cell: "isotropic", "anisotropic" or "flexible".
 
     dt, temperature, pressure and the times are numbers, or one per system.
@@ -143,6 +153,7 @@ class NPT(AbstractDynamics):
 
     def check(self, batch: Batch) -> None:
         cells.check_periodic(type(self).__name__, batch)
+        check_fixed_components(type(self).__name__, self.cell == "flexible", batch)
 
     def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
         return initialize_velocities(batch, self.temperature, key)
@@ -168,6 +179,15 @@ class NPT(AbstractDynamics):
         extra = cells.barostat_energy(batch, barostat, mass, self.pressure)
         extra = extra + chain_energy(of_atoms, atoms) + chain_energy(of_cell, cell)
         return batch.energy + kinetic_energy(batch) + extra
+
+    def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
+        outer = GPA * target(batch, batch.target_pressure, self.pressure)
+        return batch.energy + outer * volume(batch)
+
+    def scale_momenta(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
+        barostat, *chains = state
+        rate = barostat.rate * factor[:, None, None]
+        return Barostat(rate, barostat.count), *(scale_chain(chain, factor) for chain in chains)
 
     def _masses(
         self, batch: Batch, state: tuple

@@ -61,7 +61,7 @@ class NVTLangevin(AbstractDynamics):
         noise = normal_noise(batch, key) * to_atoms_speed(batch, temperature)
         width = at_atoms(batch, root(-jnp.expm1(-2 * rate)))
         after = at_atoms(batch, jnp.exp(-rate)) * before + width * noise
-        after = jnp.where(batch.fixed[:, None], 0, after)
+        after = jnp.where(batch.free_components, after, 0)
         # Both halves of the drift at once. Without friction `after` is `before`, and this is exactly dt v.
         batch = drift(batch.replace(velocities=before + after), self.dt / 2)
         return batch.replace(velocities=after), state

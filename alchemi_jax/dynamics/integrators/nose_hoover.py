@@ -6,7 +6,14 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.integrators.chain import Chain, advance_chain, chain_energy, inertia, new_chain
+from alchemi_jax.dynamics.integrators.chain import (
+    Chain,
+    advance_chain,
+    chain_energy,
+    inertia,
+    new_chain,
+    scale_chain,
+)
 from alchemi_jax.dynamics.updates import at_atoms, by_system, drift, kick, target
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.hooks import HookSet
@@ -72,6 +79,9 @@ class NVTNoseHoover(AbstractDynamics):
 
     def total_energy(self, batch: Batch, state: Chain) -> Float[Array, " systems"]:
         return batch.energy + kinetic_energy(batch) + chain_energy(state, self._inertia(batch, state))
+
+    def scale_momenta(self, state: Chain, factor: Float[Array, " systems"]) -> Chain:
+        return scale_chain(state, factor)
 
     def _inertia(self, batch: Batch, state: Chain) -> Float[Array, "systems links"]:
         return inertia(batch, state, self.temperature, self.thermostat_time)

@@ -14,6 +14,7 @@ from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import Parameter, as_count, positive
+from alchemi_jax.products import einsum, matmul
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_atom, per_system
 
@@ -87,10 +88,10 @@ class BFGS(AbstractDynamics):
             state.hessian, rows(state.step), rows(state.forces - batch.forces), state.begun
         )
         w, v = jnp.linalg.eigh(hessian)
-        along = jnp.einsum("sij,si->sj", v, rows(batch.forces)) / jnp.abs(w)
-        step = jnp.einsum("sij,sj->si", v, along).reshape(batch.system_capacity, -1, 3)
+        along = einsum("sij,si->sj", v, rows(batch.forces)) / jnp.abs(w)
+        step = einsum("sij,sj->si", v, along).reshape(batch.system_capacity, -1, 3)
         # Rounding errors of the eigenvectors must not move atoms without forces.
-        step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
+        step = jnp.where(batch.free_components, from_rows(batch, step), 0)
         step = cut_by_atom(batch, step, self.max_step)
         known = jnp.ones_like(state.begun)
         after = BFGSState(hessian, batch.forces, step, known)
@@ -104,8 +105,8 @@ def _update_hessian(
     begun: Bool[Array, ""],
 ) -> Float[Array, "coordinates coordinates"]:
     """The Hessian of one system after a step; unchanged if the step was too short to tell anything."""
-    ys, bs = jnp.dot(y, s), hessian @ s
-    sbs = jnp.dot(s, bs)
+    ys, bs = matmul(y, s), matmul(hessian, s)
+    sbs = matmul(s, bs)
     enough = begun & (jnp.max(jnp.abs(s)) >= 1e-7) & (ys != 0) & (sbs != 0)
     ys, sbs = jnp.where(enough, ys, 1), jnp.where(enough, sbs, 1)
     change = jnp.outer(y, y) / ys - jnp.outer(bs, bs) / sbs

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.dynamics.matrices import exp
 from alchemi_jax.dynamics.updates import by_system
+from alchemi_jax.products import einsum, matmul
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import per_system
 from alchemi_jax.systems.observables import volume
@@ -119,10 +120,10 @@ def generalized_forces(
     gradient, pull_back = jax.vjp(exp, cell.log)
     virial = -volume(batch)[:, None, None] * stress
     # Force on F: virial F^-T, with F^-1 = exp(-U).
-    slope = virial @ exp(-cell.log).swapaxes(1, 2)
+    slope = matmul(virial, exp(-cell.log).swapaxes(1, 2))
     (on_log,) = pull_back(slope)
     on_log = jnp.where(jnp.array(mask)[None], on_log, 0) / _atoms(batch)
-    return Vector(jnp.einsum("na,nab->nb", batch.forces, to_atoms(batch, gradient)), on_log)
+    return Vector(einsum("na,nab->nb", batch.forces, to_atoms(batch, gradient)), on_log)
 
 
 def deform(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]:
@@ -130,9 +131,9 @@ def deform(batch: Batch, cell: CellPart, step: Vector) -> tuple[Batch, CellPart]
     assert step.cell is not None
     log = cell.log + step.cell / _atoms(batch)
     back, onward = exp(-cell.log), exp(log)
-    z = jnp.einsum("na,nba->nb", batch.positions, to_atoms(batch, back)) + step.atoms
-    positions = jnp.einsum("na,nba->nb", z, to_atoms(batch, onward))
-    after = batch.replace(positions=positions, cell=jnp.einsum("sab,scb->sac", cell.start, onward))
+    z = einsum("na,nba->nb", batch.positions, to_atoms(batch, back)) + step.atoms
+    positions = einsum("na,nba->nb", z, to_atoms(batch, onward))
+    after = batch.replace(positions=positions, cell=einsum("sab,scb->sac", cell.start, onward))
     return after, CellPart(log, cell.start, cell.velocity)
 
 

@@ -54,8 +54,8 @@ class FIRE(AbstractDynamics):
     - else: v <- 0, dt <- f_dec dt, alpha <- its initial value;
     - then v <- v + dt f/m, r <- r + dt v, where a step longer than max_step is shortened to it.
 
-    All masses are 1 amu. This is ASE's FIRE, whose default dt of 0.1 is 1.018 fs here. Fixed atoms
-    do not move.
+    All masses are 1 amu. This is ASE's FIRE with its numbers: dt of 0.1 is 1.018 fs here, dt_max of 1 is
+    10.18 fs. Fixed atoms do not move.
 
     Args:
         model: gives energies and forces.
@@ -74,7 +74,7 @@ class FIRE(AbstractDynamics):
     dt: Parameter = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
     n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
+    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=ASE_TIME, kw_only=True)
     n_min: Int[Array, ""] = eqx.field(converter=as_count("n_min"), default=5, kw_only=True)
     f_inc: Parameter = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
     f_dec: Parameter = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)

@@ -35,8 +35,9 @@ class FIRE2(AbstractDynamics):
     - else: dt <- max(f_dec dt, dt_min), alpha <- its initial value, r <- r - dt v/2, v <- 0. The next step
       is taken as if P > 0, with the forces at the new positions.
 
-    All masses are 1 amu. This is ASE's FIRE2, whose default dt of 0.1 is 1.018 fs here; ASE evaluates
-    the forces twice in a step with P <= 0; here these are two steps. Fixed atoms do not move.
+    All masses are 1 amu. This is ASE's FIRE2 with its numbers: dt of 0.1 is 1.018 fs here, dt_max of 1 is
+    10.18 fs; ASE evaluates the forces twice in a step with P <= 0; here these are two steps. Fixed atoms do
+    not move.
 
     Args:
         model: gives energies and forces.
@@ -55,8 +56,8 @@ class FIRE2(AbstractDynamics):
     dt: Parameter = eqx.field(converter=positive("dt"), default=0.1 * ASE_TIME)
     n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=10.0, kw_only=True)
-    dt_min: Parameter = eqx.field(converter=positive("dt_min"), default=0.02, kw_only=True)
+    dt_max: Parameter = eqx.field(converter=positive("dt_max"), default=ASE_TIME, kw_only=True)
+    dt_min: Parameter = eqx.field(converter=positive("dt_min"), default=2e-3 * ASE_TIME, kw_only=True)
     n_min: Int[Array, ""] = eqx.field(converter=as_count("n_min"), default=20, kw_only=True)
     f_inc: Parameter = eqx.field(converter=positive("f_inc"), default=1.1, kw_only=True)
     f_dec: Parameter = eqx.field(converter=positive("f_dec"), default=0.5, kw_only=True)

@@ -1,6 +1,7 @@
 """LBFGS: the limited-memory quasi-Newton method."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -43,7 +44,8 @@ class LBFGS(AbstractDynamics):
         model: gives energies and forces.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
-        memory: number of steps that are kept; it sets array shapes. ASE's default is 100.
+        memory: number of steps that are kept, as in ASE. The arrays take 6 numbers for each of them and each
+            atom; a step costs time only for those that there are.
         curvature: eV/Å², the Hessian at the start.
         damping: factor on the step.
         max_step: Å.
@@ -56,7 +58,7 @@ class LBFGS(AbstractDynamics):
     model: AbstractModel
     n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    memory: int = eqx.field(static=True, converter=natural("memory"), default=20, kw_only=True)
+    memory: int = eqx.field(static=True, converter=natural("memory"), default=100, kw_only=True)
     curvature: Parameter = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
     damping: Parameter = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
@@ -108,13 +110,45 @@ def _newton(batch: Batch, state: LBFGSState, start: Float[Array, " systems"]) ->
         weight = state.rho[:, k] * product(state.s[:, k], q)
         return q - to_atoms(batch, weight)[:, None] * state.y[:, k], weights.at[:, k].set(weight)
 
-    def older(n: Int[Array, ""], q: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
-        k = memory - 1 - n
+    def older(k: Int[Array, ""], q: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
         beta = state.rho[:, k] * product(state.y[:, k], q)
         return q + to_atoms(batch, weights[:, k] - beta)[:, None] * state.s[:, k]
 
-    q, weights = jax.lax.fori_loop(0, memory, newer, (batch.forces, jnp.zeros_like(state.rho)))
-    return jax.lax.fori_loop(0, memory, older, to_atoms(batch, start)[:, None] * q)
+    used = jnp.max(jnp.sum(state.rho != 0, axis=1, dtype=jnp.int32))
+    q, weights = _over_used(memory, used, newer, (batch.forces, jnp.zeros_like(state.rho)))
+    return _over_used(memory, used, older, to_atoms(batch, start)[:, None] * q, oldest_first=True)
+
+
+_T = TypeVar("_T")
+_BLOCK = 25
+
+
+def _over_used(
+    memory: int,
+    used: Int[Array, ""],
+    step: Callable[[Int[Array, ""], _T], _T],
+    carry: _T,
+    oldest_first: bool = False,
+) -> _T:
+    """A loop over the history, in blocks: those in which no system has an entry yet are left out.
+
+    The bounds are static, so that there are derivatives backwards. An entry that is not there adds zero.
+    """
+    size = next(d for d in range(min(memory, _BLOCK), 0, -1) if memory % d == 0)
+    blocks = memory // size
+
+    def block(b: Int[Array, ""], carry: _T) -> _T:
+        first = (blocks - 1 - b if oldest_first else b) * size
+
+        def entry(i: Int[Array, ""], carry: _T) -> _T:
+            return step(first + (size - 1 - i if oldest_first else i), carry)
+
+        def run(carry: _T) -> _T:
+            return jax.lax.fori_loop(0, size, entry, carry)
+
+        return run(carry) if blocks == 1 else jax.lax.cond(first < used, run, lambda c: c, carry)
+
+    return block(jnp.int32(0), carry) if blocks == 1 else jax.lax.fori_loop(0, blocks, block, carry)
 
 
 def _dot(a: Float[Array, "atoms 3"], b: Float[Array, "atoms 3"]) -> Float[Array, " atoms"]:

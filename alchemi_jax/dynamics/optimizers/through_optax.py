@@ -73,5 +73,5 @@ class OptaxOptimizer(AbstractDynamics):
 
         rows = to_rows(batch, -batch.forces), state.inner, to_rows(batch, batch.positions), batch.energy
         step, inner = jax.vmap(update)(*rows)
-        step = jnp.where(batch.fixed[:, None], 0, from_rows(batch, step))
+        step = jnp.where(batch.free_components, from_rows(batch, step), 0)
         return batch.replace(positions=batch.positions + step), OptaxState(inner)

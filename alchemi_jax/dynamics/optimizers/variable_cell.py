@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from alchemi_jax.dynamics.check import check_fixed_components
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import (
     CellPart,
@@ -44,6 +45,8 @@ class AbstractVariableCell(AbstractDynamics):
                 f"{batch.name_of(int(np.argmin(pbc)))} is not periodic in all directions: "
                 f"{type(self).__name__} has no cell to relax."
             )
+        shears = not self.hydrostatic and any(self.mask[i][j] for i in range(3) for j in range(3) if i != j)
+        check_fixed_components(type(self).__name__, shears, batch)
 
     def init_state(self, batch: Batch) -> Any:
         return super().init_state(batch), new_cell_part(batch)

@@ -100,6 +100,8 @@ class StoredSystems:
         """The default values of a field that the store lacks."""
         if name == "outcome":
             return outcome_from_flags(*(self._array(k)[: self.n_systems] for k in ("converged", "failed")))
+        if name == "fixed_components":
+            return np.zeros((len(self._array("fixed")), 3), bool)
         if name == "reason":
             return np.zeros(self.n_systems, np.int32)
         if name == "time":

@@ -1,0 +1,69 @@
+"""The tables of settings in docs/commands.md: `python -m alchemi_jax.cli.reference FILE` renews them."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from alchemi_jax.cli.flags import COMMANDS, described_default, flag_of
+from alchemi_jax.cli.settings import MD, Pipeline, Relax, Settings
+
+
+BEGIN, END = "<!-- settings: made by alchemi_jax/cli/reference.py -->", "<!-- end of settings -->"
+_TABLES: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (
+    ("Settings of a run", Pipeline, ("relax", "md")),
+    ('Settings of a stage of kind "relax"', Relax, ("relax",)),
+    ('Settings of a stage of kind "md"', MD, ("md",)),
+)
+
+
+def reference() -> str:
+    """Markdown tables of all settings: key in files, flag, default, unit, bounds, what it is."""
+    return "\n".join(line for table in _TABLES for line in _table(*table))
+
+
+def _table(title: str, model: type[Settings], commands: tuple[str, ...]) -> Iterator[str]:
+    yield f"**{title}**\n"
+    yield "| key | flag | default | bounds | what |"
+    yield "|---|---|---|---|---|"
+    for name, field in model.model_fields.items():
+        if name in ("kind", "stages"):
+            continue
+        extra: Any = field.json_schema_extra
+        flag = "" if extra["positional"] else f"`{flag_of(name, field)}`"
+        used_by = [c for c in commands if any(name in m.model_fields for m in COMMANDS[c].models.values())]
+        if len(used_by) < len(commands):
+            flag += f" ({', '.join(used_by)})"
+        others = {COMMANDS[c].defaults[name]: c for c in used_by if name in COMMANDS[c].defaults}
+        default = described_default(name, field).strip(" []")
+        if not default and not field.is_required():
+            default = "off" if field.annotation is bool else "none"
+        default = "; ".join(filter(None, [default, *(f"{v} ({c})" for v, c in others.items())]))
+        unit = f", {extra['unit']}" if extra["unit"] else ""
+        yield f"| `{name}` | {flag} | {default} | {_bounds(field)} | {field.description}{unit} |"
+    yield ""
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    found = [
+        f"{sign} {getattr(limit, key):g}" if getattr(limit, key) < 10**6 else f"{sign} {getattr(limit, key)}"
+        for limit in field.metadata
+        for key, sign in signs.items()
+        if isinstance(getattr(limit, key, None), int | float)
+    ]
+    types = get_args(field.annotation) or (field.annotation,)
+    return ("whole, " if int in types and found else "") + ", ".join(found)
+
+
+def renew(path: Path) -> None:
+    """Put the tables between the marks of the page."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{reference()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    renew(Path(sys.argv[1]))

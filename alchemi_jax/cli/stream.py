@@ -1,0 +1,193 @@
+"""What `relax`, `md` and `run` share: structures in, systems through an engine, finished ones to a store."""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from alchemi_jax.cli.cache import CompileTime, use_cache
+from alchemi_jax.cli.engines import engine_of, log_of
+from alchemi_jax.cli.flags import Job
+from alchemi_jax.cli.models import model_from
+from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.read import read
+from alchemi_jax.cli.settings import MD, Pipeline
+from alchemi_jax.cli.signals import Signals
+from alchemi_jax.cli.watch import Watch
+from alchemi_jax.dynamics import Sampler
+from alchemi_jax.dynamics.api import draw_velocities
+from alchemi_jax.dynamics.check import check_systems
+from alchemi_jax.dynamics.engine import AbstractDynamics
+from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
+
+
+#: So many structures are checked at once.
+_CHECKED = 512
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A run whose input is known to be good; nothing is written yet.
+
+    Attributes:
+        settings: of the run.
+        sources: file, index in it, and structure, of each system.
+        engine: of all stages, without logs.
+    """
+
+    settings: Pipeline
+    sources: list[tuple[Path, int, AtomicData]]
+    engine: AbstractDynamics
+
+    @property
+    def data(self) -> list[AtomicData]:
+        """The structures."""
+        return [data for _, _, data in self.sources]
+
+    @property
+    def input(self) -> str:
+        """How many structures, and from where."""
+        n, files = len(self.sources), self.settings.files
+        atoms = sum(map(len, self.data))
+        where = "the sample set" if not files else f"{len(files)} file{'s' * (len(files) > 1)}"
+        return f"{n} structure{'s' * (n > 1)}, {atoms} atoms, from {where}"
+
+
+def prepare(job: Job) -> Prepared:
+    """Reads and checks all input.
+
+    Raises:
+        UsageError: naming what is wrong with it.
+    """
+    settings = job.settings
+    if settings.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    use_cache(not job.options.no_cache)
+    model = model_from(settings.model)
+    sources = read(settings.files)
+    try:
+        engine = engine_of(settings, model)
+        most = settings.max_atoms
+        for first in range(0, len(sources), _CHECKED):
+            data = [data for _, _, data in sources[first : first + _CHECKED]]
+            for path, index, atoms in sources[first : first + _CHECKED]:
+                if most is not None and len(atoms) > most:
+                    raise UsageError(
+                        f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, "
+                        f"max_atoms is {most}."
+                    )
+            check_systems(engine, Batch.from_data_list(data, dtype=settings.dtype))
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+    return Prepared(settings, sources, engine)
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        interrupted: by a signal.
+        seconds: it took. `compiling`: of these, for compiling or reading compiled programs.
+        unfinished: the batch as it was when the signal was noticed.
+    """
+
+    interrupted: bool
+    seconds: float
+    compiling: float
+    unfinished: HostBatch | None = None
+
+    @property
+    def running(self) -> float:
+        """Seconds without compiling."""
+        return max(self.seconds - self.compiling, 1e-9)
+
+
+class FinishedSystems(ZarrData):
+    """The store of finished systems: each write is committed at once, after their frames."""
+
+    def __init__(self, path: Path, signals: Signals, frames: ZarrData | None = None):
+        super().__init__(path)
+        self.signals, self.frames = signals, frames
+        self.watch: Watch | None = None
+
+    def write(self, batch: Any, mask: Any = None) -> None:
+        with self.signals.files:
+            if self.frames is not None:
+                self.frames.commit()
+            super().write(batch, mask)
+            self.commit()
+            if self.watch is not None:
+                self.watch.count(np.asarray(batch.to_host(mask).system_id))
+
+
+def stream(
+    run: Prepared,
+    log: Path,
+    sink: Any,
+    signals: Signals,
+    *,
+    done: Collection[int] = (),
+    hooks: list[Any] | None = None,
+    take: Callable[[HostBatch, np.ndarray], Any] | None = None,
+) -> Ended:
+    """Run all systems that are not done.
+
+    Args:
+        run, signals: as elsewhere. `log`: path of the log.
+        sink: takes finished systems; its `watch` is set.
+        done: ids of systems that an earlier call has finished.
+        hooks: more of them.
+        take: see `Watch`.
+
+    Raises:
+        UsageError: for a system that turns out not to be treatable, if nothing is finished.
+        OSError: if results cannot be written.
+    """
+    settings = run.settings
+    key = jax.random.key(getattr(settings, "seed", 0))
+    begun, interrupted = time.perf_counter(), False
+    watch = Watch(settings, len(run.sources), len(done), signals, take)
+    sink.watch = watch
+    engine = run.engine.with_hooks(log_of(settings, log, signals), *(hooks or []), watch)
+    sampler = Sampler(
+        run.data,
+        max_systems=settings.max_systems,
+        max_atoms=settings.max_atoms,
+        policy=settings.policy,
+        dtype=settings.dtype,
+        skip=done,
+        prepare=_velocities(settings, key),
+    )
+    signals.on_leave(watch.bar.close)
+    with CompileTime() as compiling, contextlib.closing(watch), signals.looks():
+        try:
+            with warnings.catch_warnings():
+                # Failed systems are in the table at the end.
+                warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
+                engine.run(sampler=sampler, sink=sink, key=key)
+        except KeyboardInterrupt:
+            interrupted = True
+        except ValueError as e:
+            if len(sink):
+                raise
+            raise UsageError(str(e)) from None
+    seconds = time.perf_counter() - begun
+    return Ended(interrupted, seconds, compiling.seconds, watch.last if interrupted else None)
+
+
+def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:
+    first = settings.stages[0]
+    if not isinstance(first, MD) or first.temperature is None:
+        return None
+    return draw_velocities(first.temperature, key)

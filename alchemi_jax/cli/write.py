@@ -1,0 +1,61 @@
+"""Files of results that are written as a whole."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
+from alchemi_jax.systems.outcome import Outcome
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the file when it is complete.
+
+    Raises:
+        UsageError: naming the file, if it cannot be written. What was there before is there still.
+    """
+    # The end of the name says the format.
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as e:
+        raise UsageError(f"{path} cannot be written: {os_reason(e)}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> None:
+    """Extended XYZ of all systems; their `info` says how each of them ended. Replaced as a whole."""
+    from ase.io import write
+
+    structures = []
+    for system in systems:
+        atoms = system.to_ase()
+        atoms.info.update(
+            converged=bool(system.converged),
+            failed=bool(system.failed),
+            outcome=system.outcome_text,
+            steps=int(system.steps_taken),
+        )
+        structures.append(atoms)
+    with whole_file(path) as part:
+        write(part, structures, format="extxyz")
+
+
+def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
+    """How many systems ended in each way, ways without systems left out.
+
+    Args:
+        outcomes: [systems], as `batch.outcome`.
+    """
+    counts = {outcome: int(np.sum(outcomes == outcome)) for outcome in Outcome}
+    return {outcome: n for outcome, n in counts.items() if n}

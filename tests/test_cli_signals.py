@@ -1,0 +1,104 @@
+"""Ctrl-C and SIGTERM while the program starts, compiles and runs: exit code, one sentence, whole files.
+
+Each process takes a few seconds; compiled code comes from the folder that all tests of a run share.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ase.io
+import pytest
+from ase import Atoms
+from conftest import cluster
+
+from alchemi_jax.cli.signals import Interrupted, Signals
+from alchemi_jax.dynamics.sinks import ZarrData
+
+
+ROOT = str(Path(__file__).parent.parent)
+
+
+def begin(*arguments, folder, options=()):
+    command = [sys.executable, *options, "-m", "alchemi_jax.cli.main", *arguments]
+    pipe = subprocess.PIPE
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process, number):
+    """Send a signal; the exit code and the last line of stderr."""
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert "Traceback" not in error
+    return process.returncode, error.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ase.io.write(tmp_path / "x.extxyz", [Atoms("Ar"), cluster(0, 13)])
+    return tmp_path
+
+
+def test_while_modules_are_imported(folder):
+    """In the middle of the modules of JAX: Python says on stderr which it has imported."""
+    process = begin("relax", "x.extxyz", folder=folder, options=("-X", "importtime"))
+    while "jax._src" not in process.stderr.readline():
+        assert process.poll() is None
+    code, said = end(process, signal.SIGINT)
+    assert (code, said) == (130, "alchemi-jax relax: interrupted: nothing had been computed.")
+    assert [p.name for p in folder.iterdir()] == ["x.extxyz"]
+
+
+def test_while_xla_compiles(folder):
+    process = begin("relax", "x.extxyz", "--no-cache", "--out", "o", folder=folder)
+    assert process.stdout.readline().startswith("Relax to")
+    time.sleep(1.0)
+    begun = time.perf_counter()
+    code, said = end(process, signal.SIGTERM)
+    assert time.perf_counter() - begun < 3
+    assert (code, said) == (143, "alchemi-jax relax: terminated: nothing is finished.")
+    assert [p.name for p in folder.iterdir()] == ["x.extxyz"]
+
+
+def test_while_it_runs(folder):
+    arguments = ["x.extxyz", "--fmax", "1e-30", "--steps", "100000000", "--out", "o"]
+    process = begin("relax", *arguments, folder=folder)
+    until = time.perf_counter() + 90
+    # The atom alone is finished at once, and on disk long before the end.
+    while not (folder / "o" / "relaxed.zarr" / "zarr.json").exists() and time.perf_counter() < until:
+        time.sleep(0.1)
+    code, said = end(process, signal.SIGINT)
+    assert (code, said) == (130, "alchemi-jax relax: interrupted: 1 of 2 structures are finished, in o.")
+    assert len(ZarrData(folder / "o" / "relaxed.zarr")) == 1
+    kept = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
+    assert [a.info["outcome"] for a in kept] == ["converged", "running"]
+    assert sorted(p.name for p in (folder / "o").iterdir()) == ["log.csv", "relaxed.extxyz", "relaxed.zarr"]
+
+
+def test_the_process_does_not_leave_while_files_are_written(monkeypatch):
+    left, order = threading.Event(), []
+    monkeypatch.setattr(os, "_exit", lambda code: (order.append(code), left.set()))
+    signals = Signals()
+    signals.on_leave(lambda: order.append("first"))
+    signals.on_leave(lambda: order.append("second"))
+    signals.number = signal.SIGTERM
+    with signals.files:
+        threading.Thread(target=signals.leave, daemon=True).start()
+        assert not left.wait(0.2)
+        order.append("written")
+    assert left.wait(5)
+    assert order == ["written", "second", "first", 143]
+
+
+def test_a_handler_only_notes_the_signal():
+    signals = Signals()
+    signals.check()
+    signals._note(signal.SIGINT, None)
+    with pytest.raises(Interrupted):
+        signals.check()
+    assert (signals.exit_code, signals.word) == (130, "interrupted")
