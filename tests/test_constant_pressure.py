@@ -133,6 +133,7 @@ def test_npt_has_temperature_pressure_and_compressibility(cell):
         assert not agrees(yielded - factor * predicted, 0.0, 9)
 
 
+@pytest.mark.full_xla
 def test_parameters_of_each_system_are_its_own(argon):
     """A batch with parameters per system against batches with one value of each."""
     pick = np.arange(16) % 2
