@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
+from ase.geometry import complete_cell
 from jaxtyping import Float
 
 
@@ -89,13 +90,22 @@ def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "fra
 
     Args:
         positions: [frames, atoms, 3], Å.
-        cell: [3, 3], or [frames, 3, 3].
+        cell: [3, 3], or [frames, 3, 3]. Vectors of directions that are not periodic may be zero.
         pbc: [3], along which lattice vectors.
+
+    Raises:
+        ValueError: for positions of another shape, or a cell without volume along its periodic directions.
     """
-    positions, cell = np.asarray(positions, float), np.asarray(cell, float)
-    cell = np.broadcast_to(cell, (len(positions), 3, 3))
+    positions, cell = _frames(positions, "positions"), np.asarray(cell, float)
+    periodic = np.broadcast_to(np.asarray(pbc, bool), 3)
+    # Atoms do not jump along the other directions: any vectors will do there.
+    cell = np.broadcast_to(np.where(periodic[:, None], cell, 0), (len(positions), 3, 3))
+    known = {frame.tobytes(): complete_cell(frame) for frame in cell}
+    cell = np.array([known[frame.tobytes()] for frame in cell])
+    if not (np.abs(np.linalg.det(cell)) > 1e-12).all():
+        raise ValueError("unwrap needs independent lattice vectors along the periodic directions.")
     scaled = np.einsum("fai,fij->faj", positions, np.linalg.inv(cell))
-    jumps = np.round(np.diff(scaled, axis=0)) * np.broadcast_to(pbc, 3)
+    jumps = np.round(np.diff(scaled, axis=0)) * periodic
     scaled[1:] -= np.cumsum(jumps, axis=0)
     return np.einsum("fai,fij->faj", scaled, cell)
 

@@ -237,21 +237,41 @@ def _find_mismatch(a: Any, b: Any) -> str:
     return f'end with .astype("{b.dtype}")'
 
 
-# -- short tracebacks ------------------------------------------------------------------------------
+# -- public methods --------------------------------------------------------------------------------
 
 
-class short_traceback:
-    """A context for public methods: a `UserCodeError` loses the frames of loops and transforms in between.
+class public_call:
+    """A context for public methods.
 
-    With `JAX_TRACEBACK_FILTERING=off` they are kept. A class, not a generator, since that would add a frame
-    and warnings would not point at the caller.
+    A `UserCodeError` loses the frames of loops and transforms in between; with `JAX_TRACEBACK_FILTERING=off`
+    they are kept. Settings with which users look for mistakes in code of their own do not apply inside:
+    `jax_debug_nans`, since here a NaN also says that something is not there (the stress of a molecule), and
+    `jax_transfer_guard`, since the driver has to read and write some numbers.
+
+    A class, not a generator, since that would add a frame and warnings would not point at the caller.
     """
 
-    def __enter__(self) -> None: ...
+    __slots__ = ("_settings",)
+
+    def __enter__(self) -> None:
+        config: Any = jax.config
+        self._settings: list[Any] = []
+        if config.jax_debug_nans:
+            self._settings.append(jax.debug_nans(False))
+        if any(str(getattr(config, name)).startswith("disallow") for name in _GUARDS):
+            self._settings.append(jax.transfer_guard("allow"))
+        for setting in self._settings:
+            setting.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
+        for setting in reversed(self._settings):
+            setting.__exit__(None, None, None)
         if isinstance(error, UserCodeError) and jax.config.jax_traceback_filtering != "off":  # pyright: ignore
             # Remove the note by JAX that frames were left out.
             notes = [n for n in getattr(error, "__notes__", ()) if "internal frames" not in n]
             error.__notes__ = notes
             raise error.with_traceback(None) from None
+
+
+_GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host")
+_GUARDS += ("jax_transfer_guard_device_to_device",)

@@ -22,20 +22,37 @@ Parameter = Float[Array, ""] | Float[Array, " systems"]
 def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:
     """A number that may be swept, mapped over or differentiated, as an array leaf.
 
-    Numbers of Python and numpy become weakly typed arrays, which take the dtype of the batch.
+    Numbers of Python and numpy, and arrays of one number without dimensions, become weakly typed arrays,
+    which take the dtype of the batch: which of them it was makes no difference to compiled code.
 
     Raises:
         ValueError: naming the parameter, for what is not a real number or an array of them.
     """
-    if isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool):
-        value = float(value)
+    is_number = isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
+    given = value
     try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError):
+        if is_number or _is_known_number(value):
+            value = float(value)
+        # Put explicitly, which a transfer guard of the user allows.
+        known = isinstance(value, jax.Array) or is_traced(value)
+        array = jnp.asarray(value) if known else jax.device_put(_without_dtype(value))
+    except (TypeError, ValueError, OverflowError):
         array = None
     if array is None or array.dtype.kind in "bc":
-        raise ValueError(f"{name} must be a real number or an array of them, not {value!r}.")
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array * 1.0
+        raise ValueError(f"{name} must be a real number or an array of them, not {given!r}.")
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def _is_known_number(value: Any) -> bool:
+    """Whether a value is an array of one real number without dimensions, and not traced."""
+    if is_traced(value) or not isinstance(value, jax.Array | np.ndarray) or value.ndim:
+        return False
+    return bool(jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
+
+
+def _without_dtype(value: Any) -> Any:
+    """What JAX may give its own dtype: a number of Python as it is, all else as an array of numpy."""
+    return value if isinstance(value, bool | float | complex) else np.asarray(value)
 
 
 def _checked(
@@ -97,7 +114,7 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
     """A converter for names. It raises ValueError for a name that is not among the choices."""
 
     def convert(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         return value
 
@@ -119,8 +136,8 @@ def positive_number(name: str) -> Callable[[Any], float]:
     return convert
 
 
-LONGEST = 1.0e6
-"""Å. No cutoff is longer: the place that unused slots of a neighbor list point to is just beyond it."""
+LONGEST = 5.0e5
+"""Å. No cutoff is longer: unused slots of a neighbor list point to a place that is just beyond it."""
 
 
 def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
@@ -135,7 +152,7 @@ def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name} must be {what} in Å, a number, not {value!r}.") from None
         if isinstance(value, bool | np.bool_) or not 0 <= number < np.inf or (number == 0 and not zero):
             raise ValueError(f"{name} must be {what} in Å, not {value!r}.")
@@ -163,10 +180,11 @@ def as_count(name: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if value is None or is_traced(value):
             return value
-        number = np.asarray(value)
+        known = isinstance(value, int | np.integer | jax.Array | np.ndarray)
+        number = np.asarray(value if known else 0.5)
         if number.dtype.kind not in "iu" or number.ndim or not 0 < number < 2**31:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
-        return jnp.asarray(number, jnp.int32)
+        return jax.device_put(number.astype(np.int32))
 
     return convert
 
@@ -217,6 +235,13 @@ def natural(name: str) -> Callable[[Any], int]:
         return int(value)
 
     return convert
+
+
+@jax.tree_util.register_static
+class ExtraName(str):
+    """The name of an extra of the batch, in place of an array: static, not a leaf."""
+
+    __slots__ = ()
 
 
 class Described(eqx.Module):

@@ -20,37 +20,48 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def is_reversed(tree: Any) -> bool:
+    """Whether a leaf is traced for a derivative backwards, by `jax.grad` or `jax.vjp`; not seen through jit.
+
+    The classes of tracers are not in the public API of JAX: with other classes the answer is no.
+    """
+    return any(_is_reversed(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _is_reversed(x: Any) -> bool:
+    while isinstance(x, Tracer):
+        trace = getattr(x, "_trace", None)
+        if type(x).__name__ == "LinearizeTracer" and getattr(trace, "is_vjp", False):
+            return True
+        x = next((getattr(x, name) for name in ("val", "primal") if hasattr(x, name)), None)
+    return False
+
+
 def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
     """`lax.cond` for expensive work that is rarely due.
 
-    Under vmap, a `lax.cond` with a predicate per lane runs both branches in every step. This function first
-    asks whether any lane is due, then does the work for all lanes in one branch and selects lanes.
+    Under vmap, a `lax.cond` with a predicate per lane runs both branches in every step. This function asks
+    whether any lane is due, then does the work for all lanes in one branch and selects lanes. It has
+    derivatives in both directions, as `lax.cond` has.
     """
 
-    @jax.custom_batching.custom_vmap
-    def run(due, operands):
-        return jax.lax.cond(due, yes, no, operands)
+    def choose(given: Any) -> Any:
+        due, operands = given
+        # What neither branch changes is the same object in both, and need not be selected.
+        return jax.tree.map(lambda a, b: a if a is b else jnp.where(due, a, b), yes(operands), no(operands))
 
-    @run.def_vmap
-    def _(axis_size, in_batched, due, operands):
-        due_batched, operands_batched = in_batched
+    return jax.lax.cond(_in_any_lane(due), choose, lambda given: no(given[1]), (due, operands))
 
-        def spread(x, is_batched):
-            return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
-        due = spread(due, due_batched)
-        operands = jax.tree.map(spread, operands, operands_batched)
+@jax.custom_batching.custom_vmap
+def _in_any_lane(due: Bool[Array, ""]) -> Bool[Array, ""]:
+    """`due`; under vmap one value for all lanes, whether it is true in any of them."""
+    return due
 
-        def one(due, operands):
-            new, old = yes(operands), no(operands)
-            return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
 
-        out = cond_any(
-            jnp.any(due), lambda o: jax.vmap(one)(*o), lambda o: jax.vmap(no)(o[1]), (due, operands)
-        )
-        return out, jax.tree.map(lambda _: True, out)
-
-    return run(due, operands)
+@_in_any_lane.def_vmap
+def _(axis_size: int, in_batched: Any, due: Bool[Array, " lanes"]) -> Any:
+    return _in_any_lane(jnp.any(due, axis=0)), False
 
 
 def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) -> _T:

@@ -1,5 +1,8 @@
-"""A hook with a memory of each system, for tests in which systems move from row to row."""
+"""A hook with a memory of each system, for tests in which systems move from row to row; programs counted."""
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 
 from alchemi_jax.dynamics import DynamicsStage
@@ -20,3 +23,19 @@ class Counting(TracedHook):
         seen = ctx.memory.value + ctx.active_mask
         scale = jnp.take(1 + 1e-3 * seen, ctx.batch.batch_idx, mode="clip")
         return ctx.with_batch(forces=ctx.batch.forces * scale[:, None]).with_memory(PerSystem(seen))
+
+
+@contextlib.contextmanager
+def compiled_programs():
+    """A list that gets an entry for each program that is compiled meanwhile."""
+    found, counting = [], [True]
+
+    def note(name, *_, **__):
+        if counting[0] and "backend_compile" in name:
+            found.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        counting[0] = False

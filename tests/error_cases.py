@@ -258,7 +258,7 @@ CASES = {
     ),
     "a function for a model": (
         lambda: engine(model=lambda batch, neighbors: batch.energy),
-        "NVE.model must be an AbstractModel with its parameters, not a function.",
+        "not the function <lambda>: write a class Mine(AbstractModel)",
     ),
     "a class for a model": (lambda: engine(model=HarmonicModel), "not the class HarmonicModel."),
     "a state of arrays": (

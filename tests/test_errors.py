@@ -15,7 +15,7 @@ from error_cases import CASES, Model, Recording, Traced, engine, hook
 from transform_cases import ENGINES, TRACED, free
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import NPH, ConvergenceHook, NVTLangevin
+from alchemi_jax.dynamics import NPH, NVE, ConvergenceHook, NVTLangevin
 from alchemi_jax.dynamics import updates as updates_module
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import UserCodeError
@@ -136,6 +136,8 @@ def test_what_is_built_in_stays_in_single_precision(name, batch, like):
     """In a process in which JAX has double precision: what is wider is refused."""
     if name in TRACED:
         made = NVTLangevin(model=Model(), dt=1.0, temperature=50.0)
+        if name == "EnergyDriftMonitorHook":
+            made = NVE(model=Model(), dt=1.0)
         if name == "PressureScheduleHook":
             made = NPH(model=Model(), dt=1.0, pressure=0.1)
         made = made.with_hooks(TRACED[name])

@@ -316,7 +316,16 @@ def test_log_says_what_the_steps_were(batch, tmp_path):
     )
     NVE(model=MODEL, dt=1.0, n_steps=12, hooks=[log]).run(batch)
     rows = read(tmp_path / "log.csv")
-    assert list(rows[0]) == ["step", "system_id", "status", "energy", "fmax", "temperature", "kinetic"]
+    assert list(rows[0]) == [
+        "step",
+        "system_id",
+        "status",
+        "energy",
+        "fmax",
+        "temperature",
+        "steps_taken",
+        "kinetic",
+    ]
     assert [(int(r["step"]), int(r["system_id"])) for r in rows] == [
         (s, i) for s in (0, 5, 10) for i in range(3)
     ]
@@ -418,7 +427,7 @@ def test_a_backend_of_ones_own(batch):
     assert events == ["open", "close"]
     assert np.concatenate([t["step"] for t in tables]).tolist() == [0, 0, 0, 2, 2, 2]
     assert np.concatenate([t["system_id"] for t in tables]).tolist() == [0, 1, 2] * 2
-    assert set(tables[0]) == {"step", "system_id", "status", "energy", "fmax", "temperature"}
+    assert set(tables[0]) == {"step", "system_id", "status", "energy", "fmax", "temperature", "steps_taken"}
 
 
 def test_tensorboard(batch, tmp_path):

@@ -80,7 +80,7 @@ TRACED = {
             lambda b, m: bias(b) + m.value, memory=PerSystem(jnp.zeros(3)), deposit=lambda b, m: m
         )
     ],
-    "freeze": lambda: [h.FreezeAtomsHook(jnp.array([False, True, False, True]))],
+    "freeze": lambda: [h.FreezeAtomsHook(jnp.array([False, True, False, True, False, False]))],
     "wrap": lambda: [h.WrapPeriodicHook()],
     "nan": lambda: [h.NaNDetectorHook()],
     "drift": lambda: [h.EnergyDriftMonitorHook(threshold=1e6)],

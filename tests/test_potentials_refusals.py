@@ -80,7 +80,7 @@ def test_ewald_asks_for_its_charges():
         (lambda: Tersoff(("C", "Si"), dict.fromkeys(NAMES, jnp.ones((1, 1, 1)))), "m must be an array"),
         (lambda: Ewald(accuracy=2.0), "accuracy must lie between"),
         (lambda: Ewald(waves=(0, 1, 1)), "waves must be three positive counts"),
-        (lambda: SumModel(parts=()), "needs at least one part"),
+        (lambda: SumModel(parts=()), "at least one model"),
     ],
 )
 def test_bad_parameters(make, message):

@@ -31,6 +31,7 @@ from alchemi_jax.dynamics.hooks import (
     SnapshotHook,
 )
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.models import LennardJones
 from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.systems.observables import fmax
@@ -201,6 +202,28 @@ def test_a_sink_that_fails_stops_the_run_and_is_named():
         relax().run(sampler=few(structures(), refill_share=0.3), sink=sink)
     assert any("Full" in note and "step" in note for note in e.value.__notes__)
     assert len(sink) > 2
+
+
+def test_what_is_finished_when_it_is_interrupted_is_in_the_sink():
+    """Every finished system is there once, with its rows in the log of another hook."""
+
+    class Interrupt:
+        stage, frequency, finished = DynamicsStage.AFTER_STEP, 5, 0
+
+        def __call__(self, ctx, stage):
+            self.finished = int((ctx.batch.status >= ctx.workflow.exit_status).sum())
+            if self.finished:
+                raise KeyboardInterrupt
+
+    hook, sink = Interrupt(), HostMemory()
+    log = ObservableHook({"fmax": fmax})
+    engine = relax(hooks=[log, hook])
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(sampler=Sampler(structures(), max_systems=4, refill_share=1.0), sink=sink)
+    out = sink.read()
+    assert len(out) == hook.finished > 0
+    assert out.converged.all()
+    assert log.table["step"][-1] + 1 >= out.steps_taken.max()
 
 
 @pytest.mark.cheap_xla

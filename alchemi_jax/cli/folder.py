@@ -236,10 +236,15 @@ def _remove(path: Path) -> None:
 
 
 def _same(a: Path, b: Path) -> bool:
-    """Whether b is the file a, by whatever name, or lies in the folder a."""
-    try:
-        if os.path.samefile(a, b):
-            return True
-        return a.is_dir() and a.resolve() in b.resolve().parents
-    except (OSError, ValueError):
-        return False
+    """Whether b is the file a, by whatever name, lies in the folder a, or is the folder of a."""
+    # ASE takes an index behind the name: x.extxyz@-1.
+    for name in (str(b), str(b).rpartition("@")[0]):
+        try:
+            if not name or not os.path.exists(name):
+                continue
+            inner, outer = Path(name).resolve(), a.resolve()
+            if os.path.samefile(a, name) or outer in inner.parents or inner == outer.parent:
+                return True
+        except (OSError, ValueError):
+            continue
+    return False

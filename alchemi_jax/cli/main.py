@@ -6,6 +6,7 @@ Signals are handled before anything else is imported, so little is imported here
 import contextlib
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ def start() -> NoReturn:
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    warnings.showwarning = _warn
     code = main(signals=signals)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -30,6 +32,11 @@ def start() -> NoReturn:
     # At once: while Python takes itself apart signals have their defaults again, and threads of XLA may be at
     # work.
     os._exit(signals.exit_code if signals.number is not None else code)
+
+
+def _warn(message: Any, *details: Any, **more: Any) -> None:
+    """A warning in a line, without the place in the code."""
+    _say(f"alchemi-jax: warning: {' '.join(str(message).split())}")
 
 
 def main(arguments: list[str] | None = None, signals: Signals | None = None) -> int:

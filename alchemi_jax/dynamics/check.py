@@ -1,22 +1,55 @@
 """Checks on the host, before compiling: whether an engine fits its hooks, and a batch the engine."""
 
 import dataclasses
+import functools
+import inspect
+import operator
 import warnings
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.errors import name_of
+from alchemi_jax.errors import UserCodeError, description, name_of
 from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
+from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.capacity import check_precision
 from alchemi_jax.systems.constraints import refusal
+from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
 
 _E = TypeVar("_E", bound="Engine")
+
+NO_LIMIT = int(np.iinfo(np.int32).max)
+"""A number of steps that no run reaches."""
+
+
+def check_model(engine: Engine) -> None:
+    """Check that the model of an engine is one.
+
+    Raises:
+        UserCodeError: saying what to write.
+    """
+    model: Any = engine.model
+    if isinstance(model, AbstractModel):
+        return
+    found, advice = description(model), ""
+    if isinstance(model, type):
+        found = f"the class {model.__name__}"
+    if hasattr(model, "get_potential_energy") and not hasattr(model, "get_positions"):
+        made = f"{model.__name__}(...)" if isinstance(model, type) else "calculator"
+        advice = f": for a calculator of ASE write {name_of(engine)}(model=ASEModel({made}), ...)"
+    elif inspect.isroutine(model) or isinstance(model, functools.partial):
+        found = f"the function {getattr(model, '__name__', repr(model))}"
+        advice = ": write a class Mine(AbstractModel) with cutoff and def energy(self, batch, neighbors)"
+    raise UserCodeError(
+        f"{name_of(engine)}.model must be an AbstractModel with its parameters, not {found}{advice}."
+    )
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
@@ -140,6 +173,43 @@ def check_per_system(engine: Engine, batch: Batch) -> None:
                 f"{name_of(engine)}.{f.name} has {value.shape[0]} values, one per system, "
                 f"but the batch has {fits[0]} systems."
             )
+
+
+def count_steps(engine: Engine, method: str, n_steps: Any, name: str = "n_steps") -> Any:
+    """A number of steps that was asked for: an int, or a traced integer as it is.
+
+    Raises:
+        ValueError: naming engine and method, for anything that is no count.
+    """
+    if is_traced(n_steps):
+        good = isinstance(n_steps, jax.Array) and n_steps.ndim == 0
+        if good and jnp.issubdtype(n_steps.dtype, jnp.integer):
+            return n_steps
+    elif not isinstance(n_steps, bool | np.bool_) and np.ndim(n_steps) == 0 and hasattr(n_steps, "__index__"):
+        number = operator.index(n_steps)
+        if number >= 0:
+            return min(number, NO_LIMIT)
+    raise ValueError(f"{name_of(engine)}.{method}: {name} must be a positive int, not {n_steps!r}.")
+
+
+def check_arrays(engine: Engine, method: str, given: Any) -> None:
+    """Check that the fields of a batch or state fit together, and that JAX still has their 64 bits.
+
+    Raises:
+        ValueError: naming the field, or `jax_enable_x64`.
+    """
+    batch: Batch = getattr(given, "batch", given)
+    who, rows = f"{name_of(engine)}.{method}", {"atom": batch.atom_capacity, "system": batch.system_capacity}
+    for name, level in level_fields(batch):
+        for leaf in jax.tree.leaves(getattr(batch, name)):
+            real = jnp.issubdtype(leaf.dtype, jnp.floating) and not name.endswith("_extras")
+            if leaf.shape[:1] != (rows[level],) or (real and leaf.dtype != batch.dtype):
+                raise ValueError(
+                    f"{who} was given a batch with {name} as {description(leaf)}; it must begin with "
+                    f"{rows[level]} rows, one per {level} and padding, in the dtype of the positions, "
+                    f"{batch.dtype}."
+                )
+    check_precision(who, batch.dtype)
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:

@@ -21,10 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.check import check_per_system, check_systems
+from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.dynamics.origin import Origin
-from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
     Report,
@@ -40,10 +39,12 @@ from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.hooks import HookSet
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Data, unsafe_replace
 from alchemi_jax.transforms import is_traced
@@ -51,14 +52,24 @@ from alchemi_jax.transforms import is_traced
 
 _FIRST_SEGMENT = 128
 _SECONDS = 0.25
-NO_LIMIT = int(np.iinfo(np.int32).max)
-"""A number of steps that no run reaches."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
 
     state: DynamicsState
+
+
+def carry_state(error: BaseException, state: DynamicsState | None) -> None:
+    """Give an exception that ends a run early the state reached, as its `state`."""
+    if state is None or hasattr(error, "state"):
+        return
+    try:
+        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError:
+        return
+    step = int(state.step_count)
+    error.add_note(f"the run ended after step {step}; its state is the `state` of this exception")
 
 
 def init(
@@ -72,20 +83,40 @@ def init(
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
-            "be traced: call it outside of jit, vmap and grad, and transform loop or step."
+            "be traced: call it outside of jit, vmap and grad, or as init(batch, like=state), and transform "
+            "loop, rollout or step."
         )
+    check_arrays(engine, "init", batch)
     check_systems(engine, batch)
     for part in engine.parts:
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
-    batch = jax.device_put(batch)
-    state = compiled_initial_state(device, batch, jax.random.key(0) if key is None else key)
-    neighbors = nl.unbuilt_list(batch, engine.model.requirements, builder, waiting)
+    batch = _uncommitted(batch)
+    state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
+    neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
     warn_failed(engine.groups, state.batch)
     return state
+
+
+def _uncommitted(batch: Batch) -> Batch:
+    """The batch; if it was put on the default device, as if it had not been: it needs no other code."""
+    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
+    arrays = [x for x in jax.tree.leaves(batch) if isinstance(x, jax.Array)]
+    if any(x.committed for x in arrays) and all(x.devices() == {default} for x in arrays):
+        return jax.device_put(jax.device_get(batch))
+    return jax.device_put(batch)
+
+
+def _without_hooks(engine: Engine) -> Partitioned[Engine]:
+    """The engine for programs that call no hooks: these depend on memories alone."""
+
+    def bare(x: Any) -> Any:
+        return x.only_memories() if isinstance(x, HookSet) else x
+
+    return Partitioned(jax.tree.map(bare, engine.on_device(), is_leaf=lambda x: isinstance(x, HookSet)))
 
 
 class _Ahead(NamedTuple):
@@ -107,7 +138,7 @@ class Run:
     def __init__(self, engine: Engine, state: DynamicsState):
         self.engine = engine
         self.compiled = engine.on_device()
-        self.device = Partitioned(self.compiled)
+        self.device, self.bare = Partitioned(self.compiled), _without_hooks(engine)
         self.groups = engine.groups
         self.meta = state.batch.meta
         self.put(state)
@@ -138,7 +169,7 @@ class Run:
         """Continue from another state."""
         self.state = state
         self.ahead: _Ahead | None = None
-        self.report = Report(compiled_report(self.device, state)) if report is None else report
+        self.report = Report(compiled_report(self.bare, state)) if report is None else report
 
     def with_names(self) -> DynamicsState:
         """The state, with names and info of its systems, and with the engine that made it."""
@@ -260,6 +291,8 @@ class Run:
         old, overfull = self.state.neighbors, overflowed.neighbors
         assert old is not None
         assert overfull is not None
+        # A hook may have changed cells: then what would be too large is an error that names the system.
+        nl.check_growth(overflowed.batch.with_meta(self.meta), old, np.asarray(overfull.needs))
         larger = nl.enlarge(old, np.asarray(overfull.needs))
         self.state = self.state.replace(neighbors=larger)
         return larger

@@ -6,11 +6,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from alchemi_jax.dynamics import driver, refill, rollout, run, start
+from alchemi_jax.dynamics import driver, rollout, run, start
 from alchemi_jax.dynamics import loop as loops
 from alchemi_jax.dynamics import step as steps
 from alchemi_jax.dynamics.algorithm import Algorithm
-from alchemi_jax.dynamics.check import check_hooks, check_lengths, warn_idle_hooks
+from alchemi_jax.dynamics.check import (
+    check_arrays,
+    check_hooks,
+    check_lengths,
+    check_model,
+    warn_idle_hooks,
+)
 from alchemi_jax.dynamics.flatten import flatten
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
@@ -19,7 +25,7 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.updates import apply_update, own_state, stage_key
-from alchemi_jax.errors import UserCodeError, description, name_of, short_traceback
+from alchemi_jax.errors import public_call
 from alchemi_jax.hooks import HookContext, HookSet
 from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.io.sinks import Sink
@@ -40,13 +46,7 @@ class AbstractDynamics(Algorithm):
     """
 
     def __check_init__(self):
-        if not isinstance(self.model, AbstractModel):
-            found = description(self.model)
-            if isinstance(self.model, type):
-                found = f"the class {self.model.__name__}"
-            raise UserCodeError(
-                f"{name_of(self)}.model must be an AbstractModel with its parameters, not {found}."
-            )
+        check_model(self)
         self.hooks.check_stages(self._stage_type)
         check_hooks(self)
         check_lengths(self)
@@ -97,7 +97,7 @@ class AbstractDynamics(Algorithm):
             ValueError: naming the system, if the model cannot treat it; also inside a transform, without
                 `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
         """
-        with short_traceback():
+        with public_call():
             if like is not None:
                 return start.init_like(self, as_batch(batch), key, like)
             return driver.init(self, as_batch(batch), key, builder)
@@ -129,22 +129,14 @@ class AbstractDynamics(Algorithm):
             With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
             them in the order in which they finished (`system_id` says which is which).
         """
-        if sampler is not None and batch is None and not shrink:
-            with short_traceback():
-                return refill.run(self, sampler, sink, n_steps, key)
-        if batch is None or sampler is not None or sink is not None:
-            raise TypeError(
-                f"{type(self).__name__}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
-                "batch, a Sampler has its own."
-            )
-        with short_traceback():
-            return run.run(self, as_batch(batch), n_steps, key, shrink)
+        with public_call():
+            return run.run(self, batch, n_steps, key, sampler, sink, shrink)
 
-    def advance(self, state: DynamicsState, n_steps: int, *, shrink: bool = False) -> DynamicsState:
+    def advance(self, state: DynamicsState, n_steps: Any, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
 
-        Ctrl-C: in a notebook what was reached is returned, with a warning; elsewhere it is the `state` of
-        the exception, `driver.Interrupted`, a KeyboardInterrupt.
+        Whatever ends it early, an error in a hook or Ctrl-C, the exception has the state reached as its
+        `state`. After Ctrl-C (`driver.Interrupted`) in a notebook that state is returned, with a warning.
 
         Args:
             shrink: when half of the systems are finished, go on with a batch half as large that holds the
@@ -155,10 +147,10 @@ class AbstractDynamics(Algorithm):
         Raises:
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.
         """
-        with short_traceback():
+        with public_call():
             return run.advance(self, state, n_steps, shrink)
 
-    def loop(self, state: DynamicsState, n_steps: int | None = None) -> DynamicsState:
+    def loop(self, state: DynamicsState, n_steps: Any = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.
 
         Under jit host hooks are called through `io_callback`, in order.
@@ -167,9 +159,9 @@ class AbstractDynamics(Algorithm):
         set, and energies and forces are NaN.
 
         Raises:
-            ValueError: if the engine has host hooks and the loop is under vmap or grad.
+            ValueError: under `jax.grad`, which `rollout` is for; under vmap if the engine has host hooks.
         """
-        with short_traceback():
+        with public_call():
             return loops.loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
@@ -184,7 +176,7 @@ class AbstractDynamics(Algorithm):
         Raises:
             ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
         """
-        with short_traceback():
+        with public_call():
             return rollout.rollout(self, state, n_steps, checkpoint)
 
     def footprint(self, batch: Batch | DynamicsState) -> Footprint:
@@ -211,8 +203,13 @@ class AbstractDynamics(Algorithm):
     # -- the parts of a step ---------------------------------------------------------------------
 
     def step(self, state: DynamicsState) -> DynamicsState:
-        """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own."""
-        return steps.step(self, state, with_fresh=False)
+        """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own.
+
+        To compile it write `eqx.filter_jit(engine.step)`, or `jax.jit(lambda state: engine.step(state))`.
+        """
+        with public_call():
+            check_arrays(self, "step", state)
+            return steps.step(self, state, with_fresh=False)
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:
         """[systems] Those that are not finished."""

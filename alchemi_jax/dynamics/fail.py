@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.reasons import FIELDS, field_reason
+from alchemi_jax.dynamics.reasons import FIELDS, TOO_FAR, field_reason
 from alchemi_jax.dynamics.state import StepCarry
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.bounds import furthest
 from alchemi_jax.systems.levels import select
 from alchemi_jax.systems.outcome import Outcome
 from alchemi_jax.systems.segments import any_by_system, max_by_system, to_atoms
@@ -52,6 +53,9 @@ _OF_ATOMS = ("forces", "velocities", "positions")
 def find_lost_results(batch: Batch) -> tuple[Bool[Array, " systems"], Int[Array, " systems"]]:
     """Systems in which energy, forces, or values from which these were computed, are not finite; and why."""
     code = jnp.zeros(batch.atom_capacity, jnp.int32)
+    # Positions that are not finite are not beyond any bound, and have a reason of their own.
+    away = jnp.any(jnp.abs(batch.positions) > furthest(batch.dtype), axis=-1)
+    code = jnp.where(away, TOO_FAR, code)
     for name in _OF_ATOMS:
         lost = ~jnp.all(jnp.isfinite(batch[name]), axis=-1)
         code = jnp.where(lost, field_reason(name), code)

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 
 from alchemi_jax.dynamics.algorithm import Algorithm
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.transforms import is_traced
 
@@ -20,6 +21,8 @@ def flatten(
         TypeError, ValueError: see `FusedStage`.
     """
     flat: list[Any] = []
+    if not isinstance(stages, Iterable) or isinstance(stages, type):
+        raise TypeError(f"stages of FusedStage must be a list of engines, not {description(stages)}.")
     for given in stages:
         if not isinstance(given, Algorithm):
             raise TypeError(f"a stage of FusedStage must be an engine, not a {type(given).__name__}.")

@@ -17,7 +17,7 @@ from alchemi_jax.dynamics.loop import loop
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
 from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.errors import name_of, short_traceback
+from alchemi_jax.errors import name_of, public_call
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, temperature
@@ -102,7 +102,7 @@ def sweep(
     most = int(np.max(budget)) if recording else None
     lanes = _together(together, count, batch.atom_capacity)
     while True:
-        with short_traceback():
+        with public_call():
             out, states = _lanes(
                 engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most, lanes
             )

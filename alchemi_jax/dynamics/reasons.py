@@ -11,6 +11,12 @@ from alchemi_jax.hooks.protocol import TracedHook, flag
 
 #: Fields that must be finite, in the order of their numbers, from 1 on.
 FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge", "time")
+#: Further reasons, with the numbers that follow: their texts.
+TOO_FAR, TOO_DENSE = len(FIELDS) + 1, len(FIELDS) + 2
+_OTHERS = {
+    TOO_FAR: "its atoms are so far from the origin that rounding would change their distances",
+    TOO_DENSE: "its cell is too small for the cutoff: the neighbor list would not fit into memory",
+}
 _FIRST_HOOK = 16
 _PER_HOOK = MOST_REASONS + len(FIELDS)
 
@@ -37,15 +43,17 @@ def hook_field_reason(number: int, name: str) -> int:
 
 def is_numerical(code: int) -> bool:
     """Whether the model or the algorithm made something that is not finite; no hook had a part in it."""
-    return 0 < code < _FIRST_HOOK
+    return 0 < code <= len(FIELDS)
 
 
 def reason_text(groups: Iterable[Group], code: int) -> str:
     """The reason in words, without the system's name: "its forces are not finite". Empty for 0."""
     if code <= 0:
         return ""
+    if code in _OTHERS:
+        return _OTHERS[code]
     if code < _FIRST_HOOK:
-        return _not_finite(FIELDS[code - 1])
+        return _not_finite(FIELDS[code - 1]) if code <= len(FIELDS) else f"reason {code}"
     number, local = divmod(code - _FIRST_HOOK, _PER_HOOK)
     hooks: list[TracedHook] = [hook for group in groups for hook in group.hooks.traced]
     if number >= len(hooks):

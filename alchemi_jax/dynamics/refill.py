@@ -12,15 +12,17 @@ import time
 from collections import deque
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
-from alchemi_jax.dynamics.check import check_systems, with_budget
-from alchemi_jax.dynamics.driver import NO_LIMIT, Run
+from alchemi_jax.dynamics.check import NO_LIMIT, check_systems, with_budget
+from alchemi_jax.dynamics.driver import Run, carry_state
+from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
-from alchemi_jax.dynamics.partitioned import Partitioned
+from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
@@ -33,8 +35,10 @@ from alchemi_jax.dynamics.rows import (
 from alchemi_jax.dynamics.sampler import Sampler, Stream
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.io.sinks import HostMemory, Sink
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import unsafe_replace
@@ -71,16 +75,23 @@ def run(
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
-    own = HostMemory()
+    own, refilled = HostMemory(), None
+    if sink is not None:
+        check_sink(f"{name_of(engine)}.run", sink)
     out = own if sink is None else sink
     stream = Stream(sampler, engine.model, lambda batch: check_systems(engine, batch))
     try:
         with engine:
             _open_sink(out)
             try:
-                sampler.traffic = _RefilledRun(engine, stream, out, key).run()
-            except BaseException:
+                refilled = _RefilledRun(engine, stream, out, key)
+                sampler.traffic = refilled.run()
+            except BaseException as e:
                 out.close()
+                if refilled is not None and refilled.driver is not None:
+                    carry_state(e, refilled.driver.with_names())
+                if sink is None:
+                    e.finished = own.read() if len(own) else None  # pyright: ignore
                 raise
             out.close()
     finally:
@@ -202,7 +213,8 @@ class _RefilledRun:
         driver = self.driver
         assert driver is not None
         n = len(self.sizes)
-        host = finalize(self.engine, driver.with_names()).to_host()
+        ended = finalize(self.engine, driver.with_names())
+        host = ended.to_host()
         # Systems that converged before the first step stay until ON_CONVERGE was called for them.
         announced = ~np.asarray(driver.state.converged_at_start)[:n]
         left = (host.status >= self.engine.exit_status) & announced
@@ -210,6 +222,9 @@ class _RefilledRun:
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
         self.recent.extend(steps.tolist())
+        if left.any():
+            # Before the sink: whoever finds a system there finds its rows and frames.
+            record_final(self.engine, driver.state, ended, left)
         with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         return left
@@ -230,6 +245,7 @@ class _RefilledRun:
         meta = [*driver.meta.filled(len(self.sizes)).of_rows(stay)]
         if host is not None:
             meta += host.meta.filled(len(host))
+        incoming, plan = jax.device_put((incoming, plan))
         list_sizes = None if state.neighbors is None else state.neighbors.sizes
         after = _refill_rows(
             driver.device, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes

@@ -14,23 +14,29 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps
 from alchemi_jax.dynamics.loop import make_room_for_rows, nan_on_overflow, should_continue
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import step as take_step
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.host_calls import host_hooks, refusal
+from alchemi_jax.transforms import is_traced
 
 
 def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any) -> DynamicsState:
     """See `AbstractDynamics.rollout`."""
     if host_hooks(engine.groups):
         raise ValueError(refusal(engine.groups, "rollout"))
-    n = _count(engine, "n_steps", n_steps)
+    check_arrays(engine, "rollout", state)
+    n = count_steps(engine, "rollout", n_steps)
+    if is_traced(n):
+        raise ValueError(f"{name_of(engine)}.rollout: n_steps is traced; it must be a plain int.")
     every = _segment(engine, n, checkpoint)
     state = make_room_for_rows(engine, state, n)
-    stop = state.step_count + n
+    stop = state.step_count + jnp.minimum(n, NO_LIMIT - state.step_count)
 
     def step(state: DynamicsState, _: None) -> tuple[DynamicsState, None]:
         # Like the loop: no more steps when all systems are finished.
@@ -56,12 +62,6 @@ def rollout(engine: Engine, state: DynamicsState, n_steps: Any, checkpoint: Any)
     return nan_on_overflow(steps(state, rest) if rest else state)
 
 
-def _count(engine: Engine, name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ValueError(f"{name_of(engine)}.rollout: {name} must be a positive int, not {value!r}.")
-    return value.__index__()
-
-
 def _segment(engine: Engine, n: int, checkpoint: Any) -> int | None:
     """Number of steps between stored states; None: all intermediate values are stored."""
     if checkpoint is None:
@@ -73,7 +73,10 @@ def _segment(engine: Engine, n: int, checkpoint: Any) -> int | None:
             f"{name_of(engine)}.rollout: checkpoint must be 'sqrt', a positive int or None, "
             f"not {checkpoint!r}."
         )
-    return min(_count(engine, "checkpoint", checkpoint), n)
+    every = count_steps(engine, "rollout", checkpoint, "checkpoint")
+    if not every:
+        raise ValueError(f"{name_of(engine)}.rollout: checkpoint must be a positive int, not 0.")
+    return min(every, max(n, 1))
 
 
 __all__ = ["rollout"]

@@ -6,64 +6,124 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
-from alchemi_jax.dynamics import driver, shrink
-from alchemi_jax.dynamics.check import with_budget
-from alchemi_jax.dynamics.driver import NO_LIMIT, Interrupted, Run
+from alchemi_jax.dynamics import driver, refill, shrink
+from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
+from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
+from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.errors import name_of
-from alchemi_jax.systems.batch import Batch
+from alchemi_jax.errors import description, name_of
+from alchemi_jax.io.sinks import Sink
+from alchemi_jax.parameters import as_flag
+from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.transforms import is_traced
 
 
-def run(engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | None, shrinks: bool) -> Batch:
+def run(
+    engine: Engine,
+    systems: Any,
+    n_steps: int | None,
+    key: PRNGKeyArray | None,
+    sampler: Sampler | None,
+    sink: Sink | None,
+    shrinks: bool,
+) -> Any:
     """See `AbstractDynamics.run`."""
+    refuse_tracing(engine, "run", (engine, systems, n_steps, key))
+    shrinks = as_flag("shrink")(shrinks)
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"{name_of(engine)}.run takes a Sampler as sampler, Sampler(structures, max_systems=...), not "
+            f"{description(sampler)}."
+        )
+    if sampler is not None and systems is None and not shrinks:
+        return refill.run(engine, sampler, sink, n_steps, key)
+    if systems is None or sampler is not None or sink is not None:
+        raise TypeError(
+            f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
+            "batch, a Sampler has its own."
+        )
+    return run_batch(engine, as_batch(systems), n_steps, key, shrinks)
+
+
+def run_batch(
+    engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | None, shrinks: bool
+) -> Batch:
+    """`run` without a sampler."""
     engine = with_budget(engine, n_steps)
     most = steps_of_budget(engine)
     assert most is not None
     if shrinks:
         # Before anything is compiled.
         shrink.check(engine, batch)
-    with engine:
-        state = driver.init(engine, batch, key)
-        state = advance(engine, state, int(most), shrinks)
-        return finalize(engine, state)
+    state = None
+    try:
+        with engine:
+            state = driver.init(engine, batch, key)
+            state = advance(engine, state, int(most), shrinks)
+            out = finalize(engine, state)
+            record_final(engine, state, out)
+            return out
+    except BaseException as e:
+        carry_state(e, state)
+        raise
 
 
-def advance(engine: Engine, state: DynamicsState, n_steps: int, shrinks: bool = False) -> DynamicsState:
+def advance(engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = False) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
-    if is_traced((engine, state)):
-        raise ValueError(
-            f"{name_of(engine)}.advance calls the host between compiled segments, so it cannot be traced: "
-            "inside jit, vmap and grad use loop or rollout."
-        )
+    refuse_tracing(engine, "advance", (engine, state, n_steps))
+    check_arrays(engine, "advance", state)
+    n_steps = count_steps(engine, "advance", n_steps)
     run = Run(engine, state)
     walk: Any = shrink.ShrinkingRun(run) if shrinks else run
-    with engine:
-        try:
-            walk.advance(min(run.report.step + int(n_steps), NO_LIMIT))
-        except BaseException as e:
+    try:
+        with engine:
             try:
-                run.drain()
-            except Exception as second:
-                e.add_note(f"while the rows recorded so far were written: {second}")
+                walk.advance(min(run.report.step + n_steps, NO_LIMIT))
+            except BaseException as e:
+                try:
+                    run.drain()
+                except Exception as second:
+                    e.add_note(f"while the rows recorded so far were written: {second}")
+                walk.restore()
+                if not isinstance(e, KeyboardInterrupt):
+                    raise
+                text = f"{name_of(engine)} was interrupted after step {run.report.step}"
+                if _in_notebook():
+                    warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=3)
+                    return run.with_names()
+                raise interrupted(e, text, run.with_names()) from e
+            run.drain()
             walk.restore()
-            if not isinstance(e, KeyboardInterrupt):
-                raise
-            text = f"{name_of(engine)} was interrupted after step {run.report.step}"
-            if _in_notebook():
-                warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=3)
-                return run.with_names()
-            stopped = Interrupted(f"{text}; the state so far is the `state` of this exception.")
-            stopped.state = run.with_names()
-            for note in getattr(e, "__notes__", ()):
-                stopped.add_note(note)
-            raise stopped from e
-        run.drain()
-        walk.restore()
+    except BaseException as e:
+        carry_state(e, run.with_names())
+        raise
     return run.with_names()
+
+
+def interrupted(error: BaseException, text: str, state: DynamicsState) -> Interrupted:
+    """The exception for Ctrl-C, with the state so far and the notes of the original one."""
+    stopped = Interrupted(f"{text}; the state so far is the `state` of this exception.")
+    stopped.state = state
+    for note in getattr(error, "__notes__", ()):
+        stopped.add_note(note)
+    return stopped
+
+
+def refuse_tracing(engine: Engine, method: str, given: Any) -> None:
+    """Check that a method that calls the host is not inside a transform.
+
+    Raises:
+        ValueError: naming the methods for transforms.
+    """
+    if is_traced(given):
+        raise ValueError(
+            f"{name_of(engine)}.{method} calls the host between compiled segments, so it cannot be traced: "
+            "call init and advance outside of jit, vmap and grad, and inside them use loop or rollout."
+        )
 
 
 def _in_notebook() -> bool:

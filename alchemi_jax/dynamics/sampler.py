@@ -12,19 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
+from alchemi_jax.errors import public_call
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.neighbors import Needs, list_needs
+from alchemi_jax.neighbors import Needs, excess, list_needs
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.capacity import round_up, sizes_per_octave, widths_per_octave
+from alchemi_jax.systems.bounds import check_positions
+from alchemi_jax.systems.capacity import float_dtype, round_up, sizes_per_octave, widths_per_octave
 from alchemi_jax.systems.host import HostBatch, System
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -161,10 +164,27 @@ class Sampler:
         entries = enumerate(_structures(source))
         extras = None
         while entry := list(itertools.islice(entries, self.window)):
-            data = [_data(number, structure) for number, structure in entry]
-            host = HostBatch.from_data_list(data, self.dtype, extras)
+            data = [read for number, structure in entry if (read := self._read(number, structure))]
+            if not data:
+                continue
+            numbers, systems = zip(*data, strict=True)
+            host = HostBatch.from_data_list(systems, self.dtype, extras)
             extras = {*host.atom_extras, *host.system_extras}
-            yield _with_ids(host, np.array([number for number, _ in entry]))
+            yield _with_ids(host, np.array(numbers))
+
+    def _read(self, number: int, structure: Any) -> tuple[int, AtomicData | System] | None:
+        """A structure of the source with its number; None if it is left out because it is not valid."""
+        try:
+            data = _data(number, structure)
+            check_positions(data.name, np.asarray(data.positions), float_dtype(self.dtype))
+        except ValueError as e:
+            if self.unfit == "raise":
+                raise
+            reason = str(e).rstrip(".")
+            warnings.warn(f"{reason}: it is left out.", RuntimeWarning, stacklevel=8)
+            self.skipped.append((number, f"system {number}", reason))
+            return None
+        return number, data
 
 
 def _with_ids(host: HostBatch, ids: Int[np.ndarray, " systems"]) -> HostBatch:
@@ -207,10 +227,12 @@ class Stream:
         sampler.skipped = []
         self._chunks = sampler.chunks()
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
-        self._coming: Future | None = self._reader.submit(next, self._chunks, None)
+        self._x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore
+        self._coming: Future | None = self._reader.submit(self._next_chunk)
         #: The systems of the window; their needs, pairs and order; which of them still wait.
         self.waiting: HostBatch | None = None
-        self.needs: Needs | None = None
+        self._needs: Needs | None = None
+        self._unfit_rows = np.zeros(0, bool)
         self._pairs = self._order = np.zeros(0, int)
         self._left = np.zeros(0, bool)
         self.max_atoms, self.largest = sampler.max_atoms or 0, 0
@@ -226,6 +248,12 @@ class Stream:
                 self.max_atoms = round_up(enough, sizes_per_octave(enough), 16)
             self._widen(first)
         self._leave_out()
+
+    def _next_chunk(self) -> HostBatch | None:
+        """The next chunk; None at the end. In the thread that reads ahead."""
+        # Settings made by `with` hold in the thread that made them alone.
+        with jax.enable_x64(self._x64), public_call():
+            return next(self._chunks, None)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -250,7 +278,7 @@ class Stream:
         if chunk is None:
             self._coming = None
             return
-        self._coming = self._reader.submit(next, self._chunks, None)
+        self._coming = self._reader.submit(self._next_chunk)
         needs = None
         required = self.model.requirements
         if required.cutoff is not None:
@@ -263,12 +291,14 @@ class Stream:
                 odd = ", ".join(sorted(set(before.keys()) ^ set(chunk.keys())))
                 raise ValueError(f"structures of one source must have the same arrays; some lack {odd}.")
             chunk = HostBatch.concatenate([before, chunk])
-            if self.needs is not None and needs is not None:
-                needs = Needs.join([self.needs.take(rows), needs])
-        self.waiting, self.needs = chunk, needs
+            if self._needs is not None and needs is not None:
+                needs = Needs.join([self._needs.take(rows), needs])
+        self.waiting, self._needs = chunk, needs
+        self._unfit_rows = np.zeros(len(chunk), bool)
         self._left = np.ones(len(chunk), bool)
         sizes = self._sizes()
-        self._pairs = np.zeros_like(sizes) if needs is None else np.ceil(sizes * needs.neighbors).astype(int)
+        pairs = np.zeros(len(sizes)) if needs is None else np.ceil(sizes * needs.neighbors)
+        self._pairs = np.minimum(pairs, 2.0**62).astype(int)
         by_size = np.argsort(-sizes, kind="stable")
         self._order = np.arange(len(sizes)) if self.sampler.policy == "first come" else by_size
         if self.max_atoms:
@@ -280,10 +310,21 @@ class Stream:
         largest = round_up(int(sizes.max()), widths_per_octave(self.max_atoms))
         self.largest = max(self.largest, min(largest, self.max_atoms))
 
+    @property
+    def needs(self) -> Needs | None:
+        """What the lists of the systems of the window need, without those that are left out."""
+        if self._needs is None or not self._unfit_rows.any():
+            return self._needs
+        return self._needs.take(np.flatnonzero(~self._unfit_rows))
+
     def _leave_out(self) -> None:
         """Refuse or skip systems that cannot be in the batch."""
         if self.waiting is None:
             return
+        if self._needs is not None:
+            for row, reason in excess(self._needs, self._sizes()).items():
+                if self._left[row]:
+                    self._unfit(row, reason)
         sizes, most = self._sizes(), self.sampler.max_pairs
         for row in np.flatnonzero(self._left & (sizes > self.max_atoms)).tolist():
             self._unfit(row, f"it has {sizes[row]} atoms, max_atoms is {self.max_atoms}")
@@ -310,7 +351,7 @@ class Stream:
             raise ValueError(f"{name} does not fit the sampler: {reason}. unfit='skip' leaves it out.")
         warnings.warn(f"{name} is left out: {reason}.", RuntimeWarning, stacklevel=8)
         self.sampler.skipped.append((int(self.waiting.system_id[row]), name, reason))
-        self._left[row] = False
+        self._left[row], self._unfit_rows[row] = False, True
 
     def take(
         self, systems: int, atoms: int, pairs: float | int

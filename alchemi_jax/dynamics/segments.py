@@ -11,11 +11,11 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.loop import should_continue, unfinished
-from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.step import STEP, begin, run_phases, step
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.transforms import RUNS_ONCE

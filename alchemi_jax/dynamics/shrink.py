@@ -19,7 +19,6 @@ from jaxtyping import Int
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.driver import Run
-from alchemi_jax.dynamics.partitioned import Partitioned
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     Capacities,
@@ -35,6 +34,7 @@ from alchemi_jax.dynamics.start import empty_buffers
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import flag
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import map_by_level, unsafe_replace
 from alchemi_jax.systems.metadata import Metadata

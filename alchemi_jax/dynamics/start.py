@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
+from alchemi_jax.dynamics.check import check_arrays
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
@@ -62,6 +63,7 @@ def evaluate_first(engine: Engine, state: DynamicsState) -> DynamicsState:
 
 def init_like(engine: Engine, batch: Batch, key: PRNGKeyArray | None, like: DynamicsState) -> DynamicsState:
     """See `AbstractDynamics.init`."""
+    check_arrays(engine, "init", batch)
     key = jax.random.key(0) if key is None else key
     device = engine.on_device()
     state = _initial_state(device, batch, like.neighbors, key)

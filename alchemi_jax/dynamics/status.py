@@ -23,13 +23,14 @@ def advance_status(engine: Engine, carry: StepCarry) -> StepCarry:
     stopped = carry.evaluated & (batch.outcome == Outcome.STOPPED)
     arrived = carry.evaluated & ~stopped & (batch.status > code)
     newly = arrived & carry.active
-    steps_taken, stage_steps = batch.steps_taken + carry.active, batch.stage_steps + carry.active
+    moved = carry.active.astype(jnp.int32)
+    steps_taken, stage_steps = batch.steps_taken + moved, batch.stage_steps + moved
     status, converged = batch.status, batch.converged | arrived
     for number, part in enumerate(engine.parts):
         if part.n_steps is None:
             continue
         expired = carry.active & ~arrived & (code == number) & (stage_steps >= part.n_steps)
-        status = status + expired
+        status = status + expired.astype(status.dtype)
         if engine.n_stages > 1 and waits_for_convergence(engine, number):
             # `converged` refers to the last relaxation of a system.
             converged = converged & ~expired

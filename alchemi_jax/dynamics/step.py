@@ -16,6 +16,7 @@ from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_evaluat
 from alchemi_jax.dynamics.fail import fail, find_lost, find_lost_results
 from alchemi_jax.dynamics.hook_calls import StepDispatcher
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.reasons import TOO_DENSE
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import advance_status
@@ -120,6 +121,11 @@ def pre_update(engine: Engine, carry: StepCarry) -> StepCarry:
 def compute(engine: Engine, carry: StepCarry) -> StepCarry:
     """Neighbor list, energies, forces, stress. Systems with values that are not finite fail."""
     batch, neighbors = carry.state.batch, carry.state.neighbors
+    if neighbors is not None and engine.needs_stress and neighbors.sizes.periodic:
+        # Before a list is made for them: only these algorithms change cells.
+        dense = carry.active & nl.too_dense(batch, neighbors)
+        carry = fail(engine, carry, dense, jnp.full(dense.shape, TOO_DENSE, jnp.int32))
+        batch = carry.state.batch
     if neighbors is not None:
         neighbors = nl.update(batch, neighbors)
     results = results_of(engine.model, batch, neighbors, stress=reads_stress(engine))
@@ -150,7 +156,7 @@ def separate(engine: Engine, carry: StepCarry) -> StepCarry:
 
 def end(engine: Engine, carry: StepCarry) -> StepCarry:
     """Count the step, unless it only evaluated fresh systems."""
-    return carry.update(step_count=carry.state.step_count + carry.is_step)
+    return carry.update(step_count=carry.state.step_count + carry.is_step.astype(jnp.int32))
 
 
 #: The phases of a step. Their order is defined here and nowhere else.

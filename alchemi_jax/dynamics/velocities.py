@@ -11,6 +11,7 @@ from alchemi_jax.parameters import positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import momentum, moves_as_whole
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
+from alchemi_jax.transforms import root
 from alchemi_jax.units import ACCELERATION, KB
 
 
@@ -42,7 +43,7 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
 def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:
     """sqrt(k_B T/m) of each atom, Å/fs."""
     energy = jnp.broadcast_to(per_system_value(batch, temperature), batch.energy.shape) * KB
-    return jnp.sqrt(to_atoms(batch, energy) / batch.masses * ACCELERATION)[:, None]
+    return root(to_atoms(batch, energy) / batch.masses * ACCELERATION)[:, None]
 
 
 def remove_com_motion(batch: Batch) -> Batch:

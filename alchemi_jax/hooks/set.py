@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.calls import After, Before, call_traced, due_at, make_memory
@@ -16,6 +17,7 @@ from alchemi_jax.hooks.check import check_hook, check_stages
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.lifecycle import Openings, note_errors
 from alchemi_jax.hooks.protocol import Hook, RecordingHook, TracedHook, flag, runs_on
+from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -61,7 +63,7 @@ class HookSet(eqx.Module):
         TypeError: for an object that is not a hook; ValueError: for an invalid frequency. Both name the hook.
     """
 
-    traced: tuple[TracedHook, ...]
+    nodes: tuple[Partitioned[TracedHook], ...] = eqx.field(repr=False)
     recording: tuple[StaticRecorder, ...] = eqx.field(static=True)
     host: tuple[StaticHook, ...] = eqx.field(static=True)
     openings: Openings = eqx.field(static=True, repr=False)
@@ -73,9 +75,15 @@ class HookSet(eqx.Module):
         hooks = list(hooks)
         for i, hook in enumerate(hooks):
             check_hook(hook, f"hooks[{i}] ({name_of(hook)})")
-        self.traced = tuple(_floats_as_leaves(h) for h in hooks if isinstance(h, TracedHook))
+        traced = [h for h in hooks if isinstance(h, TracedHook)]
+        self.nodes = tuple(Partitioned(_numbers_as_leaves(h)) for h in traced)
         self.recording = tuple(StaticRecorder(h) for h in hooks if isinstance(h, RecordingHook))
         self.host = tuple(StaticHook(h) for h in hooks if not isinstance(h, TracedHook | RecordingHook))
+
+    @property
+    def traced(self) -> tuple[TracedHook, ...]:
+        """The traced hooks, in order. As leaves of the set they have arrays alone: all else is static."""
+        return tuple(node.combine() for node in self.nodes)
 
     def __iter__(self) -> Iterator[Any]:
         yield from self.traced
@@ -83,7 +91,7 @@ class HookSet(eqx.Module):
         yield from (entry.hook for entry in self.host)
 
     def __len__(self) -> int:
-        return len(self.traced) + len(self.recording) + len(self.host)
+        return len(self.nodes) + len(self.recording) + len(self.host)
 
     def __repr__(self) -> str:
         return "[" + ", ".join(repr(hook) for hook in self) + "]"
@@ -93,6 +101,13 @@ class HookSet(eqx.Module):
         if not self.host:
             return self
         return unsafe_replace(self, host=())
+
+    def only_memories(self) -> "HookSet":
+        """The set with all that `init` depends on and no more: programs that do not call hooks are then the
+        same for hooks without a memory."""
+        pairs = zip(self.traced, self.nodes, strict=True)
+        nodes = [_NO_MEMORY if type(hook).init is TracedHook.init else node for hook, node in pairs]
+        return unsafe_replace(self, nodes=tuple(nodes))
 
     def check_stages(self, accepted: Any) -> None:
         """Check that each hook fits a workflow with stages of the enum(s) `accepted` (None: any).
@@ -200,5 +215,21 @@ class HookSet(eqx.Module):
                 )
 
 
-def _floats_as_leaves(hook: TracedHook) -> TracedHook:
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, hook)
+class _WithoutMemory(TracedHook):
+    """In place of a traced hook that has no memory."""
+
+    stage: Any = None
+    frequency: int = 1
+
+    def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
+        return ctx
+
+
+_NO_MEMORY = Partitioned(_WithoutMemory())
+
+
+def _numbers_as_leaves(hook: TracedHook) -> TracedHook:
+    """The hook with arrays in place of floats and of numpy's arrays."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, float | np.ndarray | np.inexact) else x, hook
+    )

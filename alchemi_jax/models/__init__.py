@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alchemi_jax.models.eam import EAM as EAM
     from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded
     from alchemi_jax.models.emt import EMT as EMT
+    from alchemi_jax.models.evaluation import evaluate as evaluate
     from alchemi_jax.models.ewald import Ewald as Ewald
     from alchemi_jax.models.flax import FlaxModel as FlaxModel
     from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel

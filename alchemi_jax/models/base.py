@@ -1,6 +1,7 @@
 """AbstractModel: energies, forces and stress of a batch; SumModel: the sum of several models."""
 
 import dataclasses
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,15 @@ class AbstractModel(Described):
 
     cutoff: eqx.AbstractVar[float | None]
     skin = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # Lengths that determine shapes: static, also where a model declares a plain `cutoff: float = 5.0`.
+        for name in ("cutoff", "skin"):
+            value = cls.__dict__.get(name, dataclasses.MISSING)
+            plain = value is dataclasses.MISSING or isinstance(value, int | float | None)
+            if plain and _declares_number(cls, name):
+                setattr(cls, name, eqx.field(static=True, default=value))
 
     @property
     def requirements(self) -> Requirements:
@@ -75,6 +85,12 @@ class AbstractModel(Described):
         return SumModel(parts=(self, other))  # pyright: ignore[reportCallIssue]
 
 
+def _declares_number(cls: type, name: str) -> bool:
+    """Whether a class has an annotation like `cutoff: float`."""
+    declared = inspect.get_annotations(cls).get(name)
+    return declared in (float, int, float | None, "float", "int", "float | None")
+
+
 class SumModel(AbstractModel):
     """The sum of potentials, `a + b`: energies, forces and stress add up.
 
@@ -98,7 +114,7 @@ class SumModel(AbstractModel):
                 raise TypeError(f"A sum of models takes models, not a {type(part).__name__}.")
             flat += part.parts if isinstance(part, SumModel) else (part,)
         if not flat:
-            raise ValueError("A SumModel needs at least one part.")
+            raise ValueError("parts of a SumModel must be at least one model.")
         self.parts = tuple(flat)
 
     @property

@@ -110,14 +110,14 @@ def _bonds_first(
     column = jnp.arange(n)
 
     def take(
-        k: Int[Array, ""], carry: tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]
+        k: Int[Array, ""] | int, carry: tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]
     ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
         index, found = carry
         place = neighbors.index[k]
         x, y, z = (c[place] - c[:n] for c in places)
         inside = x * x + y * y + z * z <= cutoff**2
         index = index.at[jnp.where(inside, found, slots), column].set(place, mode="drop")
-        return index, found + inside
+        return index, found + inside.astype(jnp.int32)
 
     # Unused slots point to the last place of the extended array.
     empty = jnp.full_like(neighbors.index, len(places[0]) - 1)
@@ -149,7 +149,7 @@ def _fast(
 ) -> tuple:
     """Energy of each atom, and its derivatives with respect to each vector of the atom, [slots, atoms]."""
 
-    def slot(k: Int[Array, ""]) -> tuple:
+    def slot(k: Int[Array, ""] | int) -> tuple:
         x, y, z = (c[k] for c in d)
         return (x, y, z), _norm(x, y, z), inside[k], jax.tree.map(lambda v: v[k], other)
 
@@ -157,13 +157,13 @@ def _fast(
         energy, slopes = carry
         (xj, yj, zj), rj, here, b = slot(j)
 
-        def other_bond(k: Int[Array, ""]) -> tuple:
+        def other_bond(k: Int[Array, ""] | int) -> tuple:
             (x, y, z), rk, there, c = slot(k)
             cosine = (xj * x + yj * y + zj * z) / (rj * rk)
             f = lambda rj, rk, cosine: model.angle(rj, rk, cosine, own, b, c)  # noqa: E731
             return (x, y, z), rk, cosine, here & there & (k != j), f
 
-        def gather(k: Int[Array, ""], xi: Float[Array, " atoms"]) -> Float[Array, " atoms"]:
+        def gather(k: Int[Array, ""] | int, xi: Float[Array, " atoms"]) -> Float[Array, " atoms"]:
             _, rk, cosine, counts, f = other_bond(k)
             return xi + jnp.where(counts, f(rj, rk, cosine), 0)
 
@@ -171,7 +171,7 @@ def _fast(
         value, (along, by_xi) = _value_and_slopes(lambda r, xi: model.bond(r, xi, own, b), rj, xi)
         along, by_xi = jnp.where(here, along / 2, 0), jnp.where(here, by_xi / 2, 0)
 
-        def push(k: Int[Array, ""], carry: tuple) -> tuple:
+        def push(k: Int[Array, ""] | int, carry: tuple) -> tuple:
             mine, slopes = carry
             (x, y, z), rk, cosine, counts, f = other_bond(k)
             _, (by_j, by_k, by_cosine) = _value_and_slopes(f, rj, rk, cosine)

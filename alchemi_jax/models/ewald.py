@@ -15,7 +15,7 @@ from alchemi_jax.models.base import AbstractModel, Results, cast
 from alchemi_jax.models.elements import by_element, check_elements
 from alchemi_jax.models.pair import AbstractPair
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import as_parameter, positive_length, positive_number
+from alchemi_jax.parameters import ExtraName, as_parameter, positive_length, positive_number
 from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
@@ -63,7 +63,8 @@ class Ewald(AbstractModel):
     """
 
     charges: Any = eqx.field(
-        converter=lambda c: c if isinstance(c, str) else by_element("charges")(c), default="initial_charges"
+        converter=lambda c: ExtraName(c) if isinstance(c, str) else by_element("charges")(c),
+        default="initial_charges",
     )
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"), default=9.0)
     accuracy: float = eqx.field(static=True, converter=positive_number("accuracy"), default=1e-6)
@@ -113,7 +114,8 @@ class Ewald(AbstractModel):
         return Results(jnp.where(self._suffice(batch), r.energy, jnp.nan), r.forces, r.stress)
 
     def _suffice(self, batch: Batch) -> Bool[Array, " systems"]:
-        enough = jnp.all(self._needed(batch.cell) <= jnp.asarray(self.waves)[None] + 1e-6, axis=-1)
+        waves = jnp.asarray(self.waves, batch.dtype)[None] + 1e-6
+        enough = jnp.all(self._needed(batch.cell) <= waves, axis=-1)
         return (enough & jnp.all(batch.pbc, axis=-1)) | ~batch.system_mask
 
     def check(self, batch: Batch) -> None:

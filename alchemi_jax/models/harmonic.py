@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import NeighborList
-from alchemi_jax.parameters import Parameter, finite
+from alchemi_jax.parameters import ExtraName, Parameter, finite
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 
@@ -28,7 +28,7 @@ class HarmonicModel(AbstractModel):
 
     k: Parameter = eqx.field(converter=finite("k"), default=1.0)
     center: Float[Array, "*atoms 3"] | str = eqx.field(
-        converter=lambda c: c if isinstance(c, str) else finite("center")(c),
+        converter=lambda c: ExtraName(c) if isinstance(c, str) else finite("center")(c),
         default=(0.0, 0.0, 0.0),
     )
     cutoff: None = eqx.field(static=True, default=None)

@@ -73,7 +73,7 @@ def _slots(model, extended, parameters, neighbors: NeighborList, virial: bool) -
     centre = [c[:n] for c in extended]
     own = jax.tree.map(lambda v: v[:n], parameters)
 
-    def slot(k: Int[Array, ""], sums: tuple) -> tuple:
+    def slot(k: Int[Array, ""] | int, sums: tuple) -> tuple:
         j = neighbors.index[k]
         d = [_gather(c, j) - c0 for c, c0 in zip(extended, centre, strict=True)]
         terms = _terms(model, d, own, _gather(parameters, j), virial)
@@ -117,7 +117,7 @@ def _side_by_side(model, extended, parameters, rows: _Rows, virial: bool) -> tup
     coordinates, own = _gather((extended, parameters), rows.atom)
     number = jnp.arange(len(rows.atom), dtype=jnp.int32)[:, None]
 
-    def row(k: Int[Array, ""], sums: tuple) -> tuple:
+    def row(k: Int[Array, ""] | int, sums: tuple) -> tuple:
         *other, there, b = jax.tree.map(
             lambda v: jax.lax.dynamic_index_in_dim(v, k, 0), (*coordinates, rows.real, own)
         )

@@ -47,7 +47,7 @@ def _slots(terms: Terms, model: Any, places: tuple, values: Any, neighbors: Neig
     centre = tuple(c[:n] for c in places)
     own = jax.tree.map(lambda v: v[:n], values)
 
-    def slot(k: Int[Array, ""]) -> tuple:
+    def slot(k: Int[Array, ""] | int) -> tuple:
         j = neighbors.index[k]
         d = tuple(c[j] - c0 for c, c0 in zip(places, centre, strict=True))
         return terms(model, d, own, jax.tree.map(lambda v: v[j], values))

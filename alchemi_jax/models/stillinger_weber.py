@@ -64,6 +64,9 @@ class StillingerWeber(AbstractBondOrder):
                 raise ValueError(
                     "StillingerWeber needs a cutoff, the largest a sigma, where they are traced."
                 )
+            for name in ("a", "sigma"):
+                # Converters come later.
+                number(name)(getattr(self, name))
             self.cutoff = float(self.a) * float(self.sigma)
 
     @classmethod

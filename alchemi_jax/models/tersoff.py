@@ -98,7 +98,7 @@ class Tersoff(AbstractBondOrder):
             raise ValueError(
                 f"Tersoff takes the parameters {', '.join(NAMES)}; check {', '.join(sorted(wrong))}."
             )
-        self.parameters = {name: as_parameter(self.parameters[name], name) for name in NAMES}
+        self.parameters = {name: as_parameter(self.parameters[name], f"Tersoff: {name}") for name in NAMES}
         for name, values in self.parameters.items():
             if values.shape[-3:] != shape:
                 raise ValueError(f"Tersoff: {name} must be an array {list(shape)}, not {list(values.shape)}.")

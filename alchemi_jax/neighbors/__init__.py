@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.edge_type import EdgeList as EdgeList
     from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity
     from alchemi_jax.neighbors.edges import edge_list as edge_list
+    from alchemi_jax.neighbors.limits import check_needs as check_needs
+    from alchemi_jax.neighbors.limits import excess as excess
+    from alchemi_jax.neighbors.limits import too_dense as too_dense
     from alchemi_jax.neighbors.list import FAR as FAR
     from alchemi_jax.neighbors.list import ListSizes as ListSizes
     from alchemi_jax.neighbors.list import NeighborList as NeighborList
     from alchemi_jax.neighbors.list import extended_coordinates as extended_coordinates
     from alchemi_jax.neighbors.list import extended_positions as extended_positions
     from alchemi_jax.neighbors.list import pair_vectors as pair_vectors
+    from alchemi_jax.neighbors.needs import Needs as Needs
     from alchemi_jax.neighbors.requirements import Requirements as Requirements
-    from alchemi_jax.neighbors.sizes import Needs as Needs
+    from alchemi_jax.neighbors.sizes import check_growth as check_growth
     from alchemi_jax.neighbors.sizes import grow as grow
     from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes
     from alchemi_jax.neighbors.sizes import list_needs as list_needs

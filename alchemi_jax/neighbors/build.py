@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
@@ -89,6 +89,20 @@ def _no_edges(capacity: int, n: int, dtype: Any, reverse: bool) -> EdgeList:
     )
 
 
+def _near_origin(
+    batch: Batch, extended: Float[Array, "3 places"], owner: Int[Array, " places"]
+) -> Float[Array, "3 places"]:
+    """Coordinates relative to the first atom of each system: what follows is in single precision.
+
+    Positions of single precision are not large enough to need it.
+    """
+    if extended.dtype.itemsize < 8:
+        return extended
+    last = batch.system_capacity - 1
+    base = gather_columns(extended, jnp.minimum(batch.first_atom, batch.atom_capacity - 1))
+    return extended - gather_columns(base, jnp.minimum(owner, last))
+
+
 def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"]) -> NeighborList:
     """The list from the present positions of stale systems and the reference positions of the others."""
     stale_atom = to_atoms(batch, stale)[:, None]
@@ -124,7 +138,8 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
             groups = brute_force(batch, images, sizes.candidates)
         reaches = jnp.where(everyone, jnp.inf, reach).astype(batch.dtype)
         reaches = jnp.take(reaches, batch.batch_idx[groups.atoms[:, 0]], mode="clip")
-        index, found = list_pairs(extended, groups, reaches, sizes.neighbors, batch.atom_mask, far)
+        near = _near_origin(batch, extended, owner)
+        index, found = list_pairs(near, groups, reaches, sizes.neighbors, batch.atom_mask, far)
         needs = [largest_of(found), images.total, *groups.needs]
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)

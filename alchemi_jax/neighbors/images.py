@@ -128,7 +128,7 @@ def find_images(
     table = jnp.stack([start, zero, width[1] * width[2], width[2], begin[0], begin[1], begin[2]])
     of = gather_columns(table, source)
     number = image - of[0]
-    number = number + (number >= of[1])
+    number = number + (number >= of[1]).astype(number.dtype)
     a, rest = _divide(number, of[2])
     b, c = _divide(rest, of[3])
     shift = jnp.where(image[None] < total, jnp.stack([a, b, c]) + of[4:], 0).astype(batch.dtype)

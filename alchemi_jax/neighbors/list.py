@@ -13,6 +13,7 @@ from their own references, so that no sum changes its order because of other sys
 
 import dataclasses
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,8 +26,16 @@ from alchemi_jax.systems.batch import Batch
 
 
 FAR = 1.0e6
-"""Coordinate of the place that unused slots point to, Å: beyond any cutoff; its sixth power is finite in
-float32."""
+"""Coordinate of the place that unused slots point to in single precision, Å: beyond any cutoff from all
+positions that a run may have; its sixth power is finite."""
+
+_FAR_DOUBLE = 1.0e15
+
+
+def far_place(dtype: Any) -> float:
+    """Coordinate of the place that unused slots point to, Å. In double precision it is further away, since
+    there positions may be larger (`systems.bounds`)."""
+    return _FAR_DOUBLE if jnp.dtype(dtype).itemsize == 8 else FAR
 
 
 ALL_PAIRS = 32
@@ -170,7 +179,7 @@ def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Ar
     Differentiable in positions and cell.
     """
     n = batch.atom_capacity
-    far = jnp.full(1 if neighbors.sizes.periodic else 2, FAR, batch.dtype)
+    far = jnp.full(1 if neighbors.sizes.periodic else 2, far_place(batch.dtype), batch.dtype)
     if not neighbors.sizes.periodic:
         return [jnp.concatenate([batch.positions[:, k], far]) for k in range(3)]
     offset = _offset(neighbors.offset, neighbors.shift, batch.cell, owners(batch, neighbors))

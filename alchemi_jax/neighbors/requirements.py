@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from alchemi_jax.parameters import positive_length
+
 
 @dataclasses.dataclass(frozen=True)
 class Requirements:
@@ -20,5 +22,8 @@ class Requirements:
     reverse_edges: bool = False
 
     def __post_init__(self):
+        if self.cutoff is not None:
+            positive_length("cutoff")(self.cutoff)
+        positive_length("skin", zero=True)(self.skin)
         if self.reverse_edges and not self.edges:
             object.__setattr__(self, "edges", True)

@@ -28,7 +28,7 @@ def scan_with(
     n = len(values)
     before = jnp.full(n, nothing, values.dtype)
 
-    def double(k: Int[Array, ""], joined: Shaped[Array, " n"]) -> Shaped[Array, " n"]:
+    def double(k: Int[Array, ""] | int, joined: Shaped[Array, " n"]) -> Shaped[Array, " n"]:
         earlier = jax.lax.dynamic_slice(jnp.concatenate([before, joined]), (n - (1 << k),), (n,))
         return join(earlier, joined)
 
@@ -45,7 +45,7 @@ def count_upto(ascending: Int[Array, " n"], limits: Int[Array, "*m"]) -> Int[Arr
     n = len(ascending)
     bits = n.bit_length()
 
-    def decide(k: Int[Array, ""], count: Int[Array, "*m"]) -> Int[Array, "*m"]:
+    def decide(k: Int[Array, ""] | int, count: Int[Array, "*m"]) -> Int[Array, "*m"]:
         more = count + (1 << (bits - 1 - k))
         last = jnp.minimum(more, n) - 1
         number = ascending.at[last].get(mode="promise_in_bounds", wrap_negative_indices=False)

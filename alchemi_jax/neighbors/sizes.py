@@ -1,13 +1,15 @@
 """Capacities of a list: estimated on the host before it is first built, and grown when too small."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
-from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes
+from alchemi_jax.neighbors.limits import check_needs, check_sizes, memory
+from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList
+from alchemi_jax.neighbors.needs import Needs
+from alchemi_jax.neighbors.scans import MOST
 from alchemi_jax.neighbors.warp import load
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import round_up, widths_per_octave
@@ -17,36 +19,6 @@ from alchemi_jax.systems.segments import use_rows
 _SORTED_PLACE = 1000
 """Sorting one place of the extended array takes a cell list as long as this many comparisons."""
 _MOST_CELLS = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """What the list of each system needs: counted, or estimated from densities."""
-
-    neighbors: Shaped[np.ndarray, " systems"]
-    """Of the atom with the most."""
-    everyone: Shaped[np.ndarray, " systems"]
-    """Atoms and images."""
-    images: Shaped[np.ndarray, " systems"]
-    """At least 1 for a periodic system."""
-    groups: Shaped[np.ndarray, " systems"]
-    """Groups of at most ROWS atoms of one cell."""
-    in_cells: Shaped[np.ndarray, " systems"]
-    """Atoms and images in the cells around one."""
-    tried: Shaped[np.ndarray, " systems"]
-    """Lattice shifts per atom that the kernels of `warp` try."""
-    edges: Shaped[np.ndarray, " systems"]
-    """Pairs within the cutoff, in both directions."""
-
-    def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
-        """The needs of some of the systems."""
-        return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-    @classmethod
-    def join(cls, parts: Sequence["Needs"]) -> "Needs":
-        """The needs of several batches, one after another."""
-        names = [f.name for f in dataclasses.fields(cls)]
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 def guess_sizes(
@@ -71,12 +43,17 @@ def guess_sizes(
         edges: whether there is to be room for edges.
 
     Raises:
-        ValueError: for another builder.
+        ValueError: for another builder; naming the system, and the number, for geometry that no list can
+            hold (see `limits`).
         ImportError: saying what to install, for "warp".
     """
     if builder not in (None, "brute force", "cell list", "warp"):
         raise ValueError(f"builder is 'brute force', 'cell list', 'warp' or None, not {builder!r}.")
     needs = list_needs(batch, cutoff, skin) if waiting is None else waiting
+    if waiting is None:
+        check_needs(batch, needs, cutoff, skin)
+    if edges and cutoff >= 1000:
+        raise ValueError(f"a model that asks for edges has a cutoff below 1000 Å, not {cutoff:g} Å.")
     places = batch.system_capacity
 
     def most(values: Shaped[np.ndarray, " n"]) -> float:
@@ -97,7 +74,7 @@ def guess_sizes(
     if builder == "warp":
         load()
         return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1, edges=edge_room)
-    return ListSizes(
+    sizes = ListSizes(
         neighbors,
         room,
         candidates=round_up(
@@ -106,10 +83,18 @@ def guess_sizes(
         groups=groups if by_cells else 0,
         edges=edge_room,
     )
+    check_sizes(batch, needs, sizes, groups if by_cells else -(-rows // max(batch.largest, 1)))
+    return sizes
 
 
 def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
-    """What the list of each system of a batch needs at the present positions."""
+    """What the list of each system of a batch needs at the present positions; infinite or NaN for geometry
+    that overflows."""
+    with np.errstate(all="ignore"):
+        return _list_needs(batch, cutoff, skin)
+
+
+def _list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     counts = np.asarray(batch.atoms_per_system).astype(np.int64)
     systems = int((counts > 0).sum())
     n, counts = int(counts.sum()), counts[:systems]
@@ -129,6 +114,8 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     copies = np.where(pbc[owner], most - least + 1, 1).prod(axis=1) - 1
     images = np.add.reduceat(copies, first)
     everyone = counts + images * 1.05
+    # No list is made for these, so they need no cells.
+    absurd = ~(images <= MOST)
 
     # Neighbors from the density of the atoms in the space that they occupy, and the part of a sphere in it.
     span = (high - low) * faces
@@ -143,9 +130,10 @@ def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
 
     # Cells as `groups.cell_list` makes them.
     inner = np.clip(np.floor((high - low) / margin), 1, _MOST_CELLS ** (1 / 3))
-    inner = np.where((free & (counts <= ALL_PAIRS))[:, None], 1, inner)
+    inner = np.where((absurd | (free & (counts <= ALL_PAIRS)))[:, None], 1, inner)
     width = np.maximum((high - low) / inner, margin)
     at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
+    at = np.where(absurd[owner][:, None], 0, at)
     key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2] + owner * float(_MOST_CELLS)
     occupied, atoms = np.unique(key, return_counts=True)
     groups = np.bincount((occupied // _MOST_CELLS).astype(np.int64), np.ceil(atoms / ROWS), systems)
@@ -166,6 +154,21 @@ def _working_cells(
         rows = cell[chosen][:, periodic]
         full[np.ix_(chosen, ~periodic)] = np.linalg.svd(rows)[2][:, periodic.sum() :]
     return full
+
+
+def check_growth(batch: Batch, neighbors: NeighborList, needs: Int[np.ndarray, " sizes"]) -> None:
+    """Check that a list can grow to what it needs.
+
+    Raises:
+        ValueError: naming the system and the number.
+    """
+    arrays = 4.0 * int(needs[0]) * batch.atom_capacity
+    if int(needs[1]) < MOST and arrays < memory() / 2:
+        return
+    found = list_needs(batch, neighbors.cutoff, neighbors.skin)
+    check_needs(batch, found, neighbors.cutoff, neighbors.skin)
+    sizes = ListSizes(*(int(n) for n in needs))
+    check_sizes(batch, found, sizes, max(sizes.groups, batch.system_capacity))
 
 
 def grow(sizes: ListSizes, needs: Int[np.ndarray, " sizes"]) -> ListSizes:

@@ -16,6 +16,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Array, Bool, Shaped
 
+from alchemi_jax.errors import description
+from alchemi_jax.parameters import as_flag
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.capacity import batch_capacities, float_dtype
 from alchemi_jax.systems.fields import AbstractBatch
@@ -63,12 +65,14 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
         constraints: str = "keep",
+        results: bool = False,
     ) -> Batch:
         """From ASE structures (one, or any number).
 
-        Keeps numbers, positions, cell, pbc, masses, velocities, constraints, `arrays` and `info`;
-        results of a calculator are not taken over. The input is left alone. FixAtoms and FixCartesian act,
-        and what says the same (see `AtomicData.from_ase`); engines refuse a system with any other constraint.
+        Keeps numbers, positions, cell, pbc, masses, velocities, constraints, `arrays` and `info`. The input
+        is left alone. FixAtoms and FixCartesian act, and what says the same (see `AtomicData.from_ase`);
+        engines refuse a system with any other constraint. Energies, forces and stress are NaN until a model
+        is evaluated, unless `results` is set.
 
         Args:
             dtype: dtype of the floats and of the run; by default that of JAX (float64 if `jax_enable_x64` is
@@ -80,18 +84,27 @@ class Batch(AbstractBatch[jax.Array]):
                 them, and results do not have them.
             largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
                 compiled code if all three capacities are the same.
+            results: whether to take over energies, forces and stress that calculators have for these
+                structures, or that a file left in `info` and `arrays`: labels for training. Nothing is
+                calculated.
 
         Raises:
             ValueError: naming system and field, see `AtomicData`; for a capacity that is too small.
         """
         if isinstance(atoms, Atoms):
             atoms = [atoms]
+        if not isinstance(atoms, Iterable) or isinstance(atoms, str | Mapping | type):
+            raise ValueError(f"Batch.from_ase takes ase.Atoms or a list of them, not {description(atoms)}.")
+        atoms = list(atoms)
+        results = as_flag("results")(results)
+        if names is not None and not (isinstance(names, list | tuple) and len(names) == len(atoms)):
+            raise ValueError(f"names must be a list of {len(atoms)} texts, one per system, not {names!r}.")
         data = []
         for i, a in enumerate(atoms):
             if not isinstance(a, Atoms):
                 raise ValueError(f"Batch.from_ase takes ase.Atoms; entry {i} is a {type(a).__name__}.")
-            name = names[i] if names is not None else f"system {i} ({a.get_chemical_formula()})"
-            data.append(AtomicData.from_ase(a, name, constraints))
+            name = str(names[i]) if names is not None else f"system {i} ({a.get_chemical_formula()})"
+            data.append(AtomicData.from_ase(a, name, constraints, results))
         return cls.from_data_list(data, dtype, atom_capacity, system_capacity, largest=largest)
 
     @classmethod
@@ -295,7 +308,7 @@ def as_batch(systems: Any, dtype: Any = None) -> Batch:
     if isinstance(systems, HostBatch):
         return Batch.from_host(systems)
     entries = [systems] if isinstance(systems, Atoms | AtomicData | System) else systems
-    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
+    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping | type):
         raise ValueError(f"systems are a Batch, ase.Atoms or a list of them, not a {type(systems).__name__}.")
     data = []
     for i, entry in enumerate(entries):

@@ -64,16 +64,40 @@ def batch_capacities(
 def _capacity(name: str, given: int | None, needed: int, what: str, per_octave: int, least: int) -> int:
     if given is None:
         return round_up(needed, per_octave, least)
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise ValueError(f"{name} must be a positive int, not {given!r}.")
     if given < needed:
         raise ValueError(f"{name} is {given}, but there are {needed} {what}.")
+    if given >= 2**31:
+        raise ValueError(f"{name} is {given}, which is more than arrays can be indexed by.")
     return int(given)
+
+
+def check_precision(who: str, dtype: np.dtype) -> None:
+    """Check that JAX still has the 64 bits with which arrays were made.
+
+    Raises:
+        ValueError: naming `jax_enable_x64`.
+    """
+    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
+        raise ValueError(
+            f"{who} was given float64 arrays, but jax_enable_x64 is off here: call it inside of `with "
+            "jax.enable_x64(True)` too, set jax_enable_x64 for the whole program, or make the batch again "
+            'with dtype="float32".'
+        )
 
 
 def float_dtype(dtype: Any) -> np.dtype:
     """The dtype of a run; float64 that JAX would silently make float32 is an error."""
-    wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
+    try:
+        wanted = np.dtype(dtype if dtype is not None else jax.dtypes.canonicalize_dtype(float))
+    except TypeError:
+        raise ValueError(f"dtype must be a float type, float32 or float64, not {dtype!r}.") from None
     if wanted.kind != "f":
         raise ValueError(f"dtype must be a float type, not {wanted}.")
+    if wanted not in (np.float32, np.float64):
+        # Half precision overflows in the powers of distances that potentials take.
+        raise ValueError(f"dtype must be float32 or float64, not {wanted}.")
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
         raise ValueError(
             f"dtype {wanted} needs 64-bit JAX: call jax.config.update('jax_enable_x64', True) "

@@ -8,14 +8,17 @@ padding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, Shaped
 
+from alchemi_jax.errors import description
 from alchemi_jax.systems.levels import (
     Level,
     level_fields,
@@ -119,12 +122,12 @@ class AbstractBatch(eqx.Module, Generic[A]):
     @property
     def num_systems(self) -> Any:
         """True number of systems: an int, or a traced integer inside jit."""
-        return _count(self.system_mask.sum())
+        return _count(self.atoms_per_system, lambda n: n > 0)
 
     @property
     def num_atoms(self) -> Any:
         """True number of atoms: an int, or a traced integer inside jit."""
-        return _count(self.atoms_per_system.sum())
+        return _count(self.atoms_per_system, lambda n: n)
 
     num_graphs = num_systems
     num_nodes = num_atoms
@@ -165,9 +168,20 @@ class AbstractBatch(eqx.Module, Generic[A]):
     # -- changing --------------------------------------------------------------------------------
 
     def replace(self: _B, **fields: Any) -> _B:
-        """A batch with some fields or extras changed; an unknown name is an error."""
-        own, atom, system = {}, {}, {}
-        for key, value in fields.items():
+        """A batch with some fields or extras changed.
+
+        Lists and arrays of numpy are converted, integers to the width of the field.
+
+        Raises:
+            KeyError: for an unknown name.
+            ValueError: naming the field, for another shape or dtype than it has. Traced arrays are checked
+                where the batch is used.
+        """
+        own, atom, system, known = {}, {}, {}, self.keys()
+        for key, given in fields.items():
+            value = given
+            if key in known:
+                value = _fitted(f"{type(self).__name__}.replace", key, given, self.field(key))
             # An extra may have the same name as a field; the field takes precedence.
             if key in self.__dataclass_fields__:
                 own[key] = value
@@ -202,5 +216,50 @@ class AbstractBatch(eqx.Module, Generic[A]):
         return unsafe_replace(self, meta=Metadata(meta))
 
 
-def _count(n: Any) -> Any:
-    return n if is_traced(n) else int(n)
+def _fitted(who: str, key: str, value: Any, old: Any) -> Any:
+    """A new value of a field as an array like the old one.
+
+    Raises:
+        ValueError: naming the field, if it does not have its shape and dtype.
+    """
+    if value is old or isinstance(value, Tracer) or isinstance(old, Tracer):
+        return value
+    if not isinstance(old, jax.Array | np.ndarray):
+        return value
+    xp = jnp if isinstance(old, jax.Array) else np
+    is_known = isinstance(value, jax.Array | np.ndarray)
+    try:
+        new = value if is_known else np.asarray(value)
+        number = new.dtype.kind in "biuf" or isinstance(value, jax.Array)
+    except (TypeError, ValueError):
+        new, number = value, False
+    must = f"it must stay {description(old)}"
+    if not number:
+        raise ValueError(f"{who}: {key} is {description(value)}; {must}: give an array of numbers.")
+    # A batch that is mapped over, as under vmap, has further axes in front.
+    if new.shape[new.ndim - old.ndim :] != old.shape or new.ndim < old.ndim:
+        what = "an array is as long as the capacity, padding and all (batch.atom_mask, batch.system_mask)"
+        raise ValueError(f"{who}: {key} is {description(new)}; {must}: {what}.")
+    if new.dtype == old.dtype:
+        return xp.asarray(new) if isinstance(new, np.ndarray) else new
+    integers = new.dtype.kind in "biu"
+    if getattr(new, "weak_type", False) and old.dtype.kind == "f" and new.dtype.kind != "c":
+        return new.astype(old.dtype)
+    if not is_known or (xp is jnp and isinstance(new, np.ndarray) and not integers):
+        # Numbers of Python, and floats that JAX would convert anyway.
+        new = jnp.asarray(new) if xp is jnp and not integers else new
+        if not is_known and old.dtype.kind == "f":
+            return xp.asarray(new, old.dtype)
+        if new.dtype == old.dtype:
+            return new
+    if integers and old.dtype.kind in "biu":
+        fitting = np.asarray(new).astype(old.dtype)
+        if (fitting == np.asarray(new)).all():
+            return xp.asarray(fitting)
+        raise ValueError(f"{who}: {key} has integers that do not fit {old.dtype}; {must}.")
+    raise ValueError(f'{who}: {key} is {description(new)}; {must}: end with .astype("{old.dtype}").')
+
+
+def _count(atoms: Any, number: Callable[[Any], Any]) -> Any:
+    """The sum over the systems of a number that depends on their atoms; on the host if it can be."""
+    return number(atoms).sum() if is_traced(atoms) else int(number(jax.device_get(atoms)).sum())

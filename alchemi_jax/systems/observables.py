@@ -53,25 +53,27 @@ def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[
             counts where the total momentum is not zero.
     """
     count = batch.atoms_per_system
-    free = sum_by_system(batch, jnp.where(batch.free_components, 1, 0))
+    free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
     whole = free == count[:, None]
     if centre_of_mass is None:
-        total = jnp.sqrt(jnp.sum(jnp.where(whole, momentum(batch), 0) ** 2, axis=-1))
-        speed = jnp.sqrt(jnp.sum(batch.velocities**2, axis=-1))
+        total = root(jnp.sum(jnp.where(whole, momentum(batch), 0) ** 2, axis=-1))
+        speed = root(jnp.sum(batch.velocities**2, axis=-1))
         scale = sum_by_system(batch, batch.masses * speed)
         centre_of_mass = total > jnp.sqrt(jnp.finfo(batch.dtype).eps) * scale
     counted = jnp.broadcast_to(jnp.asarray(centre_of_mass), count.shape) | (count <= 1)
-    return jnp.sum(free - jnp.where(counted[:, None] | ~whole, 0, 1), axis=-1, dtype=free.dtype)
+    lost = (whole & ~counted[:, None]).astype(free.dtype)
+    return jnp.sum(free - lost, axis=-1, dtype=free.dtype)
 
 
 def moves_as_whole(batch: AbstractBatch) -> Bool[Array, "systems 3"]:
     """Axes along which no atom of a system is fixed, so that its center of mass moves freely."""
-    return sum_by_system(batch, jnp.where(batch.free_components, 1, 0)) == batch.atoms_per_system[:, None]
+    free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
+    return free == batch.atoms_per_system[:, None]
 
 
 def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:
     """2 E_kin / (degrees of freedom times k_B), K; see `degrees_of_freedom`."""
-    count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1)
+    count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1).astype(batch.dtype)
     return 2 * kinetic_energy(batch) / (count * KB)
 
 
@@ -82,18 +84,27 @@ def volume(batch: AbstractBatch) -> Float[Array, " systems"]:
     return jnp.where(jnp.all(batch.pbc, axis=-1), size, jnp.nan)
 
 
+def _per_volume(batch: AbstractBatch, values: Float[Array, "systems *dims"]) -> Float[Array, "systems *dims"]:
+    """Values of the systems, [systems, ...], over the volume; NaN unless periodic, and without derivative
+    there."""
+    periodic = jnp.all(batch.pbc, axis=-1)
+    further = (1,) * (values.ndim - 1)
+    size, periodic = (x.reshape(x.shape + further) for x in (jnp.where(periodic, volume(batch), 1), periodic))
+    return jnp.where(periodic, values / size, jnp.nan)
+
+
 def pressure(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Pressure with its kinetic part, GPa; NaN where there is no stress (not evaluated, or not periodic).
 
     P V = (2 E_kin - V tr stress) / 3; the kinetic part includes the motion of the centre of mass.
     """
     trace = batch.stress[:, 0, 0] + batch.stress[:, 1, 1] + batch.stress[:, 2, 2]
-    return (2 * kinetic_energy(batch) / volume(batch) - trace) / 3 / GPA
+    return (_per_volume(batch, 2 * kinetic_energy(batch)) - trace) / 3 / GPA
 
 
 def kinetic_stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
     """The kinetic part of the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
-    return -kinetic_tensor(batch) / volume(batch)[:, None, None]
+    return -_per_volume(batch, kinetic_tensor(batch))
 
 
 def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
@@ -104,10 +115,12 @@ def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
 def enthalpy(batch: AbstractBatch, pressure: Any) -> Float[Array, " systems"]:
     """Potential and kinetic energy and P V, eV, at an external pressure in GPa, a number or [systems]."""
     external = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
-    return batch.energy + kinetic_energy(batch) + external * volume(batch)
+    periodic = jnp.all(batch.pbc, axis=-1)
+    work = jnp.where(periodic, external * jnp.where(periodic, volume(batch), 1), jnp.nan)
+    return batch.energy + kinetic_energy(batch) + work
 
 
 def density(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Mass over volume, g/cm³; NaN unless periodic in all directions."""
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
-    return mass / volume(batch) * DENSITY
+    return _per_volume(batch, mass) * DENSITY

@@ -20,7 +20,10 @@ def _as_atoms(value: Any) -> Any:
     """A function, or an array of bools or ints."""
     if callable(value):
         return value
-    atoms = np.asarray(value) if not isinstance(value, jax.Array) else value
+    try:
+        atoms = np.asarray(value) if not isinstance(value, jax.Array) else value
+    except ValueError:
+        atoms = np.zeros(0)
     if atoms.ndim != 1 or atoms.dtype.kind not in "biu" or not atoms.size:
         raise ValueError(
             "atoms of FreezeAtomsHook must be a mask over the atoms of the batch, their indices, or a "

@@ -7,21 +7,26 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
+from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.parameters import function
+from alchemi_jax.parameters import as_flag, function
 from alchemi_jax.systems.observables import fmax, temperature
 
 
-COLUMNS = ("step", "system_id", "status", "energy", "fmax", "temperature")
+COLUMNS = ("step", "system_id", "status", "energy", "fmax", "temperature", "steps_taken")
 
 
 class LoggingHook(RecordingHook):
-    """Writes step, system_id, status, energy (eV), fmax (eV/Å) and temperature (K) of every system
-    that is not finished. Recording, at AFTER_STEP: the device does not stop for it.
+    """Writes step, system_id, status, energy (eV), fmax (eV/Å), temperature (K) and steps_taken of every
+    system that is not finished. Recording, at AFTER_STEP by default: the device does not stop for it.
+
+    `step` is the number of completed steps of the run when the step began, `steps_taken` that of the state in
+    the row: with frequency f 1, f + 1, 2f + 1, ...; with `stage=DynamicsStage.BEFORE_STEP, final=True` the
+    rows are of 0, f, 2f, ... and all steps, as in ASE.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
@@ -33,10 +38,14 @@ class LoggingHook(RecordingHook):
             so written with jax.numpy.
         stress: whether a custom scalar reads the stress (the pressure does): it is then evaluated in
             every step, which costs about 60 % more than forces alone.
+        stage: where.
+        final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
             begins it again, "x" refuses one that exists.
 
-    Rows are complete in the file when `run` or `advance` returns, or raises.
+    Rows are complete in the file when `run` or `advance` returns, or raises. A row that a killed process did
+    not finish is removed when the file is continued, with a warning; a last row without a line break that may
+    be whole is refused.
 
     Raises:
         ValueError: for an unknown backend, a column name that is taken, or other columns in the file.
@@ -51,6 +60,8 @@ class LoggingHook(RecordingHook):
         custom_scalars: Mapping[str, Callable[[HookContext], Shaped[Array, " systems"]]] | None = None,
         mode: str = "a",
         stress: bool = False,
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        final: bool = False,
     ):
         if backend not in ("csv", "tensorboard") and not isinstance(backend, Writer):
             raise ValueError(
@@ -59,7 +70,9 @@ class LoggingHook(RecordingHook):
             )
         if mode not in ("a", "w", "x"):
             raise ValueError(f"mode of LoggingHook must be 'a', 'w' or 'x', not {mode!r}.")
-        self.stage = DynamicsStage.AFTER_STEP
+        self.stage = stage
+        self.final = as_flag("final")(final)
+        self._shown = Shown()
         self.frequency = frequency
         self.needs_stress = stress
         default = "dynamics.csv" if backend == "csv" else "runs"
@@ -100,6 +113,7 @@ class LoggingHook(RecordingHook):
             "energy": batch.energy,
             "fmax": fmax(batch),
             "temperature": temperature(batch),
+            "steps_taken": completed_steps(ctx, self.stage),
         }
         for name, scalar in self.custom_scalars.items():
             value = jnp.asarray(scalar(ctx))
@@ -116,6 +130,14 @@ class LoggingHook(RecordingHook):
         table = {"step": rows["step"][at_row]}
         table |= {name: rows[name][at_row, system] for name in self.columns[1:]}
         self.writer.write(table)
+        if self.final:
+            self._shown.note(table["system_id"], table["steps_taken"])
+
+    def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
+        """Write those of the systems whose last state was not written."""
+        new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
+        if new.any():
+            self.write({**rows, "active": new[None]})
 
     def __enter__(self) -> "LoggingHook":
         if hasattr(self.writer, "open"):

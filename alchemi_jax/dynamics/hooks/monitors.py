@@ -99,7 +99,8 @@ class EnergyDriftMonitorHook(TracedHook):
 
     def __call__(self, ctx: HookContext, stage: Any) -> HookContext:
         batch, memory = ctx.batch, ctx.memory
-        energy = (batch.energy + kinetic_energy(batch)) / jnp.maximum(batch.atoms_per_system, 1)
+        atoms = jnp.maximum(batch.atoms_per_system, 1).astype(batch.dtype)
+        energy = (batch.energy + kinetic_energy(batch)) / atoms
         reference = jnp.where(jnp.isnan(memory.reference), energy, memory.reference)
         now = jnp.where(ctx.active_mask, energy - reference, memory.now)
         worst = jnp.maximum(memory.worst, jnp.abs(now))

@@ -6,20 +6,21 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
+from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.parameters import function
+from alchemi_jax.parameters import as_flag, function
 from alchemi_jax.systems.observables import fmax
 
 
 class ObservableHook(RecordingHook):
     """Records functions of the batch and keeps them as arrays. Recording, at AFTER_STEP by default.
 
-    After a run `hook.table` is a dictionary: "step" [rows], "active" and "system_id" [rows, systems]
-    and each observable [rows, systems, ...]. Another run adds rows; `clear` drops them. Costs the functions
-    and their bytes.
+    After a run `hook.table` is a dictionary: "step" [rows], "active", "system_id" and "steps_taken"
+    (completed steps of the state in the row) [rows, systems] and each observable [rows, systems, ...].
+    Another run adds rows; `clear` drops them. Costs the functions and their bytes.
 
     Args:
         observables: name -> function of the context, traced; or of nothing else than the batch:
@@ -28,6 +29,8 @@ class ObservableHook(RecordingHook):
         stage: where.
         stress: whether an observable reads the stress (the pressure does): it is then evaluated in every
             step, which costs about 60 % more than forces alone. Otherwise it is NaN during the run.
+        final: whether `run` also records the state that it ends with, unless all of it was recorded; with
+            `stage=DynamicsStage.BEFORE_STEP` rows are then of 0, f, 2f, ... and all steps, as in ASE.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ObservableHook(RecordingHook):
         frequency: int = 1,
         stage: DynamicsStage = DynamicsStage.AFTER_STEP,
         stress: bool = False,
+        final: bool = False,
     ):
         if not isinstance(observables, Mapping) or not observables:
             raise TypeError(
@@ -50,6 +54,8 @@ class ObservableHook(RecordingHook):
         self.frequency = frequency
         self.stage = stage
         self.needs_stress = stress
+        self.final = as_flag("final")(final)
+        self._shown = Shown()
         self._parts: list[dict[str, np.ndarray]] = []
 
     def __repr__(self) -> str:
@@ -63,6 +69,7 @@ class ObservableHook(RecordingHook):
             "step": jnp.asarray(ctx.step_count, jnp.int32),
             "active": jnp.asarray(ctx.active_mask),
             "system_id": ctx.batch.system_id,
+            "steps_taken": completed_steps(ctx, self.stage),
         }
         for name, observable in self.observables.items():
             ours = getattr(observable, "__module__", None) == "alchemi_jax.systems.observables"
@@ -71,6 +78,15 @@ class ObservableHook(RecordingHook):
 
     def write(self, rows: dict[str, np.ndarray]) -> None:
         self._parts.append(rows)
+        if self.final:
+            active = np.asarray(rows["active"])
+            self._shown.note(rows["system_id"][active], rows["steps_taken"][active])
+
+    def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
+        """Keep the last state of the systems, if it is not the one of the last row."""
+        new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
+        if new.any():
+            self.write({**rows, "active": new[None]})
 
     @property
     def table(self) -> dict[str, np.ndarray]:

@@ -3,37 +3,84 @@
 import os
 from typing import Any
 
+import numpy as np
+
+from alchemi_jax.dynamics.hooks.shown import Shown
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.io.sinks.base import Sink
+from alchemi_jax.parameters import as_flag
+
+
+_SINKS = {".zarr": "ZarrData", ".xyz": "ExtXYZ", ".extxyz": "ExtXYZ", ".traj": "AseTrajectory"}
+
+
+def check_sink(who: str, sink: Any) -> Sink:
+    """The sink.
+
+    Raises:
+        TypeError: saying what to write, for a path or anything else that is no sink.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        path = os.fspath(sink)
+        kind = _SINKS.get(os.path.splitext(path)[1].lower(), "ZarrData")
+        raise TypeError(
+            f"{who} takes a sink, not a path: write {kind}({path!r}) (alchemi_jax.dynamics.sinks)."
+        )
+    what = f"the class {sink.__name__}" if isinstance(sink, type) else description(sink)
+    raise TypeError(f"{who} takes a sink of alchemi_jax.dynamics.sinks, such as ZarrData(path), not {what}.")
 
 
 class SnapshotHook:
-    """Writes all systems of the batch. Host, at AFTER_STEP.
+    """Writes all systems of the batch. Host, at AFTER_STEP by default.
 
-    As a hook of one stage of a pipeline: the systems that are in that stage.
+    As a hook of one stage of a pipeline: the systems that are in that stage. With frequency f the frames are
+    of the states after 1, f + 1, 2f + 1, ... steps; with `stage=DynamicsStage.BEFORE_STEP, final=True` after
+    0, f, 2f, ... and all steps, as in ASE.
 
     Args:
         sink: where to.
         frequency: every so many steps.
         finished: whether systems that are finished go on being written, so that frames are of all systems.
+        stage: where.
+        final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
+
+    Raises:
+        TypeError: saying what to write, if the sink is none.
     """
 
-    def __init__(self, sink: Sink, frequency: int = 1, finished: bool = True):
-        if not all(callable(getattr(sink, name, None)) for name in ("write", "open", "close")):
-            shown = repr(str(sink)) if isinstance(sink, str | os.PathLike) else "..."
-            raise TypeError(
-                f"sink of {type(self).__name__} must be a sink, such as ZarrData({shown}), not a "
-                f"{type(sink).__name__}."
-            )
-        self.sink = sink
+    def __init__(
+        self,
+        sink: Sink,
+        frequency: int = 1,
+        finished: bool = True,
+        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        final: bool = False,
+    ):
+        self.sink = check_sink(type(self).__name__, sink)
         self.frequency = frequency
         self.finished = finished
-        self.stage = DynamicsStage.AFTER_STEP
+        self.stage = stage
+        self.final = as_flag("final")(final)
+        self._shown = Shown()
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         everyone = self.finished and ctx.stages is None
-        self.sink.write(ctx.batch, None if everyone else ctx.active_mask)
+        mask = None if everyone else ctx.active_mask
+        self.sink.write(ctx.batch, mask)
+        if self.final:
+            rows = slice(None) if mask is None else np.asarray(mask)
+            self._shown.note(ctx.batch.system_id[rows], ctx.batch.steps_taken[rows])
+
+    def call_final(self, ctx: HookContext) -> None:
+        """Write the systems whose last state was not written."""
+        batch = ctx.batch
+        new = self._shown.is_new(batch.system_id, batch.steps_taken)
+        if new.any():
+            self.sink.write(batch, new)
 
     def __enter__(self) -> "SnapshotHook":
         self.sink.open()

@@ -42,7 +42,7 @@ class Ramp(Described):
     n_steps: Int[Array, ""] = eqx.field(converter=as_count("n_steps"))
 
     def __call__(self, step: Float[Array, " systems"]) -> Float[Array, " systems"]:
-        part = jnp.minimum(step / self.n_steps, 1.0)
+        part = jnp.minimum(step / self.n_steps.astype(step.dtype), 1.0)
         start, end = (filled_up(value, step.shape[0]) for value in (self.start, self.end))
         return start * (1 - part) + end * part
 
@@ -225,7 +225,7 @@ class ReplicaExchangeHook(TracedHook):
         energy = jnp.take_along_axis(rows(weighed), holder, axis=1)
         moving = jnp.take_along_axis(rows(ctx.active_mask), holder, axis=1)
 
-        place = jnp.arange(rungs - 1)
+        place = jnp.arange(rungs - 1, dtype=jnp.int32)
         turn = (jnp.asarray(ctx.step_count) // self.every) % 2
         tried = (place % 2 == turn)[None] & moving[:, :-1] & moving[:, 1:]
         beta = 1 / (KB * self.temperatures.astype(batch.dtype))
@@ -235,8 +235,8 @@ class ReplicaExchangeHook(TracedHook):
         uniform = jax.vmap(lambda k: jax.random.uniform(k, (rungs - 1,), batch.dtype))(keys)
         accepted = tried & (jnp.log(uniform) < gain)
 
-        up = jnp.pad(accepted, ((0, 0), (0, 1)))
-        down = jnp.pad(accepted, ((0, 0), (1, 0)))
+        moves = accepted.astype(jnp.int32)
+        up, down = jnp.pad(moves, ((0, 0), (0, 1))), jnp.pad(moves, ((0, 0), (1, 0)))
         target = jnp.arange(rungs, dtype=jnp.int32)[None] + up - down
         rung = jnp.take_along_axis(target, rung, axis=1)
         rest = memory.rung[ladders * rungs :]

@@ -87,15 +87,39 @@ class BFGS(AbstractDynamics):
         hessian = jax.vmap(_update_hessian)(
             state.hessian, rows(state.step), rows(state.forces - batch.forces), state.begun
         )
-        w, v = jnp.linalg.eigh(hessian)
-        along = einsum("sij,si->sj", v, rows(batch.forces)) / jnp.abs(w)
-        step = einsum("sij,sj->si", v, along).reshape(batch.system_capacity, -1, 3)
+        step = _newton_step(hessian, rows(batch.forces)).reshape(batch.system_capacity, -1, 3)
         # Rounding errors of the eigenvectors must not move atoms without forces.
         step = jnp.where(batch.free_components, from_rows(batch, step), 0)
         step = cut_by_atom(batch, step, self.max_step)
         known = jnp.ones_like(state.begun)
         after = BFGSState(hessian, batch.forces, step, known)
         return batch.replace(positions=batch.positions + step), after
+
+
+@jax.custom_jvp
+def _newton_step(
+    hessian: Float[Array, "systems n n"], forces: Float[Array, "systems n"]
+) -> Float[Array, "systems n"]:
+    """V |w|^-1 V^T f for each system, [systems, n], with the eigenvalues w of the Hessian."""
+    w, v = jnp.linalg.eigh(hessian)
+    along = einsum("sij,si->sj", v, forces) / jnp.abs(w)
+    return einsum("sij,sj->si", v, along)
+
+
+@_newton_step.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Float[Array, "systems n"], Float[Array, "systems n"]]:
+    # Those of eigenvectors are infinite where eigenvalues are equal, as all are at the start. That of
+    # |H|^-1 is V (q * V^T dH V) V^T, with quotients q of differences of 1/|w| and of w.
+    (hessian, forces), (d_hessian, d_forces) = primals, tangents
+    w, v = jnp.linalg.eigh(hessian)
+    wi, wj = w[:, :, None], w[:, None, :]
+    same = wi * wj > 0
+    apart = jnp.where(same, 1, wi - wj)
+    quotients = jnp.where(same, -jnp.sign(wi) / (wi * wj), (1 / jnp.abs(wi) - 1 / jnp.abs(wj)) / apart)
+    change = quotients * einsum("ski,skl,slj->sij", v, d_hessian, v)
+    along = einsum("sij,si->sj", v, forces)
+    moved = einsum("sij,sj->si", change, along) + einsum("sij,si->sj", v, d_forces) / jnp.abs(w)
+    return einsum("sij,sj->si", v, along / jnp.abs(w)), einsum("sij,sj->si", v, moved)
 
 
 def _update_hessian(

@@ -104,7 +104,7 @@ def _newton(batch: Batch, state: LBFGSState, start: Float[Array, " systems"]) ->
         return sum_by_system(batch, _dot(a, b))
 
     def newer(
-        k: Int[Array, ""], carry: tuple[Float[Array, "atoms 3"], Float[Array, "systems memory"]]
+        k: Int[Array, ""] | int, carry: tuple[Float[Array, "atoms 3"], Float[Array, "systems memory"]]
     ) -> tuple[Float[Array, "atoms 3"], Float[Array, "systems memory"]]:
         q, weights = carry
         weight = state.rho[:, k] * product(state.s[:, k], q)

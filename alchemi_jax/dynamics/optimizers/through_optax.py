@@ -69,7 +69,9 @@ class OptaxOptimizer(AbstractDynamics):
             positions: Float[Array, "largest 3"],
             energy: Float[Array, ""],
         ) -> Any:
-            return optimizer.update(gradient, inner, positions, value=energy)
+            # Optax itself relies on promotion (a float to the power of a count).
+            with jax.numpy_dtype_promotion("standard"):
+                return optimizer.update(gradient, inner, positions, value=energy)
 
         rows = to_rows(batch, -batch.forces), state.inner, to_rows(batch, batch.positions), batch.energy
         step, inner = jax.vmap(update)(*rows)

@@ -1,0 +1,37 @@
+"""Needs: the capacities that the list of each system of a batch needs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Shaped
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the list of each system needs: counted, or estimated from densities."""
+
+    neighbors: Shaped[np.ndarray, " systems"]
+    """Of the atom with the most."""
+    everyone: Shaped[np.ndarray, " systems"]
+    """Atoms and images."""
+    images: Shaped[np.ndarray, " systems"]
+    """At least 1 for a periodic system."""
+    groups: Shaped[np.ndarray, " systems"]
+    """Groups of at most ROWS atoms of one cell."""
+    in_cells: Shaped[np.ndarray, " systems"]
+    """Atoms and images in the cells around one."""
+    tried: Shaped[np.ndarray, " systems"]
+    """Lattice shifts per atom that the kernels of `warp` try."""
+    edges: Shaped[np.ndarray, " systems"]
+    """Pairs within the cutoff, in both directions."""
+
+    def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
+        """The needs of some of the systems."""
+        return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence["Needs"]) -> "Needs":
+        """The needs of several batches, one after another."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
