@@ -47,7 +47,7 @@ def test_relax_writes_everything(relaxed):
     assert list(rows[0]) == ["step", "system_id", "status", "energy", "fmax", "temperature", "steps_taken"]
     for i, atoms in enumerate(structures):
         mine = [r for r in rows if int(r["system_id"]) == i]
-        assert [int(r["step"]) for r in mine] == list(range(atoms.info["steps"]))
+        assert [int(r["steps_taken"]) for r in mine] == list(range(atoms.info["steps"] + 1))
         assert float(mine[-1]["energy"]) == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
         assert float(mine[-1]["fmax"]) <= 0.005
     assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")

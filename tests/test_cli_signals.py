@@ -27,6 +27,8 @@ def begin(*arguments, folder, options=()):
     command = [sys.executable, *options, "-m", "alchemi_jax.cli.main", *arguments]
     pipe = subprocess.PIPE
     env = {**os.environ, "PYTHONPATH": ROOT}
+    # The program sees to it itself that XLA says nothing about code from the cache.
+    env.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
@@ -35,6 +37,7 @@ def end(process, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert "Traceback" not in error
+    assert "feature" not in error
     return process.returncode, error.strip().splitlines()[-1]
 
 

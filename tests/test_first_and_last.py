@@ -5,11 +5,12 @@ import csv
 import numpy as np
 import pytest
 from ase import Atoms
+from conftest import cluster
 
-from alchemi_jax import Batch
+from alchemi_jax import Batch, Trajectory
 from alchemi_jax.dynamics import NVE, ConvergenceHook, DynamicsStage, Sampler
 from alchemi_jax.dynamics.hooks import LoggingHook, ObservableHook, SnapshotHook
-from alchemi_jax.dynamics.sinks import HostMemory
+from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
 from alchemi_jax.models import HarmonicModel
 
 
@@ -63,7 +64,20 @@ def test_nothing_is_shown_twice(tmp_path):
     assert frames[-1] == log[-1] == table[-1] == 0
 
 
-def test_a_sampler_has_no_end_of_its_own():
-    engine = NVE(MODEL, dt=1.0, n_steps=2, hooks=[SnapshotHook(HostMemory(), final=True)])
-    with pytest.raises(ValueError, match="SnapshotHook has final=True, but with a sampler"):
-        engine.run(sampler=Sampler([Atoms("Ar")]))
+def test_each_system_of_a_refilled_run_has_its_last_state(tmp_path):
+    options = {"frequency": 10, "stage": DynamicsStage.BEFORE_STEP, "final": True}
+    frames = SnapshotHook(ZarrData(tmp_path / "x.zarr"), finished=False, **options)
+    log = LoggingHook(log_path=tmp_path / "x.csv", **options)
+    structures = [cluster(i, 3) for i in range(3)]
+    engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=25, hooks=[frames, log])
+    end = engine.run(sampler=Sampler(structures, max_systems=2))
+    found = Trajectory(tmp_path / "x.zarr")
+    with open(tmp_path / "x.csv", newline="") as file:
+        rows = [(int(r["system_id"]), int(r["steps_taken"])) for r in csv.DictReader(file)]
+    for i in range(3):
+        taken = found.system(i).steps_taken.tolist()
+        assert taken == [n for system, n in rows if system == i]
+        # Systems that enter later are recorded at the steps of the run.
+        assert taken[-1] == 25
+        np.testing.assert_array_equal(found.system(i).positions[-1], end.take()[i].positions)
+    assert found.system(0).steps_taken.tolist() == [0, 10, 20, 25]

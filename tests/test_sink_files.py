@@ -10,13 +10,14 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength, FixBondLengths, FixCartesian
 from conftest import cluster, crystal, zoo
 
-from alchemi_jax import Batch
+from alchemi_jax import AtomicData, Batch, HostBatch
 from alchemi_jax.dynamics import NVE
 from alchemi_jax.dynamics.hooks import SnapshotHook
-from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ
+from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, ZarrData
+from alchemi_jax.io.encoding import is_same
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.systems.levels import level_fields
 
@@ -142,7 +143,7 @@ def test_results_of_the_same_name_do_not_collide(tmp_path, kind):
     assert not again.forces.any()
 
 
-def test_info_that_is_no_json_is_stored_as_text_and_said(tmp_path, kind):
+def test_info_that_no_file_holds_is_stored_as_text_and_said(tmp_path, kind):
     atoms = cluster(0, 2)
     atoms.info |= {"odd": object, "deep": {"x": [np.arange(2), np.float64(3)], "y": (True,)}}
     sink = KINDS[kind](tmp_path / "x")
@@ -150,7 +151,9 @@ def test_info_that_is_no_json_is_stored_as_text_and_said(tmp_path, kind):
         sink.write(Batch.from_ase(atoms))
     info = sink.to_ase()[0].info
     assert info["odd"] == str(object)
-    assert info["deep"] == {"x": [[0, 1], 3.0], "y": [True]}
+    assert is_same(info["deep"], atoms.info["deep"])
+    # Others see a plain form.
+    assert ase.io.read(tmp_path / "x", format=kind).info["deep"] == {"x": [[0, 1], 3.0], "y": [True]}
 
 
 def test_a_file_of_anybodys_is_read_and_continued(tmp_path, kind):
@@ -214,16 +217,71 @@ def test_modes_and_refusals(tmp_path, kind):
     assert len(make(tmp_path / "empty")) == 1
 
 
-def test_extxyz_refuses_what_would_make_it_unreadable(tmp_path):
-    for values, sentence in (
-        (np.array(["a", "b c"]), r"array 'odd' of system 0 .* values with spaces"),
-        (np.zeros((2, 3, 3)), r"has shape \(2, 3, 3\), which extended XYZ does not hold"),
-    ):
+def test_arrays_that_are_no_columns_come_back(tmp_path):
+    for values in (np.array(["a", "b c"]), np.zeros((2, 3, 3)), np.array([2**40 + 7, 3_000_000_001])):
         atoms = cluster(0, 2)
         atoms.set_array("odd", values)
-        with pytest.raises(ValueError, match=sentence):
-            ExtXYZ(tmp_path / "x").write(Batch.from_ase([atoms]))
-        assert len(ExtXYZ(tmp_path / "x")) == 0
+        ExtXYZ(tmp_path / "x", "w").write(Batch.from_ase([atoms]))
+        np.testing.assert_array_equal(ExtXYZ(tmp_path / "x").to_ase()[0].arrays["odd"], values)
+        assert len(ase.io.read(tmp_path / "x", format="extxyz")) == 2
+
+
+def test_fixed_atoms_come_back_beside_other_constraints(tmp_path, kind):
+    atoms = cluster(0, 6)
+    others = [FixCartesian([2], (False, False, True)), FixBondLength(4, 5)]
+    atoms.set_constraint([FixAtoms([0, 1]), *others])
+    sink = KINDS[kind](tmp_path / "x")
+    sink.write(HostBatch.from_data_list([AtomicData.from_ase(atoms)]))
+    found = sink.to_ase()[0].constraints
+    assert [c.todict() for c in found if isinstance(c, FixAtoms)] == [FixAtoms([0, 1]).todict()]
+    assert len(found) == 3
+    assert next(c for c in found if isinstance(c, FixCartesian)).mask.tolist() == [False, False, True]
+    assert any(isinstance(c, FixBondLengths) for c in found)
+
+
+def test_a_constraint_without_a_form_is_refused_by_name(tmp_path):
+    class Odd:
+        def adjust_forces(self, atoms, forces):
+            pass
+
+        def adjust_positions(self, atoms, new):
+            pass
+
+    data = AtomicData(positions=np.zeros((1, 3)), numbers=[18], constraints=(Odd(),), name="s7")
+    host = HostBatch.from_data_list([data])
+    for sink in (ExtXYZ(tmp_path / "x"), AseTrajectory(tmp_path / "t"), ZarrData(tmp_path / "z")):
+        with pytest.raises(ValueError, match="s7: the constraint Odd cannot be stored"):
+            sink.write(host)
+        assert len(sink) == 0
+
+
+def test_a_file_of_somebody_else_is_never_cut(tmp_path):
+    """Without a final line break, with blank lines, or broken: nothing of it is lost."""
+    path, mine = tmp_path / "mine.xyz", HostBatch.from_data_list([AtomicData.from_ase(cluster(1, 3))])
+    ase.io.write(path, [cluster(0, 2), cluster(0, 5)], format="extxyz")
+    text = path.read_text()
+    for tail in ("", "\n", "\n\n \n"):
+        path.write_text(text.rstrip("\n") + tail)
+        sink = ExtXYZ(path)
+        sink.open()
+        sink.close()
+        assert path.read_text() == text.rstrip("\n") + tail
+        assert len(sink) == 2
+        ExtXYZ(path).write(mine)
+        assert path.read_text().startswith(text)
+        assert [len(a) for a in ase.io.read(path, ":")] == [2, 5, 3]
+    for broken in (text + "4\nplain\nAr 0 0 0\n", text + "4\npla", text + "4", text[:-60] + "\n"):
+        path.write_text(broken)
+        for act in (lambda: ExtXYZ(path).write(mine), lambda: ExtXYZ(path, "r").read()):
+            with pytest.raises(ValueError, match=r"mine.xyz breaks off within the structure of line \d+"):
+                act()
+        assert path.read_text() == broken
+
+
+def test_a_count_of_many_atoms_is_no_hang(tmp_path):
+    (tmp_path / "x").write_text("1000000000000\n\nAr 0 0 0\n")
+    with pytest.raises(ValueError, match="breaks off within the structure of line 1"):
+        ExtXYZ(tmp_path / "x", "r").read()
 
 
 def test_a_structure_that_broke_off_does_not_count(tmp_path, kind):

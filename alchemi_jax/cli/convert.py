@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import ase.io
 import numpy as np
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import ioformats
 from tqdm import tqdm
 
 from alchemi_jax.cli.folder import check_target, find_store
@@ -16,8 +15,8 @@ from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.cli.settings import Convert
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
-from alchemi_jax.io.sinks.structures import to_atoms
 from alchemi_jax.io.trajectory import Trajectory
+from alchemi_jax.io.write import WriteError, format_of_name, write_structures
 from alchemi_jax.systems.host import HostBatch
 
 
@@ -31,7 +30,10 @@ def convert(args: Convert, signals: Signals | None = None) -> int:
     check_target(out, args.overwrite, args.trajectory)
     systems = None if args.system is None else _systems(args.system, trajectory)
     frames = _frames(args.frames, trajectory)
-    format = _format(out)
+    try:
+        format = format_of_name(out)
+    except WriteError as e:
+        raise UsageError(str(e)) from None
     if systems is not None:
         ids = trajectory["system_id"][:]
         frames = [i for i in frames if np.isin(ids[trajectory.rows(i)], systems).any()]
@@ -50,7 +52,7 @@ def convert(args: Convert, signals: Signals | None = None) -> int:
     if signals is not None:
         signals.on_leave(lambda: part.unlink(missing_ok=True))
     try:
-        _write(trajectory, frames, systems, part, format)
+        remarks = _write(trajectory, frames, systems, part, format)
         os.replace(part, out)
     except OSError as e:
         raise UsageError(f"{out} cannot be written: {e.strerror or e}.") from None
@@ -58,13 +60,18 @@ def convert(args: Convert, signals: Signals | None = None) -> int:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     print(f"{rows} structures of {len(frames)} frames written to {out}.")
+    for remark in remarks:
+        print(remark)
     return OK
 
 
 def _write(
     trajectory: Trajectory, frames: Sequence[int], systems: np.ndarray | None, part: Path, format: str
-) -> None:
-    """Frame by frame where the format can go on; ASE's writers of others want all at once."""
+) -> list[str]:
+    """Frame by frame where the format can go on; ASE's writers of others want all at once.
+
+    Returns sentences on what the format does not hold.
+    """
     kinds: dict[str, type[ExtXYZ] | type[AseTrajectory]] = {"extxyz": ExtXYZ, "traj": AseTrajectory}
     if format in kinds and part.suffix not in (".gz", ".bz2", ".xz"):
         sink: Sink = kinds[format](part, mode="x")
@@ -74,16 +81,11 @@ def _write(
                 sink.write(_frame(trajectory, i, systems))
         finally:
             sink.close()
-        return
-    structures = [atoms for i in frames for atoms in to_atoms(_frame(trajectory, i, systems))]
+        return []
     try:
-        ase.io.write(part, structures, format=format)
-    except OSError:
-        raise
-    except Exception as e:
-        # Writers raise anything where a structure does not fit their format.
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UsageError(f"ASE cannot write these structures as {format}: {reason}.") from None
+        return write_structures(part, (_frame(trajectory, i, systems) for i in frames), format)
+    except WriteError as e:
+        raise UsageError(str(e)) from None
 
 
 def _frame(trajectory: Trajectory, i: int, systems: np.ndarray | None) -> HostBatch:
@@ -126,15 +128,3 @@ def _frames(text: str, trajectory: Trajectory) -> range:
     if not frames:
         raise UsageError(f"--frames {text} leaves none of the {n} frames of {trajectory.path}.")
     return frames
-
-
-def _format(out: Path) -> str:
-    try:
-        format = filetype(str(out), read=False)
-    except UnknownFileTypeError:
-        format = None
-    if format not in ioformats:
-        raise UsageError(f"{out}: its name says no format that ASE knows; out.extxyz would, for example.")
-    if not ioformats[format].can_write:
-        raise UsageError(f"{out}: ASE reads the format {format}, but does not write it.")
-    return format

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.cli.settings import MD, Pipeline, Relax
@@ -24,6 +23,7 @@ from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.dynamics.hooks.logging import COLUMNS
 from alchemi_jax.dynamics.hooks.writers import CSVWriter
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.observables import density, kinetic_energy, pressure, volume
 
@@ -95,25 +95,26 @@ def log_of(settings: Pipeline, path: Path, signals: Signals) -> LoggingHook:
     pressure if cells change."""
     scalars: dict[str, Callable[[Any], Any]] = {}
     if any(isinstance(stage, MD) for stage in settings.stages):
-        scalars |= {"time": _time(settings), "total_energy": _total_energy}
+        scalars |= {"time": _time, "total_energy": _total_energy}
     cells = changes_cells(settings)
     if cells:
         scalars |= {"volume": _volume, "density": _density, "pressure": _pressure}
     file = LogFile(path, [*COLUMNS, *scalars], signals)
+    # The first row is the structure that was given, the last one that which comes out.
     return LoggingHook(
-        backend=file, log_path=path, frequency=settings.log_every, custom_scalars=scalars, stress=cells
+        backend=file,
+        log_path=path,
+        frequency=settings.log_every,
+        custom_scalars=scalars,
+        stress=cells,
+        stage=DynamicsStage.BEFORE_STEP,
+        final=True,
     )
 
 
-def _time(settings: Pipeline) -> Callable[[Any], Any]:
-    """Time of the dynamics of each system, ps. A row shows the state after the step, before it is counted."""
-    dts = [stage.dt if isinstance(stage, MD) else 0.0 for stage in settings.stages] + [0.0]
-
-    def time(ctx: Any) -> Any:
-        step = jnp.asarray(dts, ctx.batch.dtype)[ctx.batch.status]
-        return (ctx.batch.time + step) / 1000
-
-    return time
+def _time(ctx: Any) -> Any:
+    """Time of the dynamics of each system, ps."""
+    return ctx.batch.time / 1000
 
 
 def _total_energy(ctx: Any) -> Any:

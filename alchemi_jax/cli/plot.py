@@ -21,31 +21,44 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
         atoms: [systems], number of atoms: energies are drawn per atom, above each system's last.
     """
     table = np.genfromtxt(log, delimiter=",", names=True, ndmin=1)
+    # Logs of earlier versions have only the step of the run.
+    x = "steps_taken" if "steps_taken" in (table.dtype.names or ()) else "step"
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     forces, energies = figure.subplots(2, 1, sharex=True)
     systems = np.unique(table["system_id"]).astype(int)
     alpha = float(np.clip(8 / max(len(systems), 1), 0.15, 0.8))
-    lowest = 0.0
+    lowest = highest = 0.0
     for system in systems:
         rows = table[table["system_id"] == system]
-        style = {"lw": 0.9, "alpha": alpha, "color": f"C{system % 10}"}
-        forces.plot(rows["step"], np.maximum(rows["fmax"], 1e-12), **style)
+        # A line of one point draws nothing.
+        marker = "o" if len(rows) == 1 else None
+        style = {"lw": 0.9, "alpha": alpha, "color": f"C{system % 10}", "marker": marker, "ms": 4}
+        forces.plot(rows[x], np.maximum(rows["fmax"], 1e-12), **style)
         above = 1000 * (rows["energy"] - rows["energy"][-1]) / atoms[system]
-        energies.plot(rows["step"], above, **style)
-        lowest = min(lowest, float(above.min()))
-    steps = np.unique(table["step"])
+        energies.plot(rows[x], above, **style)
+        lowest, highest = min(lowest, float(above.min())), max(highest, float(above.max()))
+    steps = np.unique(table[x])
     if len(steps):
-        order = np.argsort(table["step"], kind="stable")
-        first = np.searchsorted(table["step"][order], steps)
+        order = np.argsort(table[x], kind="stable")
+        first = np.searchsorted(table[x][order], steps)
         worst = np.maximum.reduceat(table["fmax"][order], first)
-        forces.plot(steps, np.maximum(worst, 1e-12), color="black", lw=1.4, label="worst of those left")
+        forces.plot(
+            steps,
+            np.maximum(worst, 1e-12),
+            color="black",
+            lw=1.4,
+            label="worst of those left",
+            marker="o" if len(steps) == 1 else None,
+            ms=3,
+        )
     forces.axhline(fmax, color="black", ls=":", lw=1.2, label=f"threshold {fmax:g} eV/Å")
     forces.set(yscale="log", ylabel="fmax (eV/Å)", title=f"Relaxation of {len(systems)} structures")
     forces.legend(frameon=False, fontsize=9)
     energies.set(xlabel="step", ylabel="energy above the last (meV/atom)")
     energies.set_yscale("symlog", linthresh=0.1)
-    energies.set_ylim(bottom=1.1 * lowest)
+    # Points at zero are not on the edge.
+    energies.set_ylim(bottom=1.1 * lowest if lowest or highest else -0.05)
     for axes in (forces, energies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)

@@ -1,54 +1,42 @@
 """Structures, models and trajectories from the command line."""
 
 import dataclasses
-import warnings
 from pathlib import Path
-
-import ase.io
-from ase import Atoms
 
 from alchemi_jax import samples
 from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.io.read import read_structures
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.atoms import AtomicData
 
 
-def read(files: list[str]) -> list[tuple[Path, int, AtomicData]]:
+def read(
+    files: list[str], format: str | None = None, index: str | None = None
+) -> list[tuple[Path, int, AtomicData]]:
     """Every structure of every file, with file and index, which its `info` keeps.
+
+    Args:
+        files: files or folders; without any, the sample set.
+        format: of the files, as ASE calls it; by default from their names and contents.
+        index: which structures of each file: "-1", "::10"; by default all.
 
     Raises:
         UsageError: naming the file, and the structure in it, if one cannot be read or used.
     """
     out = []
-    for path in map(Path, files) if files else samples.paths():
-        structures = _structures(path)
-        for index, atoms in enumerate(structures):
+    for path in files or samples.paths():
+        try:
+            structures = read_structures(path, format, index)
+        except ValueError as e:
+            raise UsageError(str(e)) from None
+        for file, number, atoms in structures:
             try:
-                data = AtomicData.from_ase(atoms, f"{path}:{index}")
+                data = AtomicData.from_ase(atoms, f"{file}:{number}")
             except ValueError as e:
                 raise UsageError(str(e)) from None
-            info = {**data.info, "source_file": str(path), "source_index": index}
-            out.append((path, index, dataclasses.replace(data, info=info)))
+            info = {**data.info, "source_file": str(file), "source_index": number}
+            out.append((file, number, dataclasses.replace(data, info=info)))
     return out
-
-
-def _structures(path: Path) -> list[Atoms]:
-    if not path.exists():
-        raise UsageError(f"{path} does not exist.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise UsageError(f"{path} is empty.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = ase.io.read(path, ":")
-    except Exception as e:
-        # Readers raise anything, from StopIteration to AssertionError.
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UsageError(f"{path} cannot be read by ASE: {reason}.") from None
-    structures = [found] if isinstance(found, Atoms) else list(found)
-    if not structures:
-        raise UsageError(f"{path} holds no structures.")
-    return structures
 
 
 def open_trajectory(path: str) -> Trajectory:

@@ -25,6 +25,7 @@ from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.outcome import Outcome
 
@@ -64,7 +65,11 @@ def run(job: Job, signals: Signals) -> int:
     signals.describe = lambda: _left(plan, results, len(sink))
     signals.on_leave(results.forget)
     signals.on_leave(frames.commit)
-    hooks = [SnapshotHook(frames, settings.save_every, finished=False)] if settings.save_every else []
+    hooks = []
+    if settings.save_every:
+        # Frames begin with the structure that was given and end with the last one.
+        at_steps = DynamicsStage.BEFORE_STEP
+        hooks = [SnapshotHook(frames, settings.save_every, finished=False, stage=at_steps, final=True)]
     ended = Ended(False, 0.0, 0.0)
     if len(done) < len(plan.sources):
         try:

@@ -151,7 +151,13 @@ Stage = Annotated[Relax | MD, Field(discriminator="kind")]
 class Run(Settings):
     """What all runs have: structures, model, results, precision, and what is computed at once."""
 
-    files: list[str] = setting([], "files that ASE reads", positional=True, shown="the sample set")
+    files: list[str] = setting(
+        [], "files that ASE reads, or folders of them", positional=True, shown="the sample set"
+    )
+    format: str | None = setting(
+        None, "format of the files, as ASE calls it", shown="by their names and contents"
+    )
+    index: str | None = setting(None, "structures of each file, as in -1 or ::10", shown="all of them")
     model: str = setting("lj", "; ".join(model.text for model in MODELS.values()))
     out: str = setting("alchemi-run", "folder for the results")
     dtype: Literal["float64", "float32"] = setting("float64", "precision: float64 or float32")

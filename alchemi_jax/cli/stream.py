@@ -74,7 +74,7 @@ def prepare(job: Job) -> Prepared:
         jax.config.update("jax_enable_x64", True)
     use_cache(not job.options.no_cache)
     model = model_from(settings.model)
-    sources = read(settings.files)
+    sources = read(settings.files, settings.format, settings.index)
     try:
         engine = engine_of(settings, model)
         most = settings.max_atoms

@@ -105,13 +105,13 @@ def picture(table: Table, sizes: Mapping[int, int], path: Path, title: str, stag
     """The quantities of every system against its time, or against its steps if nothing moves in time."""
     systems = table.by_system(np.arange(len(table.step)))
     x, label = np.zeros(len(table.step)), "step"
-    time = table.more.get("time")
+    time, taken = table.more.get("time"), table.more.get("steps_taken")
     if time is not None and np.ptp(time) > 0:
         x, label = time, "time (ps)"
     else:
         for rows in systems:
             # Systems enter at different steps of the run.
-            x[rows] = table.step[rows] - table.step[rows[0]]
+            x[rows] = taken[rows] if taken is not None else table.step[rows] - table.step[rows[0]]
     shown, set_values = [], {}
     for column, (name, unit, _) in QUANTITIES.items():
         values = table.values(column, sizes)

@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> None:
     """Extended XYZ of all systems; their `info` says how each of them ended. Replaced as a whole."""
-    from ase.io import write
+    from alchemi_jax.io.sinks.extxyz import structures_text
 
     structures = []
     for system in systems:
@@ -48,7 +48,7 @@ def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> 
         )
         structures.append(atoms)
     with whole_file(path) as part:
-        write(part, structures, format="extxyz")
+        part.write_text(structures_text(structures))
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:

@@ -20,7 +20,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics import driver, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_systems, with_budget
 from alchemi_jax.dynamics.driver import Run, carry_state
-from alchemi_jax.dynamics.final import check_final
+from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
@@ -75,7 +75,6 @@ def run(
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
-    check_final(engine, "with a sampler systems end at different times")
     own, refilled = HostMemory(), None
     if sink is not None:
         check_sink(f"{name_of(engine)}.run", sink)
@@ -214,7 +213,8 @@ class _RefilledRun:
         driver = self.driver
         assert driver is not None
         n = len(self.sizes)
-        host = finalize(self.engine, driver.with_names()).to_host()
+        ended = finalize(self.engine, driver.with_names())
+        host = ended.to_host()
         # Systems that converged before the first step stay until ON_CONVERGE was called for them.
         announced = ~np.asarray(driver.state.converged_at_start)[:n]
         left = (host.status >= self.engine.exit_status) & announced
@@ -222,6 +222,9 @@ class _RefilledRun:
         steps = host.steps_taken[left]
         self.steps_taken += float(steps.sum())
         self.recent.extend(steps.tolist())
+        if left.any():
+            # Before the sink: whoever finds a system there finds its rows and frames.
+            record_final(self.engine, driver.state, ended, left)
         with note_errors(self.sink, f"taking finished systems after step {driver.report.step}"):
             self.sink.write(host, left)
         return left

@@ -55,7 +55,8 @@ class HookFlags:
     """The hook swaps temperatures and scales the velocities; the algorithm's own momenta are scaled, too."""
     final: bool = False
     """Host and recording hooks: the hook shows the state that a run ends with, too. It then has the method
-    `call_final(ctx)` or, if it records, `write_final(rows)`."""
+    `call_final(ctx)` or, if it records, `write_final(rows, systems)` with the mask of those that end. In a
+    refilled run it is called whenever systems leave, for them."""
     needs_fixed_systems: bool = False
     """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False

@@ -277,7 +277,7 @@ class Field:
             raise IndexError(f"{self.name} has {self._length} rows, there is no row {odd[0]}.")
         if not len(index):
             return np.zeros((0, *self.shape[1:]), self.dtype)
-        values = np.asarray(self._array.oindex[index % self._length])
+        values = np.asarray(self._array.rows(index % self._length))
         return values[(slice(None), *rest)] if rest else values
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

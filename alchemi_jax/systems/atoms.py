@@ -19,8 +19,10 @@ from alchemi_jax.systems.constraints import fixed_by, to_constraints
 
 #: Entries of `Atoms.arrays` that are fields of AtomicData.
 _OWN_ARRAYS = frozenset({"numbers", "positions", "momenta", "masses"})
-#: Entries of `Atoms.info` that are fields of AtomicData.
-_OWN_INFO = frozenset({"charge", "spin"})
+#: Entries of `Atoms.info` that are fields of AtomicData, if they are numbers, and their defaults.
+_OWN_INFO = {"charge": 0.0, "spin": 1.0}
+#: The entry of `info` with arrays per atom that a batch does not hold: text, and integers beyond 32 bits.
+KEPT_ARRAYS = "_alchemi_jax_arrays"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,13 @@ class AtomicData:
 
         def put(field: str, value, default, shape: tuple, dtype) -> None:
             try:
-                array = np.array(default if value is None else value, dtype=dtype)
-            except (TypeError, ValueError) as e:
+                given = np.array(default if value is None else value)
+                array = given.astype(dtype)
+            except (TypeError, ValueError, OverflowError) as e:
                 raise ValueError(f"{self.name}: {field} is not numeric: {e}.") from None
+            if given.dtype.kind in "USc" or (dtype is np.int32 and (array != given).any()):
+                kind = "whole numbers" if dtype is np.int32 else "real numbers"
+                raise ValueError(f"{self.name}: {field} must be {kind}, not {_shortened(given)}.")
             if array.shape != shape:
                 raise ValueError(f"{self.name}: {field} has shape {array.shape}, expected {shape}.")
             object.__setattr__(self, field, array)
@@ -97,6 +103,9 @@ class AtomicData:
         put("fixed_components", self.fixed_components, np.zeros((n, 3), bool), (n, 3), bool)
         put("forces", self.forces, np.full((n, 3), np.nan), (n, 3), np.float64)
         put("stress", self.stress, np.full((3, 3), np.nan), (3, 3), np.float64)
+        for field in ("charge", "spin"):
+            if not np.isfinite(float(getattr(self, field))):
+                raise ValueError(f"{self.name}: {field} is not finite.")
         for field in ("positions", "cell", "masses", "velocities"):
             bad = ~np.isfinite(getattr(self, field))
             if bad.any():
@@ -151,13 +160,13 @@ class AtomicData:
         for key, value in atoms.arrays.items():
             if key not in _OWN_ARRAYS:
                 (atom_extras if value.dtype.kind in "biuf" else kept_arrays)[key] = value.copy()
-        info = {}
-        for key, value in atoms.info.items():
-            if key in _OWN_INFO and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf":
-                continue
-            info[key] = value
+        info = dict(atoms.info)
+        if KEPT_ARRAYS in info:
+            raise ValueError(
+                f"{name}: info has an entry {KEPT_ARRAYS!r}, a name of alchemi_jax's own: rename it."
+            )
         if kept_arrays:
-            info["_arrays"] = kept_arrays
+            info[KEPT_ARRAYS] = kept_arrays
         components = np.zeros((len(atoms), 3), bool)
         others = []
         for constraint in atoms.constraints:
@@ -169,10 +178,10 @@ class AtomicData:
         fixed: Any = components.all(axis=1)
         velocities = None
         if "momenta" in atoms.arrays:
-            velocities = units.velocities_from_ase(atoms.get_velocities())
-        own: dict[str, Any] = {
-            k: float(atoms.info[k]) for k in _OWN_INFO if k in atoms.info and k not in info
-        }
+            # Masses of zero are refused below.
+            with np.errstate(all="ignore"):
+                velocities = units.velocities_from_ase(atoms.get_velocities())
+        own: dict[str, Any] = {k: float(info[k]) for k in _OWN_INFO if _is_number(info.get(k))}
         return cls(
             positions=atoms.positions,
             numbers=atoms.numbers,
@@ -193,7 +202,7 @@ class AtomicData:
     def to_ase(self) -> Atoms:
         """To ASE, with results, if there are any, in a SinglePointCalculator."""
         info = dict(self.info)
-        kept_arrays = info.pop("_arrays", {})
+        kept_arrays = info.pop(KEPT_ARRAYS, {})
         atoms = Atoms(
             numbers=self.numbers,
             positions=self.positions,
@@ -208,11 +217,15 @@ class AtomicData:
             atoms.set_array(key, np.asarray(value))
         atoms.info.update(info)
         for key, value in self.system_extras.items():
-            atoms.info[key] = float(value) if np.ndim(value) == 0 else np.asarray(value)
-        if self.charge:
-            atoms.info["charge"] = self.charge
-        if self.spin != 1.0:
-            atoms.info["spin"] = self.spin
+            atoms.info[key] = np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
+        for key, default in _OWN_INFO.items():
+            # The entry that was given stays as it was, an integer for example, unless the number changed; in
+            # a batch it may have been rounded to 32 bits.
+            value = float(getattr(self, key))
+            given: Any = info.get(key)
+            before = float(given) if _is_number(given) else default
+            if value not in (before, float(np.float32(before))):
+                atoms.info[key] = value
         constraints = [*to_constraints(self.fixed, self.fixed_components), *self.constraints]
         if constraints:
             atoms.set_constraint(constraints)
@@ -227,6 +240,15 @@ class AtomicData:
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
+
+
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+
+
+def _shortened(values: np.ndarray) -> str:
+    text = " ".join(str(values).split())
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _known_results(atoms: Atoms) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.atoms import KEPT_ARRAYS, AtomicData
 from alchemi_jax.systems.bounds import check_positions
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
@@ -49,7 +49,7 @@ def pack(
         info = {**d.info, **rest}
         rest = {k: v for k, v in d.atom_extras.items() if k not in atom_extras}
         if rest:
-            info["_arrays"] = {**info.get("_arrays", {}), **rest}
+            info[KEPT_ARRAYS] = {**info.get(KEPT_ARRAYS, {}), **rest}
         meta.append(SystemMeta(d.name, info, d.constraints))
     fields: dict[str, Any] = {
         **{k: of_atoms(k) for k in ("positions", "masses", "velocities", "forces")},
@@ -79,7 +79,10 @@ def pack(
 def _common_extras(
     extras: list[Mapping[str, Any]], lead: int, dtype: np.dtype, wanted: Collection[str] | None
 ) -> dict[str, Any]:
-    """Extras that every system has with the same trailing shape: name -> dtype in the batch."""
+    """Extras that every system has with the same trailing shape: name -> dtype in the batch.
+
+    Integers of a batch have 32 bits; those that need more stay on the host, as they are.
+    """
     out = {}
     for key in extras[0]:
         if not all(key in e for e in extras) or (wanted is not None and key not in wanted):
@@ -88,8 +91,22 @@ def _common_extras(
         kinds = {v.dtype.kind for v in values}
         if len({v.shape[lead:] for v in values}) == 1 and len(kinds) == 1 and kinds <= set("biuf"):
             kind = kinds.pop()
+            if kind in "iu" and not all(map(_fits, values)):
+                if wanted is not None:
+                    raise ValueError(
+                        f"extra {key!r} has integers that need more than 32 bits, which a batch does not "
+                        "hold: leave it out of `extras`, and it stays with the systems on the host, or "
+                        "renumber."
+                    )
+                continue
             out[key] = dtype if kind == "f" else bool if kind == "b" else np.int32
     return out
+
+
+def _fits(values: np.ndarray) -> bool:
+    """Whether all values are integers of 32 bits."""
+    info = np.iinfo(np.int32)
+    return not values.size or (int(values.min()) >= info.min and int(values.max()) <= info.max)
 
 
 def unpack(host: AbstractBatch[np.ndarray], system: int) -> AtomicData:

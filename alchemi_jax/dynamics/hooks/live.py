@@ -70,7 +70,8 @@ class LivePlotHook:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         if self._values:
-            axes.plot(self._steps, np.array(self._values), lw=0.9, alpha=0.6)
+            marker = "o" if len(self._steps) == 1 else None
+            axes.plot(self._steps, np.array(self._values), lw=0.9, alpha=0.6, marker=marker)
         axes.set(xlabel="step", ylabel=self.label, yscale="log" if self.log else "linear")
         axes.spines[["top", "right"]].set_visible(False)
         if self.path is not None:

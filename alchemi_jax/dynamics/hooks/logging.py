@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
@@ -43,7 +43,9 @@ class LoggingHook(RecordingHook):
         mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
             begins it again, "x" refuses one that exists.
 
-    Rows are complete in the file when `run` or `advance` returns, or raises.
+    Rows are complete in the file when `run` or `advance` returns, or raises. A row that a killed process did
+    not finish is removed when the file is continued, with a warning; a last row without a line break that may
+    be whole is refused.
 
     Raises:
         ValueError: for an unknown backend, a column name that is taken, or other columns in the file.
@@ -131,12 +133,11 @@ class LoggingHook(RecordingHook):
         if self.final:
             self._shown.note(table["system_id"], table["steps_taken"])
 
-    def write_final(self, rows: dict[str, np.ndarray]) -> None:
-        """Write the systems whose last state was not written."""
-        systems = rows["system_id"] >= 0
-        new = self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
-        if (systems & new[None]).any():
-            self.write({**rows, "active": systems & new[None]})
+    def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
+        """Write those of the systems whose last state was not written."""
+        new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
+        if new.any():
+            self.write({**rows, "active": new[None]})
 
     def __enter__(self) -> "LoggingHook":
         if hasattr(self.writer, "open"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -82,12 +82,11 @@ class ObservableHook(RecordingHook):
             active = np.asarray(rows["active"])
             self._shown.note(rows["system_id"][active], rows["steps_taken"][active])
 
-    def write_final(self, rows: dict[str, np.ndarray]) -> None:
-        """Keep the last state, if it is not the one of the last row."""
-        systems = rows["system_id"] >= 0
-        new = self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
-        if (systems & new[None]).any():
-            self.write({**rows, "active": systems & new[None]})
+    def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
+        """Keep the last state of the systems, if it is not the one of the last row."""
+        new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
+        if new.any():
+            self.write({**rows, "active": new[None]})
 
     @property
     def table(self) -> dict[str, np.ndarray]:

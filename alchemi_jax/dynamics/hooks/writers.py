@@ -1,12 +1,15 @@
 """Where LoggingHook writes its tables: CSV files, TensorBoard, or anything with a `write`."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+#: Bytes that the last row is looked for in.
+_LONGEST = 1 << 16
 #: name of a column -> its values, one a row; all of one length.
 Table = dict[str, np.ndarray]
 
@@ -20,32 +23,71 @@ class Writer(Protocol):
 
 
 class CSVWriter:
-    """Rows of a CSV file; see `LoggingHook` for the modes."""
+    """Rows of a CSV file; see `LoggingHook` for the modes.
+
+    What is not a number is NaN, which pandas, polars and numpy read as a number; "nan" makes a column of text
+    in polars.
+    """
 
     def __init__(self, path: Path, columns: list[str], mode: str):
         self.path, self.columns, self.mode = path, columns, mode
         self._file: Any = None
 
     def open(self) -> None:
-        """Opens the file, and writes the columns if it is new."""
+        """Opens the file, and writes the columns if it is new.
+
+        Raises:
+            ValueError: if the file has other columns, or ends in a row that may be broken.
+        """
         if self._file is not None:
             return
-        header = ",".join(self.columns)
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:
-            with open(self.path) as f:
-                found = f.readline().rstrip("\n")
-            if found != header:
-                raise ValueError(
-                    f"{self.path} has the columns {found}, this LoggingHook writes {header}: "
-                    "give another log_path, or mode='w' to begin the file again."
-                )
+            self._check_end(self._check_columns())
             self._file = open(self.path, "a", newline="")  # noqa: SIM115
             return
         self._file = open(self.path, self.mode, newline="")  # noqa: SIM115
         # A second run of the same hook goes on in its own file.
         self.mode = "a"
-        self._file.write(header + "\n")
+        csv.writer(self._file, lineterminator="\n").writerow(self.columns)
         self._file.flush()
+
+    def _check_columns(self) -> bool:
+        """Whether there are rows in the file, which has the right columns."""
+        with open(self.path, newline="", errors="replace") as file:
+            reader = csv.reader(file)
+            try:
+                found, has_rows = next(reader, []), next(reader, None) is not None
+            except csv.Error:
+                found, has_rows = [], False
+        if found != self.columns:
+            raise ValueError(
+                f"{self.path} has the columns {','.join(found)}, this LoggingHook writes "
+                f"{','.join(self.columns)}: give another log_path, or mode='w' to begin the file again."
+            )
+        return has_rows
+
+    def _check_end(self, has_rows: bool) -> None:
+        """Remove a row that a killed process did not finish; refuse one that may be whole or not."""
+        with open(self.path, "rb+") as file:
+            file.seek(0, 2)
+            size = file.tell()
+            file.seek(max(size - _LONGEST, 0))
+            tail = file.read()
+            if tail.endswith(b"\n"):
+                return
+            row = tail[tail.rfind(b"\n") + 1 :]
+            text = row.decode(errors="replace")
+            if not has_rows or b"\n" not in tail or row.count(b",") >= len(self.columns) - 1:
+                raise ValueError(
+                    f"{self.path} ends in the row {text[-100:]!r} without a line break: it may be broken; "
+                    "end it with a line break if it is whole, or remove it."
+                )
+            file.truncate(size - len(row))
+        warnings.warn(
+            f"{self.path}: the last row, {text!r}, was not written to its end and has been removed.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def write(self, table: Table) -> None:
         """Appends rows; numbers with as many digits as give them back."""
@@ -66,9 +108,13 @@ class CSVWriter:
 
 def _written(values: np.ndarray) -> list:
     """What the csv module makes right text of: of a float64 by itself, of a float32 in nine digits."""
+    out = values.tolist()
     if values.dtype == np.float32:
-        return [format(v, ".9g") for v in values.tolist()]
-    return values.tolist()
+        out = [format(v, ".9g") for v in out]
+    if values.dtype.kind == "f":
+        for i in np.flatnonzero(np.isnan(values)).tolist():
+            out[i] = "NaN"
+    return out
 
 
 class TensorBoardWriter:

@@ -4,17 +4,21 @@ import contextlib
 import io
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
-from ase.io import ulm
-from ase.io.extxyz import read_xyz, write_xyz
+from ase.constraints import FixAtoms, FixCartesian
+from ase.io import jsonio, ulm
+from ase.io.extxyz import read_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
+from alchemi_jax.io.encoding import is_same
 from alchemi_jax.io.sinks.base import Sink, systems_mask
-from alchemi_jax.io.sinks.structures import SYSTEM_NAME, from_atoms, to_atoms
+from alchemi_jax.io.sinks.extxyz import Contents, ExtXYZDialect, frame_text, join_masks, scan_file
+from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -37,6 +41,7 @@ class AseFile(Sink):
     """
 
     format = ""
+    dialect: Dialect
 
     def __init__(self, path: str | os.PathLike, mode: str = "a"):
         if mode not in ("a", "w", "x", "r"):
@@ -114,7 +119,7 @@ class AseFile(Sink):
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
-        structures = to_atoms(batch.to_host(None if mask is None else which))
+        structures = to_atoms(batch.to_host(None if mask is None else which), self.dialect)
         self._open()
         try:
             with self._naming():
@@ -166,91 +171,129 @@ class ExtXYZ(AseFile):
     """An extended XYZ file: text with eight decimals, for OVITO, ASE and other programs.
 
     It stores positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
-    stress, arrays and `info`, and fields of the run as entries of `info` (see `to_atoms`). Other constraints
-    are not stored. Each write is one write of the file, so that it can be read during a run. An incomplete
-    structure, left by a killed process, is not read, and is removed when the file is opened to append.
+    stress, arrays and `info`, and fields of the run as entries of `info` (see `to_atoms`). What the format
+    does not give back as it was is JSON in the entry `_alchemi_jax`, from which `read` takes it: tuples,
+    dates, text that reads as a number, arrays of other shapes, names that are no names of columns, other
+    constraints. Each write is one write of the file, so that it can be read during a run.
+
+    An incomplete structure that a killed process of ours left is not read, and the next write replaces it.
+    Nothing else of a file is ever removed: one that breaks off within a structure of somebody else's is
+    refused, and a file without a final line break gets one before the first structure that is added.
     """
 
     format = "an extended XYZ file"
+    dialect = ExtXYZDialect()
     _file: Any = None
     _length = 0
+    #: What is written before the next structure, and where.
+    _before, _at = b"", 0
 
     @property
     def _is_open(self) -> bool:
         return self._file is not None
 
-    def _scan(self) -> tuple[int, int]:
-        """Number of complete structures, and the position at which the last of them ends."""
-        count = end = 0
+    def _scan(self) -> Contents:
         with open(self.path, "rb") as file:
-            while line := file.readline():
-                last = line
-                for _ in range(int(line) + 1):
-                    last = file.readline()
-                if not last.endswith(b"\n"):
-                    break
-                count, end = count + 1, file.tell()
-        return count, end
+            return scan_file(file)
 
     def _count(self) -> int:
-        return self._length if self._is_open else self._scan()[0]
+        return self._length if self._is_open else len(self._scan().frames)
+
+    def _refuse_broken(self, contents: Contents) -> None:
+        """Raise ValueError if the file breaks off in a structure that ExtXYZ did not write."""
+        if contents.broken is not None and not contents.broken_is_ours:
+            raise ValueError(
+                f"{self.path} breaks off within the structure of line {contents.broken}, which alchemi_jax "
+                "did not write: mend or remove that structure, or give another path."
+            )
 
     def _begin(self) -> None:
+        self._length = self._at = 0
+        self._before = b""
         exists = self.path.exists()
-        self._length, end = self._scan() if exists else (0, 0)
+        if exists:
+            contents = self._scan()
+            self._refuse_broken(contents)
+            self._length, self._at = len(contents.frames), contents.end
+            self._before = b"" if contents.ended else b"\n"
         self._file = open(self.path, "r+b" if exists else "w+b", buffering=0)  # noqa: SIM115
-        self._file.truncate(end)
-        self._file.seek(end)
 
     def _put(self, structures: list[Atoms]) -> None:
-        text = io.StringIO()
-        for atoms in structures:
-            self._refuse(atoms)
-            # The annotation of ASE wants the file; this is a text.
-            write_xyz(text, atoms)
-        content, end = memoryview(text.getvalue().encode()), self._file.tell()
+        text = "".join(map(frame_text, structures))
+        content = memoryview(self._before + text.encode())
+        self._file.seek(0, os.SEEK_END)
+        if self._file.tell() > self._at:
+            # Blank lines, or what a killed process left of a structure of ours.
+            self._file.truncate(self._at)
+            self._file.seek(self._at)
+        length = len(content)
         try:
             while content:
                 content = content[self._file.write(content) :]
         except OSError:
             with contextlib.suppress(OSError):
-                self._file.truncate(end)
-                self._file.seek(end)
+                self._file.truncate(self._at)
             raise
+        self._at += length
+        self._before = b""
         self._length += len(structures)
-
-    def _refuse(self, atoms: Atoms) -> None:
-        """Raise ValueError for arrays that the format cannot store: the file could not be read."""
-        for key, values in atoms.arrays.items():
-            text = values.dtype.kind in "OSU"
-            if values.ndim > 2 or (text and any(len(str(v).split()) != 1 for v in values.ravel())):
-                what = "values with spaces, or empty ones," if text else f"shape {values.shape},"
-                raise ValueError(
-                    f"{self.path}: array {key!r} of {atoms.info[SYSTEM_NAME]} has {what} which extended XYZ "
-                    "does not hold: remove it, or write to ZarrData."
-                )
 
     def _end(self) -> None:
         file, self._file = self._file, None
         file.close()
 
     def structures(self) -> Iterator[Atoms]:
-        _, end = self._scan()
+        contents = self._scan()
+        self._refuse_broken(contents)
         with open(self.path, "rb") as file:
-            text = io.StringIO(file.read(end).decode())
-        # The annotation of ASE says int.
-        yield from read_xyz(text, slice(None))  # pyright: ignore[reportArgumentType]
+            for frame in contents.frames:
+                file.seek(frame.start)
+                text = io.StringIO(file.read(frame.end - frame.start).decode())
+                # The annotation of ASE says int.
+                for atoms in read_xyz(text, slice(None)):  # pyright: ignore[reportArgumentType]
+                    join_masks(atoms)
+                    yield atoms
+
+
+class TrajDialect(Dialect):
+    """What a .traj file gives back equal: `info` is JSON there, of ASE's kind."""
+
+    def holds(self, key: str, value: Any) -> bool:
+        return list(_through_json(key, value) or ()) == [key]
+
+    def keeps(self, key: str, value: Any) -> bool:
+        found = _through_json(key, value)
+        return found is not None and is_same(found, {key: value})
+
+    def keeps_array(self, key: str, values: np.ndarray, others: Collection[str]) -> bool:
+        kind, shape = values.dtype.kind, values.shape[1:]
+        if key in ("tags", "initial_charges"):
+            return shape == () and kind == ("i" if key == "tags" else "f")
+        return key in _TRAJ_ARRAYS and kind in "if" and shape in ((), (3,))
+
+    def keeps_constraint(self, constraint: Any) -> bool:
+        return type(constraint) in (FixAtoms, FixCartesian)
+
+
+def _through_json(key: str, value: Any) -> Any:
+    """An entry as the JSON of ASE gives it back, as a dictionary; None if it does not."""
+    try:
+        return jsonio.decode(jsonio.encode({key: value}), always_array=False)
+    except Exception:
+        return None
 
 
 class AseTrajectory(AseFile):
     """A .traj file of ASE: binary, with all digits, for `ase gui` and scripts.
 
-    It stores the same as ExtXYZ, and all constraints; arrays that ASE does not store in this format are in
-    `info["_arrays"]`. Structures are complete in the file when `write` returns, so that it can be read during
-    a run. An incomplete structure, left by a killed process, is ignored.
+    It stores the same as ExtXYZ. What ASE does not store in this format, or not as it was, is JSON in the
+    entry `_alchemi_jax` of `info`, from which `read` takes it. Structures are complete in the file when
+    `write` returns, so that it can be read during a run. An incomplete structure, left by a
+    killed process, is ignored.
     """
 
     format = "an ASE trajectory"
+    dialect = TrajDialect()
     _writer: TrajectoryWriter | None = None
 
     @property
@@ -273,10 +316,6 @@ class AseTrajectory(AseFile):
         before = len(self._writer)
         try:
             for atoms in structures:
-                other = {k: atoms.arrays.pop(k) for k in set(atoms.arrays) - _TRAJ_ARRAYS}
-                if other:
-                    kept = {k: v if v.dtype.kind in "biuf" else v.tolist() for k, v in other.items()}
-                    atoms.info["_arrays"] = kept
                 self._writer.write(atoms)
         except BaseException:
             self._withdraw(before)

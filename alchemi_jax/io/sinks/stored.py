@@ -1,30 +1,27 @@
 """Read the layout of ZarrData: the arrays of a store, and the systems of some rows as a HostBatch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from alchemi_jax.io.sinks.checksum import CHECKSUM, COUNTS, DamagedError
+from alchemi_jax.io.sinks.columns import Column, read_json
+from alchemi_jax.io.sinks.layout import DERIVED, FORMAT, READABLE, array_name, meta_from_text
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
 from alchemi_jax.systems.outcome import outcome_from_flags
 
 
-FORMAT = "alchemi_jax systems"
-VERSION = 4
-#: Fields that are not stored, since they follow from the numbers of atoms.
-DERIVED = ("batch_idx", "first_atom")
-
-
 def attributes_of(path: Path) -> dict[str, Any]:
     """The attributes of a store: committed numbers of systems and atoms, and names of arrays.
 
     Raises:
-        ValueError: if there is no store at the path.
+        ValueError: if there is no store at the path, or it is damaged.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
@@ -32,20 +29,79 @@ def attributes_of(path: Path) -> dict[str, Any]:
         group = json.loads((path / "zarr.json").read_text())
         if group["node_type"] != "group":
             raise ValueError
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
+        file = path / "zarr.json"
+        if path.is_dir() and file.exists():
+            raise DamagedError(f"{path} is not a zarr group: {file} is damaged.") from None
         raise ValueError(f"{path} is not a zarr group.") from None
     attributes = group.get("attributes", {})
     if attributes.get("format") != FORMAT:
         raise ValueError(f"{path} is a zarr group, but not one that ZarrData wrote.")
     version = attributes.get("version")
-    if version != VERSION:
-        raise ValueError(f"{path} has version {version}, this ZarrData reads {VERSION}.")
+    if version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"{path} has version {version}, this ZarrData reads {readable}.")
+    attributes = read_json(path / "zarr.json")["attributes"]
+    if not set(COUNTS) <= attributes.keys():
+        raise DamagedError(f"{path / 'zarr.json'} is damaged: a number of systems or atoms is not there.")
+    # It is of these attributes, and made again when they are written.
+    attributes.pop(CHECKSUM, None)
     return attributes
 
 
-def array_name(level: str, key: str) -> str:
-    """The name of the array of an extra, with characters quoted that are special in paths."""
-    return f"{level}_extra.{quote(key, safe='')}"
+class StoredArray:
+    """An array of a store: slices are read by zarr, after a check that their files are there.
+
+    zarr takes a chunk without a file for one of the fill value, and does not say which file is damaged.
+    """
+
+    def __init__(self, folder: Path, array: Any):
+        self.folder, self._array = folder, array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype = np.dtype(array.dtype)
+        self._column: Column | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows = range(self.shape[0])[key] if isinstance(key, slice) else [int(key)]
+        return self._read(np.asarray(rows), lambda: self._array[key])
+
+    def rows(self, rows: Int[np.ndarray, " rows"]) -> np.ndarray:
+        """Rows in any order."""
+        return self._read(rows, lambda: self._array.oindex[rows])
+
+    def _read(self, rows: Int[np.ndarray, " rows"], read: Callable[[], Any]) -> np.ndarray:
+        if self._column is None:
+            self._column = Column.existing(self.folder)
+        column = self._column
+        chunks = np.unique(rows // column.chunk).tolist()
+        for index in chunks:
+            column.has_file(index)
+        try:
+            return np.asarray(read())
+        except Exception as e:
+            for index in chunks:
+                if column.has_file(index):
+                    column.read_chunk(index)
+            reason = " ".join(str(e).split()) or type(e).__name__
+            raise DamagedError(f"{self.folder} is damaged: {reason}.") from None
+
+
+class Substitute:
+    """An array in memory with the methods of StoredArray."""
+
+    def __init__(self, values: np.ndarray):
+        self._values = values
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.asarray(self._values[key])
+
+    def rows(self, rows: Int[np.ndarray, " rows"]) -> np.ndarray:
+        """Rows in any order."""
+        return self._values[rows]
 
 
 class StoredSystems:
@@ -82,6 +138,8 @@ class StoredSystems:
             elif name not in DERIVED:
                 self.fields[name] = (level, name)
                 if name not in self.attributes["columns"]:
+                    if (path / name).exists():
+                        raise DamagedError(f"{path / 'zarr.json'} is damaged: it does not name {name}.")
                     self.missing.append(name)
         self.frame = np.asarray(self._array("frame")[: self.n_systems])
         self.sizes = np.asarray(self._array("atoms_per_system")[: self.n_systems])
@@ -89,11 +147,14 @@ class StoredSystems:
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays and name in self.missing:
-            import zarr
-
-            self._arrays[name] = zarr.array(self._substitute(name))
+            self._arrays[name] = Substitute(self._substitute(name))
         elif name not in self._arrays:
-            self._arrays[name] = self._group[name]
+            try:
+                self._arrays[name] = StoredArray(self.path / name, self._group[name])
+            except Exception:
+                file = self.path / name / "zarr.json"
+                read_json(file)
+                raise DamagedError(f"{file} is damaged: zarr cannot open this array.") from None
         return self._arrays[name]
 
     def _substitute(self, name: str) -> Shaped[np.ndarray, " systems"]:
@@ -130,7 +191,7 @@ class StoredSystems:
         first, last = int(rows[0]), int(rows[-1])
         if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
             return np.asarray(self._array(array)[first : last + 1])
-        return np.asarray(self._array(array).oindex[rows])
+        return self._array(array).rows(rows)
 
     def batch(self, rows: Int[np.ndarray, " rows"]) -> HostBatch:
         """The systems in some rows."""
@@ -160,15 +221,6 @@ class StoredSystems:
         for row in (rows - first).tolist():
             part = text[int(starts[row]) - at : int(ends[row]) - at]
             if part not in known:
-                known[part] = _load(part)
+                known[part] = meta_from_text(part)
             out.append(known[part])
         return Metadata(out)
-
-
-def _load(text: bytes) -> SystemMeta:
-    from ase.constraints import dict2constraint
-    from ase.io import jsonio
-
-    entry: Any = jsonio.decode(text.decode())
-    constraints = tuple(dict2constraint(c) for c in entry["constraints"])
-    return SystemMeta(entry["name"], entry["info"], constraints, entry.get("reason", ""))

@@ -8,11 +8,9 @@ attributes of the group. Rows beyond these are not valid, so that a store is con
 after a crash during one. `stored.py` reads it.
 """
 
-import json
 import os
 import shutil
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,12 @@ from alchemi_jax.io.sinks.base import (
     format_of,
     systems_mask,
 )
+from alchemi_jax.io.sinks.checksum import sign
 from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
-from alchemi_jax.io.sinks.stored import (
-    DERIVED,
-    FORMAT,
-    VERSION,
-    StoredSystems,
-    array_name,
-    attributes_of,
-)
+from alchemi_jax.io.sinks.layout import FORMAT, VERSION, Labels, array_name, flat_fields, meta_text
+from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.systems.metadata import SystemMeta
 
 
@@ -152,7 +144,7 @@ class ZarrData(Sink):
 
     def _put_attributes(self, attributes: dict[str, Any], path: Path | None = None) -> None:
         content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        put_json(path or self.path / "zarr.json", content, _GROUP_BYTES)
+        put_json(path or self.path / "zarr.json", sign(content), _GROUP_BYTES)
 
     def close(self) -> None:
         """Commit what was written.
@@ -206,6 +198,9 @@ class ZarrData(Sink):
         if self._format is None:
             self._format = self._stored_format() if self._columns else new
         check_same_format(self, self._format, new)
+        # What cannot be stored is refused here, before a part of it is.
+        for i in range(len(host.atoms_per_system)):
+            self._text(host, i)
         self._waiting.append(host)
         self._waiting_bytes += sum(
             x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
@@ -228,7 +223,7 @@ class ZarrData(Sink):
             return
         assert attributes is not None
         self._waiting, self._waiting_bytes = [], 0
-        flat = [_flat(host) for host in hosts]
+        flat = [flat_fields(host) for host in hosts]
         levels = {name: level for name, (level, _) in flat[0].items()}
         levels |= {"frame": "system", "meta_end": "system", "meta": "meta"}
         texts = [self._text(host, i) for host in hosts for i in range(len(host.atoms_per_system))]
@@ -287,7 +282,7 @@ class ZarrData(Sink):
         attributes = self._attributes
         assert attributes is not None
         for name, rows in arrays.items():
-            self._make_column(name, rows)
+            self._make_column(name, rows, levels[name])
         attributes["columns"] = levels
         attributes["extras"] = {"atom": sorted(host.atom_extras), "system": sorted(host.system_extras)}
 
@@ -296,16 +291,19 @@ class ZarrData(Sink):
         stored = StoredSystems(self.path)
         for name in stored.missing:
             level, array, _ = stored.field(name)
-            self._make_column(name, np.asarray(array[:]))
+            self._make_column(name, np.asarray(array[:]), level)
             self._columns[name].append(np.asarray(array[:]))
             attributes["columns"][name] = level
 
-    def _make_column(self, name: str, rows: Shaped[np.ndarray, "rows ..."]) -> None:
+    def _make_column(self, name: str, rows: Shaped[np.ndarray, "rows ..."], level: str) -> None:
         folder = self.path / name
         if folder.exists():
             # From a first write that was never committed.
             shutil.rmtree(folder)
-        self._columns[name] = Column.like(folder, rows, self.chunk_bytes, self.compression, self.shard_bytes)
+        labels = Labels.of(name, level, rows.ndim)
+        self._columns[name] = Column.like(
+            folder, rows, self.chunk_bytes, self.compression, self.shard_bytes, labels
+        )
 
     def _stored_format(self) -> Format:
         assert self._attributes is not None
@@ -320,13 +318,13 @@ class ZarrData(Sink):
     def _text(self, host: HostBatch, system: int) -> bytes:
         """The JSON of a system, made once for all frames of a batch."""
         if not host.meta:
-            return _dump(SystemMeta(f"system {system}"))
+            return meta_text(SystemMeta(f"system {system}"))
         meta = host.meta[system]
         known = self._texts.get(id(meta))
         if known is None or known[0] is not meta:
             if len(self._texts) > 10_000:
                 self._texts.clear()
-            known = self._texts[id(meta)] = (meta, _dump(meta))
+            known = self._texts[id(meta)] = (meta, meta_text(meta))
         return known[1]
 
     # -- reading ---------------------------------------------------------------------------------
@@ -366,34 +364,3 @@ class ZarrData(Sink):
         if self._attributes is not None:
             return int(self._attributes["systems"])
         return int(attributes_of(self.path)["systems"]) if self._exists() else 0
-
-
-def _flat(host: HostBatch) -> dict[str, tuple[str, Shaped[np.ndarray, "..."]]]:
-    """Level and array of each field, by the names in the group."""
-    out: dict[str, tuple[str, Shaped[np.ndarray, "..."]]] = {}
-    for name, level in level_fields(host):
-        value = getattr(host, name)
-        if name.endswith("_extras"):
-            out |= {array_name(level, k): (level, np.asarray(v)) for k, v in value.items()}
-        elif name not in DERIVED:
-            out[name] = (level, np.asarray(value))
-    return out
-
-
-def _dump(meta: SystemMeta) -> bytes:
-    from ase.io import jsonio
-
-    info = {}
-    for key, value in meta.info.items():
-        try:
-            info[key] = json.loads(jsonio.encode(value))
-        except TypeError:
-            warnings.warn(
-                f"{meta.name}: info[{key!r}] is a {type(value).__name__}, which JSON does not hold; "
-                "its text is stored.",
-                stacklevel=6,
-            )
-            info[key] = str(value)
-    constraints = [json.loads(jsonio.encode(c.todict())) for c in meta.constraints]
-    content = {"name": meta.name, "info": info, "constraints": constraints}
-    return json.dumps(content | ({"reason": meta.reason} if meta.reason else {})).encode()
