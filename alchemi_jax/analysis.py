@@ -99,10 +99,12 @@ def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "fra
     positions, cell = _frames(positions, "positions"), np.asarray(cell, float)
     periodic = np.broadcast_to(np.asarray(pbc, bool), 3)
     # Atoms do not jump along the other directions: any vectors will do there.
-    cell = np.broadcast_to(np.where(periodic[:, None], cell, 0), (len(positions), 3, 3))
+    given = np.broadcast_to(cell, (len(positions), 3, 3))
+    cell = np.where(periodic[:, None], given, 0)
     known = {frame.tobytes(): complete_cell(frame) for frame in cell}
     cell = np.array([known[frame.tobytes()] for frame in cell])
-    if not (np.abs(np.linalg.det(cell)) > 1e-12).all():
+    ranks = np.linalg.matrix_rank(np.where(periodic[:, None], given, 0))
+    if (ranks < periodic.sum()).any() or not np.isfinite(cell).all():
         raise ValueError("unwrap needs independent lattice vectors along the periodic directions.")
     scaled = np.einsum("fai,fij->faj", positions, np.linalg.inv(cell))
     jumps = np.round(np.diff(scaled, axis=0)) * periodic
@@ -205,3 +207,14 @@ def block_average(series: Any) -> BlockAverage:
     # With few blocks the error is too uncertain.
     enough = [e for k, e in enumerate(errors) if n >> k >= 8] or errors[:1]
     return BlockAverage(mean, max(enough), False)
+
+
+__all__ = [
+    "BlockAverage",
+    "RadialDistribution",
+    "block_average",
+    "mean_squared_displacement",
+    "radial_distribution_function",
+    "unwrap",
+    "velocity_autocorrelation",
+]

@@ -1,3 +1,6 @@
 """The public path of `alchemi_jax.systems.atoms`."""
 
-from alchemi_jax.systems.atoms import *  # noqa: F403
+from alchemi_jax.systems.atoms import AtomicData as AtomicData
+
+
+__all__ = ["AtomicData"]

@@ -275,3 +275,16 @@ class public_call:
 
 _GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host")
 _GUARDS += ("jax_transfer_guard_device_to_device",)
+
+
+__all__ = [
+    "Kind",
+    "UserCodeError",
+    "check_same_structure",
+    "description",
+    "is_array",
+    "location",
+    "name_of",
+    "public_call",
+    "user_errors",
+]

@@ -14,3 +14,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "")
     body = "".join(line(row, "td") for row in rows)
     top = f"<thead>{line(head, 'th')}</thead>" if head else ""
     return f"<div><div>{escape(caption)}</div><table>{top}<tbody>{body}</tbody></table></div>"
+
+
+__all__ = ["table"]

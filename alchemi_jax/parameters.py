@@ -268,3 +268,26 @@ def _show(value: Any) -> str:
     if numbers.size <= 8:
         return np.array2string(numbers, separator=", ", precision=7)
     return f"{numbers.dtype}{list(numbers.shape)}"
+
+
+__all__ = [
+    "LONGEST",
+    "Described",
+    "ExtraName",
+    "Parameter",
+    "as_count",
+    "as_flag",
+    "as_parameter",
+    "as_seed",
+    "between",
+    "finite",
+    "function",
+    "names",
+    "natural",
+    "number",
+    "one_of",
+    "optional",
+    "positive",
+    "positive_length",
+    "positive_number",
+]

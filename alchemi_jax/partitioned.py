@@ -124,3 +124,6 @@ class _Path(tuple):
 
     def __str__(self) -> str:
         return jax.tree_util.keystr(tuple(self))
+
+
+__all__ = ["Partitioned"]

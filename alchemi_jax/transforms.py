@@ -123,3 +123,6 @@ def root(x: Any) -> Inexact[Array, "..."]:
 def _root_jvp(primals: tuple, tangents: tuple) -> tuple[Inexact[Array, "*n"], Inexact[Array, "*n"]]:
     y = root(primals[0])
     return y, jnp.where(y == 0, 0, tangents[0] / jnp.where(y == 0, 1, 2 * y))
+
+
+__all__ = ["RUNS_ONCE", "compute_once", "cond_any", "cond_changed", "is_reversed", "is_traced", "root"]

@@ -38,3 +38,16 @@ def velocities_from_ase(velocities):
 def velocities_to_ase(velocities):
     """Velocities in Å/fs, in Å per ASE time unit."""
     return velocities * ASE_TIME
+
+
+__all__ = [
+    "ACCELERATION",
+    "ASE_TIME",
+    "BOHR",
+    "COULOMB",
+    "DENSITY",
+    "GPA",
+    "KB",
+    "velocities_from_ase",
+    "velocities_to_ase",
+]

@@ -169,6 +169,21 @@ def test_importing_switches_nothing_on():
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", text], check=True)
 
 
+def test_modules_say_what_is_public():
+    """So that names of other packages do not come along."""
+    for name, path in _modules().items():
+        package = name.split(".")[1] if "." in name else name
+        if path.name.startswith("_") or package in ("cli", "io"):
+            continue
+        tree = ast.parse(path.read_text())
+        targets = [t for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets]
+        assigned = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        assert "__all__" in assigned, name
+    for page in [ROOT.parent / "README.md", *(ROOT.parent / "docs").rglob("*.md")]:
+        if page.exists():
+            assert "import *" not in page.read_text(), page
+
+
 def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
     """Save after k steps, load into a fresh state, and run the rest: noise goes on, too."""
     atoms = crystal(0)

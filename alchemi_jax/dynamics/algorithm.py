@@ -130,3 +130,6 @@ class Algorithm(Described):
         for group in self.groups:
             stack.push(group.hooks.close)
         stack.__exit__(*exc)
+
+
+__all__ = ["Algorithm"]

@@ -165,3 +165,6 @@ def integrate_all(
     if temperature is not None:
         stream["prepare"] = draw_velocities(temperature, key)
     return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key)
+
+
+__all__ = ["ENSEMBLES", "draw_velocities", "integrate_all", "integrator", "relax_all", "relaxation"]

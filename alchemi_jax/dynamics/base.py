@@ -3,3 +3,6 @@
 from alchemi_jax.dynamics.engine import AbstractDynamics as AbstractDynamics
 from alchemi_jax.dynamics.stage import DynamicsStage as DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState as DynamicsState
+
+
+__all__ = ["AbstractDynamics", "DynamicsStage", "DynamicsState"]

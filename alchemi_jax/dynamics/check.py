@@ -225,3 +225,18 @@ def with_budget(engine: _E, n_steps: int | None) -> _E:
             f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."
         )
     return engine
+
+
+__all__ = [
+    "NO_LIMIT",
+    "check_arrays",
+    "check_fixed_components",
+    "check_hooks",
+    "check_lengths",
+    "check_model",
+    "check_per_system",
+    "check_systems",
+    "count_steps",
+    "warn_idle_hooks",
+    "with_budget",
+]

@@ -387,3 +387,6 @@ def _carry_between_steps(
     """A carry for host hooks between steps."""
     is_step: Any = np.ones((), bool)
     return StepCarry(state, state.batch, None, code, active, None, is_step)
+
+
+__all__ = ["Interrupted", "Run", "carry_state", "init"]

@@ -363,3 +363,6 @@ class FusedStage(AbstractDynamics):
             hooks=self.hooks.on_device(),
             inner=tuple(hooks.on_device() for hooks in self.inner),
         )
+
+
+__all__ = ["AbstractDynamics", "FusedStage"]

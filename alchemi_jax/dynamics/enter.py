@@ -138,3 +138,6 @@ def _masks(
 ) -> tuple[Bool[Array, " atoms"], Bool[Array, " systems"]]:
     """Masks over atoms and over systems, the arguments of `select`."""
     return to_atoms(batch, systems), systems
+
+
+__all__ = ["enter_parts", "restart_rows", "shapes_forces", "start_evaluated", "start_fresh"]

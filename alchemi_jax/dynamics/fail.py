@@ -78,3 +78,6 @@ def find_lost(before: Batch, after: Batch) -> tuple[Bool[Array, " systems"], Int
         lost = any_by_system(after, lost) if after.level(name) == "atom" else lost
         reason = jnp.where(lost, field_reason(name), 0 if reason is None else reason)
     return None if reason is None else (reason > 0, reason)
+
+
+__all__ = ["fail", "find_lost", "find_lost_results"]

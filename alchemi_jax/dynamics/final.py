@@ -74,3 +74,6 @@ def record_final(
                 seen = unsafe_replace(seen, batch=seen.batch.take(mask), active_mask=active)
                 with note_errors(entry.hook, f"showing the last state, after step {step}"):
                     entry.hook.call_final(seen)
+
+
+__all__ = ["record_final"]

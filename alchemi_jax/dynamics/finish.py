@@ -105,3 +105,6 @@ def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> Non
         )
     if len(new) > 10:
         warnings.warn(f"{len(new) - 10} more systems failed.", RuntimeWarning, stacklevel=4)
+
+
+__all__ = ["finalize", "stress_of", "warn_failed", "with_reason_texts"]

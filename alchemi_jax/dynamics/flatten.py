@@ -49,3 +49,6 @@ def flatten(
                 "step, but their models differ. Pass the same model object to both."
             )
     return flat, inner, inner_codes
+
+
+__all__ = ["flatten"]

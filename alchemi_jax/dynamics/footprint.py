@@ -144,3 +144,6 @@ def _readable(n: float | int) -> str:
             return f"{n:.4g} {unit}"
         n /= 1024
     return f"{n:.4g} GiB"
+
+
+__all__ = ["Capacity", "Footprint", "footprint", "max_batch"]

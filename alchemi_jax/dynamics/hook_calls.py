@@ -155,3 +155,6 @@ def _unless_fresh(carry: StepCarry, old: Any, new: Any) -> Any:
         return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(a) - mask.ndim)), b, a)
 
     return map_by_level(keep, new, old)
+
+
+__all__ = ["SHAPES_FORCES", "StepDispatcher"]

@@ -121,3 +121,14 @@ def nan_on_overflow(state: DynamicsState) -> DynamicsState:
             forces=batch.forces + nan.astype(batch.dtype),
         )
     )
+
+
+__all__ = [
+    "loop",
+    "make_room_for_rows",
+    "nan_on_overflow",
+    "rows_per_step",
+    "should_continue",
+    "steps_of_budget",
+    "unfinished",
+]

@@ -33,3 +33,6 @@ def exp_and_mean(
 def exp(a: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3 3"]:
     """exp(A) of each matrix."""
     return exp_and_mean(a)[0]
+
+
+__all__ = ["exp", "exp_and_mean"]

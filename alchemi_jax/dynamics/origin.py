@@ -104,3 +104,6 @@ def _first(old: dict[str, str], new: dict[str, str]) -> str:
         if before != after:
             return f"{name} was {before} and is {after}"
     return ""
+
+
+__all__ = ["UNKNOWN", "Origin", "difference"]

@@ -73,3 +73,6 @@ if TYPE_CHECKING:
 else:
     # Checked by the type checker alone: at run time a check would evaluate every property at every call.
     Engine = Any
+
+
+__all__ = ["Engine"]

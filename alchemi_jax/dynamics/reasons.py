@@ -67,3 +67,15 @@ def reason_text(groups: Iterable[Group], code: int) -> str:
 
 def _not_finite(field: str) -> str:
     return f"its {field} {'are' if field.endswith('s') and field != 'stress' else 'is'} not finite"
+
+
+__all__ = [
+    "FIELDS",
+    "TOO_DENSE",
+    "TOO_FAR",
+    "field_reason",
+    "hook_field_reason",
+    "hook_reason",
+    "is_numerical",
+    "reason_text",
+]

@@ -302,3 +302,6 @@ def _refill_rows(
 ) -> DynamicsState:
     """`move_rows`, compiled."""
     return move_rows(engine.combine(), state, incoming, plan, list_sizes)
+
+
+__all__ = ["FIRST_SHARE", "LEAST", "MOST", "WAVE", "Traffic", "best_share", "run"]

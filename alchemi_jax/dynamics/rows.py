@@ -213,3 +213,15 @@ def take_rows(tree: Any, plan: RowPlan) -> Any:
     """A tree with fields that declare levels, with its rows moved."""
     index = {"atom": plan.atoms, "system": plan.systems}
     return map_by_level(lambda level, x: x if level == "shared" else x[index[level]], tree)
+
+
+__all__ = [
+    "Capacities",
+    "RowPlan",
+    "capacities",
+    "check_rows_may_move",
+    "move_rows",
+    "pack_incoming",
+    "plan_rows",
+    "take_rows",
+]

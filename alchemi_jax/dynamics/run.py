@@ -128,3 +128,6 @@ def refuse_tracing(engine: Engine, method: str, given: Any) -> None:
 
 def _in_notebook() -> bool:
     return hasattr(builtins, "__IPYTHON__")
+
+
+__all__ = ["advance", "interrupted", "refuse_tracing", "run", "run_batch"]

@@ -376,3 +376,6 @@ class Stream:
             return None
         self._left[rows] = False
         return self.waiting.take(np.array(rows)), self._pairs[rows]
+
+
+__all__ = ["POLICIES", "Sampler", "Stream"]

@@ -128,3 +128,18 @@ def evaluate_fresh(
         state = unsafe_replace(
             state, neighbors=nl.enlarge(state.neighbors, np.asarray(after.neighbors.needs))
         )
+
+
+__all__ = [
+    "Report",
+    "compiled_entry",
+    "compiled_initial_state",
+    "compiled_phases",
+    "compiled_report",
+    "compiled_segment",
+    "evaluate_fresh",
+    "jit_loop",
+    "jit_once",
+    "report_numbers",
+    "run_segment",
+]

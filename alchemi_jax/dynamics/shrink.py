@@ -218,3 +218,6 @@ def merge_back(
         key=after.key,
         **{name: put("system", old, getattr(after, name)) for name, old in flags.items()},
     )
+
+
+__all__ = ["LEAST", "ShrinkingRun", "check", "merge_back", "shrink_room", "shrink_state"]

@@ -51,3 +51,6 @@ STEP: tuple[DynamicsStage | str, ...] = (
     "budgets",
     DynamicsStage.ON_CONVERGE,
 )
+
+
+__all__ = ["STEP", "DynamicsStage"]

@@ -107,3 +107,14 @@ def start_bookkeeping(batch: Batch) -> Batch:
         stress=jnp.full_like(batch.stress, jnp.nan),
         velocities=jnp.where(batch.free_components, batch.velocities, 0),
     )
+
+
+__all__ = [
+    "empty_buffers",
+    "evaluate_first",
+    "evaluate_first_compiled",
+    "init_like",
+    "initial_flags",
+    "initial_state",
+    "start_bookkeeping",
+]

@@ -119,3 +119,6 @@ class StepCarry(eqx.Module):
     def update(self, **fields: Any) -> "StepCarry":
         """The carry with some fields of its state changed."""
         return dataclasses.replace(self, state=dataclasses.replace(self.state, **fields))
+
+
+__all__ = ["FLAGS", "DynamicsState", "StepCarry"]

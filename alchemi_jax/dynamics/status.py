@@ -105,3 +105,6 @@ def waits_for_convergence(engine: Engine, number: int) -> bool:
         if group.codes is None or number in group.codes
         for hook in group.hooks.traced
     )
+
+
+__all__ = ["advance_status", "waits_for_convergence", "within"]

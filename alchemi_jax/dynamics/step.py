@@ -227,3 +227,21 @@ def _update(engine: Engine, carry: StepCarry, update: str) -> StepCarry:
         batch=select(atoms, active, batch, old),
         integrator=select(atoms, active, integrator, state.integrator),
     )
+
+
+__all__ = [
+    "FIRST_EVALUATION",
+    "STEP",
+    "HooksAt",
+    "Phase",
+    "begin",
+    "compute",
+    "end",
+    "make_carry",
+    "post_update",
+    "pre_update",
+    "reads_stress",
+    "run_phases",
+    "separate",
+    "step",
+]

@@ -153,3 +153,19 @@ def _check_own_state(who: str, state: Any, batch: Batch, at: str) -> None:
 @functools.cache
 def _takes_key(algorithm: type, update: str) -> bool:
     return "key" in inspect.signature(getattr(algorithm, update)).parameters
+
+
+__all__ = [
+    "apply_update",
+    "at_atoms",
+    "by_system",
+    "drift",
+    "filled_up",
+    "kick",
+    "normal_noise",
+    "own_state",
+    "per_system_value",
+    "stage_key",
+    "system_keys",
+    "target",
+]

@@ -57,3 +57,6 @@ def remove_com_motion(batch: Batch) -> Batch:
     drift = jnp.where(free, momentum(batch) / jnp.where(free, mass[:, None], 1), 0)
     velocities = batch.velocities - to_atoms(batch, drift)
     return batch.replace(velocities=jnp.where(batch.atom_mask[:, None], velocities, batch.velocities))
+
+
+__all__ = ["initialize_velocities", "remove_com_motion", "to_atoms_speed"]

@@ -92,3 +92,6 @@ def due_at(hook: Any, step_count: Any) -> Bool[Array, ""] | None:
 #: the hook, and whether it is due. After: (context before, context after, number, hook) -> context to keep.
 Before = Callable[[Any, int, TracedHook], tuple[Any, Bool[Array, ""] | None]]
 After = Callable[[Any, Any, int, TracedHook], Any]
+
+
+__all__ = ["After", "Before", "call_traced", "due_at", "make_memory"]

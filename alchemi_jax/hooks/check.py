@@ -65,3 +65,6 @@ def _check_overload(hook: Any, stage: Enum) -> None:
     raise TypeError(
         f"{name_of(hook)} runs on {stage!r}, but none of its __call__ overloads takes a {name_of(stage)}."
     )
+
+
+__all__ = ["MOST_REASONS", "check_hook", "check_stages"]

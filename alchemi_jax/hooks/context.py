@@ -93,3 +93,6 @@ class HookContext(eqx.Module):
     def _unfinished(self, mask: Bool[Array, " systems"]) -> Bool[Array, " systems"]:
         unfinished = jnp.asarray(mask) & (self.batch.outcome == Outcome.RUNNING) & self.batch.system_mask
         return unfinished if self.active_mask is None else unfinished & self.active_mask
+
+
+__all__ = ["HookContext", "SeenBatch"]

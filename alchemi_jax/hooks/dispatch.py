@@ -148,3 +148,6 @@ def all_of(*conditions: Bool[Array, ""] | None) -> Bool[Array, ""] | None:
         if condition is not None:
             out = condition if out is None else out & condition
     return out
+
+
+__all__ = ["Carry", "Dispatcher", "all_of", "dispatch"]

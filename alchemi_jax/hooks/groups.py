@@ -50,3 +50,6 @@ def in_order(groups: tuple[Group, ...], stage: Enum) -> tuple[Group, ...]:
         return float("inf") if group.codes is None else float(len(group.codes))
 
     return tuple(sorted(groups, key=width))
+
+
+__all__ = ["Group", "in_order", "make_groups"]

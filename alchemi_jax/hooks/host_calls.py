@@ -116,3 +116,13 @@ def host_context(ctx: HookContext, meta: Metadata, step: int) -> HookContext:
         active_mask=mask(ctx.active_mask),
         converged_mask=mask(ctx.converged_mask),
     )
+
+
+__all__ = [
+    "call_from_device",
+    "check_deliverable",
+    "host_context",
+    "host_hooks",
+    "refusal",
+    "refuse_transforms",
+]

@@ -74,3 +74,6 @@ def note_errors(hook: Any, when: str) -> Iterator[None]:
     except Exception as e:
         e.add_note(f"raised in hook {name_of(hook)} {when}")
         raise
+
+
+__all__ = ["Openings", "note_errors"]

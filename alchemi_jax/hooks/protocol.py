@@ -144,3 +144,6 @@ class RecordingHook:
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         """Record and write a row: for workflows without buffers."""
         self.write(jax.tree.map(lambda x: np.asarray(x)[None], self.record(ctx)))
+
+
+__all__ = ["Hook", "HookFlags", "RecordingHook", "TracedHook", "flag", "runs_on"]

@@ -189,3 +189,6 @@ def grow(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     if more <= 0:
         return buffer
     return dataclasses.replace(buffer, words=jnp.pad(buffer.words, [(0, more), (0, 0)]))
+
+
+__all__ = ["Layout", "RecordBuffer", "allocate", "append", "grow"]

@@ -233,3 +233,6 @@ def _numbers_as_leaves(hook: TracedHook) -> TracedHook:
     return jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, float | np.ndarray | np.inexact) else x, hook
     )
+
+
+__all__ = ["HookSet", "StaticHook", "StaticRecorder"]

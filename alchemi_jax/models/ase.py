@@ -201,3 +201,6 @@ def _energy_jvp(primals: tuple, tangents: tuple) -> tuple[Float[Array, " systems
         slope = jnp.where(jnp.any(rest["pbc"], axis=-1)[:, None, None], slope, 0)
         change = change + jnp.sum(slope * d_cell, axis=(1, 2))
     return energy, change
+
+
+__all__ = ["ASEModel"]

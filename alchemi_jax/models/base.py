@@ -269,3 +269,6 @@ def cast(model: Any, dtype: Any) -> Any:
         model,
         is_leaf=lambda x: x is None,
     )
+
+
+__all__ = ["AbstractModel", "Results", "SumModel", "cast", "per_volume", "results_of", "strained_gradient"]

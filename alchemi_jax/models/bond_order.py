@@ -239,3 +239,6 @@ def _local(
 @_local.def_jvp
 def _local_jvp(primals: tuple, tangents: tuple) -> tuple:
     return jvp_of(_reference, primals, tangents)
+
+
+__all__ = ["AbstractBondOrder"]

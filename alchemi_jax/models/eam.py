@@ -171,3 +171,6 @@ def _spline(values: np.ndarray) -> Float[Array, "*tables knots 4"]:
 
 def _cubic(c: Float[Array, "*n 4"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
+
+
+__all__ = ["EAM"]

@@ -227,3 +227,16 @@ def check_pairs(model: Any, batch: Batch, name: str, table: Any) -> None:
                     f"{batch.name_of(int(system))}: {type(model).__name__} has no {name} for {_pair(a, b)}; "
                     f"it has {', '.join(table.pairs())}. A pair without interaction must say so, by a zero."
                 )
+
+
+__all__ = [
+    "ByElement",
+    "ByPair",
+    "atomic_number",
+    "by_element",
+    "by_pair",
+    "check_elements",
+    "check_numbers",
+    "check_pairs",
+    "types_of",
+]

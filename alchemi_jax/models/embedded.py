@@ -113,3 +113,6 @@ def _virial_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Fl
     x, y, z = d
     fx, fy, fz = _force_terms(model, d, a, b)
     return fx, fy, fz, fx * x, fy * y, fz * z, fy * z, fx * z, fx * y
+
+
+__all__ = ["AbstractEmbedded", "virial"]

@@ -153,3 +153,6 @@ class EMT(AbstractEmbedded):
 
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "parameters", self._numbers)
+
+
+__all__ = ["EMT", "PARAMETERS"]

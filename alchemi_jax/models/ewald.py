@@ -210,3 +210,6 @@ class _Waves(AbstractModel):
         own = self.alpha / math.sqrt(math.pi) * sum_by_system(batch, q * q)
         background = math.pi / (2 * self.alpha**2) * sum_by_system(batch, q) ** 2 / size
         return COULOMB * (2 * math.pi / size * waves - own - background)
+
+
+__all__ = ["Ewald"]

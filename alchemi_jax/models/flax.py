@@ -41,3 +41,6 @@ class FlaxModel(AbstractModel):
         if not isinstance(energy, jax.Array):
             raise TypeError(f"{type(self.module).__name__} must return an array, the energies.")
         return energy
+
+
+__all__ = ["FlaxModel"]

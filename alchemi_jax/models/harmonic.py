@@ -56,3 +56,6 @@ class HarmonicModel(AbstractModel):
         k = _padded(self.k.astype(batch.dtype), batch.system_capacity)
         d = batch.positions - center
         return k / 2 * sum_by_system(batch, jnp.sum(d * d, axis=-1))
+
+
+__all__ = ["HarmonicModel"]

@@ -92,3 +92,6 @@ def jvp_of(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple:
     moving = eqx.filter(tuple(primals), moves)
     rest = eqx.filter(tuple(primals), moves, inverse=True)
     return jax.jvp(lambda m: f(*eqx.combine(m, rest)), (moving,), (tuple(tangents),))
+
+
+__all__ = ["Coordinates", "Terms", "coordinates", "extend", "jvp_of", "neighbor_sums"]

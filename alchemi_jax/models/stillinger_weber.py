@@ -109,3 +109,6 @@ class StillingerWeber(AbstractBondOrder):
                 f"StillingerWeber: a sigma, {float(self.a) * float(self.sigma):.4f} Å, is beyond the cutoff "
                 f"of {self.cutoff:.4f} Å; give a cutoff that is as long."
             )
+
+
+__all__ = ["StillingerWeber"]

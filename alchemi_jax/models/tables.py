@@ -162,3 +162,6 @@ def read_setfl(path: Path, by_pair: bool) -> EAMTables:
             pair[i, j] = pair[j, i] = words.table(n_distance)
     words.end()
     return EAMTables(tuple(elements), np.array(embedding), density, pair, density_step, distance_step, cutoff)
+
+
+__all__ = ["EAMTables", "form_of", "read_funcfl", "read_setfl"]

@@ -83,3 +83,6 @@ def unbuilt_list(
         return None
     sizes = guess_sizes(batch, r.cutoff, r.skin, builder=builder, waiting=waiting, edges=r.edges)
     return empty_list(batch, r.cutoff, r.skin, sizes, r.reverse_edges)
+
+
+__all__ = ["allocate", "unbuilt_list", "update_with_room"]

@@ -168,3 +168,6 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
         builds=neighbors.builds + 1,
         built=jnp.ones((), bool),
     )
+
+
+__all__ = ["build", "empty_list", "enlarge", "resized"]

@@ -50,3 +50,6 @@ class EdgeList(eqx.Module):
         vectors = jnp.where(self.mask[:, None], sender - batch.positions[i], far[None])
         # NaN, so that missing edges cannot go unnoticed.
         return vectors + jnp.where(self.overflow, jnp.nan, 0).astype(batch.dtype)
+
+
+__all__ = ["EdgeList"]

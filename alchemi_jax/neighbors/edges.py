@@ -128,3 +128,6 @@ def _compact(
         place = place + jnp.where(up, half, 0)
     mask = jnp.arange(capacity) < end[-1]
     return jnp.minimum(word * _WORD + place, slots - 1), atom, mask, end[-1] > capacity
+
+
+__all__ = ["edge_capacity", "edge_list"]

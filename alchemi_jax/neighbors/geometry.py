@@ -79,3 +79,6 @@ def times_matrices(
     """Row vectors, one row per coordinate, times the matrix of their system; padding takes the last one."""
     rows = jnp.take(matrices.reshape(-1, 9), system, axis=0, mode="clip").T.reshape(3, 3, -1)
     return vectors[:1] * rows[0] + vectors[1:2] * rows[1] + vectors[2:] * rows[2]
+
+
+__all__ = ["face_distances", "gather_columns", "inverse", "times_matrices", "working_cell"]

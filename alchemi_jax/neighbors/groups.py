@@ -194,3 +194,6 @@ def _fill(split: _Split, runs: _Runs, order: Int[Array, " places"] | None, capac
         place = jnp.take(order, place, mode="clip")
     place = jnp.where(number < count[None], place, -1)
     return Groups(split.atoms, place, count, split.place, (largest_of(count), split.needed))
+
+
+__all__ = ["ROWS", "WORD", "Groups", "brute_force", "cell_list", "group_capacity"]

@@ -164,3 +164,6 @@ def _divide(
     """Quotient and remainder of small positive integers, through floats: their division is vectorized."""
     quotient = jnp.floor((number.astype(jnp.float32) + 0.5) / divisor.astype(jnp.float32)).astype(jnp.int32)
     return quotient, number - quotient * divisor
+
+
+__all__ = ["Images", "find_images", "no_images", "place_of"]

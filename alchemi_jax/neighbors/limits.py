@@ -109,3 +109,6 @@ def too_dense(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     periodic = jnp.any(batch.pbc, axis=-1) & batch.system_mask
     # What is not finite is found where energies are checked.
     return periodic & ((near > slots) | (everyone > min(places, MOST))) & jnp.isfinite(everyone)
+
+
+__all__ = ["check_needs", "check_sizes", "excess", "memory", "too_dense"]

@@ -212,3 +212,17 @@ def pair_vectors(
     n = batch.atom_capacity
     x, y, z = (c[neighbors.index] - c[None, :n] for c in extended_coordinates(batch, neighbors))
     return x, y, z, x * x + y * y + z * z <= neighbors.cutoff**2
+
+
+__all__ = [
+    "ALL_PAIRS",
+    "FAR",
+    "ListSizes",
+    "NeighborList",
+    "extended_coordinates",
+    "extended_positions",
+    "far_place",
+    "lattice_offset",
+    "owners",
+    "pair_vectors",
+]

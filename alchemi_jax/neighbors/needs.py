@@ -35,3 +35,6 @@ class Needs:
         """The needs of several batches, one after another."""
         names = [f.name for f in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+__all__ = ["Needs"]

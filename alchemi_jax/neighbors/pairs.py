@@ -211,3 +211,6 @@ def list_at_once(
         bits = jnp.where(above, bits >> jnp.uint32(1 << k), low)
     group = jnp.broadcast_to((groups.place // rows)[None], before.shape)
     return _place_of(groups, last * WORD + bit, group, slot < found[None], far), found
+
+
+__all__ = ["Hits", "list_at_once", "list_pairs"]

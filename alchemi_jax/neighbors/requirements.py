@@ -27,3 +27,6 @@ class Requirements:
         positive_length("skin", zero=True)(self.skin)
         if self.reverse_edges and not self.edges:
             object.__setattr__(self, "edges", True)
+
+
+__all__ = ["Requirements"]

@@ -52,3 +52,6 @@ def count_upto(ascending: Int[Array, " n"], limits: Int[Array, "*m"]) -> Int[Arr
         return jnp.where((more <= n) & (number <= limits), more, count)
 
     return jax.lax.fori_loop(0, bits, decide, jnp.zeros(limits.shape, jnp.int32))
+
+
+__all__ = ["MOST", "count_upto", "running_sum", "scan_with"]

@@ -176,3 +176,6 @@ def grow(sizes: ListSizes, needs: Int[np.ndarray, " sizes"]) -> ListSizes:
     old = dataclasses.astuple(sizes)
     new = [round_up(int(n * 1.1) + 1, 8) if n > h else h for n, h in zip(needs.tolist(), old, strict=True)]
     return ListSizes(*new)
+
+
+__all__ = ["check_growth", "grow", "guess_sizes", "list_needs"]

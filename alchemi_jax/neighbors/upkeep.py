@@ -110,3 +110,6 @@ def _renew_edges(batch: Batch, neighbors: NeighborList, old: EdgeList) -> Neighb
     before = jnp.where(neighbors.overflow, neighbors.needs[-1], 0)
     needs = jnp.concatenate([neighbors.needs[:-1], jnp.maximum(edges.needed, before)[None]])
     return dataclasses.replace(neighbors, edges=edges, needs=needs, overflow=edges.overflow)
+
+
+__all__ = ["due", "may_be_due", "offsets_outdated", "update"]

@@ -87,3 +87,6 @@ def find_pairs(
     place = jnp.sort(jnp.where(used & (place >= 0), place, last), axis=0)
     far = len(images.source) + batch.atom_capacity
     return jnp.minimum(place, far), jnp.where(batch.atom_mask, found, 0), tried.max()
+
+
+__all__ = ["find_pairs", "load"]

@@ -72,3 +72,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+
+
+__all__ = ["CLUSTER_SIZES", "CRYSTALS", "LATTICE", "cluster", "crystal", "main", "mixed", "sample_set"]

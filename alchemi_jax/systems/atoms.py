@@ -269,3 +269,6 @@ def _known_results(atoms: Atoms) -> dict[str, Any]:
         values = np.asarray(known["stress"], float)
         known["stress"] = values.reshape(3, 3) if values.size == 9 else voigt_6_to_full_3x3_stress(values)
     return known
+
+
+__all__ = ["AtomicData"]

@@ -318,3 +318,6 @@ def as_batch(systems: Any, dtype: Any = None) -> Batch:
             raise ValueError(f"systems are ase.Atoms or AtomicData; entry {i} is a {type(entry).__name__}.")
         data.append(entry)
     return Batch.from_data_list(data, dtype)
+
+
+__all__ = ["Batch", "Metadata", "SystemMeta", "as_batch"]

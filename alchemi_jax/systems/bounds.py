@@ -45,3 +45,6 @@ def check_positions(name: str, positions: Float[np.ndarray, "atoms 3"], dtype: A
             "structure near the origin (atoms.positions -= atoms.positions.mean(0), or atoms.wrap())"
             + (", or use dtype='float64'." if np.dtype(dtype).itemsize < 8 else ".")
         )
+
+
+__all__ = ["check_positions", "furthest", "furthest_start"]

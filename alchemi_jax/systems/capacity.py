@@ -104,3 +104,14 @@ def float_dtype(dtype: Any) -> np.dtype:
             "before the first array is made, or set JAX_ENABLE_X64=1."
         )
     return wanted
+
+
+__all__ = [
+    "Capacities",
+    "batch_capacities",
+    "check_precision",
+    "float_dtype",
+    "round_up",
+    "sizes_per_octave",
+    "widths_per_octave",
+]

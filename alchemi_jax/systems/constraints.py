@@ -80,3 +80,6 @@ def refusal(name: str, constraints: tuple) -> str:
         f"FixCartesian do. {'Instead, ' + advice + '. ' if advice else ''}"
         "Batch.from_ase(..., constraints='drop') leaves it out."
     )
+
+
+__all__ = ["fixed_by", "refusal", "to_constraints"]

@@ -263,3 +263,6 @@ def _fitted(who: str, key: str, value: Any, old: Any) -> Any:
 def _count(atoms: Any, number: Callable[[Any], Any]) -> Any:
     """The sum over the systems of a number that depends on their atoms; on the host if it can be."""
     return number(atoms).sum() if is_traced(atoms) else int(number(jax.device_get(atoms)).sum())
+
+
+__all__ = ["A", "AbstractBatch"]

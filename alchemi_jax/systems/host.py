@@ -336,3 +336,6 @@ def matching_meta(host: HostBatch, like: AbstractBatch) -> Metadata:
             )
         rows.append(row)
     return like.meta.of_rows(np.array(rows, int))
+
+
+__all__ = ["HostBatch", "System", "matching_meta", "select_rows", "summary"]

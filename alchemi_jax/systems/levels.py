@@ -178,3 +178,21 @@ def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"
             mask = masks[level]
             changed[name] = jax.tree.map(lambda x, y, mask=mask: _where(mask, x, y), a, b)
     return dataclasses.replace(new, **changed) if changed else new  # pyright: ignore
+
+
+__all__ = [
+    "Data",
+    "Level",
+    "PerAtom",
+    "PerSystem",
+    "atom_rows",
+    "check_levels",
+    "level_fields",
+    "map_by_level",
+    "per_atom",
+    "per_system",
+    "select",
+    "unsafe_make",
+    "unsafe_replace",
+    "without_arrays",
+]

@@ -78,3 +78,6 @@ def as_metadata(meta: Any) -> Metadata:
     if isinstance(meta, Metadata):
         return meta
     return EMPTY if meta is None else Metadata(meta)
+
+
+__all__ = ["EMPTY", "Metadata", "SystemMeta", "as_metadata"]

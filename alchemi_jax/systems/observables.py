@@ -124,3 +124,21 @@ def density(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Mass over volume, g/cm³; NaN unless periodic in all directions."""
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))
     return _per_volume(batch, mass) * DENSITY
+
+
+__all__ = [
+    "degrees_of_freedom",
+    "density",
+    "enthalpy",
+    "fmax",
+    "force_norms",
+    "kinetic_energy",
+    "kinetic_stress",
+    "kinetic_tensor",
+    "momentum",
+    "moves_as_whole",
+    "pressure",
+    "stress",
+    "temperature",
+    "volume",
+]

@@ -40,3 +40,6 @@ def outcome_from_flags(converged: Any, failed: Any) -> Int[np.ndarray, "*systems
     """Outcomes from flags, for files that were written without outcomes."""
     known = np.where(np.asarray(converged), Outcome.CONVERGED, Outcome.RUNNING)
     return np.where(np.asarray(failed), Outcome.FAILED, known).astype(np.int32)
+
+
+__all__ = ["BY_TEXT", "Outcome", "outcome_from_flags"]

@@ -134,3 +134,6 @@ def unpack(host: AbstractBatch[np.ndarray], system: int) -> AtomicData:
         constraints=meta.constraints,
         name=meta.name,
     )
+
+
+__all__ = ["pack", "unpack"]

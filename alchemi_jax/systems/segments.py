@@ -134,3 +134,16 @@ def any_of(values: Bool[Array, " n"]) -> Bool[Array, ""]:
 def any_by_system(batch: AbstractBatch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
     """For each system whether the value of any of its atoms is True."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0
+
+
+__all__ = [
+    "any_by_system",
+    "any_of",
+    "largest_of",
+    "max_by_system",
+    "number_in_system",
+    "row_index",
+    "sum_by_system",
+    "to_atoms",
+    "use_rows",
+]

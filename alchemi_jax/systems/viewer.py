@@ -74,3 +74,6 @@ def _py3dmol() -> Any:
     except ImportError:
         raise ImportError("view needs py3Dmol: pip install py3Dmol.") from None
     return py3Dmol
+
+
+__all__ = ["draw_frames", "draw_structures"]

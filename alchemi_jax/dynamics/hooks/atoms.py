@@ -111,3 +111,6 @@ class WrapPeriodicHook(TracedHook):
         # Not a bit of an atom inside the cell changes.
         outside = jnp.any(shift != 0, axis=1, keepdims=True)
         return ctx.with_batch(positions=jnp.where(outside, batch.positions - moved, batch.positions))
+
+
+__all__ = ["FreezeAtomsHook", "WrapPeriodicHook"]

@@ -112,3 +112,6 @@ class BiasedPotentialHook(TracedHook):
             # NaN, where there is no stress, remains NaN.
             stress=batch.stress + per_volume(batch, virial),
         )
+
+
+__all__ = ["BiasedPotentialHook", "MaxForceClampHook"]

@@ -103,3 +103,6 @@ class LivePlotHook:
 
     def __repr__(self) -> str:
         return f"LivePlotHook({self.label!r}, frequency={self.frequency})"
+
+
+__all__ = ["LivePlotHook"]

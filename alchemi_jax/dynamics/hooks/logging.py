@@ -147,3 +147,6 @@ class LoggingHook(RecordingHook):
     def __exit__(self, *exc: Any) -> None:
         if hasattr(self.writer, "close"):
             self.writer.close()
+
+
+__all__ = ["COLUMNS", "LoggingHook"]

@@ -108,3 +108,6 @@ class EnergyDriftMonitorHook(TracedHook):
         if self.threshold is None:
             return ctx
         return ctx.fail(jnp.abs(now) > self.threshold)
+
+
+__all__ = ["Drift", "EnergyDriftMonitorHook", "NaNDetectorHook"]

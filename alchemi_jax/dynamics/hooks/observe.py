@@ -173,3 +173,6 @@ def _progress_bar() -> Any:
         from tqdm.auto import tqdm
 
     return tqdm
+
+
+__all__ = ["CallbackHook", "ObservableHook", "ProgressHook"]

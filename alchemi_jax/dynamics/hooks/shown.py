@@ -37,3 +37,6 @@ class Shown:
         """[systems] Those that were not shown after so many steps."""
         pairs = zip(np.asarray(system_id).tolist(), np.asarray(steps_taken).tolist(), strict=True)
         return np.array([self._steps.get(i) != n for i, n in pairs], bool)
+
+
+__all__ = ["Shown", "completed_steps"]

@@ -109,3 +109,6 @@ class ConvergedSnapshotHook(SnapshotHook):
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         self.sink.write(ctx.batch, ctx.converged_mask)
+
+
+__all__ = ["ConvergedSnapshotHook", "SnapshotHook", "check_sink"]

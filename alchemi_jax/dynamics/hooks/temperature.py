@@ -245,3 +245,6 @@ class ReplicaExchangeHook(TracedHook):
             attempted=memory.attempted + tried.sum(0, dtype=jnp.int32),
             accepted=memory.accepted + accepted.sum(0, dtype=jnp.int32),
         )
+
+
+__all__ = ["Exchange", "PressureScheduleHook", "Ramp", "ReplicaExchangeHook", "TemperatureScheduleHook"]

@@ -140,3 +140,6 @@ class ProfilerHook:
 
     def __repr__(self) -> str:
         return f"ProfilerHook({str(self.folder)!r}, frequency={self.frequency})"
+
+
+__all__ = ["ProfilerHook", "StageTimingHook"]

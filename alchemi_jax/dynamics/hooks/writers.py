@@ -158,3 +158,6 @@ class TensorBoardWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+__all__ = ["CSVWriter", "Table", "TensorBoardWriter", "Writer"]

@@ -144,3 +144,20 @@ def _allowed(tensor: Float[Array, "systems 3 3"], shape: str) -> Float[Array, "s
     if shape == "anisotropic":
         return tensor * jnp.eye(3, dtype=tensor.dtype)[None]
     return (tensor + tensor.swapaxes(1, 2)) / 2
+
+
+__all__ = [
+    "SHAPES",
+    "Barostat",
+    "barostat_energy",
+    "barostat_mass",
+    "check_periodic",
+    "count_parts",
+    "drift",
+    "kick",
+    "new_barostat",
+    "push_cell",
+    "scale_rate",
+    "twice_kinetic",
+    "twice_kinetic_of_parts",
+]

@@ -107,3 +107,6 @@ def _noise(
         return jax.random.normal(a, dtype=batch.dtype), jnp.where(others > 0, squares, 0)
 
     return jax.vmap(draw)(system_keys(batch, key), count - 1)
+
+
+__all__ = ["BussiState", "NVTBussi"]

@@ -91,3 +91,6 @@ def advance_chain(
         for k in range(links):
             xi[k] = pull(k, h)
     return scale, Chain(jnp.stack(xi, axis=-1), heat, chain.count)
+
+
+__all__ = ["Chain", "advance_chain", "chain_energy", "inertia", "new_chain", "scale_chain"]

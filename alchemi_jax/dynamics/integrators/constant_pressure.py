@@ -228,3 +228,6 @@ def _after(engine: Any, batch: Batch, barostat: Barostat) -> tuple[Batch, Barost
 def _push_cell(engine: Any, batch: Batch, barostat: Barostat, dt: Float[Array, " systems"]) -> Barostat:
     mass = cells.barostat_mass(batch, barostat, engine.temperature, engine.barostat_time)
     return cells.push_cell(batch, barostat, mass, engine.pressure, engine.cell, dt)
+
+
+__all__ = ["NPH", "NPT"]

@@ -68,3 +68,6 @@ class NVTLangevin(AbstractDynamics):
 
     def post_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         return kick(batch, self.dt / 2), state
+
+
+__all__ = ["NVTLangevin"]

@@ -91,3 +91,6 @@ class NVTNoseHoover(AbstractDynamics):
         double, dt = 2 * kinetic_energy(batch), by_system(batch, self.dt / 2)
         scale, state = advance_chain(state, self._inertia(batch, state), double, kt, dt)
         return batch.replace(velocities=batch.velocities * at_atoms(batch, scale)), state
+
+
+__all__ = ["NVTNoseHoover"]

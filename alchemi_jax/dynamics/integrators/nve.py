@@ -46,3 +46,6 @@ class NVE(AbstractDynamics):
 
     def post_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         return kick(batch, self.dt / 2), state
+
+
+__all__ = ["NVE"]

@@ -135,3 +135,6 @@ def _update_hessian(
     ys, sbs = jnp.where(enough, ys, 1), jnp.where(enough, sbs, 1)
     change = jnp.outer(y, y) / ys - jnp.outer(bs, bs) / sbs
     return jnp.where(enough, hessian + change, hessian)
+
+
+__all__ = ["BFGS", "BFGSState"]

@@ -156,3 +156,20 @@ def as_mask(value: Any) -> tuple:
             f"mask must have six entries (xx, yy, zz, yz, xz, xy) or three by three, not {len(rows)}."
         )
     return tuple(tuple(rows[3 * k : 3 * k + 3]) for k in range(3))
+
+
+__all__ = [
+    "CellPart",
+    "Vector",
+    "as_mask",
+    "cut_by_atom",
+    "deform",
+    "dots",
+    "generalized_forces",
+    "largest_atom",
+    "new_cell_part",
+    "shortening_factor",
+    "squared_sum",
+    "stress_to_relax",
+    "weighted_sum",
+]

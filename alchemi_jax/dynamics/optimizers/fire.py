@@ -119,3 +119,6 @@ class FIRE(AbstractDynamics):
         velocity = weighted_sum(batch, (keep, velocity), (pull, force))
         move = weighted_sum(batch, (dt * shortening_factor(batch, moved, self.max_step), velocity))
         return FIREState(velocity.atoms, dt, alpha, downhill), velocity, move
+
+
+__all__ = ["FIRE", "FIREState", "new_state"]

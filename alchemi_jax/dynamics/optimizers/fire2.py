@@ -104,3 +104,6 @@ class FIRE2(AbstractDynamics):
         )
         onward = weighted_sum(batch, (jnp.where(back, 0, 1).astype(batch.dtype), onward))
         return FIREState(onward.atoms, dt, alpha, downhill), onward, move
+
+
+__all__ = ["FIRE2"]

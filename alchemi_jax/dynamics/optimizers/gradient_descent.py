@@ -44,3 +44,6 @@ class GradientDescent(AbstractDynamics):
     def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         step = cut_by_atom(batch, at_atoms(batch, self.rate) * batch.forces, self.max_step)
         return batch.replace(positions=batch.positions + step), state
+
+
+__all__ = ["GradientDescent"]

@@ -154,3 +154,6 @@ def _over_used(
 
 def _dot(a: Float[Array, "atoms 3"], b: Float[Array, "atoms 3"]) -> Float[Array, " atoms"]:
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+__all__ = ["LBFGS", "LBFGSState"]

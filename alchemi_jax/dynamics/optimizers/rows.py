@@ -19,3 +19,6 @@ def from_rows(batch: Batch, rows: Float[Array, "systems largest 3"]) -> Float[Ar
     flat = jnp.minimum(batch.batch_idx, batch.system_capacity - 1) * batch.largest + local
     values = jnp.take(rows.reshape(-1, 3), flat, axis=0, mode="clip")
     return jnp.where(batch.atom_mask[:, None], values, 0)
+
+
+__all__ = ["from_rows", "to_rows"]

@@ -77,3 +77,6 @@ class OptaxOptimizer(AbstractDynamics):
         step, inner = jax.vmap(update)(*rows)
         step = jnp.where(batch.free_components, from_rows(batch, step), 0)
         return batch.replace(positions=batch.positions + step), OptaxState(inner)
+
+
+__all__ = ["OptaxOptimizer", "OptaxState"]

@@ -119,3 +119,6 @@ class FIRE2VariableCell(AbstractVariableCell, FIRE2):
     Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020); coordinates:
     `ase.filters.FrechetCellFilter`.
     """
+
+
+__all__ = ["AbstractVariableCell", "FIRE2VariableCell", "FIREVariableCell"]
