@@ -416,4 +416,4 @@ def test_an_engine_reads_like_a_methods_section(lj):
         "hydrostatic=True",
     ):
         assert part in text
-    assert "memory=100, curvature=70, damping=1, max_step=0.2" in repr(LBFGS(model=lj))
+    assert "memory=20, curvature=70, damping=1, max_step=0.2" in repr(LBFGS(model=lj))
