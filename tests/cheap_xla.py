@@ -3,8 +3,9 @@
 Nearly all the time of the tests is compiling. With these options it takes a fifth of the time with jax 0.10.1
 and half of it with 0.12. The code is slower, three to four times in pair loops, and may differ in the last
 digits. So tests that compare bits are compiled as users compile: those with the mark `full_xla`, and those
-whose text, or the text of a helper or a fixture of theirs, has one of `WORDS`. `pytest --full-xla` compiles
-everything so.
+whose text, or the text of a helper or a fixture of theirs, has one of `WORDS`, unless they have the mark
+`cheap_xla`: what they compare exactly (counts, copies, names) would be as equal with other options. Tests
+that run longer than they compile have the mark `full_xla`, too. `pytest --full-xla` compiles everything so.
 """
 
 import contextlib
@@ -80,6 +81,8 @@ def needs_full_xla(item) -> bool:
     """Whether a test is compiled as users compile."""
     if item.get_closest_marker("full_xla") or item.config.getoption("--full-xla"):
         return True
+    if item.get_closest_marker("cheap_xla"):
+        return False
     function = getattr(item, "function", None)
     if function is None:
         return True

@@ -146,6 +146,7 @@ def test_clamp(batch):
         MaxForceClampHook(limit=-1.0)
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize(
     "atoms",
     [[0, 4], np.arange(9) % 4 == 0, lambda b: jnp.arange(b.atom_capacity) % 4 == 0],
@@ -525,6 +526,7 @@ def test_host_hooks_are_refused_under_vmap_and_grad(batch):
         eqx.filter_vmap(loop, in_axes=(0, None))(each, 3)
 
 
+@pytest.mark.cheap_xla
 def test_two_engines_share_a_hook_object(batch):
     """Memories are in the states, not in the hooks; a run that goes on continues them."""
     hook = EnergyDriftMonitorHook()

@@ -38,7 +38,8 @@ def end(process, number):
     _, error = process.communicate(timeout=60)
     assert "Traceback" not in error
     assert "feature" not in error
-    return process.returncode, error.strip().splitlines()[-1]
+    lines = [line for line in error.strip().splitlines() if not line.startswith("import time:")]
+    return process.returncode, lines[-1]
 
 
 @pytest.fixture

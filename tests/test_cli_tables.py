@@ -35,6 +35,9 @@ def test_engines_of_flags(lj):
     assert type(engine_of(settings("relax", "--optimizer", "lbfgs"), lj)) is LBFGS
     engine = engine_of(settings("md", "--ensemble", "nve", "--temperature", "9", "--relax", "0.1"), lj)
     assert type(engine.parts[1]) is NVE
+    assert float(engine.parts[1].temperature) == 9, "of the velocities after the relaxation"
+    engine = engine_of(settings("md", "--ensemble", "nve", "--temperature", "9"), lj)
+    assert engine.temperature is None, "structures that move keep their velocities"
 
 
 def test_columns_of_the_log(tmp_path):

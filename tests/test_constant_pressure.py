@@ -33,6 +33,7 @@ CONSERVING = {
 }
 
 
+@pytest.mark.full_xla
 @pytest.mark.parametrize("kind", CONSERVING)
 def test_extended_energy_error_falls_as_dt_squared(argon, kind):
     """Over the same time: the exponent from four time steps is 2.0 within 0.1, and nothing drifts."""
@@ -80,6 +81,7 @@ def test_nve_conserves_potential_and_kinetic_energy(argon):
     np.testing.assert_array_equal(engine.conserved_energy(state), expected)
 
 
+@pytest.mark.full_xla
 def test_fixed_atoms_keep_their_place_in_a_cell_that_moves():
     """And the extended energy is conserved with them, with 3 degrees of freedom for each other atom."""
     atoms = crystal(0, 2, 0.1, 5.32)
@@ -103,6 +105,7 @@ def test_fixed_atoms_keep_their_place_in_a_cell_that_moves():
 # -- ensembles -------------------------------------------------------------------------------------
 
 
+@pytest.mark.full_xla
 @pytest.mark.parametrize(
     "cell", ["isotropic", *(pytest.param(c, marks=pytest.mark.long) for c in ("anisotropic", "flexible"))]
 )
@@ -130,6 +133,7 @@ def test_npt_has_temperature_pressure_and_compressibility(cell):
         assert not agrees(yielded - factor * predicted, 0.0, 9)
 
 
+@pytest.mark.full_xla
 def test_parameters_of_each_system_are_its_own(argon):
     """A batch with parameters per system against batches with one value of each."""
     pick = np.arange(16) % 2

@@ -115,6 +115,7 @@ def test_edges_under_vmap_equal_a_loop():
             np.testing.assert_allclose(b[i], a, atol=1e-12)
 
 
+@pytest.mark.cheap_xla
 def test_each_edge_knows_its_reverse(case):
     """Also in cells of one atom, where an atom is its own neighbor many times."""
     _, batch, _ = case

@@ -121,6 +121,7 @@ def test_my_hook_and_print_fmax(batch, capsys):
     assert len(lines) == 6
 
 
+@pytest.mark.cheap_xla
 def test_step_timer(batch, capsys):
     run(batch, StepTimerHook())
     lines = capsys.readouterr().out.splitlines()

@@ -15,7 +15,7 @@ import alchemi_jax.dynamics
 import alchemi_jax.dynamics.hooks as hooks
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import AbstractDynamics, initialize_velocities
-from alchemi_jax.hooks import TracedHook
+from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models import AbstractModel, HarmonicModel
 from alchemi_jax.systems.observables import kinetic_energy, volume
 from alchemi_jax.systems.segments import sum_by_system
@@ -250,3 +250,44 @@ class _Well(AbstractModel):
 
     def energy(self, batch, neighbors):
         return sum_by_system(batch, jnp.sum(self.stiff[None] * batch.positions**2, axis=1)) / 2
+
+
+# -- convergence of cells --------------------------------------------------------------------------
+
+
+def judged(hook, engine, stress, scale=1.0):
+    """Whether crystals without forces, with these stresses (eV/Å³), are converged."""
+    atoms = [Atoms("Ar4", np.eye(4)[:, :3], cell=[4.0 * scale] * 3, pbc=True) for _ in stress]
+    batch = Batch.from_ase(atoms, system_capacity=len(atoms))
+    tensor = jnp.asarray(stress)[:, None, None] * jnp.eye(3)[None]
+    batch = batch.replace(stress=tensor, forces=jnp.zeros_like(batch.forces), energy=jnp.zeros(len(atoms)))
+    ctx = HookContext(
+        batch=batch, workflow=engine, active_mask=batch.system_mask, step_count=0, memory=hook.init(batch)
+    )
+    return (np.asarray(hook(ctx, hook.stage).batch.status) == 1).tolist()
+
+
+def test_forces_that_vanish_by_symmetry_are_no_convergence_of_a_cell():
+    """Every criterion on forces asks the stress, too, by two bounds: 0.1 GPa, and ASE's force on the cell."""
+    relax, still = engine("FIREVariableCell"), engine("FIRE")
+    stresses = [0.1, -0.1, 7e-4, -5e-4, 0.0]
+    for hook in (
+        hooks.ConvergenceHook(),
+        hooks.ConvergenceHook.from_fmax(0.05),
+        hooks.ConvergenceHook.from_forces(0.05),
+        hooks.ConvergenceHook.from_fmax(0.01),
+    ):
+        assert judged(hook, relax, stresses) == [False, False, False, True, True], hook
+        assert judged(hook, still, stresses) == [True] * 5
+        assert judged(hook, relax + engine("NVE"), stresses) == [False, False, False, True, True]
+    # V stress/atoms is 16 Å³ times the stress here, and 2000 Å³ in a cell five times as wide.
+    assert judged(hooks.ConvergenceHook.from_fmax(0.01), relax, [5e-4]) == [True]
+    assert judged(hooks.ConvergenceHook.from_fmax(0.005), relax, [5e-4]) == [False]
+    assert judged(hooks.ConvergenceHook.from_fmax(0.05), relax, [5e-4], scale=5.0) == [False]
+    # What the user says counts: no stress, or another bound.
+    assert judged(hooks.ConvergenceHook.from_fmax(0.01, cell=False), relax, [0.1]) == [True]
+    both = [{"key": "fmax", "threshold": 0.01}, {"key": "smax", "threshold": 0.2}]
+    assert judged(hooks.ConvergenceHook(both), relax, [0.1, 0.3]) == [True, False]
+    # An external pressure is what balances.
+    squeezed = engine("FIREVariableCell", scalar_pressure=0.1 / GPA)
+    assert judged(hooks.ConvergenceHook.from_fmax(0.05), squeezed, [-0.1, 0.0]) == [True, False]

@@ -53,6 +53,7 @@ def test_velocities_are_maxwell_boltzmann_and_the_centre_of_mass_rests():
     np.testing.assert_allclose((rows**2).mean(axis=(0, 2)), expected, rtol=NORMAL * np.sqrt(2 / 1200))
 
 
+@pytest.mark.cheap_xla
 def test_velocities_depend_on_key_and_system_id_alone():
     a, b = cluster(0, 5), cluster(1, 3)
     fixed = cluster(2, 6)
@@ -179,6 +180,7 @@ def test_bussi_has_the_canonical_kinetic_energy():
 # -- Nosé-Hoover -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full_xla
 def test_nose_hoover_has_the_canonical_kinetic_energy(argon):
     """2K/kT is chi² of 93: its distribution (Kolmogorov-Smirnov of samples 480 fs apart, 1e-4 / 3), its mean
     and its variance (between sixteen independent systems)."""
@@ -214,6 +216,7 @@ def test_schedules_reach_thermostat_and_barostat():
     assert abs(np.asarray(rows["pressure"])[80:, :4].mean() - 0.5) < 0.1
 
 
+@pytest.mark.cheap_xla
 def test_vmap_equals_a_loop_and_numbers_do_not_recompile(compilations):
     batch = initialize_velocities(Batch.from_ase([cluster(0, 4), cluster(1, 3)]), 300.0)
     for make in (

@@ -291,6 +291,7 @@ def test_n_steps_are_k_and_then_the_rest(cell_engine, lj, crystals):
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.cheap_xla
 def test_masks_and_volumes(short, crystals):
     """What a mask holds stays, bit for bit; hydrostatic changes no shape."""
     batch = Batch.from_ase(crystals)
@@ -306,6 +307,7 @@ def test_masks_and_volumes(short, crystals):
 # -- convergence, pressures ------------------------------------------------------------------------
 
 
+@pytest.mark.cheap_xla
 def test_default_convergence_asks_forces_and_stress(cell_engine, short):
     """In a perfect crystal forces are zero from the start, so only the stress keeps it going."""
     perfect = Batch.from_ase([crystal(0, 1, 0.0, a) for a in (5.1, 5.2, 5.3, 5.25, 5.35, 5.15)])
@@ -326,6 +328,7 @@ def test_default_convergence_asks_forces_and_stress(cell_engine, short):
     assert "where the cell is relaxed" in repr(ConvergenceHook())
 
 
+@pytest.mark.cheap_xla
 def test_pressures_by_schedule_by_vmap_and_without_compiling(cell_engine, crystals, squeezed, compilations):
     """A ramp ends at the volume of its last pressure; a sweep equals runs; numbers are leaves."""
     batch = Batch.from_ase(crystals)
@@ -413,4 +416,4 @@ def test_an_engine_reads_like_a_methods_section(lj):
         "hydrostatic=True",
     ):
         assert part in text
-    assert "memory=100, curvature=70, damping=1, max_step=0.2" in repr(LBFGS(model=lj))
+    assert "memory=20, curvature=70, damping=1, max_step=0.2" in repr(LBFGS(model=lj))

@@ -236,6 +236,7 @@ def test_outcomes_say_how_a_run_ended():
     assert Outcome.OUT_OF_STEPS.text == "out of steps"
 
 
+@pytest.mark.cheap_xla
 def test_whoever_has_converged_takes_no_step():
     """Not a bit moves, ON_CONVERGE sees it in the first step, and the loop ends; alone and beside others."""
     seen = []

@@ -152,6 +152,7 @@ class Bare(TracedHook):
         return ctx
 
 
+@pytest.mark.cheap_xla
 def test_empty_memories_and_other_kinds_of_keys_are_stored(tmp_path):
     engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=9, hooks=[Bare()])
     state = engine.init(Batch.from_ase(structures()), key=jax.random.key(1, impl="rbg"))
@@ -162,6 +163,7 @@ def test_empty_memories_and_other_kinds_of_keys_are_stored(tmp_path):
     np.testing.assert_array_equal(jax.random.key_data(again.key), jax.random.key_data(state.key))
 
 
+@pytest.mark.cheap_xla
 def test_run_and_init_take_whatever_holds_systems():
     engine = NVE(model=HarmonicModel(), dt=1.0, n_steps=3)
     given = structures()

@@ -173,6 +173,7 @@ def ran(engine, state):
     return jax.lax.fori_loop(0, STEPS, step, (state, jnp.zeros((2, 33))))[1]
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("name", sorted({name for name, _ in PER_SYSTEM}))
 def test_a_value_of_a_system_acts_on_it_alone(name, bowl, compilations):
     """Of two systems with different values each goes as it does where both have its own; and each parameter

@@ -100,6 +100,7 @@ def test_buckingham_equals_matscipy():
     equals(model, geometries(["Si"], 2.6, periodic=True), lambda: pair.PairPotential({(14, 14): reference}))
 
 
+@pytest.mark.cheap_xla
 def test_zbl_takes_charges():
     batch = Batch.from_ase(Atoms("FeW"))
     given = ZBL(charges={"Fe": 26, "W": 74}).atom_parameters(batch)

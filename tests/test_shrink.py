@@ -25,6 +25,8 @@ from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.systems.levels import level_fields
 
 
+pytestmark = pytest.mark.cheap_xla
+
 MODEL = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=50.0)
 #: Three kinds of clusters, seed and atoms, that take 21, 46 and 64 steps: each batch shrinks twice.
 KINDS = ((17, 3), (0, 5), (14, 10))

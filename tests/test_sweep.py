@@ -120,6 +120,7 @@ def test_a_pipeline_a_hook_and_values_per_system(batch):
     assert table["steps_taken"].tolist() == [2, 2, 4, 4]
 
 
+@pytest.mark.cheap_xla
 def test_groups_of_lanes_give_the_same_table(batch):
     """However many run together, also where lanes end at different steps and have lists that are renewed."""
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0, skin=0.3)

@@ -58,6 +58,7 @@ def energy(params, batch):
     return HarmonicModel(k=params["k"]).energy(batch, None)
 
 
+@pytest.mark.cheap_xla
 def test_a_fit_with_traced_and_host_hooks(names, batch, capsys, compilations):
     """The compiled step is compiled once; the clipped gradient moves the parameter by rate times limit."""
     seen = []

@@ -45,18 +45,18 @@ def engine_of(settings: Pipeline, model: AbstractModel) -> AbstractDynamics:
     Raises:
         ValueError: naming the parameter.
     """
-    engines = [_stage(stage, model) for stage in settings.stages]
+    engines = [_stage(stage, model, first=i == 0) for i, stage in enumerate(settings.stages)]
     engine = engines[0]
     for other in engines[1:]:
         engine = engine + other
     return engine
 
 
-def _stage(stage: Relax | MD, model: AbstractModel) -> AbstractDynamics:
+def _stage(stage: Relax | MD, model: AbstractModel, first: bool) -> AbstractDynamics:
     given: dict[str, Any] = stage.model_dump(exclude={"kind"}, exclude_none=True)
     if isinstance(stage, MD):
-        if stage.ensemble == "nve":
-            # Of the velocities alone.
+        if stage.ensemble == "nve" and first:
+            # Structures at rest get velocities when they are read, others keep theirs.
             given.pop("temperature", None)
         return integrator(model, **given)
     criteria: list[dict[str, Any]] = [{"key": "fmax", "threshold": stage.fmax}]

@@ -164,9 +164,12 @@ class _RefilledRun:
             if self.stream.sampler.shrink and not self.stream.more:
                 # No systems wait, so the batch shrinks as systems finish.
                 last = shrink.ShrinkingRun(driver)
-                last.advance(NO_LIMIT)
-                driver.drain()
-                last.restore()
+                try:
+                    last.advance(NO_LIMIT)
+                finally:
+                    # Also where it is interrupted: finished systems are in their rows again.
+                    driver.drain()
+                    last.restore()
                 places += last.places
             else:
                 min_active = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0

@@ -39,10 +39,20 @@ def list_pairs(
         real: which atoms are no padding.
     """
 
-    def looped(extended: Array, groups: Groups, reach: Array, real: Array) -> tuple[Array, Array]:
+    def looped(
+        extended: Float[Array, "3 places"],
+        groups: Groups,
+        reach: Float[Array, " groups"],
+        real: Bool[Array, " atoms"],
+    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
         return _list_hits(_find_hits(_prepare(extended, groups, reach), groups), groups, slots, real, far)
 
-    def at_once(extended: Array, groups: Groups, reach: Array, real: Array) -> tuple[Array, Array]:
+    def at_once(
+        extended: Float[Array, "3 places"],
+        groups: Groups,
+        reach: Float[Array, " groups"],
+        real: Bool[Array, " atoms"],
+    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
         return list_at_once(extended, groups, reach, slots, real, far)
 
     return jax.lax.platform_dependent(extended, groups, reach, real, cpu=looped, default=at_once)

@@ -84,7 +84,7 @@ def volume(batch: AbstractBatch) -> Float[Array, " systems"]:
     return jnp.where(jnp.all(batch.pbc, axis=-1), size, jnp.nan)
 
 
-def _per_volume(batch: AbstractBatch, values: Array) -> Array:
+def _per_volume(batch: AbstractBatch, values: Float[Array, "systems *dims"]) -> Float[Array, "systems *dims"]:
     """Values of the systems, [systems, ...], over the volume; NaN unless periodic, and without derivative
     there."""
     periodic = jnp.all(batch.pbc, axis=-1)

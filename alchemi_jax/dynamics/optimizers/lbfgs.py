@@ -44,8 +44,9 @@ class LBFGS(AbstractDynamics):
         model: gives energies and forces.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
-        memory: number of steps that are kept, as in ASE. The arrays take 6 numbers for each of them and each
-            atom; a step costs time only for those that there are.
+        memory: number of steps that are kept; it sets array shapes. ASE keeps 100, which saves some 12 % of
+            the steps of relaxations longer than 20 steps, and costs a step of 24 clusters of 64 atoms on one
+            CPU core 7.3 ms in place of 1.3 ms: worth it where the model takes longer than that.
         curvature: eV/Å², the Hessian at the start.
         damping: factor on the step.
         max_step: Å.
@@ -58,7 +59,7 @@ class LBFGS(AbstractDynamics):
     model: AbstractModel
     n_steps: Int[Array, ""] | None = eqx.field(converter=as_count("n_steps"), default=None)
     hooks: HookSet = eqx.field(converter=HookSet, default=())
-    memory: int = eqx.field(static=True, converter=natural("memory"), default=100, kw_only=True)
+    memory: int = eqx.field(static=True, converter=natural("memory"), default=20, kw_only=True)
     curvature: Parameter = eqx.field(converter=positive("curvature"), default=70.0, kw_only=True)
     damping: Parameter = eqx.field(converter=positive("damping"), default=1.0, kw_only=True)
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
