@@ -45,23 +45,25 @@ def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any],
     derivatives in both directions, as `lax.cond` has.
     """
 
-    def choose(given: Any) -> Any:
-        due, operands = given
-        # What neither branch changes is the same object in both, and need not be selected.
-        return jax.tree.map(lambda a, b: a if a is b else jnp.where(due, a, b), yes(operands), no(operands))
+    any_due, own = _in_any_lane(due)
 
-    return jax.lax.cond(_in_any_lane(due), choose, lambda given: no(given[1]), (due, operands))
+    def choose(operands: Any) -> Any:
+        # What neither branch changes is the same object in both, and need not be selected.
+        return jax.tree.map(lambda a, b: a if a is b else jnp.where(own, a, b), yes(operands), no(operands))
+
+    return jax.lax.cond(any_due, choose, no, operands)
 
 
 @jax.custom_batching.custom_vmap
-def _in_any_lane(due: Bool[Array, ""]) -> Bool[Array, ""]:
-    """`due`; under vmap one value for all lanes, whether it is true in any of them."""
-    return due
+def _in_any_lane(due: Bool[Array, ""]) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether any lane is due, and whether this one is if any is. Without vmap the second is a constant, with
+    which XLA drops the selection."""
+    return due, jnp.ones((), bool)
 
 
 @_in_any_lane.def_vmap
 def _(axis_size: int, in_batched: Any, due: Bool[Array, " lanes"]) -> Any:
-    return _in_any_lane(jnp.any(due, axis=0)), False
+    return (_in_any_lane(jnp.any(due, axis=0))[0], due), (False, True)
 
 
 def cond_changed(due: Bool[Array, ""], change: Callable[[_T], _T], operand: _T) -> _T:

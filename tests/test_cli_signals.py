@@ -38,6 +38,7 @@ def begin():
     yield begin
     for process in started:
         process.kill()
+        process.communicate()
 
 
 def _begin(*arguments, folder, options):

@@ -66,7 +66,7 @@ class StoredArray:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         rows = range(self.shape[0])[key] if isinstance(key, slice) else [int(key)]
-        return self._read(np.asarray(rows), lambda: self._array[key])
+        return self._read(np.array(rows, dtype=np.int64), lambda: self._array[key])
 
     def rows(self, rows: Int[np.ndarray, " rows"]) -> np.ndarray:
         """Rows in any order."""
