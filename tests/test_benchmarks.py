@@ -88,8 +88,10 @@ def test_sizes_of_the_same_frames(tmp_path):
 
 @pytest.mark.parametrize(("rounds", "left"), [(1, 0.8), pytest.param(4, 0.5, marks=pytest.mark.long)])
 def test_the_fit_of_a_liquid_comes_nearer(rounds, left):
-    """Epsilon and sigma from a radial distribution function: rounds from far off, a few snapshots. A round goes
-    a tenth of epsilon and a fiftieth of sigma at most."""
+    """Epsilon and sigma from a radial distribution function: rounds from far off, a few snapshots.
+
+    A round goes a tenth of epsilon and a fiftieth of sigma at most.
+    """
     from benchmarks import fit
 
     _, snapshots, last = fit.liquid(0.0104, 3.40, seed=0, frames=25)
