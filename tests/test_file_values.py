@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alchemi_jax import AtomicData, HostBatch
+from alchemi_jax import AtomicData, Batch, HostBatch
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, ZarrData
 from alchemi_jax.io.encoding import is_same
 
@@ -118,6 +118,8 @@ def test_entries_of_info_come_back_equal(tmp_path, kind, info):
     given_ = three(info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # ASE 3.29 with numpy 2.5.
+        warnings.filterwarnings("ignore", "Setting the shape on a NumPy array", DeprecationWarning)
         found = written(kind, tmp_path, given_)
     assert [a.info["place"] for a in found] == [0, 1, 2]
     for before, after in zip(given_, found, strict=True):
@@ -140,3 +142,12 @@ def test_arrays_come_back_equal(tmp_path, kind, arrays):
         else:
             assert back.tolist() == values.tolist() or is_same(back, values)
     assert found[0].arrays.keys() == found[2].arrays.keys() == {"numbers", "positions"}
+
+
+@pytest.mark.parametrize("value", [([1j], None), [[1], [2, 3]], {"a": 1}, "two"])
+def test_a_spin_that_is_no_number_stays_where_it_is(value):
+    """The entry of that name is a person's own: it is no spin, and no error."""
+    atoms = Atoms("Ar", info={"spin": value})
+    batch = Batch.from_ase(atoms).take()
+    assert batch.spin.tolist() == [1]
+    assert batch.to_ase()[0].info["spin"] == value

@@ -243,6 +243,9 @@ class AtomicData:
 
 
 def _is_number(value: Any) -> bool:
+    # Lists need not be rectangles, and numpy refuses others.
+    if isinstance(value, list | tuple | dict | set):
+        return False
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
 
 
