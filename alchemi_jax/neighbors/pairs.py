@@ -23,41 +23,6 @@ from alchemi_jax.systems.segments import largest_of
 _BITS = np.uint32(1) << np.arange(WORD, dtype=np.uint32)
 
 
-def list_pairs(
-    extended: Float[Array, "3 places"],
-    groups: Groups,
-    reach: Float[Array, " groups"],
-    slots: int,
-    real: Bool[Array, " atoms"],
-    far: int,
-) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
-    """Places of the neighbors of each atom in the order of candidates, `far` in unused slots; their number.
-
-    Args:
-        extended: Å.
-        reach: Å.
-        real: which atoms are no padding.
-    """
-
-    def looped(
-        extended: Float[Array, "3 places"],
-        groups: Groups,
-        reach: Float[Array, " groups"],
-        real: Bool[Array, " atoms"],
-    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
-        return _list_hits(_find_hits(_prepare(extended, groups, reach), groups), groups, slots, real, far)
-
-    def at_once(
-        extended: Float[Array, "3 places"],
-        groups: Groups,
-        reach: Float[Array, " groups"],
-        real: Bool[Array, " atoms"],
-    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
-        return list_at_once(extended, groups, reach, slots, real, far)
-
-    return jax.lax.platform_dependent(extended, groups, reach, real, cpu=looped, default=at_once)
-
-
 class Hits(NamedTuple):
     """Which candidates are near the atoms of each group."""
 
@@ -78,6 +43,35 @@ class _Test(NamedTuple):
     """Coordinates, and places."""
     squared: Float[Array, " groups"]
     """The largest square of a distance, Å²."""
+
+
+_Listed = tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]
+
+
+def list_pairs(
+    extended: Float[Array, "3 places"],
+    groups: Groups,
+    reach: Float[Array, " groups"],
+    slots: int,
+    real: Bool[Array, " atoms"],
+    far: int,
+) -> _Listed:
+    """Places of the neighbors of each atom in the order of candidates, `far` in unused slots; their number.
+
+    Args:
+        extended: Å.
+        reach: Å.
+        real: which atoms are no padding.
+    """
+
+    def looped(test: _Test, groups: Groups, real: Bool[Array, " atoms"]) -> _Listed:
+        return _list_hits(_find_hits(test, groups), groups, slots, real, far)
+
+    def at_once(test: _Test, groups: Groups, real: Bool[Array, " atoms"]) -> _Listed:
+        return _list_at_once(test, groups, slots, real, far)
+
+    test = _prepare(extended, groups, reach)
+    return jax.lax.platform_dependent(test, groups, real, cpu=looped, default=at_once)
 
 
 def _prepare(extended: Float[Array, "3 places"], groups: Groups, reach: Float[Array, " groups"]) -> _Test:
@@ -155,9 +149,7 @@ def _place_of(
     return jnp.where(used, jnp.minimum(place, far).astype(jnp.int32), far)
 
 
-def _list_hits(
-    hits: Hits, groups: Groups, slots: int, real: Bool[Array, " atoms"], far: int
-) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
+def _list_hits(hits: Hits, groups: Groups, slots: int, real: Bool[Array, " atoms"], far: int) -> _Listed:
     """The list, one slot after another."""
     words, n_groups, rows = hits.masks.shape
     masks, following = (v.reshape(words, n_groups * rows) for v in (hits.masks, hits.following))
@@ -181,17 +173,9 @@ def _list_hits(
     return jax.lax.fori_loop(0, used, slot, begin)[0], found
 
 
-def list_at_once(
-    extended: Float[Array, "3 places"],
-    groups: Groups,
-    reach: Float[Array, " groups"],
-    slots: int,
-    real: Bool[Array, " atoms"],
-    far: int,
-) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
-    """`list_pairs` without loops, for accelerators."""
+def _list_at_once(test: _Test, groups: Groups, slots: int, real: Bool[Array, " atoms"], far: int) -> _Listed:
+    """The hits and the list without loops, for accelerators."""
     words, rows = len(groups.candidates) // WORD, groups.atoms.shape[1]
-    test = _prepare(extended, groups, reach)
     some = [v.reshape(words, WORD, -1, 1) for v in test.candidates]
     hit = _are_near(test, groups, some)
     masks = jnp.sum(jnp.where(hit, _BITS[None, :, None, None], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
@@ -223,4 +207,4 @@ def list_at_once(
     return _place_of(groups, last * WORD + bit, group, slot < found[None], far), found
 
 
-__all__ = ["Hits", "list_at_once", "list_pairs"]
+__all__ = ["Hits", "list_pairs"]
