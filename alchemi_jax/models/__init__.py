@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from alchemi_jax.models.pair import AbstractPair as AbstractPair
     from alchemi_jax.models.pair import LennardJones as LennardJones
     from alchemi_jax.models.pair import Morse as Morse
+    from alchemi_jax.models.registry import ModelEntry as ModelEntry
+    from alchemi_jax.models.registry import load as load
     from alchemi_jax.models.repulsive import ZBL as ZBL
     from alchemi_jax.models.repulsive import Buckingham as Buckingham
     from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
