@@ -181,7 +181,7 @@ def test_refusals():
     (batch,) = batches(1)
     for make, sentence in (
         (lambda: HostMemory(0), "capacity of HostMemory must be at least 1"),
-        (lambda: DeviceBuffer(0, 5), "DeviceBuffer needs room for at least one system"),
+        (lambda: DeviceBuffer(0, 5), "systems of DeviceBuffer must be a positive int, not 0"),
         (lambda: SystemBuffer.like(batch, 1, 0), "A buffer needs room"),
         (lambda: SinkChain([]), "at least one sink"),
         (lambda: SinkChain([HostMemory(), "x.zarr"]), "'x.zarr' is a str"),

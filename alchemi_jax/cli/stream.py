@@ -23,7 +23,7 @@ from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
-from alchemi_jax.dynamics.check import check_systems
+from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.systems.atoms import AtomicData
@@ -75,6 +75,8 @@ def prepare(job: Job) -> Prepared:
     use_cache(not job.options.no_cache)
     model = model_from(settings.model)
     sources = read(settings.files, settings.format, settings.index)
+    if settings.constraints == "drop":
+        sources = [(path, i, dataclasses.replace(data, constraints=())) for path, i, data in sources]
     try:
         engine = engine_of(settings, model)
         most = settings.max_atoms
@@ -86,7 +88,9 @@ def prepare(job: Job) -> Prepared:
                         f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, "
                         f"max_atoms is {most}."
                     )
-            check_systems(engine, Batch.from_data_list(data, dtype=settings.dtype))
+            batch = Batch.from_data_list(data, dtype=settings.dtype)
+            check_constraints(settings.model, batch, "--constraints drop")
+            check_systems(engine, batch)
     except ValueError as e:
         raise UsageError(str(e)) from None
     return Prepared(settings, sources, engine)
