@@ -194,7 +194,7 @@ def _as_ids(skip: Any) -> Collection[int]:
     Raises:
         ValueError: unless they are whole numbers from 0.
     """
-    ids = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
+    ids: list[Any] = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
     if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise ValueError(f"skip must be system_ids, whole numbers from 0, not {skip!r}.")
     return [int(i) for i in ids]
