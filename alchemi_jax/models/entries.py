@@ -179,6 +179,8 @@ _ENTRIES = (
         "file",
         licence="of the file",
         source="jax.export, docs.jax.dev",
+        modules=("flatbuffers",),
+        install="pip install flatbuffers",
     ),
     ModelEntry(
         "ase",
