@@ -25,7 +25,7 @@ CUTOFF = 4.0
 
 
 def structures(metal="Cu"):
-    """A crystal, a cell of one atom that is smaller than the cutoff, a molecule, a slab, a left-handed cell."""
+    """A crystal, a cell of one atom, smaller than the cutoff, a molecule, a slab, a left-handed cell."""
     crystal = bulk(metal, cubic=True, a=3.7, crystalstructure="fcc")
     crystal.rattle(0.1, seed=1)
     one = bulk(metal, a=3.6, crystalstructure="fcc")
@@ -109,22 +109,28 @@ def test_exported_function_gives_what_numpy_gives(archive):
 
 
 def test_exported_function_beside_a_longer_cutoff_and_under_vmap(archive):
-    """A list that reaches farther changes nothing; lanes of vmap are those of a loop."""
-    model = load(f"exported:{archive}")
-    atoms = structures()[1]
-    alone = evaluate(model, [atoms])
+    """A list that reaches farther changes nothing; each lane of vmap has its own energy and slope."""
+    model, atoms = load(f"exported:{archive}"), structures()[1]
     far = Morse(depth=0.1, width=1.0, r0=3.0, cutoff=6.0)
-    both, other = evaluate(model + far, [atoms]), evaluate(far, [atoms])
-    np.testing.assert_allclose(both.energy, alone.energy + other.energy, atol=1e-10)
+    x = np.exp(-(neighbor_list("d", atoms, 6.0) - 3.0))
+    both = evaluate(model + far, [atoms])
+    wanted = by_numpy(atoms) + 0.05 * np.sum(x * x - 2 * x)
+    assert float(both.energy[0]) == pytest.approx(wanted, abs=1e-9)
     batch = Batch.from_ase([atoms])
     neighbors = allocate(batch, model.requirements)
 
-    def slope(scale):
-        return jax.grad(lambda s: model.energy(batch.replace(cell=batch.cell * s), neighbors)[0])(scale)
+    def energy(scale):
+        return model.energy(batch.replace(cell=batch.cell * scale), neighbors)[0]
 
-    scales = jnp.asarray([1.0, 1.01])
-    mapped = jax.vmap(slope)(scales)
-    np.testing.assert_allclose(mapped, jnp.stack([slope(s) for s in scales]), atol=1e-12)
+    scales, h = np.array([1.0, 1.01]), 1e-5
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(energy)))(scales)
+    for n, scale in enumerate(scales):
+        ends = [atoms.copy(), atoms.copy()]
+        for end, size in zip(ends, (scale + h, scale - h), strict=True):
+            end.set_cell(atoms.cell * size, scale_atoms=True)
+        high, low = map(by_numpy, ends)
+        assert float(values[n]) == pytest.approx((high + low) / 2, abs=1e-8)
+        assert float(slopes[n]) == pytest.approx((high - low) / (2 * h), abs=1e-6)
 
 
 def test_a_file_with_its_metadata_beside_it(archive, tmp_path):
