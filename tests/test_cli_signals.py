@@ -100,7 +100,12 @@ def test_while_it_runs(folder, begin):
     assert len(ZarrData(folder / "o" / "relaxed.zarr")) == 1
     kept = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
     assert [a.info["outcome"] for a in kept] == ["converged", "running"]
-    assert sorted(p.name for p in (folder / "o").iterdir()) == ["log.csv", "relaxed.extxyz", "relaxed.zarr"]
+    assert sorted(p.name for p in (folder / "o").iterdir()) == [
+        "log.csv",
+        "relaxed.extxyz",
+        "relaxed.zarr",
+        "settings.json",
+    ]
 
 
 def test_the_process_does_not_leave_while_files_are_written(monkeypatch):

@@ -44,6 +44,7 @@ from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.models.base import with_extra_results
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Data, unsafe_replace
@@ -91,7 +92,7 @@ def init(
     for part in engine.parts:
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
-    batch = _uncommitted(batch)
+    batch = with_extra_results(_uncommitted(batch), engine.model)
     state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
     neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)

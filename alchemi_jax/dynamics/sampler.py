@@ -295,7 +295,7 @@ class Stream:
         needs = None
         required = self.model.requirements
         if required.cutoff is not None:
-            needs = list_needs(Batch.from_host(chunk), required.cutoff, required.skin)
+            needs = list_needs(Batch.from_host(chunk), required.cutoff, required.skin, required)
         if len(self):
             assert self.waiting is not None
             rows = np.flatnonzero(self._left)
