@@ -26,6 +26,7 @@ from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.errors import name_of
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -116,7 +117,7 @@ def prepare(job: Job) -> Prepared:
                         f"max_atoms is {most}."
                     )
             batch = Batch.from_data_list(data, dtype=settings.dtype)
-            check_constraints(settings.model, batch, "--constraints drop")
+            check_constraints(name_of(engine), batch, "--constraints drop")
             check_systems(engine, batch)
     except UnknownElementError as e:
         raise UsageError(f"{e.problem}. {advice(elements)}.") from None
