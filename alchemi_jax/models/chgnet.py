@@ -37,7 +37,12 @@ from alchemi_jax.systems.levels import Level
 
 
 ELEMENTS = tuple(range(1, 95))
-"""Atomic numbers that CHGNet knows: hydrogen to plutonium."""
+"""Atomic numbers in CHGNet's tables: hydrogen to plutonium."""
+#: In the tables, but not in the structures that the weights were fitted to: Po to Ra still have the numbers
+#: that they were initialized with, and r2scan has no energy of the Yb atom.
+UNTRAINED = {version: (84, 85, 86, 87, 88) for version in ("0.3.0", "0.2.0")} | {
+    "r2scan": (70, 84, 85, 86, 87, 88)
+}
 
 
 class Linear(eqx.Module):
@@ -109,7 +114,7 @@ class Layer(eqx.Module):
 
 
 class CHGNet(AbstractGraphModel):
-    """CHGNet with pretrained weights, for elements 1 to 94: `CHGNet.load()`.
+    """CHGNet with pretrained weights, for H to Bi and Ac to Pu: `CHGNet.load()`.
 
     Energies are those of the chgnet package for the same version, in eV, corrected as in the Materials
     Project. Results also have `magmoms`, magnetic moments of atoms in Bohr magnetons.
@@ -146,6 +151,11 @@ class CHGNet(AbstractGraphModel):
     @property
     def elements(self) -> tuple[int, ...]:
         return ELEMENTS
+
+    @property
+    def trained_elements(self) -> tuple[int, ...]:
+        """Hydrogen to plutonium without polonium to radium, which the training set did not have."""
+        return tuple(z for z in ELEMENTS if z not in UNTRAINED.get(self.version, ()))
 
     @classmethod
     def load(cls, version: str = "0.3.0", *, skin: float = 0.6) -> "CHGNet":
@@ -377,4 +387,4 @@ def from_weights(weights: Weights, skin: float = 0.6) -> CHGNet:
     )
 
 
-__all__ = ["ELEMENTS", "CHGNet", "Gated", "Layer", "Linear", "Norm", "from_weights"]
+__all__ = ["ELEMENTS", "UNTRAINED", "CHGNet", "Gated", "Layer", "Linear", "Norm", "from_weights"]

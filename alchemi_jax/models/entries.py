@@ -86,7 +86,7 @@ _ENTRIES = (
         "CHGNet, a universal potential of inorganic crystals, with magnetic moments",
         "alchemi_jax.models.chgnet:CHGNet.load",
         "version",
-        versions=("0.3.0", "0.2.0"),
+        versions=("0.3.0", "0.2.0", "r2scan"),
         elements=CHGNET_ELEMENTS,
         licence="BSD-3-Clause, modified",
         source="B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023); weights of the package chgnet 0.4.2",
@@ -179,6 +179,8 @@ _ENTRIES = (
         "file",
         licence="of the file",
         source="jax.export, docs.jax.dev",
+        modules=("flatbuffers",),
+        install="pip install flatbuffers",
     ),
     ModelEntry(
         "ase",
