@@ -114,8 +114,7 @@ def test_zbl_takes_charges():
 
 
 def positive(tables):
-    """Charges of funcfl files are roots of the pair energy. F is nearly straight in the first interval, where
-    LAMMPS has a slope from two points."""
+    """Charges of funcfl files are roots of the pair energy."""
     r = np.arange(tables.pair.shape[-1]) * tables.distance_step
     end = (1 - r / tables.cutoff) ** 6
     k = np.array([[2.1, 2.15], [2.15, 2.2]])[..., None]
@@ -146,9 +145,10 @@ def test_eam_from_files(file, eam_files, tmp_path):
     model = EAM.read(path)
     elements, kind, theirs = ["Ni", "Al"], "eam/" + file.split(".")[-1], path
     if file == "Ni.eam":
-        # matscipy has other digits of the hartree and of the bohr.
-        elements, kind, theirs = ["Ni"], "eam", tmp_path / "Ni.eam"
+        # matscipy and ASE have other digits of the hartree and of the bohr.
+        elements, kind, theirs, path = ["Ni"], "eam", tmp_path / "Ni.eam", tmp_path / "ASE.eam"
         write_funcfl(theirs, positive(eam_tables()), 0, io._hartree_bohr_in_electronvolt_angstrom)
+        write_funcfl(path, positive(eam_tables()), 0, COULOMB)
     assert model.elements == tuple(elements)
     if kind == "eam/fs":
         case = solved("EAM")
@@ -175,7 +175,7 @@ def test_eam_from_files(file, eam_files, tmp_path):
     for i, atoms in enumerate(structures):
         if len(atoms) > 1 and atoms.cell.rank in (0, 3):
             atoms = atoms.copy()
-            atoms.calc = ASEEAM(potential=str(theirs))
+            atoms.calc = ASEEAM(potential=str(path))
             first = int(batch.first_atom[i])
             np.testing.assert_allclose(results.energy[i], atoms.get_potential_energy(), rtol=1e-6)
             found = results.forces[first : first + len(atoms)]
