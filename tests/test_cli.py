@@ -104,7 +104,7 @@ def bad_inputs(folder):
         "no volume": ([str(folder / "flat.extxyz")], r"flat\.extxyz:0: cell has no volume"),
         "element": ([str(folder / "helium.extxyz")], r"helium\.extxyz:0: LennardJones has no epsilon for He"),
         "unwritable": ([good, "--out", str(folder / "file" / "out")], r"file/out cannot be written"),
-        "model": ([good, "--model", "magic"], r"--model 'magic' is unknown: it can be lj or morse"),
+        "model": ([good, "--model", "magic"], r"--model 'magic' is unknown: it can be ase, chgnet"),
         "parameter": ([good, "--model", "lj:epsilon=1,sigma=x"], r"'x' is no number"),
         "missing parameter": ([good, "--model", "morse:depth=1"], r"--model morse needs width, r0"),
     }

@@ -9,12 +9,13 @@ import pytest
 from ase import Atoms
 
 from alchemi_jax import Batch
-from alchemi_jax.cli.cache import cache_folder, use_cache, user_cache
+from alchemi_jax.cli.cache import cache_folder, use_cache
 from alchemi_jax.cli.folder import Results, check_target, find_store, is_ours
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.write import whole_file, write_structures
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.folders import user_cache
 
 
 NAMES = ("relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png")

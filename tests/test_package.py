@@ -27,7 +27,8 @@ ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors", "partitioned", "products"],
+    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors", "folders"],
+    ["spelling", "partitioned", "products"],
     ["parameters"],
     ["systems"],
     ["atoms", "levels", "segments", "observables", "analysis"],

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import sys
 import time
 import warnings
 from importlib import metadata
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alchemi_jax._version import __version__
+from alchemi_jax.folders import user_cache
 
 
 #: Programs that compile faster are not worth a file.
@@ -26,16 +26,6 @@ def cache_folder() -> Path:
     jax = metadata.version("jax")
     features = hashlib.sha256(_cpu().encode()).hexdigest()[:12]
     return user_cache() / "alchemi-jax" / f"{platform.machine()}-{features}-jax-{jax}-{__version__}"
-
-
-def user_cache() -> Path:
-    """The folder for caches of this user, as the operating system has it."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 def _cpu() -> str:

@@ -13,6 +13,7 @@ from alchemi_jax.cli.settings import (
     Convert,
     Info,
     MDOptions,
+    Models,
     Options,
     Pipeline,
     Relax,
@@ -93,6 +94,13 @@ COMMANDS = {
         "Writes the frames of a folder of results, or of a store of ZarrData, to a file whose name says the "
         "format.",
         {"options": Convert},
+    ),
+    "models": Command(
+        "alchemi_jax.cli.models:models",
+        "what --model takes; models get NAME fetches weights",
+        "Lists the models that --model takes, with elements, licence, source and whether they are installed. "
+        "alchemi-jax models get chgnet fetches the weights of CHGNet.",
+        {"options": Models},
     ),
     "info": Command(
         "alchemi_jax.cli.info:info",
@@ -229,8 +237,8 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         elif field.annotation is bool:
             group.add_argument(flag_of(name, field), dest=name, action="store_const", const=True, help=text)
         else:
-            metavar = extra.get("unit") or _kind(field)
-            group.add_argument(flag_of(name, field), dest=name, help=text, metavar=metavar)
+            metavar, action = extra.get("unit") or _kind(field), "append" if extra.get("many") else "store"
+            group.add_argument(flag_of(name, field), dest=name, help=text, metavar=metavar, action=action)
     return parser
 
 

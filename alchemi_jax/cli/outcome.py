@@ -1,7 +1,8 @@
 """How a command ends: exit codes, and the error that a user can put right."""
 
-from collections.abc import Iterable
 from typing import Any
+
+from alchemi_jax.spelling import did_you_mean as did_you_mean
 
 
 #: 0: all is well. 2: bad usage, or a file that cannot be read or written. 3: ran, but some systems did not
@@ -15,18 +16,6 @@ class UsageError(Exception):
 
 class Mistakes(UsageError):
     """Several things that the user can put right, a line for each after the first."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean fmax?" for a name that is near a known one, otherwise nothing."""
-    # Only now: it takes longer to import than all of this module.
-    import difflib
-
-    word = str(name)[:80]
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    # Letters that changed places are the likeliest mistake.
-    near.sort(key=lambda other: sorted(other) != sorted(word))
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def one_line(error: BaseException) -> str:

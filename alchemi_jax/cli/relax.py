@@ -10,11 +10,13 @@ import numpy as np
 
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import Results
+from alchemi_jax.cli.models import model_files
 from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
+from alchemi_jax.cli.record import SETTINGS, write_settings
 from alchemi_jax.cli.report import print_rows, print_unfinished
 from alchemi_jax.cli.settings import Relax, describe
 from alchemi_jax.cli.signals import Signals
-from alchemi_jax.cli.stream import Ended, prepare, stream
+from alchemi_jax.cli.stream import Ended, Prepared, prepare, stream
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
@@ -24,7 +26,7 @@ from alchemi_jax.systems.outcome import Outcome
 
 
 STORE, STRUCTURES, LOG, PICTURE = "relaxed.zarr", "relaxed.extxyz", "log.csv", "convergence.png"
-OUTPUTS = (STORE, STRUCTURES, LOG, PICTURE)
+OUTPUTS = (STORE, STRUCTURES, LOG, PICTURE, SETTINGS)
 
 
 class RelaxedSystems(HostMemory):
@@ -66,11 +68,12 @@ def relax(job: Job, signals: Signals) -> int:
         UsageError: before anything is written, if something about the input is wrong.
     """
     results = Results(job.settings.out, OUTPUTS)
-    results.check(job.options.overwrite, job.settings.files)
+    results.check(job.options.overwrite, [*job.settings.files, *model_files(job.settings.model)])
     run = prepare(job)
     results.begin()
-    print(f"{describe(job.settings)}: {run.input}.", flush=True)
+    print(f"{describe(job.settings)}: {run.input}. {run.model}.", flush=True)
     at = results.at
+    write_settings(at, run.settings, run.hashes, run.chosen)
     sink = RelaxedSystems(at / STORE, signals)
 
     def kept() -> str:
@@ -91,7 +94,7 @@ def relax(job: Job, signals: Signals) -> int:
         if not ended.interrupted:
             _draw(job, at, final)
             results.finish()
-    return _report(final, run.sources, results, ended, signals)
+    return _report(final, run, results, ended, signals)
 
 
 def _in_order(sink: RelaxedSystems, ended: Ended) -> Any:
@@ -134,15 +137,16 @@ def _draw(job: Job, at: Path, final: HostBatch) -> None:
         convergence(at / LOG, part, stage.fmax, final.atoms_per_system)
 
 
-def _report(final: Any, sources: list, results: Results, ended: Ended, signals: Signals) -> int:
-    n = len(final)
+def _report(final: Any, run: Prepared, results: Results, ended: Ended, signals: Signals) -> int:
+    n, sources = len(final), run.sources
     outcomes = final.outcome if n else np.zeros(0, int)
     steps = final.steps_taken if n else np.zeros(0, int)
     atom_steps = float((steps.astype(np.int64) * final.atoms_per_system).sum()) if n else 0.0
     counts = dict.fromkeys((Outcome.CONVERGED, Outcome.OUT_OF_STEPS, Outcome.FAILED), 0)
     counts |= count_outcomes(outcomes)
     words = {Outcome.RUNNING: "interrupted" if ended.interrupted else "unfinished"}
-    rows: list[tuple[str, Any]] = [(words.get(outcome, outcome.text), k) for outcome, k in counts.items()]
+    rows: list[tuple[str, Any]] = [("model", run.model_names)]
+    rows += [(words.get(outcome, outcome.text), k) for outcome, k in counts.items()]
     if n < len(sources):
         rows.append(("not begun", len(sources) - n))
     if n:

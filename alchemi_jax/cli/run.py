@@ -5,7 +5,6 @@ In the folder of results: `finished.zarr` (systems as they come out), `trajector
 rows and frames are on disk; a second call goes on with those that are not.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -16,9 +15,11 @@ import numpy as np
 
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import Results
+from alchemi_jax.cli.models import canonical, model_files
 from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, os_reason
+from alchemi_jax.cli.record import SETTINGS, check_same, write_settings
 from alchemi_jax.cli.report import print_rows
-from alchemi_jax.cli.settings import MD, Pipeline, Relax, describe
+from alchemi_jax.cli.settings import MD, Relax, describe
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import Ended, FinishedSystems, Prepared, prepare, stream
 from alchemi_jax.cli.table import Table, means, picture
@@ -30,10 +31,8 @@ from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.outcome import Outcome
 
 
-FINISHED, FRAMES, LOG, SETTINGS = "finished.zarr", "trajectory.zarr", "log.csv", "settings.json"
+FINISHED, FRAMES, LOG = "finished.zarr", "trajectory.zarr", "log.csv"
 RESULTS = (FINISHED, FRAMES, LOG, SETTINGS, "final.extxyz", "summary.png")
-#: What another call may change and still go on with the same results.
-_FREE = ("out", "max_systems", "max_atoms", "policy")
 _DETAILS = 20
 
 
@@ -47,18 +46,20 @@ def run(job: Job, signals: Signals) -> int:
     results = Results(settings.out, RESULTS)
     goes_on = bool(results.existing()) and not job.options.overwrite
     if goes_on:
-        _check_same(results, settings)
+        check_same(results, settings.model_copy(update={"model": canonical(settings.model)}))
     else:
-        results.check(job.options.overwrite, settings.files)
+        results.check(job.options.overwrite, [*settings.files, *model_files(settings.model)])
     plan = prepare(job)
+    settings = plan.settings
     if goes_on:
+        check_same(results, settings, plan.hashes)
         done = _go_on(results.at)
     else:
         done = set()
         results.begin()
-        _write_settings(results.at, settings)
+        write_settings(results.at, settings, plan.hashes, plan.chosen)
     resumed = f", {len(done)} of them done before" if done else ""
-    print(f"{describe(settings)}: {plan.input}{resumed}.", flush=True)
+    print(f"{describe(settings)}: {plan.input}{resumed}. {plan.model}.", flush=True)
     at = results.at
     frames = ZarrData(at / FRAMES)
     sink = FinishedSystems(at / FINISHED, signals, frames)
@@ -88,33 +89,6 @@ def _left(plan: Prepared, results: Results, done: int) -> str:
     if results.at != results.out:
         return f"{text}; the older results in {results.out} are kept"
     return f"{text}; the same command goes on with the others"
-
-
-def _write_settings(at: Path, settings: Pipeline) -> None:
-    with whole_file(at / SETTINGS) as part:
-        part.write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
-
-
-def _check_same(results: Results, settings: Pipeline) -> None:
-    """Whether an earlier call of the same run left these results.
-
-    Raises:
-        UsageError: naming the settings that differ.
-    """
-    wanted = settings.model_dump(mode="json")
-    try:
-        found = json.loads((results.out / SETTINGS).read_text())
-        assert isinstance(found, dict)
-    except (OSError, ValueError, RecursionError, AssertionError):
-        raise UsageError(
-            f"{results.out / results.existing()[0]} exists: give another out, or --overwrite."
-        ) from None
-    odd = [name for name in wanted if name not in _FREE and found.get(name) != wanted[name]]
-    if odd:
-        raise UsageError(
-            f"{results.out} holds results of other settings, {', '.join(odd)} "
-            f"differ{'s' * (len(odd) == 1)}: give another out, or --overwrite."
-        )
 
 
 def _go_on(out: Path) -> set[int]:
@@ -166,7 +140,7 @@ def _report(plan: Prepared, results: Results, ended: Ended, signals: Signals, do
     converged, failed, stopped = (
         counts.get(outcome, 0) for outcome in (Outcome.CONVERGED, Outcome.FAILED, Outcome.STOPPED)
     )
-    rows: list[tuple[str, Any]] = [("finished", f"{finished} of {len(sources)}")]
+    rows: list[tuple[str, Any]] = [("model", plan.model_names), ("finished", f"{finished} of {len(sources)}")]
     relaxes = any(isinstance(stage, Relax) for stage in settings.stages)
     if relaxes:
         rows.append(("converged", converged))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic import field_validator as validator
 
-from alchemi_jax.cli.models import MODELS, parse_model
+from alchemi_jax.cli.models import parse_models
 from alchemi_jax.cli.outcome import did_you_mean
 
 
@@ -52,9 +52,10 @@ def setting(
         unit: of numbers.
         flag: on the command line, if it is not the name with dashes; "" with `positional=True` in bounds.
         shown: the default as text, if its value does not say it.
-        **bounds: gt, ge, lt, le of pydantic, and `positional`.
+        **bounds: gt, ge, lt, le of pydantic, `positional`, and `many`: the flag may be given several times.
     """
-    extra = {"unit": unit, "flag": flag, "shown": shown, "positional": bounds.pop("positional", False)}
+    extra: dict[str, Any] = {"unit": unit, "flag": flag, "shown": shown}
+    extra |= {name: bounds.pop(name, False) for name in ("positional", "many")}
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 
@@ -158,7 +159,13 @@ class Run(Settings):
         None, "format of the files, as ASE calls it", shown="by their names and contents"
     )
     index: str | None = setting(None, "structures of each file, as in -1 or ::10", shown="all of them")
-    model: str = setting("lj", "; ".join(model.text for model in MODELS.values()))
+    model: str | list[str] | None = setting(
+        None,
+        "name of a model, as in chgnet, lj:epsilon=0.01,sigma=3.4, eam:FILE or mymodule:function; given "
+        "twice, or a list, their sum; alchemi-jax models lists them",
+        shown="lj for noble gases, else chgnet where it knows every element",
+        many=True,
+    )
     out: str = setting("alchemi-run", "folder for the results")
     dtype: Literal["float64", "float32"] = setting("float64", "precision: float64 or float32")
     max_systems: int = setting(64, "structures in one batch, at most", ge=1, le=MOST_SYSTEMS)
@@ -168,13 +175,15 @@ class Run(Settings):
     policy: Literal["first come", "best fit", "largest first"] = setting(
         "first come", "which structure is next: first come, best fit or largest first"
     )
+    constraints: Literal["refuse", "drop"] = setting(
+        "refuse", "constraints that no engine applies: refuse the structure, or drop them"
+    )
     log_every: int = setting(10, "steps between rows of log.csv", ge=1, le=MOST_STEPS)
 
-    @validator("model")
+    @validator("model", mode="plain")
     @classmethod
-    def _model(cls, text: str) -> str:
-        parse_model(text)
-        return text
+    def _model(cls, value: Any) -> str | list[str] | None:
+        return parse_models(value)
 
     @validator("out")
     @classmethod
@@ -237,6 +246,12 @@ class Convert(Settings):
         None, "system_ids of the systems to write, as in 3 or 0,4,7", shown="all systems"
     )
     overwrite: bool = setting(False, "replace the file")
+
+
+class Models(Settings):
+    """Arguments of `models`."""
+
+    words: list[str] = setting([], "get NAME ...: get the weights of these models", positional=True)
 
 
 class Info(Settings):

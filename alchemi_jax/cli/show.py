@@ -13,7 +13,8 @@ from alchemi_jax.cli.folder import check_target, find_store
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.plot import quantities
 from alchemi_jax.cli.read import open_trajectory
-from alchemi_jax.cli.settings import Pipeline, Show, describe
+from alchemi_jax.cli.record import SETTINGS, read_settings
+from alchemi_jax.cli.settings import Show, describe
 from alchemi_jax.cli.write import count_outcomes, whole_file
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.trajectory import Trajectory
@@ -96,7 +97,7 @@ def show(args: Show, signals: Any = None) -> int:
 def _run_of(store: Path) -> str:
     """What run left the store in its folder, in a line."""
     try:
-        settings = Pipeline.model_validate_json((store.parent / "settings.json").read_text())
+        settings = read_settings(store.parent / SETTINGS)
     except (OSError, ValueError):
         return f"{store.parent}"
     done = (

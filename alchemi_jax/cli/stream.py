@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax.cli.cache import CompileTime, use_cache
 from alchemi_jax.cli.engines import engine_of, log_of
 from alchemi_jax.cli.flags import Job
-from alchemi_jax.cli.models import model_from
+from alchemi_jax.cli.models import canonical, model_from, model_hashes
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
@@ -23,9 +23,12 @@ from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
-from alchemi_jax.dynamics.check import check_systems
+from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.errors import name_of
+from alchemi_jax.models.elements import UnknownElementError
+from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -43,16 +46,32 @@ class Prepared:
         settings: of the run.
         sources: file, index in it, and structure, of each system.
         engine: of all stages, without logs.
+        hashes: of the files of the model.
+        chosen: why the model was taken if none was given, otherwise "".
     """
 
     settings: Pipeline
     sources: list[tuple[Path, int, AtomicData]]
     engine: AbstractDynamics
+    hashes: dict[str, str]
+    chosen: str = ""
 
     @property
     def data(self) -> list[AtomicData]:
         """The structures."""
         return [data for _, _, data in self.sources]
+
+    @property
+    def model_names(self) -> str:
+        """The model by name, a sum with plus signs."""
+        names = self.settings.model
+        return names if isinstance(names, str) else " + ".join(names or ())
+
+    @property
+    def model(self) -> str:
+        """A sentence on the model, without its stop."""
+        why = f", since none was given and {self.chosen}" if self.chosen else ""
+        return f"Model: {self.model_names}{why}"
 
     @property
     def input(self) -> str:
@@ -69,12 +88,23 @@ def prepare(job: Job) -> Prepared:
     Raises:
         UsageError: naming what is wrong with it.
     """
-    settings = job.settings
+    settings, chosen = job.settings, ""
     if settings.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     use_cache(not job.options.no_cache)
-    model = model_from(settings.model)
     sources = read(settings.files, settings.format, settings.index)
+    if settings.constraints == "drop":
+        sources = [(path, i, dataclasses.replace(data, constraints=())) for path, i, data in sources]
+    # Of all structures, so that the choice does not depend on their order.
+    elements = {int(z) for _, _, data in sources for z in np.unique(data.numbers)}
+    names = canonical(settings.model)
+    if names is None:
+        try:
+            names, chosen = choose(elements)
+        except ValueError as e:
+            raise UsageError(f"--model is missing: {e}.") from None
+    settings = settings.model_copy(update={"model": names})
+    hashes, model = model_hashes(names), model_from(names)
     try:
         engine = engine_of(settings, model)
         most = settings.max_atoms
@@ -86,10 +116,14 @@ def prepare(job: Job) -> Prepared:
                         f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, "
                         f"max_atoms is {most}."
                     )
-            check_systems(engine, Batch.from_data_list(data, dtype=settings.dtype))
+            batch = Batch.from_data_list(data, dtype=settings.dtype)
+            check_constraints(name_of(engine), batch, "--constraints drop")
+            check_systems(engine, batch)
+    except UnknownElementError as e:
+        raise UsageError(f"{e.problem}. {advice(elements)}.") from None
     except ValueError as e:
         raise UsageError(str(e)) from None
-    return Prepared(settings, sources, engine)
+    return Prepared(settings, sources, engine, hashes, chosen)
 
 
 @dataclasses.dataclass

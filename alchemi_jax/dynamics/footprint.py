@@ -105,8 +105,8 @@ def _of_copies(engine: Engine, batch: Batch, copies: int) -> Footprint:
     shapes = eqx.filter_eval_shape(repeat, batch)
     r, lists = engine.model.requirements, None
     if r.cutoff is not None:
-        sizes = nl.guess_sizes(batch, r.cutoff, r.skin, edges=r.edges).times(copies)
-        lists = eqx.filter_eval_shape(nl.empty_list, shapes, r.cutoff, r.skin, sizes, r.reverse_edges)
+        sizes = nl.guess_sizes(batch, r.cutoff, r.skin, requirements=r).times(copies)
+        lists = eqx.filter_eval_shape(nl.empty_list, shapes, r.cutoff, r.skin, sizes, r)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = eqx.filter_eval_shape(initial_state, engine, shapes, lists, key)
     return _of_state(engine, state)

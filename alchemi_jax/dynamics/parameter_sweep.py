@@ -18,6 +18,7 @@ from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
 from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of, public_call
+from alchemi_jax.models.base import with_extra_results
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, temperature
@@ -92,7 +93,7 @@ def sweep(
     engine.model.check(batch)
     for part in engine.parts:
         part.check(batch)
-    batch = jax.device_put(batch)
+    batch = jax.device_put(with_extra_results(batch, engine.model))
     arrays = {name: jnp.asarray(v) for name, v in values.items()}
     neighbors = nl.unbuilt_list(batch, engine.model.requirements)
     # Room for rows of recording hooks needs a known number of steps.

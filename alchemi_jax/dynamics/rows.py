@@ -146,8 +146,14 @@ def pack_incoming(
         like, fill = getattr(old, f.name), f.metadata["fill"]
         given = getattr(host, f.name) if host is not None and f.name in _BROUGHT else None
         if isinstance(like, dict):
-            rows = {k: place(level, fill, None if given is None else given[k], v) for k, v in like.items()}
-            fields[f.name] = rows
+            # Results of the model are not among what a system brings: NaN until it is evaluated.
+            brought = {} if given is None else given
+            fields[f.name] = {
+                k: place(level, fill if k in brought else np.nan, brought.get(k), v)
+                if k in brought or v.dtype.kind == "f"
+                else place(level, fill, None, v)
+                for k, v in like.items()
+            }
         else:
             fields[f.name] = place(level, fill, given, like)
     owner = np.full(room.atoms, room.systems, np.int32)

@@ -21,6 +21,7 @@ from alchemi_jax.dynamics.step import FIRST_EVALUATION, make_carry, run_phases
 from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.models.base import with_extra_results
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.outcome import Outcome
 
@@ -66,7 +67,7 @@ def init_like(engine: Engine, batch: Batch, key: PRNGKeyArray | None, like: Dyna
     check_arrays(engine, "init", batch)
     key = jax.random.key(0) if key is None else key
     device = engine.on_device()
-    state = _initial_state(device, batch, like.neighbors, key)
+    state = _initial_state(device, with_extra_results(batch, engine.model), like.neighbors, key)
     state = evaluate_first_compiled(device, state)
     return state.replace(batch=state.batch.with_meta(batch.meta))
 

@@ -135,6 +135,8 @@ def compute(engine: Engine, carry: StepCarry) -> StepCarry:
     new = batch.replace(energy=results.energy.astype(batch.dtype), forces=forces)
     if results.stress is not None:
         new = new.replace(stress=results.stress.astype(batch.dtype))
+    if results.extras:
+        new = new.replace(**{name: x.astype(batch.dtype) for name, x in results.extras.items()})
     lost, reason = find_lost_results(new)
     carry = carry.update(batch=new, neighbors=neighbors)
     # Systems that do not move are as they were when the step began, so they need not be kept.

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from alchemi_jax.models.evaluation import evaluate as evaluate
     from alchemi_jax.models.ewald import Ewald as Ewald
     from alchemi_jax.models.flax import FlaxModel as FlaxModel
+    from alchemi_jax.models.graph import AbstractGraphModel as AbstractGraphModel
+    from alchemi_jax.models.graph import Graph as Graph
     from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel
     from alchemi_jax.models.pair import AbstractPair as AbstractPair
     from alchemi_jax.models.pair import LennardJones as LennardJones
     from alchemi_jax.models.pair import Morse as Morse
+    from alchemi_jax.models.registry import ModelEntry as ModelEntry
+    from alchemi_jax.models.registry import load as load
     from alchemi_jax.models.repulsive import ZBL as ZBL
     from alchemi_jax.models.repulsive import Buckingham as Buckingham
     from alchemi_jax.models.repulsive import SoftSphere as SoftSphere

@@ -3,29 +3,35 @@
 import dataclasses
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
 from alchemi_jax.neighbors import NeighborList, Requirements
 from alchemi_jax.parameters import Described
 from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import Level, unsafe_replace
 from alchemi_jax.systems.observables import volume
 from alchemi_jax.systems.segments import to_atoms
 
 
 class Results(eqx.Module):
-    """Results of a model: eV, eV/Å, eV/Å³ (positive under tension, None if not asked for)."""
+    """Results of a model: eV, eV/Å, eV/Å³ (positive under tension, None if not asked for).
+
+    `extras` has what else a model computes, by name, as its `extra_results` declare.
+    """
 
     energy: Float[Array, " systems"]
     forces: Float[Array, "atoms 3"]
     stress: Float[Array, "systems 3 3"] | None
+    extras: dict[str, Shaped[Array, "..."]] = eqx.field(default_factory=dict)
 
 
 class AbstractModel(Described):
@@ -38,11 +44,14 @@ class AbstractModel(Described):
 
     cutoff: eqx.AbstractVar[float | None]
     skin = 1.0
+    #: Names of further results, one number per "atom" or per "system", such as {"magmoms": "atom"}: engines
+    #: keep them as extras of the batch, where hooks and sinks find them.
+    extra_results: ClassVar[Mapping[str, Level]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         # Lengths that determine shapes: static, also where a model declares a plain `cutoff: float = 5.0`.
-        for name in ("cutoff", "skin"):
+        for name in ("cutoff", "skin", "inner_cutoff", "long_cutoff"):
             value = cls.__dict__.get(name, dataclasses.MISSING)
             plain = value is dataclasses.MISSING or isinstance(value, int | float | None)
             if plain and _declares_number(cls, name):
@@ -67,9 +76,9 @@ class AbstractModel(Described):
                 return _total(batch, _energy(self, batch.replace(positions=positions), neighbors))
 
             slope, energy = jax.grad(total, has_aux=True)(batch.positions)
-            return Results(energy, _mask_atoms(batch, -slope), None)
+            return Results(energy, mask_atoms(batch, -slope), None)
         energy, slope, virial = strained_gradient(batch, lambda b: _energy(self, b, neighbors))
-        return Results(energy, _mask_atoms(batch, -slope), per_volume(batch, virial))
+        return Results(energy, mask_atoms(batch, -slope), per_volume(batch, virial))
 
     def check(self, batch: Batch) -> None:
         """Called once, on the host, before the first step.
@@ -116,6 +125,15 @@ class SumModel(AbstractModel):
         if not flat:
             raise ValueError("parts of a SumModel must be at least one model.")
         self.parts = tuple(flat)
+        names = [name for part in flat for name in part.extra_results]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two parts of a SumModel have the result {twice!r}, and they cannot be added.")
+
+    @property
+    def extra_results(self) -> Mapping[str, Level]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of all parts."""
+        return {name: level for part in self.parts for name, level in part.extra_results.items()}
 
     @property
     def _longest(self) -> AbstractModel | None:
@@ -137,10 +155,7 @@ class SumModel(AbstractModel):
     @property
     def requirements(self) -> Requirements:
         """Those of all parts together."""
-        asked = [part.requirements for part in self.parts]
-        return Requirements(
-            self.cutoff, self.skin, any(r.edges for r in asked), any(r.reverse_edges for r in asked)
-        )
+        return Requirements.join((part.requirements for part in self.parts), self.skin)
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         first, *rest = (p.energy(batch, _list_for(p, neighbors)) for p in self.parts)
@@ -149,11 +164,13 @@ class SumModel(AbstractModel):
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
         first, *rest = (p.evaluate(batch, _list_for(p, neighbors), stress=stress) for p in self.parts)
         energy, forces, total = first.energy, first.forces, first.stress
+        extras = first.extras
         for r in rest:
             energy, forces = energy + r.energy, forces + r.forces
+            extras = {**extras, **r.extras}
             if total is not None and r.stress is not None:
                 total = total + r.stress
-        return Results(energy, forces, total)
+        return Results(energy, forces, total, extras)
 
     def check(self, batch: Batch) -> None:
         for part in self.parts:
@@ -228,7 +245,8 @@ def strained_gradient(
     return found, slope, virial
 
 
-def _mask_atoms(batch: Batch, forces: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
+def mask_atoms(batch: Batch, forces: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
+    """Forces on atoms, zero in padding."""
     return jnp.where(batch.atom_mask[:, None], forces, 0)
 
 
@@ -259,7 +277,39 @@ def results_of(
         )
     for name in ("energy", "forces", "stress") if stress else ("energy", "forces"):
         _check(model, name, getattr(results, name), batch, function)
+    _check_extras(model, results.extras, batch, function)
     return results
+
+
+def _check_extras(model: AbstractModel, extras: Any, batch: Batch, function: Any) -> None:
+    declared = model.extra_results
+    if not isinstance(extras, dict) or set(extras) != set(declared):
+        found = sorted(extras) if isinstance(extras, dict) else description(extras)
+        raise UserCodeError(
+            f"{name_of(model)} returned extras {found}; its extra_results declare {sorted(declared)}"
+            f"{location(function)}."
+        )
+    for name, level in declared.items():
+        like = _extra_like(batch, level)
+        if not is_array(extras[name]) or jnp.shape(extras[name]) != like.shape:
+            raise UserCodeError(
+                f"{name_of(model)} returned {name} as {description(extras[name])}; it must be "
+                f"{description(like)}, one number per {level}{location(function)}."
+            )
+
+
+def _extra_like(batch: Batch, level: Level) -> Float[Array, " rows"]:
+    return batch.masses if level == "atom" else batch.energy
+
+
+def with_extra_results(batch: Batch, model: AbstractModel) -> Batch:
+    """The batch with room for the further results of a model: extras that are NaN until it is evaluated."""
+    if not model.extra_results:
+        return batch
+    extras = {"atom": dict(batch.atom_extras), "system": dict(batch.system_extras)}
+    for name, level in model.extra_results.items():
+        extras[level][name] = jnp.full_like(_extra_like(batch, level), jnp.nan)
+    return unsafe_replace(batch, atom_extras=extras["atom"], system_extras=extras["system"])
 
 
 def cast(model: Any, dtype: Any) -> Any:
@@ -271,4 +321,14 @@ def cast(model: Any, dtype: Any) -> Any:
     )
 
 
-__all__ = ["AbstractModel", "Results", "SumModel", "cast", "per_volume", "results_of", "strained_gradient"]
+__all__ = [
+    "AbstractModel",
+    "Results",
+    "SumModel",
+    "cast",
+    "mask_atoms",
+    "per_volume",
+    "results_of",
+    "strained_gradient",
+    "with_extra_results",
+]

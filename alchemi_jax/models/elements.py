@@ -9,6 +9,8 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Array, Float, Int
 
+from alchemi_jax.models.registry import advice
+from alchemi_jax.models.symbols import symbols_of
 from alchemi_jax.parameters import as_parameter
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
@@ -178,6 +180,18 @@ def types_of(elements: tuple[int, ...], numbers: Int[Array, " atoms"]) -> Int[Ar
 # -- checks ------------------------------------------------------------------------------------
 
 
+class UnknownElementError(ValueError):
+    """A model does not know an element of its input.
+
+    Attributes:
+        problem: what is wrong, without a stop at its end; the message goes on with the models that fit.
+    """
+
+    def __init__(self, problem: str, numbers: Any):
+        super().__init__(f"{problem}. {advice(np.unique(numbers).tolist())}.")
+        self.problem = problem
+
+
 def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
     """Refuses a batch with an element that has no parameters.
 
@@ -186,7 +200,8 @@ def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
         known: atomic numbers, or a table over atomic numbers that is finite where there are parameters.
 
     Raises:
-        ValueError: naming the system, the element, the atom, and the elements that have parameters.
+        UnknownElementError: a ValueError that names the system, the element, the atom, the elements that
+            have parameters, and registered models that know all elements of the system.
     """
     if isinstance(known, tuple):
         have = np.isin(np.arange(len(chemical_symbols)), known)
@@ -198,10 +213,11 @@ def check_elements(model: Any, batch: Batch, name: str, known: Any) -> None:
     if missing.any():
         atom = int(np.argmax(missing))
         system = int(owners[atom])
-        raise ValueError(
+        raise UnknownElementError(
             f"{batch.name_of(system)}: {type(model).__name__} has no {name} for "
             f"{chemical_symbols[numbers[atom]]} (atom {atom - int(batch.first_atom[system])}); "
-            f"it has {', '.join(chemical_symbols[z] for z in np.flatnonzero(have))}."
+            f"it has {symbols_of(np.flatnonzero(have).tolist())}",
+            numbers[owners[: len(numbers)] == system],
         )
 
 
@@ -232,6 +248,7 @@ def check_pairs(model: Any, batch: Batch, name: str, table: Any) -> None:
 __all__ = [
     "ByElement",
     "ByPair",
+    "UnknownElementError",
     "atomic_number",
     "by_element",
     "by_pair",

@@ -10,7 +10,7 @@ import numpy as np
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.errors import description, public_call
-from alchemi_jax.models.base import AbstractModel, Results, results_of
+from alchemi_jax.models.base import AbstractModel, Results, results_of, with_extra_results
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.systems.capacity import check_precision
 from alchemi_jax.systems.host import HostBatch
@@ -33,7 +33,8 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
     Returns:
         The structures in the same order, as numpy arrays without padding: `energy` [systems], eV; `forces`
         [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where a system is
-        not periodic in all directions. `to_ase()` gives them back to ASE; `for system in ...` one by one.
+        not periodic in all directions; further results of the model, such as magnetic moments, by their
+        names, `results["magmoms"]`. `to_ase()` gives them back to ASE; `for system in ...` one by one.
 
     Raises:
         TypeError: if the model is none.
@@ -60,6 +61,8 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
         fields: dict[str, Any] = {"energy": results.energy, "forces": results.forces}
         if stress:
             fields["stress"] = results.stress
+        batch = with_extra_results(batch, model)
+        fields |= results.extras
         out = batch.replace(**fields).to_host()
     _warn_lost(out)
     return out
@@ -70,7 +73,8 @@ def _evaluate(model: AbstractModel, batch: Batch, neighbors: nl.NeighborList | N
     found = results_of(model, batch, neighbors, stress=stress)
     forces = jnp.where(batch.free_components, found.forces, 0).astype(batch.dtype)
     tensor = None if found.stress is None else found.stress.astype(batch.dtype)
-    return Results(found.energy.astype(batch.dtype), forces, tensor)
+    extras = {name: value.astype(batch.dtype) for name, value in found.extras.items()}
+    return Results(found.energy.astype(batch.dtype), forces, tensor, extras)
 
 
 def _warn_lost(batch: HostBatch) -> None:

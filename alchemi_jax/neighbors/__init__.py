@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.build import enlarge as enlarge
     from alchemi_jax.neighbors.build import resized as resized
     from alchemi_jax.neighbors.edge_type import EdgeList as EdgeList
+    from alchemi_jax.neighbors.edge_type import Triplets as Triplets
     from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity
     from alchemi_jax.neighbors.edges import edge_list as edge_list
     from alchemi_jax.neighbors.limits import check_needs as check_needs

@@ -81,8 +81,8 @@ def unbuilt_list(
     r = requirements
     if r.cutoff is None:
         return None
-    sizes = guess_sizes(batch, r.cutoff, r.skin, builder=builder, waiting=waiting, edges=r.edges)
-    return empty_list(batch, r.cutoff, r.skin, sizes, r.reverse_edges)
+    sizes = guess_sizes(batch, r.cutoff, r.skin, builder=builder, waiting=waiting, requirements=r)
+    return empty_list(batch, r.cutoff, r.skin, sizes, r)
 
 
 __all__ = ["allocate", "unbuilt_list", "update_with_room"]

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.neighbors.edge_type import EdgeList
+from alchemi_jax.neighbors.edge_upkeep import no_edges
 from alchemi_jax.neighbors.geometry import gather_columns, inverse, working_cell
 from alchemi_jax.neighbors.groups import brute_force, cell_list
 from alchemi_jax.neighbors.images import find_images, no_images
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList, lattice_offset
 from alchemi_jax.neighbors.pairs import list_pairs
+from alchemi_jax.neighbors.requirements import Requirements
 from alchemi_jax.neighbors.sizes import grow
 from alchemi_jax.neighbors.warp import find_pairs
 from alchemi_jax.systems.batch import Batch
@@ -20,14 +21,18 @@ from alchemi_jax.systems.segments import any_by_system, largest_of, to_atoms
 
 
 def empty_list(
-    batch: Batch, cutoff: float, skin: float, sizes: ListSizes, reverse_edges: bool = False
+    batch: Batch,
+    cutoff: float,
+    skin: float,
+    sizes: ListSizes,
+    requirements: Requirements | None = None,
 ) -> NeighborList:
     """A list of the right shapes in which every system is due for building."""
     return _empty(
         sizes,
         cutoff,
         skin,
-        reverse_edges,
+        requirements or Requirements(cutoff, skin, edges=sizes.edges > 0),
         ref_positions=jnp.asarray(batch.positions),
         ref_cell=jnp.asarray(batch.cell),
         ref_pbc=jnp.asarray(batch.pbc),
@@ -47,12 +52,13 @@ def enlarge(neighbors: NeighborList, needs: Int[np.ndarray, " sizes"]) -> Neighb
 def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
     """A list with other capacities and the same references, not built."""
     names = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
-    reverse = neighbors.edges is not None and neighbors.edges.reverse is not None
     arrays = {name: getattr(neighbors, name) for name in names}
-    return _empty(sizes, neighbors.cutoff, neighbors.skin, reverse, **arrays)
+    return _empty(sizes, neighbors.cutoff, neighbors.skin, neighbors.requirements, **arrays)
 
 
-def _empty(sizes: ListSizes, cutoff: float, skin: float, reverse_edges: bool, **kept: Any) -> NeighborList:
+def _empty(
+    sizes: ListSizes, cutoff: float, skin: float, requirements: Requirements, **kept: Any
+) -> NeighborList:
     """An empty list. New arrays are made with numpy, so that nothing is compiled to make them."""
     n, s, dtype = kept["ref_positions"].shape[0], kept["ref_cell"].shape[0], kept["ref_cell"].dtype
     places = n + sizes.images
@@ -71,22 +77,8 @@ def _empty(sizes: ListSizes, cutoff: float, skin: float, reverse_edges: bool, **
         "built": np.zeros((), bool),
     }
     fields = {name: jnp.asarray(value) for name, value in (fields | kept).items()}
-    edges = _no_edges(sizes.edges, n, dtype, reverse_edges) if sizes.edges else None
-    return NeighborList(**fields, edges=edges, cutoff=cutoff, skin=skin, sizes=sizes)
-
-
-def _no_edges(capacity: int, n: int, dtype: Any, reverse: bool) -> EdgeList:
-    no_atom = np.full(capacity, n, np.int32)
-    own = jnp.arange(capacity, dtype=jnp.int32) if reverse else None
-    return EdgeList(
-        senders=jnp.asarray(no_atom),
-        receivers=jnp.asarray(no_atom),
-        shifts=jnp.asarray(np.zeros((capacity, 3), dtype)),
-        mask=jnp.asarray(np.zeros(capacity, bool)),
-        reverse=own,
-        needed=jnp.asarray(np.int32(0)),
-        overflow=jnp.asarray(np.zeros((), bool)),
-    )
+    static: dict[str, Any] = {"cutoff": cutoff, "skin": skin, "sizes": sizes, "requirements": requirements}
+    return NeighborList(**fields, **no_edges(n, dtype, sizes, requirements), **static)
 
 
 def _near_origin(
@@ -144,7 +136,8 @@ def build(batch: Batch, neighbors: NeighborList, stale: Bool[Array, " systems"])
 
     missing = any_by_system(batch, found < to_atoms(batch, batch.atoms_per_system) - 1)
     # Edges are counted by `update`, at the present positions.
-    needs = jnp.stack([*needs, jnp.zeros((), jnp.int32)])
+    later = len(dataclasses.fields(ListSizes)) - len(needs)
+    needs = jnp.stack([*needs, *[jnp.zeros((), jnp.int32)] * later])
     used = jnp.minimum(needs[0], sizes.neighbors)
     # If the list is built twice before the host reads `needs`, the larger needs of both are reported.
     needs = jnp.where(neighbors.overflow, jnp.maximum(needs, neighbors.needs), needs)

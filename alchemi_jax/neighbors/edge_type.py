@@ -1,4 +1,4 @@
-"""EdgeList: pairs of a neighbor list as edges, for graph models."""
+"""EdgeList and Triplets: pairs of a neighbor list as edges, and pairs of edges, for graph models."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -7,6 +7,33 @@ from jaxtyping import Array, Bool, Float, Int
 from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import to_atoms
+
+
+class Triplets(eqx.Module):
+    """Pairs of edges with the same receiver, both within an inner cutoff, in both orders.
+
+    The edges within the inner cutoff are the *bonds*, in the order of the edges. `bonds[first]` and
+    `bonds[second]` are indices of edges.
+
+    Attributes:
+        bonds: [bonds], the index of the edge; in padding the number of edges, an index out of range.
+        bond_mask: [bonds], False in padding.
+        bond_of_edge: [edges], the place of an edge in `bonds`; for edges that are no bonds the number of
+            bonds, an index out of range.
+        first, second: [triplets], two different bonds of one atom, sorted by the first. In padding the number
+            of bonds.
+        mask: [triplets], False in padding.
+        needed_bonds, needed: numbers of bonds and triplets, including those for which there was no room.
+    """
+
+    bonds: Int[Array, " bonds"]
+    bond_mask: Bool[Array, " bonds"]
+    bond_of_edge: Int[Array, " edges"]
+    first: Int[Array, " triplets"]
+    second: Int[Array, " triplets"]
+    mask: Bool[Array, " triplets"]
+    needed_bonds: Int[Array, ""]
+    needed: Int[Array, ""]
 
 
 class EdgeList(eqx.Module):
@@ -24,7 +51,12 @@ class EdgeList(eqx.Module):
         reverse: [edges], the index of the opposite edge; in padding the index of the edge itself. None unless
             a model asks for it.
         needed: number of edges, including those for which there was no room.
-        overflow: there were more edges than room. Some are missing, so `vectors` are NaN.
+        overflow: there were more edges than room (or bonds, triplets, edges of one atom). Some are missing,
+            so `vectors` are NaN.
+        per_atom: [atoms, places], the indices of the edges of each atom (as receiver); in unused places the
+            number of edges, an index out of range. None unless a model asks for it.
+        needed_per_atom: the largest number of edges of an atom.
+        triplets: pairs of edges. None unless a model asks for them.
     """
 
     senders: Int[Array, " edges"]
@@ -34,6 +66,9 @@ class EdgeList(eqx.Module):
     reverse: Int[Array, " edges"] | None
     needed: Int[Array, ""]
     overflow: Bool[Array, ""]
+    per_atom: Int[Array, "atoms places"] | None = None
+    needed_per_atom: Int[Array, ""] | None = None
+    triplets: Triplets | None = None
 
     def vectors(self, batch: Batch, padding: float = 1.0e3) -> Float[Array, "edges 3"]:
         """Vectors from receivers to senders, Å; differentiable in positions and cell.
@@ -52,4 +87,4 @@ class EdgeList(eqx.Module):
         return vectors + jnp.where(self.overflow, jnp.nan, 0).astype(batch.dtype)
 
 
-__all__ = ["EdgeList"]
+__all__ = ["EdgeList", "Triplets"]

@@ -27,7 +27,12 @@ def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> 
 
 
 def edge_list(
-    batch: Batch, neighbors: NeighborList, capacity: int | None = None, reverse: bool = False
+    batch: Batch,
+    neighbors: NeighborList,
+    capacity: int | None = None,
+    reverse: bool = False,
+    *,
+    cutoff: float | None = None,
 ) -> EdgeList:
     """Edges of the pairs within the cutoff at the present positions.
 
@@ -38,13 +43,18 @@ def edge_list(
         capacity: room for this many edges (`edge_capacity` finds a number). None: one edge per slot of the
             list, which always suffices, but about half of it is padding.
         reverse: whether to find the reverse of each edge.
+        cutoff: Å, at most that of the list, which is the default.
 
     Pure, for jit and vmap. Indices have no derivative; `EdgeList.vectors` has one.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
     n, slots = batch.atom_capacity, neighbors.slots
     used = (neighbors.index < neighbors.far) & batch.atom_mask[None]
-    within = _within_both_ways(batch, neighbors) if reverse else pair_vectors(batch, neighbors)[3]
+    reach = neighbors.cutoff if cutoff is None else cutoff
+    if reverse or reach != neighbors.cutoff:
+        within = _within_both_ways(batch, neighbors, reach)
+    else:
+        within = pair_vectors(batch, neighbors)[3]
     near = within & used
     needed = near.sum(dtype=jnp.int32)
     if capacity is None:
@@ -68,8 +78,8 @@ def edge_list(
     )
 
 
-def _within_both_ways(batch: Batch, neighbors: NeighborList) -> Bool[Array, "slots atoms"]:
-    """Which pairs are within the cutoff.
+def _within_both_ways(batch: Batch, neighbors: NeighborList, cutoff: float) -> Bool[Array, "slots atoms"]:
+    """Which pairs are within a cutoff.
 
     The distance is the same number in both directions, so that an edge at exactly the cutoff has its reverse.
     """
@@ -82,7 +92,7 @@ def _within_both_ways(batch: Batch, neighbors: NeighborList) -> Bool[Array, "slo
     for k in range(3):
         along = sum(shift[a] * cell[None, :, a, k] for a in range(3))
         squared = squared + ((batch.positions[atom, k] - batch.positions[None, :, k]) + along) ** 2
-    return squared <= neighbors.cutoff**2
+    return squared <= cutoff**2
 
 
 def _reverse_of(

@@ -77,7 +77,8 @@ def check_sizes(batch: Batch, needs: Needs, sizes: ListSizes, groups: int) -> No
             "fewer systems at a time."
         )
     most = sizes.neighbors * batch.atom_capacity + sizes.candidates * groups + 16 * sizes.images
-    bytes_ = 4 * most + 40 * sizes.edges
+    graph = 40 * (sizes.edges + sizes.long_edges) + 8 * sizes.bonds + 16 * sizes.triplets
+    bytes_ = 4 * most + graph
     if bytes_ > memory() / 2:
         row = int(np.argmax(np.maximum(needs.neighbors, needs.everyone / 8)))
         name = batch.name_of(row) if len(needs.images) <= batch.num_systems else "a system"

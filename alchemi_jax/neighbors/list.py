@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.neighbors.edge_type import EdgeList
 from alchemi_jax.neighbors.geometry import times_matrices
+from alchemi_jax.neighbors.requirements import Requirements
 from alchemi_jax.systems.batch import Batch
 
 
@@ -56,6 +57,14 @@ class ListSizes:
     """Groups of a cell list; 0: brute force; -1: nvalchemi-toolkit-ops."""
     edges: int = 0
     """Edges of all systems together; 0: no edges are made."""
+    per_atom: int = 0
+    """Edges of one atom, in `edges.per_atom`; 0: it is not made."""
+    bonds: int = 0
+    """Edges within the inner cutoff, of all systems together; 0: no triplets are made."""
+    triplets: int = 0
+    """Triplets of all systems together."""
+    long_edges: int = 0
+    """Edges within the long cutoff, of all systems together; 0: none are made."""
 
     @property
     def periodic(self) -> bool:
@@ -75,8 +84,9 @@ class ListSizes:
         """Capacities for `factor` times the systems: those that count over all systems change."""
         images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
         groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
-        edges = math.ceil(self.edges * factor)
-        return dataclasses.replace(self, images=images, groups=groups, edges=edges)
+        summed = ("edges", "bonds", "triplets", "long_edges")
+        edges = {name: math.ceil(getattr(self, name) * factor) for name in summed}
+        return dataclasses.replace(self, images=images, groups=groups, **edges)
 
 
 class NeighborList(eqx.Module):
@@ -92,7 +102,8 @@ class NeighborList(eqx.Module):
         needs: [sizes], the capacities that the last building needed, in the order of ListSizes; the driver
             grows to them.
         overflow: whether a capacity was too small. Forces from this list must not be used then.
-        edges: pairs within the cutoff at the last update, if a model asks for them.
+        edges: pairs within the cutoff of the edges at the last update, if a model asks for them.
+        long_edges: pairs within the long cutoff, likewise.
         builds: number of times that the list was built.
         built: False for an empty list. The next update builds it, from the references of systems that are
             not due.
@@ -115,9 +126,11 @@ class NeighborList(eqx.Module):
     builds: Int[Array, ""]
     built: Bool[Array, ""]
     edges: EdgeList | None
+    long_edges: EdgeList | None
     cutoff: float = eqx.field(static=True)
     skin: float = eqx.field(static=True)
     sizes: ListSizes = eqx.field(static=True)
+    requirements: Requirements = eqx.field(static=True)
 
     @property
     def slots(self) -> int:

@@ -24,7 +24,15 @@ class Needs:
     tried: Shaped[np.ndarray, " systems"]
     """Lattice shifts per atom that the kernels of `warp` try."""
     edges: Shaped[np.ndarray, " systems"]
-    """Pairs within the cutoff, in both directions."""
+    """Pairs within the cutoff of the edges, in both directions."""
+    per_atom: Shaped[np.ndarray, " systems"]
+    """Edges of the atom with the most."""
+    bonds: Shaped[np.ndarray, " systems"]
+    """Edges within the inner cutoff."""
+    triplets: Shaped[np.ndarray, " systems"]
+    """Pairs of bonds at one atom."""
+    long_edges: Shaped[np.ndarray, " systems"]
+    """Pairs within the long cutoff."""
 
     def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
         """The needs of some of the systems."""

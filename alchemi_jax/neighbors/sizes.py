@@ -1,14 +1,17 @@
 """Capacities of a list: estimated on the host before it is first built, and grown when too small."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from alchemi_jax.neighbors.edge_needs import COUNTED, count_edges
 from alchemi_jax.neighbors.groups import ROWS, group_capacity
 from alchemi_jax.neighbors.limits import check_needs, check_sizes, memory
 from alchemi_jax.neighbors.list import ALL_PAIRS, ListSizes, NeighborList
 from alchemi_jax.neighbors.needs import Needs
+from alchemi_jax.neighbors.requirements import Requirements
 from alchemi_jax.neighbors.scans import MOST
 from alchemi_jax.neighbors.warp import load
 from alchemi_jax.systems.batch import Batch
@@ -28,7 +31,7 @@ def guess_sizes(
     *,
     builder: str | None = None,
     waiting: Needs | None = None,
-    edges: bool = False,
+    requirements: Requirements | None = None,
 ) -> ListSizes:
     """Capacities for the present positions, with some room. If one is too small, the driver grows it.
 
@@ -40,7 +43,7 @@ def guess_sizes(
         builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
             of nvalchemi-toolkit-ops, where that is installed.
         waiting: the needs of all systems that may enter the batch, as many at a time as it has places.
-        edges: whether there is to be room for edges.
+        requirements: of a model that asks for edges.
 
     Raises:
         ValueError: for another builder; naming the system, and the number, for geometry that no list can
@@ -49,10 +52,11 @@ def guess_sizes(
     """
     if builder not in (None, "brute force", "cell list", "warp"):
         raise ValueError(f"builder is 'brute force', 'cell list', 'warp' or None, not {builder!r}.")
-    needs = list_needs(batch, cutoff, skin) if waiting is None else waiting
+    r = Requirements(cutoff, skin) if requirements is None else requirements
+    needs = list_needs(batch, cutoff, skin, r) if waiting is None else waiting
     if waiting is None:
         check_needs(batch, needs, cutoff, skin)
-    if edges and cutoff >= 1000:
+    if r.edges and cutoff >= 1000:
         raise ValueError(f"a model that asks for edges has a cutoff below 1000 Å, not {cutoff:g} Å.")
     places = batch.system_capacity
 
@@ -70,10 +74,10 @@ def guess_sizes(
     neighbors = round_up(int(np.ceil(needs.neighbors.max())), min(per_octave, 4), 1)
     # 1 if no system is periodic: see `ListSizes.periodic`.
     room = round_up(int(most(needs.images) * 1.05) + 8, 16, 1) if needs.images.any() else 1
-    edge_room = round_up(int(np.ceil(most(needs.edges))) + 1, 8, 16) if edges else 0
+    graph = _edge_sizes(r, needs, most)
     if builder == "warp":
         load()
-        return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1, edges=edge_room)
+        return ListSizes(neighbors, room, candidates=int(needs.tried.max()), groups=-1, **graph)
     sizes = ListSizes(
         neighbors,
         room,
@@ -81,20 +85,42 @@ def guess_sizes(
             int(np.ceil((needs.in_cells if by_cells else needs.everyone).max())), per_octave, 32
         ),
         groups=groups if by_cells else 0,
-        edges=edge_room,
+        **graph,
     )
     check_sizes(batch, needs, sizes, groups if by_cells else -(-rows // max(batch.largest, 1)))
     return sizes
 
 
-def list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
+def _edge_sizes(
+    r: Requirements, needs: Needs, most: Callable[[Shaped[np.ndarray, " n"]], float]
+) -> dict[str, int]:
+    """Room for what is made of edges, more than there is now by a share that grows with its fluctuations."""
+    sizes: dict[str, int] = {}
+    if r.edges:
+        sizes["edges"] = round_up(int(most(needs.edges) * 1.05) + 16, 16, 16)
+    if r.per_atom:
+        sizes["per_atom"] = round_up(int(needs.per_atom.max() * 1.1) + 1, 8, 1)
+    if r.inner_cutoff is not None:
+        sizes["bonds"] = round_up(int(most(needs.bonds) * 1.2) + 16, 8, 16)
+        sizes["triplets"] = round_up(int(most(needs.triplets) * 1.4) + 32, 8, 32)
+    if r.long_cutoff is not None:
+        sizes["long_edges"] = round_up(int(most(needs.long_edges) * 1.05) + 16, 16, 16)
+    return sizes
+
+
+def list_needs(batch: Batch, cutoff: float, skin: float, requirements: Requirements | None = None) -> Needs:
     """What the list of each system of a batch needs at the present positions; infinite or NaN for geometry
-    that overflows."""
+    that overflows.
+
+    Args:
+        requirements: of a model that asks for edges; then these are counted.
+    """
+    r = Requirements(cutoff, skin) if requirements is None else requirements
     with np.errstate(all="ignore"):
-        return _list_needs(batch, cutoff, skin)
+        return _list_needs(batch, cutoff, skin, r)
 
 
-def _list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
+def _list_needs(batch: Batch, cutoff: float, skin: float, r: Requirements) -> Needs:
     counts = np.asarray(batch.atoms_per_system).astype(np.int64)
     systems = int((counts > 0).sum())
     n, counts = int(counts.sum()), counts[:systems]
@@ -103,7 +129,8 @@ def _list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     positions = np.nan_to_num(np.asarray(batch.positions, np.float64)[:n], posinf=0, neginf=0)
     reach, free = cutoff + skin, ~pbc.any(axis=1)
 
-    inverse = np.linalg.inv(_working_cells(cell, pbc))
+    working = _working_cells(cell, pbc)
+    inverse = np.linalg.inv(working)
     faces = 1 / np.linalg.norm(inverse, axis=1)
     along = (positions[:, None, :] @ inverse[owner])[:, 0]
     inside = along - np.where(pbc[owner], np.floor(along), 0)
@@ -126,7 +153,12 @@ def _list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     near = np.minimum(1.25 * counts / filled * sphere + 4, everyone - 1)
     near = np.where(free & (counts <= ALL_PAIRS), counts - 1, near)
     part = np.minimum(4 / 3 * np.pi * cutoff**3, box) / sphere
-    edges = counts * np.minimum(1.15 * counts / filled * sphere * part + 2, near)
+    none = np.zeros(systems)
+    graph: dict[str, Shaped[np.ndarray, " systems"]] = dict.fromkeys(COUNTED, none)
+    if r.edges:
+        estimates = counts * np.minimum(1.15 * counts / filled * sphere * part + 2, near)
+        parts = np.split(positions, first[1:])
+        graph = count_edges(parts, working, pbc, r, np.where(absurd, np.inf, estimates))
 
     # Cells as `groups.cell_list` makes them.
     inner = np.clip(np.floor((high - low) / margin), 1, _MOST_CELLS ** (1 / 3))
@@ -141,7 +173,7 @@ def _list_needs(batch: Batch, cutoff: float, skin: float) -> Needs:
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 
     tried = np.where(pbc, 2 * np.ceil(margin) + 1, 1).prod(axis=1)
-    return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried, edges)
+    return Needs(near, everyone, np.maximum(images, ~free), groups, in_cells, tried, **graph)
 
 
 def _working_cells(
@@ -165,7 +197,7 @@ def check_growth(batch: Batch, neighbors: NeighborList, needs: Int[np.ndarray, "
     arrays = 4.0 * int(needs[0]) * batch.atom_capacity
     if int(needs[1]) < MOST and arrays < memory() / 2:
         return
-    found = list_needs(batch, neighbors.cutoff, neighbors.skin)
+    found = list_needs(batch, neighbors.cutoff, neighbors.skin, neighbors.requirements)
     check_needs(batch, found, neighbors.cutoff, neighbors.skin)
     sizes = ListSizes(*(int(n) for n in needs))
     check_sizes(batch, found, sizes, max(sizes.groups, batch.system_capacity))

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from alchemi_jax.neighbors.build import build
-from alchemi_jax.neighbors.edge_type import EdgeList
-from alchemi_jax.neighbors.edges import edge_list
+from alchemi_jax.neighbors.edge_upkeep import renew_edges
 from alchemi_jax.neighbors.geometry import times_matrices
 from alchemi_jax.neighbors.list import NeighborList, lattice_offset, owners
 from alchemi_jax.systems.batch import Batch
@@ -95,21 +94,13 @@ def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
     if neighbors.sizes.periodic:
         outdated = offsets_outdated(batch, neighbors)
         neighbors = cond_any(outdated, _renew_offsets, lambda o: o[1], (batch, neighbors))
-    return neighbors if neighbors.edges is None else _renew_edges(batch, neighbors, neighbors.edges)
+    return neighbors if neighbors.edges is None else renew_edges(batch, neighbors)
 
 
 def _renew_offsets(operands: tuple[Batch, NeighborList]) -> NeighborList:
     batch, neighbors = operands
     offset = lattice_offset(neighbors.shift, batch.cell, owners(batch, neighbors))
     return dataclasses.replace(neighbors, offset=offset, offset_cell=batch.cell)
-
-
-def _renew_edges(batch: Batch, neighbors: NeighborList, old: EdgeList) -> NeighborList:
-    """The list with the edges of the present positions; `needs` includes the room that they need."""
-    edges = edge_list(batch, neighbors, neighbors.sizes.edges, reverse=old.reverse is not None)
-    before = jnp.where(neighbors.overflow, neighbors.needs[-1], 0)
-    needs = jnp.concatenate([neighbors.needs[:-1], jnp.maximum(edges.needed, before)[None]])
-    return dataclasses.replace(neighbors, edges=edges, needs=needs, overflow=edges.overflow)
 
 
 __all__ = ["due", "may_be_due", "offsets_outdated", "update"]

@@ -1,0 +1,377 @@
+"""CHGNet: the pretrained universal potential for crystals, in JAX.
+
+Deng et al., Nature Machine Intelligence 5, 1031 (2023), https://doi.org/10.1038/s42256-023-00716-3. A graph
+network on atoms, bonds and angles; it also gives magnetic moments. The weights are those of the `chgnet`
+package (modified BSD license); see `chgnet_weights`.
+
+Symbols: atoms i have features v_i, edges i <- j within 6 Å (5 Å in version 0.2.0) features e_ij, the bonds
+among them within 3 Å change theirs, angles (two bonds of one atom) features a. A gated perceptron is
+phi(x) = silu(norm(core(x))) * sigmoid(norm(gate(x))). Each layer is
+
+    v_i  += L sum_j  w_ij phi(v_i, e_ij, v_j)
+    e_ij += L sum_k  u_ij u_ik phi(e_ij, e_ik, a_jik, v_i)     and the same sum at the other end
+    a_jik += phi(e_ij, e_ik, a_jik, v_i)
+
+with weights w, u that vanish at the cutoffs. The first linear layer of phi is applied to each of its inputs
+where there are fewest rows, to atoms or bonds, and then gathered and added.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from alchemi_jax.models.chgnet_weights import Weights, get
+from alchemi_jax.models.graph import AbstractGraphModel, Graph
+from alchemi_jax.neighbors import Triplets
+from alchemi_jax.parameters import positive_length
+from alchemi_jax.products import matmul
+from alchemi_jax.systems.levels import Level
+
+
+ELEMENTS = tuple(range(1, 95))
+"""Atomic numbers in CHGNet's tables: hydrogen to plutonium."""
+#: In the tables, but not in the structures that the weights were fitted to: Po to Ra still have the numbers
+#: that they were initialized with, and r2scan has no energy of the Yb atom.
+UNTRAINED = {version: (84, 85, 86, 87, 88) for version in ("0.3.0", "0.2.0")} | {
+    "r2scan": (70, 84, 85, 86, 87, 88)
+}
+_CHUNK = 1024
+
+
+class Linear(eqx.Module):
+    """x W + b."""
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"] | None
+
+    def __call__(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
+        y = matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class Norm(eqx.Module):
+    """Layer norm over the features."""
+
+    scale: Float[Array, " features"]
+    offset: Float[Array, " features"]
+
+    def __call__(self, x: Float[Array, "rows features"]) -> Float[Array, "rows features"]:
+        mean = x.mean(axis=-1, keepdims=True)
+        centred = x - mean
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + 1e-5) * self.scale + self.offset
+
+
+class Gated(eqx.Module):
+    """A gated perceptron: two branches, core and gate, each of one or two linear layers and a norm.
+
+    `first` is the weight of the first layer in blocks, one per input: [2, inputs, features, hidden].
+    """
+
+    first: Float[Array, "2 inputs features hidden"]
+    first_bias: Float[Array, "2 hidden"]
+    second: tuple[Linear, Linear] | None
+    norms: tuple[Norm, Norm] | None
+
+    def part(
+        self, k: int, x: Float[Array, "rows features"]
+    ) -> tuple[Float[Array, "rows hidden"], Float[Array, "rows hidden"]]:
+        """What input k adds to the first layer of core and gate."""
+        return matmul(x, self.first[0, k]), matmul(x, self.first[1, k])
+
+    def rest(
+        self, core: Float[Array, "rows hidden"], gate: Float[Array, "rows hidden"]
+    ) -> Float[Array, "rows outputs"]:
+        """The perceptron from the sums of its first layer on."""
+        if self.second is not None:
+            core, gate = self.second[0](jax.nn.silu(core)), self.second[1](jax.nn.silu(gate))
+        if self.norms is not None:
+            core, gate = self.norms[0](core), self.norms[1](gate)
+        return jax.nn.silu(core) * jax.nn.sigmoid(gate)
+
+
+class Layer(eqx.Module):
+    """One layer of messages; the last has no bonds and angles, the one before it no angles."""
+
+    atoms: Gated
+    atoms_out: Linear
+    bonds: Gated | None
+    bonds_out: Linear | None
+    angles: Gated | None
+
+
+class CHGNet(AbstractGraphModel):
+    """CHGNet with pretrained weights, for H to Bi and Ac to Pu: `CHGNet.load()`.
+
+    Energies are those of the chgnet package for the same version, in eV, corrected as in the Materials
+    Project. Results also have `magmoms`, magnetic moments of atoms in Bohr magnetons.
+
+    Attributes:
+        version: of the weights: "0.3.0", "0.2.0" or "r2scan".
+        cutoff: Å, of the edges. `inner_cutoff`: Å, of the bonds.
+    """
+
+    references: Float[Array, " elements"] = eqx.field(repr=False)
+    embedding: Float[Array, "elements features"] = eqx.field(repr=False)
+    frequencies: Float[Array, " radial"] = eqx.field(repr=False)
+    bond_frequencies: Float[Array, " radial"] = eqx.field(repr=False)
+    angle_frequencies: Float[Array, " angular"] = eqx.field(repr=False)
+    edge_features: Linear = eqx.field(repr=False)
+    edge_weights: Linear = eqx.field(repr=False)
+    bond_weights: Linear = eqx.field(repr=False)
+    angle_features: Linear = eqx.field(repr=False)
+    layers: tuple[Layer, ...] = eqx.field(repr=False)
+    moments: Linear = eqx.field(repr=False)
+    readout_norm: Norm | None = eqx.field(repr=False)
+    readout: tuple[Linear, ...] = eqx.field(repr=False)
+    version: str = eqx.field(static=True)
+    cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"))
+    inner_cutoff: float = eqx.field(static=True, converter=positive_length("inner_cutoff"))
+    exponent: int = eqx.field(static=True, repr=False)
+    skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=0.6)
+
+    extra_results: ClassVar[Mapping[str, Level]] = {"magmoms": "atom"}
+    reverse_edges: ClassVar[bool] = True
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return ELEMENTS
+
+    @property
+    def trained_elements(self) -> tuple[int, ...]:
+        """Hydrogen to plutonium without polonium to radium, which the training set did not have."""
+        return tuple(z for z in ELEMENTS if z not in UNTRAINED.get(self.version, ()))
+
+    @classmethod
+    def load(cls, version: str = "0.3.0", *, skin: float = 0.6) -> "CHGNet":
+        """CHGNet with pretrained weights.
+
+        They are taken from an installed `chgnet`, or from the cache of the user; on first use pip downloads
+        the wheel of `chgnet` (13.7 MB) into that cache.
+
+        Args:
+            version: "0.3.0", "0.2.0" or "r2scan".
+            skin: Å, added to the cutoff of the neighbor list.
+
+        Raises:
+            ValueError: for another version.
+            OSError: saying what to put where, if the weights cannot be fetched.
+        """
+        return from_weights(get(version), skin)
+
+    def node_energies(self, graph: Graph) -> Float[Array, " atoms"]:
+        return self.node_results(graph)[0]
+
+    def node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Array]]:
+        triplets = graph.triplets
+        if triplets is None or graph.reverse is None:
+            raise ValueError("CHGNet needs a graph with triplets and reverse edges.")
+        atoms, edge_count = self.embedding[graph.species], len(graph.senders)
+        last = atoms.shape[0] - 1
+        senders, receivers = jnp.minimum(graph.senders, last), jnp.minimum(graph.receivers, last)
+        distances = graph.distances
+        radial = _radial(distances, self.frequencies, self.cutoff, self.exponent)
+        weights = self.edge_weights(radial)
+
+        at = jnp.minimum(triplets.bonds, edge_count - 1)
+        centres, opposite = receivers[at], triplets.bond_of_edge[graph.reverse[at]]
+        near = jnp.where(triplets.bond_mask, distances[at], 2 * self.cutoff)
+        bond_weights = self.bond_weights(
+            _radial(near, self.bond_frequencies, self.inner_cutoff, self.exponent)
+        )
+        first, second = (jnp.minimum(x, len(at) - 1) for x in (triplets.first, triplets.second))
+        pair_weights = jnp.where(triplets.mask[:, None], bond_weights[first] * bond_weights[second], 0)
+        angles = self.angle_features(self._angular(graph, triplets, first, second))
+        # Bonds have the features of their edges, and what the layers have added.
+        added = jnp.zeros((len(at), atoms.shape[1]), atoms.dtype)
+        own = self.edge_features(radial[at])
+        # Version 0.2.0: the layers add a bias to all edges of a system that has angles.
+        common, angular = jnp.zeros(atoms.shape[1], atoms.dtype), self._has_angles(graph, triplets, centres)
+
+        edge_rows, angle_rows = graph.edge_mask.sum(), triplets.mask.sum()
+        magmoms = jnp.zeros(atoms.shape[0], atoms.dtype)
+        for layer in self.layers:
+            phi = layer.atoms
+            shared = phi.part(1, angular[:, None] * common)
+            parts = zip(phi.part(0, atoms), phi.part(1, added), phi.part(2, atoms), strict=True)
+            core, gate = (
+                self._edge_inputs(phi, k, radial, (a + shared[k])[receivers] + n[senders], triplets.bonds, b)
+                for k, (a, b, n) in enumerate(parts)
+            )
+            messages = _apply(phi, core, gate, weights, edge_rows)
+            summed = jax.ops.segment_sum(messages, graph.receivers, last + 1)
+            if layer.bonds is None:
+                magmoms = jnp.abs(self.moments(atoms)[:, 0])
+            atoms = atoms + layer.atoms_out(summed)
+            if layer.bonds is None or layer.bonds_out is None:
+                continue
+            bonds = own + added + common
+            core, gate = _angle_inputs(layer.bonds, bonds, atoms[centres], angles, first, second)
+            messages = _apply(layer.bonds, core, gate, pair_weights, angle_rows)
+            summed = jax.ops.segment_sum(messages, triplets.first, len(at))
+            summed = summed + summed.at[opposite].get(mode="fill", fill_value=0)
+            added = added + matmul(summed, layer.bonds_out.weight)
+            common = common + (0 if layer.bonds_out.bias is None else layer.bonds_out.bias)
+            if layer.angles is not None:
+                bonds = own + added + common
+                core, gate = _angle_inputs(layer.angles, bonds, atoms[centres], angles, first, second)
+                angles = angles + _apply(layer.angles, core, gate, None, angle_rows)
+        if self.readout_norm is not None:
+            atoms = self.readout_norm(atoms)
+        for linear in self.readout[:-1]:
+            atoms = jax.nn.silu(linear(atoms))
+        energies = self.readout[-1](atoms)[:, 0] + self.references[graph.species]
+        return energies, {"magmoms": jnp.where(graph.node_mask, magmoms, 0)}
+
+    def _has_angles(self, graph: Graph, triplets: Triplets, centres: Any) -> Float[Array, " atoms"]:
+        """1 for atoms of systems with any angle, else 0."""
+        count = len(graph.n_nodes)
+        if all(layer.bonds_out is None or layer.bonds_out.bias is None for layer in self.layers):
+            return jnp.zeros(len(graph.species), graph.vectors.dtype)
+        at = centres[jnp.minimum(triplets.first, len(centres) - 1)]
+        system = jnp.where(triplets.mask, graph.node_system[at], count)
+        many = jax.ops.segment_sum(triplets.mask.astype(jnp.int32), system, count)
+        return (many[jnp.minimum(graph.node_system, count - 1)] > 0).astype(graph.vectors.dtype)
+
+    def _edge_inputs(
+        self,
+        phi: Gated,
+        k: int,
+        radial: Float[Array, "edges radial"],
+        of_atoms: Float[Array, "edges hidden"],
+        bonds: Any,
+        of_bonds: Float[Array, "bonds hidden"],
+    ) -> Float[Array, "edges hidden"]:
+        """The first layer of a branch of edges: of atoms, distance, and what bonds have added."""
+        of_distance = matmul(radial, matmul(self.edge_features.weight, phi.first[k, 1]))
+        sums = of_atoms + of_distance + phi.first_bias[k]
+        return sums.at[bonds].add(of_bonds, mode="drop")
+
+    def _angular(
+        self, graph: Graph, triplets: Triplets, first: Any, second: Any
+    ) -> Float[Array, "triplets angular"]:
+        """Fourier series of the angle between two bonds."""
+        at = jnp.minimum(triplets.bonds, len(graph.senders) - 1)
+        # In padding, bonds at right angles, where the derivative of the angle is finite.
+        vectors = jnp.where(triplets.bond_mask[:, None], graph.vectors[at], 1.0)
+        units = vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
+        cosine = jnp.sum(units[first] * units[second], axis=-1)
+        angle = jnp.arccos(jnp.where(triplets.mask, cosine, 0) * (1 - 1e-6))
+        phase = angle[:, None] * self.angle_frequencies
+        constant = jnp.full_like(angle[:, None], 2**-0.5)
+        return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / np.sqrt(np.pi)
+
+
+def _radial(
+    distances: Float[Array, " edges"], frequencies: Float[Array, " radial"], cutoff: float, p: int
+) -> Float[Array, "edges radial"]:
+    """Bessel functions of the distance times a polynomial that vanishes smoothly at the cutoff."""
+    x = distances / cutoff
+    low = jnp.minimum(x, 1.0)
+    polynomial = 1 - low**p * ((p + 1) * (p + 2) / 2 - low * (p * (p + 2) - low * (p * (p + 1) / 2)))
+    envelope = jnp.where(x < 1, polynomial, 0) / distances * (2 / cutoff) ** 0.5
+    return envelope[:, None] * jnp.sin(frequencies * low[:, None])
+
+
+def _angle_inputs(
+    phi: Gated,
+    bonds: Float[Array, "bonds features"],
+    centres: Float[Array, "bonds features"],
+    angles: Float[Array, "triplets features"],
+    first: Any,
+    second: Any,
+) -> tuple[Float[Array, "triplets hidden"], Float[Array, "triplets hidden"]]:
+    """The first layer of both branches for angles: of two bonds, the angle, and the atom between them."""
+    own, centre, other = phi.part(0, bonds), phi.part(3, centres), phi.part(1, bonds)
+    angle = phi.part(2, angles)
+    core, gate = (
+        (own[k] + centre[k] + phi.first_bias[k])[first] + other[k][second] + angle[k] for k in (0, 1)
+    )
+    return core, gate
+
+
+def _apply(
+    phi: Gated,
+    core: Float[Array, "rows hidden"],
+    gate: Float[Array, "rows hidden"],
+    weights: Float[Array, "rows outputs"] | None,
+    used: Any,
+) -> Float[Array, "rows outputs"]:
+    out = phi.rest(core, gate)
+    return out if weights is None else out * weights
+
+
+def from_weights(weights: Weights, skin: float = 0.6) -> CHGNet:
+    """The model from named weights, as the chgnet package names them."""
+    w = {name: np.asarray(value) for name, value in weights.arrays.items()}
+    args = weights.arguments
+
+    def linear(name: str) -> Linear:
+        bias = w.get(f"{name}.bias")
+        return Linear(jnp.asarray(w[f"{name}.weight"].T), None if bias is None else jnp.asarray(bias))
+
+    def norm(name: str) -> Norm | None:
+        if f"{name}.weight" not in w:
+            return None
+        return Norm(jnp.asarray(w[f"{name}.weight"]), jnp.asarray(w[f"{name}.bias"]))
+
+    def gated(name: str, inputs: int) -> Gated:
+        branches = [f"{name}.mlp_core.layers", f"{name}.mlp_gate.layers"]
+        # With a hidden layer, layers 0 and 3 are linear; without one it is layer 1 alone.
+        index = 0 if f"{branches[0]}.0.weight" in w else 1
+        matrices = np.stack([w[f"{b}.{index}.weight"].T for b in branches])
+        biases = np.stack([w[f"{b}.{index}.bias"] for b in branches])
+        core, gate = norm(f"{name}.bn1"), norm(f"{name}.bn2")
+        return Gated(
+            first=jnp.asarray(matrices.reshape(2, inputs, -1, matrices.shape[-1])),
+            first_bias=jnp.asarray(biases),
+            second=(linear(f"{branches[0]}.3"), linear(f"{branches[1]}.3")) if index == 0 else None,
+            norms=None if core is None or gate is None else (core, gate),
+        )
+
+    count = int(args["n_conv"])
+    layers = []
+    for k in range(count):
+        with_bonds, with_angles = k < count - 1, k < count - 2
+        layers.append(
+            Layer(
+                atoms=gated(f"atom_conv_layers.{k}.twoBody_atom", 3),
+                atoms_out=linear(f"atom_conv_layers.{k}.mlp_out.layers.1"),
+                bonds=gated(f"bond_conv_layers.{k}.twoBody_bond", 4) if with_bonds else None,
+                bonds_out=linear(f"bond_conv_layers.{k}.mlp_out.layers.1") if with_bonds else None,
+                # The angles of the last layer with bonds are not read any more.
+                angles=gated(f"angle_layers.{k}.twoBody_bond", 4) if with_angles else None,
+            )
+        )
+    readout = sorted(
+        (name.removesuffix(".weight") for name in w if name.startswith("mlp.layers.") and "weight" in name),
+        key=lambda name: int(name.rsplit(".", 1)[1]),
+    )
+    return CHGNet(
+        references=jnp.asarray(w["composition_model.fc.weight"][0]),
+        embedding=jnp.asarray(w["atom_embedding.embedding.weight"]),
+        frequencies=jnp.asarray(w["bond_basis_expansion.rbf_expansion_ag.frequencies"]),
+        bond_frequencies=jnp.asarray(w["bond_basis_expansion.rbf_expansion_bg.frequencies"]),
+        angle_frequencies=jnp.asarray(w["angle_basis_expansion.fourier_expansion.frequencies"]),
+        edge_features=linear("bond_embedding"),
+        edge_weights=linear("bond_weights_ag"),
+        bond_weights=linear("bond_weights_bg"),
+        angle_features=linear("angle_embedding"),
+        layers=tuple(layers),
+        moments=linear("site_wise"),
+        readout_norm=norm("readout_norm"),
+        readout=tuple(linear(name) for name in readout),
+        version=weights.version,
+        cutoff=float(args["atom_graph_cutoff"]),
+        inner_cutoff=float(args["bond_graph_cutoff"]),
+        exponent=int(args["cutoff_coeff"]),
+        skin=skin,
+    )
+
+
+__all__ = ["ELEMENTS", "UNTRAINED", "CHGNet", "Gated", "Layer", "Linear", "Norm", "from_weights"]
