@@ -72,11 +72,17 @@ def test_an_archive_cannot_run_anything(capsys):
 
 def tensor(size, stride, offset, key="0", numbers=6):
     """The pickle of one tensor, as torch writes it."""
-    shape = "(" + "".join(f"K{chr(n)}" for n in size) + "t"
-    steps = "(" + "".join(f"K{chr(n)}" for n in stride) + "t"
-    storage = f"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00{key}X\x03\x00\x00\x00cpuK{chr(numbers)}tQ"
-    text = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}K{chr(offset)}{shape}{steps}\x89ccollections\nOrderedDict\n)RtR."
-    return b"\x80\x02" + text.encode("latin-1")
+
+    def ints(values):
+        return b"(" + b"".join(b"K" + bytes([n]) for n in values) + b"t"
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+    storage += b"K" + bytes([numbers]) + b"tQ"
+    rest = b"K" + bytes([offset]) + ints(size) + ints(stride) + b"\x89ccollections\nOrderedDict\n)RtR."
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest
 
 
 def test_tensors_are_read_with_their_strides_and_never_beyond_their_storage():
