@@ -18,7 +18,7 @@ from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import check_precision
-from alchemi_jax.systems.constraints import refusal
+from alchemi_jax.systems.constraints import DROP, refusal
 from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
@@ -58,15 +58,33 @@ def check_systems(engine: Engine, batch: Batch) -> None:
     Raises:
         ValueError: naming the first system that cannot be treated.
     """
-    for row, meta in enumerate(batch.meta):
-        if meta.constraints:
-            raise ValueError(refusal(batch.name_of(row), meta.constraints))
+    check_constraints(name_of(engine), batch)
     engine.model.check(batch)
     for group in engine.groups:
         for hook in group.hooks.traced:
             hook.check_in(engine, batch)
     for part in engine.parts:
         part.check(batch)
+
+
+def check_constraints(who: str, batch: Batch, drop: str = DROP) -> None:
+    """Check that no system has constraints that cannot be applied.
+
+    Args:
+        who: engine and method, for the message.
+        drop: what the user writes to leave them out.
+
+    Raises:
+        ValueError: naming the first such system, if its name is known.
+    """
+    for row, meta in enumerate(batch.meta):
+        if meta.constraints:
+            raise ValueError(refusal(batch.name_of(row), meta.constraints, drop))
+    if batch.meta.constrained:
+        raise ValueError(
+            f"{who} was given systems with constraints that no engine applies, FixAtoms and FixCartesian "
+            f"apart; jit, vmap or jax.tree.map dropped their names. {drop} leaves these constraints out."
+        )
 
 
 def check_fixed_components(who: str, shears: bool, batch: Batch) -> None:
@@ -210,6 +228,8 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
                     f"{batch.dtype}."
                 )
     check_precision(who, batch.dtype)
+    if batch.meta.constrained:
+        check_constraints(who, batch)
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:
@@ -230,6 +250,7 @@ def with_budget(engine: _E, n_steps: int | None) -> _E:
 __all__ = [
     "NO_LIMIT",
     "check_arrays",
+    "check_constraints",
     "check_fixed_components",
     "check_hooks",
     "check_lengths",

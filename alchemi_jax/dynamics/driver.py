@@ -36,7 +36,7 @@ from alchemi_jax.dynamics.segments import (
 )
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
-from alchemi_jax.dynamics.status import within
+from alchemi_jax.dynamics.status import advance_status, within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
 from alchemi_jax.hooks import HookSet
@@ -98,7 +98,7 @@ def init(
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
-    warn_failed(engine.groups, state.batch)
+    warn_failed(engine, state.batch)
     return state
 
 
@@ -183,7 +183,7 @@ class Run:
         state, report = evaluate_fresh(self.device, self.state)
         self.put(state, report)
         if report.failed:
-            warn_failed(self.groups, self.with_names().batch, known)
+            warn_failed(self.engine, self.with_names().batch, known)
 
     def restore(self) -> None:
         """Return all systems to the rows in which the run began. Here they never leave them."""
@@ -262,8 +262,10 @@ class Run:
         """One step, in parts that end at the stages for which a host hook is due."""
         step = self.report.step
         due = [h for h in self.inside if step % h.frequency == 0]
+        # Between steps hooks of AFTER_STEP see a step that was counted, so they see that here, too.
+        counted = STEP.index(advance_status) + 1
         cuts = {
-            i + 1: phase.stage
+            counted if phase.stage is DynamicsStage.AFTER_STEP else i + 1: phase.stage
             for i, phase in enumerate(STEP)
             if isinstance(phase, HooksAt)
             and phase.stage not in self.edge
@@ -301,7 +303,7 @@ class Run:
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
         if report.failed > self.report.failed:
-            warn_failed(self.groups, self.with_names().batch, before.batch.failed)
+            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
         self.report = report
         # A step in parts is taken without asking for room.
         most = len(DynamicsStage)

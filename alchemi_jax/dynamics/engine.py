@@ -189,7 +189,7 @@ class AbstractDynamics(Algorithm):
 
     def reason_text(self, code: Any) -> str:
         """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
-        return reason_text(self.groups, int(code))
+        return reason_text(self, int(code))
 
     def conserved_energy(self, state: DynamicsState) -> Float[Array, " systems"]:
         """What the exact motion would conserve, [systems], eV: potential and kinetic energy and, where there

@@ -23,7 +23,7 @@ from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
-from alchemi_jax.parameters import natural
+from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.bounds import check_positions
@@ -95,10 +95,8 @@ class Sampler:
         self.max_atoms = None if max_atoms is None else natural("max_atoms")(max_atoms)
         self.max_pairs = None if max_pairs is None else natural("max_pairs")(max_pairs)
         self.window = max(natural("window")(window), 2 * self.max_systems)
-        if policy not in POLICIES:
-            raise ValueError(f"policy is {' or '.join(map(repr, POLICIES))}, not {policy!r}.")
-        if unfit not in ("raise", "skip"):
-            raise ValueError(f"unfit is 'raise' or 'skip', not {unfit!r}.")
+        self.policy = one_of("policy", POLICIES)(policy)
+        self.unfit = one_of("unfit", ("raise", "skip"))(unfit)
         if isinstance(source, str | os.PathLike):
             if not Path(source).exists():
                 raise ValueError(f"{source} does not exist.")
@@ -107,11 +105,14 @@ class Sampler:
                 "source of Sampler is an iterable of structures, a path, a Batch or a sink, "
                 f"not a {type(source).__name__}."
             )
-        if refill_share is not None and not 0 < refill_share <= 1:
-            raise ValueError(f"refill_share must be in (0, 1], not {refill_share}.")
-        self.refill_share, self.shrink = refill_share, shrink
-        self.skip, self.prepare = frozenset(skip), prepare
-        self.source, self.policy, self.unfit, self.dtype = source, policy, unfit, dtype
+        self.refill_share = refill_share
+        if refill_share is not None and number("refill_share")(refill_share) > 1:
+            raise ValueError(f"refill_share must be at most 1, not {refill_share}.")
+        self.shrink = as_flag("shrink")(shrink)
+        self.skip = frozenset(_as_ids(skip))
+        self.prepare = optional(function("prepare"))(prepare)
+        float_dtype(dtype)
+        self.source, self.dtype = source, dtype
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None
 
@@ -185,6 +186,18 @@ class Sampler:
             self.skipped.append((number, f"system {number}", reason))
             return None
         return number, data
+
+
+def _as_ids(skip: Any) -> Collection[int]:
+    """The system_ids to leave out.
+
+    Raises:
+        ValueError: unless they are whole numbers from 0.
+    """
+    ids: list[Any] = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
+    if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ValueError(f"skip must be system_ids, whole numbers from 0, not {skip!r}.")
+    return [int(i) for i in ids]
 
 
 def _with_ids(host: HostBatch, ids: Int[np.ndarray, " systems"]) -> HostBatch:

@@ -6,7 +6,6 @@ import html
 import importlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +13,7 @@ from ase import Atoms
 from jaxtyping import Int, Shaped
 
 from alchemi_jax.io.sinks.stored import StoredSystems
+from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.viewer import draw_frames
 
@@ -42,7 +42,7 @@ class Trajectory:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = as_path("path of Trajectory")(path)
         self.refresh()
 
     def refresh(self) -> Trajectory:

@@ -5,7 +5,6 @@ import io
 import os
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from ase.io.extxyz import read_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from alchemi_jax.io.encoding import is_same
-from alchemi_jax.io.sinks.base import Sink, systems_mask
+from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
 from alchemi_jax.io.sinks.extxyz import Contents, ExtXYZDialect, frame_text, join_masks, scan_file
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
+from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -44,10 +44,8 @@ class AseFile(Sink):
     dialect: Dialect
 
     def __init__(self, path: str | os.PathLike, mode: str = "a"):
-        if mode not in ("a", "w", "x", "r"):
-            raise ValueError(f"mode of {type(self).__name__} must be 'a', 'w', 'x' or 'r', not {mode!r}.")
-        self.path = Path(path)
-        self.mode = mode
+        self.path = as_path(f"path of {type(self).__name__}")(path)
+        self.mode = check_mode(self, mode)
         self._stays_open = False
 
     def __repr__(self) -> str:
@@ -114,6 +112,7 @@ class AseFile(Sink):
             raise ValueError(f"{self.path} is not {self.format}.") from None
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = systems_mask(batch, mask)
         if not which.any():
             return

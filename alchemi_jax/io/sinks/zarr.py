@@ -20,6 +20,8 @@ from jaxtyping import Shaped
 from alchemi_jax.io.sinks.base import (
     Format,
     Sink,
+    check_batch,
+    check_mode,
     check_same_format,
     extra_format,
     format_of,
@@ -29,6 +31,7 @@ from alchemi_jax.io.sinks.checksum import sign
 from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.io.sinks.layout import FORMAT, VERSION, Labels, array_name, flat_fields, meta_text
 from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
+from alchemi_jax.parameters import as_path, natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.metadata import SystemMeta
@@ -71,17 +74,13 @@ class ZarrData(Sink):
         shard_bytes: int | None = None,
         compression: str | None = "lz4",
     ):
-        if mode not in ("a", "w", "x", "r"):
-            raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
-        for name, value in (("chunk_bytes", chunk_bytes), ("shard_bytes", shard_bytes)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of ZarrData must be positive, not {value}.")
+        self.path, self.mode = as_path("path of ZarrData")(path), check_mode(self, mode)
+        self.chunk_bytes = optional(natural("chunk_bytes of ZarrData"))(chunk_bytes)
+        self.shard_bytes = optional(natural("shard_bytes of ZarrData"))(shard_bytes)
         if compression not in (None, *CODECS):
             known = ", ".join(map(repr, CODECS))
             raise ValueError(f"compression of ZarrData must be {known} or None, not {compression!r}.")
-        self.path = Path(path)
-        self.mode = mode
-        self.chunk_bytes, self.shard_bytes, self.compression = chunk_bytes, shard_bytes, compression
+        self.compression = compression
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
@@ -168,6 +167,7 @@ class ZarrData(Sink):
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = None if mask is None else systems_mask(batch, mask)
         if which is not None and not which.any():
             return
