@@ -15,51 +15,10 @@ _NORMALIZATIONS = ("path_normalization", "gradient_normalization")
 _KEPT = ("jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_rank_promotion", "jax_debug_nans")
 
 
-class Structure:
-    """A pytree without its arrays, as a static field: equal if structure and other leaves are.
-
-    Static fields of other packages may have no hash, so that of this is only the hash of the shapes.
-    """
-
-    def __init__(self, tree: Any, name: str, shapes: tuple):
-        self.tree, self.name, self.shapes = tree, name, shapes
-
-    @classmethod
-    def split(cls, model: Any, name: str) -> tuple[list[Array], "Structure"]:
-        """The arrays of a model, and the rest.
-
-        Args:
-            name: of the model, for its repr.
-        """
-        arrays, rest = eqx.partition(model, eqx.is_array)
-        leaves, tree = jax.tree.flatten(arrays)
-        shapes = tuple(leaf.shape for leaf in leaves)
-        return leaves, cls((tree, rest), name, shapes)
-
-    def join(self, leaves: Sequence[Array]) -> Any:
-        """The model with these arrays."""
-        tree, rest = self.tree
-        return eqx.combine(jax.tree.unflatten(tree, list(leaves)), rest)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Structure) or (self.name, self.shapes) != (other.name, other.shapes):
-            return False
-        try:
-            return bool(self.tree[0] == other.tree[0] and eqx.tree_equal(self.tree[1], other.tree[1]))
-        except (TypeError, ValueError):
-            return False
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.shapes))
-
-    def __repr__(self) -> str:
-        return self.name
-
-
 class Opaque:
     """An object as a static field, equal to others of the same content.
+
+    Objects of other packages may have no hash, and may differ from themselves when they are read again.
 
     Args:
         value: the object. name: for its repr. digest: of its content.
@@ -78,6 +37,23 @@ class Opaque:
         return self.name
 
 
+def split(model: Any, name: str, digest: str) -> tuple[list[Array], Opaque]:
+    """The arrays of a pytree, and all else of it as one static value.
+
+    Args:
+        name: for the repr. digest: of the content of its file.
+    """
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    leaves, tree = jax.tree.flatten(arrays)
+    return leaves, Opaque((tree, rest), name, digest)
+
+
+def join(rest: Opaque, leaves: Sequence[Array]) -> Any:
+    """The pytree that was split, with these arrays."""
+    tree, other = rest.value
+    return eqx.combine(jax.tree.unflatten(tree, list(leaves)), other)
+
+
 @contextlib.contextmanager
 def foreign_code() -> Iterator[None]:
     """Around imports and calls of other packages: products in full precision, shapes that broadcast, and
@@ -89,12 +65,13 @@ def foreign_code() -> Iterator[None]:
         with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
             yield
     finally:
-        for name, value in normalization.items():
-            e3nn.config(name, value)
+        if e3nn is not None:
+            for name, value in normalization.items():
+                e3nn.config(name, value)
         # Behind the contexts, which hide the settings of the process.
         for name, value in before.items():
             if getattr(jax.config, name) != value:
                 jax.config.update(name, value)
 
 
-__all__ = ["Opaque", "Structure", "foreign_code"]
+__all__ = ["Opaque", "foreign_code", "join", "split"]

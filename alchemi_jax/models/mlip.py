@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ class MLIPModel(AbstractGraphModel):
         config, version = _settings(path)
         with foreign_code(), jax.enable_x64(False):
             try:
-                from mlip import models, models_v1
-                from mlip.models.model_io import load_model_from_zip
+                models, models_v1 = import_module("mlip.models"), import_module("mlip.models_v1")
+                load_model: Any = import_module("mlip.models.model_io").load_model_from_zip
             except ImportError as e:
                 raise ImportError(f"MLIPModel needs mlip ({e}): {INSTALL}") from None
             places = [models_v1, models] if version.startswith("0.1.") else [models, models_v1]
@@ -78,7 +79,7 @@ class MLIPModel(AbstractGraphModel):
             # Files do not say which network they hold, but every field of its settings.
             kind = max(kinds, key=lambda kind: _likeness(set(config), set(kind.Config.model_fields)))
             try:
-                field = load_model_from_zip(kind, path)
+                field = load_model(kind, path)
             except Exception as e:
                 text = " ".join(str(e).split())[:200]
                 raise ValueError(
@@ -120,9 +121,7 @@ class MLIPModel(AbstractGraphModel):
     def _graph(self, graph: Graph) -> Any:
         """The graph of mlip. What is a receiver here is a sender there: the vectors are the same, and so is
         the order, by senders. One atom more, in one more system, takes the padding."""
-        from mlip.graph import EdgeOrdering, GraphEdges, GraphGlobals, GraphNodes
-        from mlip.graph import Graph as Theirs
-
+        theirs: Any = import_module("mlip.graph")
         n, systems = len(graph.numbers), len(graph.n_nodes)
         own = jnp.concatenate([graph.node_system, jnp.asarray([systems], graph.node_system.dtype)])
         edge_counts = jnp.bincount(own[graph.receivers], length=systems + 1)
@@ -135,12 +134,12 @@ class MLIPModel(AbstractGraphModel):
             return add(jnp.round(values).astype(jnp.int32), 0)
 
         dtype = graph.vectors.dtype
-        return Theirs(
-            nodes=GraphNodes(
+        return theirs.Graph(
+            nodes=theirs.GraphNodes(
                 positions=jnp.zeros((n + 1, 3), dtype), atomic_numbers=add(numbers, self.numbers[0])
             ),
-            edges=GraphEdges(shifts=None, displ_fun=jax.tree_util.Partial(_third, graph.vectors)),
-            globals=GraphGlobals(
+            edges=theirs.GraphEdges(shifts=None, displ_fun=jax.tree_util.Partial(_third, graph.vectors)),
+            globals=theirs.GraphGlobals(
                 cell=add(graph.cell, np.zeros((3, 3))),
                 weight=jnp.ones(systems + 1, dtype),
                 charge=per_system(graph.charge),
@@ -151,7 +150,7 @@ class MLIPModel(AbstractGraphModel):
             n_edge=edge_counts,
             senders=graph.receivers,
             receivers=graph.senders,
-            ordering=EdgeOrdering.SENDER,
+            ordering=theirs.EdgeOrdering.SENDER,
         )
 
     def check(self, batch: Batch) -> None:

@@ -1,6 +1,8 @@
 """NequixModel: networks of the package nequix, from its .nqx files."""
 
+import hashlib
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alchemi_jax.models.entries import ENTRIES
-from alchemi_jax.models.foreign import Structure, foreign_code
+from alchemi_jax.models.foreign import Opaque, foreign_code, join, split
 from alchemi_jax.models.graph import AbstractGraphModel, Graph
 from alchemi_jax.parameters import positive_length
 
@@ -27,7 +29,7 @@ class NequixModel(AbstractGraphModel):
 
     Args:
         weights: arrays of the network; leaves.
-        structure: the network without them.
+        network: the network without them.
         numbers: atomic numbers in the order of its table.
         cutoff: Å. skin: Å, added to the cutoff of the neighbor list.
 
@@ -38,7 +40,7 @@ class NequixModel(AbstractGraphModel):
     """
 
     weights: tuple[Array, ...] = eqx.field(repr=False)
-    structure: Structure = eqx.field(static=True)
+    network: Opaque = eqx.field(static=True)
     numbers: tuple[int, ...] = eqx.field(static=True, repr=False)
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"))
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=0.6)
@@ -58,7 +60,7 @@ class NequixModel(AbstractGraphModel):
         path = Path(path)
         with foreign_code():
             try:
-                from nequix.model import load_model
+                load_model: Any = import_module("nequix.model").load_model
             except ImportError as e:
                 raise ImportError(f"NequixModel needs nequix ({e}): {INSTALL}") from None
             # Weights are kept in float32, and read into arrays of the default precision.
@@ -71,13 +73,11 @@ class NequixModel(AbstractGraphModel):
                 except Exception as e:
                     text = " ".join(str(e).split())[:200]
                     raise ValueError(f"{path} is no model of nequix: {type(e).__name__} {text}.") from None
-        weights, structure = Structure.split(network, path.name)
-        return cls(
-            weights=tuple(weights), structure=structure, numbers=tuple(numbers), cutoff=cutoff, skin=skin
-        )
+        weights, rest = split(network, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        return cls(weights=tuple(weights), network=rest, numbers=tuple(numbers), cutoff=cutoff, skin=skin)
 
     def node_energies(self, graph: Graph) -> Float[Array, " atoms"]:
-        network: Any = self.structure.join(self.weights)
+        network = join(self.network, self.weights)
         with foreign_code():
             energies = network.node_energies(graph.vectors, graph.species, graph.senders, graph.receivers)
         return jnp.asarray(energies[:, 0]).astype(graph.vectors.dtype)
