@@ -91,7 +91,7 @@ _ENTRIES = (
         licence="BSD-3-Clause, modified",
         source="B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023); weights of the package chgnet 0.4.2",
         install="alchemi-jax models get chgnet",
-        fetch="alchemi_jax.models.chgnet_weights:get",
+        fetch="alchemi_jax.models.chgnet_weights:keep",
         fetched="alchemi_jax.models.chgnet_weights:found",
     ),
     ModelEntry(
