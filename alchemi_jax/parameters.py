@@ -265,6 +265,18 @@ def as_path(name: str) -> Callable[[Any], Path]:
     return convert
 
 
+def system_ids(name: str) -> Callable[[Any], list[int]]:
+    """A converter to a list of `system_id`: whole numbers from 0."""
+
+    def convert(value: Any) -> list[int]:
+        ids: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [None]
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ValueError(f"{name} must be system_ids, whole numbers from 0, not {value!r}.")
+        return [int(i) for i in ids]
+
+    return convert
+
+
 @jax.tree_util.register_static
 class ExtraName(str):
     """The name of an extra of the batch, in place of an array: static, not a leaf."""
@@ -319,4 +331,5 @@ __all__ = [
     "positive",
     "positive_length",
     "positive_number",
+    "system_ids",
 ]
