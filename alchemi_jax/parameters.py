@@ -212,6 +212,22 @@ def as_seed(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def as_key(key: Any) -> Any:
+    """A PRNG key: the one given, by default `jax.random.key(0)`.
+
+    Raises:
+        ValueError: for anything else, a number among them, and for several keys.
+    """
+    if key is None:
+        return jax.random.key(0)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = isinstance(key, jax.Array | np.ndarray) and dtype == np.uint32 and len(shape or ()) == 1
+    if not (typed or raw):
+        raise ValueError(f"key must be one PRNG key, such as jax.random.key(3), not {_one_line(key)}.")
+    return key
+
+
 def names(name: str) -> Callable[[Any], tuple[str, ...]]:
     """A converter to a tuple of names; a single name is one of them."""
 
@@ -317,6 +333,7 @@ __all__ = [
     "Parameter",
     "as_count",
     "as_flag",
+    "as_key",
     "as_parameter",
     "as_path",
     "as_seed",
