@@ -189,6 +189,7 @@ MODELS = {
             "pair": [NAN, np.ones((1, 2, 9, 4)), 1j],
             "density_step": POSITIVE,
             "distance_step": POSITIVE,
+            "largest_density": [v for v in POSITIVE if v is not None],
             "cutoff": CUTOFF,
             "skin": SKIN,
         },

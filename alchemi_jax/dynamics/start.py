@@ -69,9 +69,8 @@ def init_like(engine: Engine, batch: Batch, key: PRNGKeyArray | None, like: Dyna
     check_arrays(engine, "init", batch)
     if not isinstance(like, DynamicsState):
         raise TypeError(f"{name_of(engine)}.init: like must be a state, not {description(like)}.")
-    key = as_key(key)
-    device = engine.on_device()
-    state = _initial_state(device, with_extra_results(batch, engine.model), like.neighbors, key)
+    device, lists = engine.on_device(), like.neighbors
+    state = _initial_state(device, with_extra_results(batch, engine.model), lists, as_key(key))
     state = evaluate_first_compiled(device, state)
     return state.replace(batch=state.batch.with_meta(batch.meta))
 

@@ -33,8 +33,7 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
         ValueError: if the temperature is negative.
     """
     temperature = positive("temperature", zero=True)(temperature)
-    key = as_key(key)
-    noise = normal_noise(batch, key, _SALT)
+    noise = normal_noise(batch, as_key(key), _SALT)
     velocities = noise * to_atoms_speed(batch, temperature)
     return remove_com_motion(batch.replace(velocities=jnp.where(batch.free_components, velocities, 0)))
 
