@@ -5,6 +5,7 @@ are skipped; `.ci/run` says which it installs.
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from alchemi_jax import AtomicData, Batch
-from alchemi_jax.models import Morse, evaluate, load
+from alchemi_jax.models import Morse, SumModel, evaluate, load
 from alchemi_jax.models.exported import METADATA, MODEL, PARAMETERS, ExportedModel, save_exported
 from alchemi_jax.neighbors import allocate
 
@@ -345,3 +346,18 @@ def test_mlip_gives_what_its_package_gives(name, tmp_path):
         z.writestr("readme", "")
     with pytest.raises(ValueError, match=r"net\.zip is no archive of mlip with hyperparams\.json"):
         load(f"mlip:{path}")
+
+
+def test_the_page_shows_how_to_save_a_function(tmp_path, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    page = Path(__file__).parents[1] / "docs" / "models.md"
+    if not page.exists():
+        pytest.skip("installed without its repository")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        if "models.load" in block:
+            exec(block, names)
+    assert isinstance(names["both"], SumModel)
+    pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]])
+    assert float(evaluate(names["soft"], [pair]).energy[0]) == pytest.approx(2 * 0.5 * 0.5**3, abs=1e-6)

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from alchemi_jax import Batch, models
 from alchemi_jax.cli.load import load as load_settings
 from alchemi_jax.cli.main import main
-from alchemi_jax.cli.models import model_from, parse_models
+from alchemi_jax.cli.models import canonical, model_from, parse_models
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.models import EMT, ASEModel, LennardJones, Morse, StillingerWeber, SumModel, Tersoff
 from alchemi_jax.models.chgnet import ELEMENTS, UNTRAINED
@@ -197,6 +197,9 @@ def test_the_command_advises_on_all_elements_of_its_input(folder, capsys):
     assert "cu.extxyz:0: StillingerWeber has no parameters for Cu" in error
     # EMT knows the first structure, but not all of them.
     assert "known to --model chgnet" in error
+    # A structure that comes later is refused as well, before anything is computed.
+    assert main(["relax", "si.extxyz", "--model", "lj"]) == 2
+    assert "si.extxyz:1: LennardJones has no epsilon for Si" in capsys.readouterr().err
     ase.io.write("am.extxyz", [Atoms("Ar"), Atoms("Am")])
     assert main(["relax", "am.extxyz"]) == 2
     assert "--model is missing: chgnet, the default, does not know Am." in capsys.readouterr().err
@@ -245,6 +248,8 @@ def test_a_file_that_changed_is_told(folder, no_engine, capsys):
     assert f"results of another {name}, whose content has changed since" in capsys.readouterr().err
     # A module of the user's counts by its content, too.
     md[-1], md[-3] = "own_models:make", "p"
+    assert main(md) == 3
+    assert set(json.loads(Path("p/settings.json").read_text())["model_files"]) == {"own_models"}
     assert main(md) == 3
     Path("own_models.py").write_text(OWN + "\n# another\n")
     assert main(md) == 2
@@ -331,3 +336,4 @@ def test_the_list_of_models(capsys):
 def test_versions_are_in_the_name():
     assert parse("chgnet").text == parse("chgnet:0.3.0").text == "chgnet:0.3.0"
     assert parse("chgnet:0.2.0").rest == "0.2.0"
+    assert canonical(["lj", "chgnet"]) == ["lj", "chgnet:0.3.0"]
