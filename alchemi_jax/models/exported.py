@@ -126,8 +126,8 @@ class ExportedModel(AbstractModel):
         wide = [aval.dtype for aval in self.function.exported.in_avals if aval.dtype.itemsize == 8]
         if wide and not jax.config.jax_enable_x64:  # pyright: ignore
             raise ValueError(
-                f"{self.function.name} was exported with {wide[0]}, and jax_enable_x64 is off here: switch it "
-                "on (dtype float64 on the command line), or export the function with float32."
+                f"{self.function.name} was exported with {wide[0]}, and jax_enable_x64 is off here: switch "
+                "it on (dtype float64 on the command line), or export the function with float32."
             )
         if self.elements is not None:
             check_elements(self, batch, "parameters", self.elements)
