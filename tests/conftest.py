@@ -6,18 +6,11 @@ import os
 import shutil
 import tempfile
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 
 # XLA remarks, at length, that code from the cache on disk prefers not to gather. Read when jaxlib is loaded.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# XLA cuts each program into parts that several threads compile. The workers keep all cores busy already, and whole
-# programs take a quarter less of a core; the instructions are the same. Read when the first program is compiled,
-# here and in processes that tests start. A version that does not know a flag ends the process.
-ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"
-if version("jaxlib").startswith(("0.10.", "0.11.", "0.12.")) and ONE_PART not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PART}".strip()
 
 import jax
 import numpy as np
@@ -31,6 +24,10 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 EPSILON, SIGMA = 0.0104, 3.40
+#: XLA cuts each program into parts for several threads. The workers keep all cores busy already, and whole
+#: programs take a quarter less of a core; the instructions are the same. XLA reads it when it compiles first,
+#: also in processes that tests start. It ends the process if it does not know a flag.
+ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"
 #: Names of fixtures that are compiled with the options of users.
 FULL_FIXTURES: set[str] = set()
 
@@ -45,6 +42,9 @@ def pytest_configure(config):
         from compile_report import Report
 
         config.pluginmanager.register(Report())
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.__version__.startswith(("0.10.", "0.11.", "0.12.")) and ONE_PART not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {ONE_PART}".strip()
     if hasattr(config, "workerinput") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     # Nearly all the time of the tests is compiling. What a worker has compiled is found on disk by the other
@@ -142,8 +142,8 @@ def options_of_xla(request):
 
 
 def pytest_collection_finish():
-    """Tracing makes many small objects, and JAX's modules hold very many that stay: the garbage collector need
-    not look through these again and again. A tenth less time of tracing."""
+    """Tracing makes many small objects, and the modules of JAX hold very many that stay. The garbage
+    collector need not look through these again and again: a tenth less time of tracing."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
