@@ -71,8 +71,8 @@ def find_lost_results(batch: Batch) -> tuple[Bool[Array, " systems"], Int[Array,
         fine = jnp.all(of_atoms) & jnp.all(of_systems)
         return cond_any(~fine, find, lambda _: jnp.zeros(new.energy.shape, jnp.int32), arrays)
 
-    # Nearly always nothing is lost. To see that is quick on a CPU, and to find the reason of each system takes
-    # as long as a tenth of a step of small clusters. On accelerators a condition is the more expensive.
+    # Nearly always nothing is lost. On a CPU it is quick to see that, and finding the reason of each system
+    # takes a tenth of a step of small clusters. On accelerators a condition costs more.
     arrays = {name: batch[name] for name in _READ}
     reason = jax.lax.platform_dependent(arrays, cpu=find_if_any, default=find)
     return reason > 0, reason
