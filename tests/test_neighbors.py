@@ -241,6 +241,8 @@ def test_overflow_says_what_is_needed():
     assert grow(small, np.asarray(found.needs)).neighbors >= int(enough.used)
 
 
+# Nobody runs this code on a CPU.
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_accelerators_make_the_same_list(builder, monkeypatch):
     """They have a way without loops; also where there are too few slots."""
