@@ -1,7 +1,9 @@
 """Converters and checks of parameters, and the printed form of Modules with parameters."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -39,8 +41,15 @@ def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]
     except (TypeError, ValueError, OverflowError):
         array = None
     if array is None or array.dtype.kind in "bc":
-        raise ValueError(f"{name} must be a real number or an array of them, not {given!r}.")
+        raise ValueError(f"{name} must be a real number or an array of them, not {_one_line(given)}.")
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def _one_line(value: Any) -> str:
+    """The value as Python writes it, or its dtype and shape if that takes more than a line."""
+    text = repr(value)
+    short = len(text) <= 100 and "\n" not in text
+    return text if short or not hasattr(value, "dtype") else f"{value.dtype}{list(value.shape)}"
 
 
 def _is_known_number(value: Any) -> bool:
@@ -203,6 +212,22 @@ def as_seed(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def as_key(key: Any) -> Any:
+    """A PRNG key: the one given, by default `jax.random.key(0)`.
+
+    Raises:
+        ValueError: for anything else, a number among them, and for several keys.
+    """
+    if key is None:
+        return jax.random.key(0)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = isinstance(key, jax.Array | np.ndarray) and dtype == np.uint32 and len(shape or ()) == 1
+    if not (typed or raw):
+        raise ValueError(f"key must be one PRNG key, such as jax.random.key(3), not {_one_line(key)}.")
+    return key
+
+
 def names(name: str) -> Callable[[Any], tuple[str, ...]]:
     """A converter to a tuple of names; a single name is one of them."""
 
@@ -226,13 +251,44 @@ def function(name: str) -> Callable[[Any], Callable[..., Any]]:
     return convert
 
 
-def natural(name: str) -> Callable[[Any], int]:
-    """A converter to a positive int, for counts that determine shapes and so are static."""
+def natural(name: str, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    """A converter to a positive int, for counts that determine shapes and so are static.
+
+    Args:
+        name: of the parameter, for the message.
+        most: the largest one that is accepted; arrays have no more rows than an int32 can number.
+    """
 
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a positive int, not {value!r}.")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, not {value}.")
         return int(value)
+
+    return convert
+
+
+def as_path(name: str) -> Callable[[Any], Path]:
+    """A converter to a path. It raises ValueError, naming the parameter, for what is none."""
+
+    def convert(value: Any) -> Path:
+        text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise ValueError(f"{name} must be text or a pathlib.Path, not {value!r}.")
+        return Path(text)
+
+    return convert
+
+
+def system_ids(name: str) -> Callable[[Any], list[int]]:
+    """A converter to a list of `system_id`: whole numbers from 0."""
+
+    def convert(value: Any) -> list[int]:
+        ids: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [None]
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ValueError(f"{name} must be system_ids, whole numbers from 0, not {value!r}.")
+        return [int(i) for i in ids]
 
     return convert
 
@@ -277,7 +333,9 @@ __all__ = [
     "Parameter",
     "as_count",
     "as_flag",
+    "as_key",
     "as_parameter",
+    "as_path",
     "as_seed",
     "between",
     "finite",
@@ -290,4 +348,5 @@ __all__ = [
     "positive",
     "positive_length",
     "positive_number",
+    "system_ids",
 ]

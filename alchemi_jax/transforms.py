@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Inexact, Int, Shaped
 
 
@@ -35,6 +37,46 @@ def _is_reversed(x: Any) -> bool:
             return True
         x = next((getattr(x, name) for name in ("val", "primal") if hasattr(x, name)), None)
     return False
+
+
+#: The identity, with derivatives forwards alone.
+_forwards_only = Primitive("forwards_only")
+_forwards_only.def_impl(lambda x, message: x)
+_forwards_only.def_abstract_eval(lambda x, message: x)
+mlir.register_lowering(_forwards_only, lambda context, x, message: [x])
+
+
+def _forwards_only_jvp(primals: tuple, tangents: tuple, message: str) -> tuple[Any, Any]:
+    (x,), (slope,) = primals, tangents
+    unchanged = slope if isinstance(slope, ad.Zero) else _forwards_only.bind(slope, message=message)
+    return _forwards_only.bind(x, message=message), unchanged
+
+
+def _forwards_only_batched(values: tuple, axes: tuple, message: str) -> tuple[Any, Any]:
+    return _forwards_only.bind(values[0], message=message), axes[0]
+
+
+def _refuse_backwards(*_: Any, message: str) -> Any:
+    raise ValueError(message)
+
+
+ad.primitive_jvps[_forwards_only] = _forwards_only_jvp
+ad.primitive_transposes[_forwards_only] = _refuse_backwards
+batching.primitive_batchers[_forwards_only] = _forwards_only_batched
+
+
+def forwards_only(tree: _T, message: str) -> _T:
+    """The tree, unchanged. A derivative backwards through it raises a ValueError with the message, also where
+    the tree was made under jit, vmap or a loop.
+
+    In place of the sentence of JAX about `lax.while_loop`, which no user of ours has written.
+    """
+
+    def mark(x: Any) -> Any:
+        inexact = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
+        return _forwards_only.bind(x, message=message) if inexact else x
+
+    return jax.tree.map(mark, tree)
 
 
 def cond_any(due: Bool[Array, ""], yes: Callable[[Any], _T], no: Callable[[Any], _T], operands: Any) -> _T:
@@ -127,4 +169,13 @@ def _root_jvp(primals: tuple, tangents: tuple) -> tuple[Inexact[Array, "*n"], In
     return y, jnp.where(y == 0, 0, tangents[0] / jnp.where(y == 0, 1, 2 * y))
 
 
-__all__ = ["RUNS_ONCE", "compute_once", "cond_any", "cond_changed", "is_reversed", "is_traced", "root"]
+__all__ = [
+    "RUNS_ONCE",
+    "compute_once",
+    "cond_any",
+    "cond_changed",
+    "forwards_only",
+    "is_reversed",
+    "is_traced",
+    "root",
+]

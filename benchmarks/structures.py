@@ -58,6 +58,14 @@ def assorted_clusters(n: int = 512) -> list[Atoms]:
     return out
 
 
+def heated(atoms: Atoms, kelvin: float) -> tuple[list[Atoms], list[np.ndarray]]:
+    """A structure, and velocities at a temperature, Å/fs, with the centre of mass at rest."""
+    rng = np.random.default_rng(6000)
+    masses = atoms.get_masses()[:, None]
+    v = rng.normal(size=atoms.positions.shape) * np.sqrt(BOLTZMANN * kelvin / masses) * SPEED
+    return [atoms], [v - (masses * v).sum(0) / masses.sum()]
+
+
 def silicon(cells: int) -> Atoms:
     """A rattled crystal of diamond structure, 8 cells^3 atoms."""
     atoms = bulk("Si", "diamond", a=5.43, cubic=True).repeat(cells)

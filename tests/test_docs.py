@@ -1,7 +1,9 @@
 """The README's first code runs as it stands, and the others are what they claim."""
 
 import ast
+import dataclasses
 import html
+import inspect
 import json
 import re
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import zarr
 from conftest import cluster, crystal, public
@@ -260,3 +263,57 @@ def test_the_page_on_transforms():
     assert names["energies"].shape == (16, 1)
     assert np.isfinite(names["slope"])
     assert names["out"].batch.positions.shape[0] == len(jax.devices())
+
+
+def test_defaults_of_the_page_on_algorithms(blocks, lj):
+    """Those of the classes, each number that stands behind a name."""
+    seen = 0
+    needed = {"dt": 1.0, "temperature": 1.0, "optimizer": optax.adam(0.01)}
+    for line in (ROOT / "docs/algorithms.md").read_text().splitlines():
+        row = re.match(r"\| `(\w+)` \| [^|]* \| ([^|]*) \|", line)
+        if row is None:
+            continue
+        kind = getattr(alchemi_jax.dynamics, row[1])
+        taken = inspect.signature(kind).parameters
+        engine = kind(model=lj, **{k: v for k, v in needed.items() if k in taken and k not in row[2]})
+        for name, value in re.findall(r"`(\w+)` ([\d.]+)", row[2]):
+            np.testing.assert_allclose(
+                float(getattr(engine, name)), float(value), rtol=1e-3, err_msg=f"{row[1]}.{name}"
+            )
+            seen += 1
+    assert seen > 15
+
+
+def test_names_in_the_tables_of_other_codes_and_of_the_readme(blocks):
+    """Every name that is called, or that is a class, in what a reader is told to write."""
+    modules = [
+        alchemi_jax,
+        alchemi_jax.dynamics,
+        alchemi_jax.models,
+        alchemi_jax.hooks,
+        alchemi_jax.neighbors,
+    ]
+    modules += [alchemi_jax.dynamics.hooks, alchemi_jax.dynamics.sinks, alchemi_jax.analysis]
+    modules += [alchemi_jax.observables]
+    known = {name for module in modules for name in public(module)} | {"FIRE", "CallbackHook"}
+    methods = [
+        dir(k) for k in (alchemi_jax.dynamics.AbstractDynamics, Batch, alchemi_jax.dynamics.ConvergenceHook)
+    ]
+    fields = [f.name for k in (Batch, alchemi_jax.dynamics.DynamicsState) for f in dataclasses.fields(k)]
+    known |= {name for names in methods for name in names} | set(fields) | {"function", "hook", "model"}
+    theirs = {"Propagator", "FixAtoms", "FixCartesian", "DynamicsContext"}
+    checked = 0
+    for line in (ROOT / "docs/coming-from.md").read_text().splitlines():
+        cells = line.strip("|").split(" | ")
+        if not line.startswith("| ") or len(cells) < 2:
+            continue
+        for code_ in re.findall(r"`([^`]*)`", cells[1]):
+            for name in re.findall(r"(?<![\w\".])([A-Z]\w+)|\.(\w+)\(|(?<![\w.])([a-z_]+)\(", code_):
+                name = next(filter(None, name))
+                assert name in known | theirs or name.isupper(), (name, line)
+                checked += 1
+    for line in (ROOT / "README.md").read_text().partition("## The pieces")[2].splitlines():
+        for name in re.findall(r"`([A-Z]\w+)`", line) if line.startswith("| ") else ():
+            assert name in known, (name, line)
+            checked += 1
+    assert checked > 60

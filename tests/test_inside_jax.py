@@ -7,13 +7,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from counting import compiled_programs
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, DynamicsStage, NVTLangevin, Sampler
+from alchemi_jax.dynamics import (
+    FIRE,
+    NVE,
+    ConvergenceHook,
+    DynamicsStage,
+    NVTLangevin,
+    OptaxOptimizer,
+    Sampler,
+)
 from alchemi_jax.dynamics import hooks as h
 from alchemi_jax.dynamics.optimizers import bfgs
 from alchemi_jax.dynamics.sinks import HostMemory
@@ -21,6 +30,7 @@ from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.systems import observables
 from alchemi_jax.systems.observables import fmax
+from alchemi_jax.transforms import cond_any
 
 
 PAIR = Atoms("Ar2", positions=[[0.2, 0, 0], [3.8, 0, 0]])
@@ -228,6 +238,33 @@ def test_what_cannot_be_transformed_says_what_to_use(method, transform, state):
         TRANSFORMS[transform](energy)(argument)
 
 
+BACKWARDS = {
+    "grad of jit": lambda f: jax.grad(jax.jit(f)),
+    "jit of grad of jit": lambda f: jax.jit(jax.grad(jax.jit(f))),
+    "vjp of jit": lambda f: lambda x: jax.vjp(jax.jit(f), x)[1](1.0),
+    "vmap of grad of jit": lambda f: lambda x: jax.vmap(jax.grad(jax.jit(f)))(jnp.full(2, x)),
+    "grad of vmap of jit": lambda f: jax.grad(lambda x: jax.vmap(jax.jit(f))(jnp.full(2, x)).sum()),
+    "grad of checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
+    "grad of jacfwd": lambda f: jax.grad(jax.jacfwd(jax.jit(f))),
+}
+
+
+@pytest.mark.parametrize("transform", BACKWARDS)
+def test_a_derivative_backwards_that_loop_cannot_see_names_rollout(transform, state):
+    """JAX would speak of a while_loop. Nothing is compiled."""
+    with pytest.raises(ValueError, match=r"NVE\.loop .*derivative backwards.*use rollout"):
+        BACKWARDS[transform](energy_by("loop", state))(1.0)
+
+
+def test_derivatives_forwards_go_through_loop(state):
+    energy = jax.jit(energy_by("loop", state))
+    (_, slope), difference = jax.jvp(energy, (1.0,), (1.0,)), energy(1 + 1e-6) - energy(1 - 1e-6)
+    np.testing.assert_allclose(slope, difference / 2e-6, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.jacfwd(energy))(jnp.ones(2)), slope, rtol=1e-12)
+    # What is asked for does not depend on the loop.
+    assert jax.grad(lambda x: x * jax.lax.stop_gradient(energy(x)))(1.0) == energy(1.0)
+
+
 @pytest.mark.parametrize("method", ["advance", "loop", "rollout"])
 @pytest.mark.parametrize(
     "n", [4.7, True, np.True_, -1, "4", [4, 2], np.array([4, 2]), jnp.array([4]), 4 + 0j]
@@ -249,6 +286,28 @@ def test_lost_64_bits(state):
         for call in (lambda: low.run(state.batch), lambda: low.advance(state, 1), lambda: low.step(state)):
             with pytest.raises(ValueError, match="float64 arrays, but jax_enable_x64 is off"):
                 call()
+
+
+def test_expensive_work_in_nested_vmaps():
+    """Each lane gets what it gets alone, however deep it is nested, with derivatives in both directions."""
+    due = jnp.array([[True, False], [False, False], [True, True]])
+    values = jnp.arange(6.0).reshape(3, 2) + 1
+
+    def one(due, x):
+        return cond_any(due, lambda v: jnp.sin(v), lambda v: v, x)
+
+    def both(f):
+        return jax.vmap(jax.vmap(f))
+
+    wanted = jnp.where(due, jnp.sin(values), values)
+    np.testing.assert_allclose(both(one)(due, values), wanted)
+    inner = jax.vmap(lambda d, xs: jax.vmap(lambda x: one(d, x))(xs))(due[:, 0], values)
+    np.testing.assert_allclose(inner, jnp.where(due[:, :1], jnp.sin(values), values))
+    swapped = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0))(due[0], values[:, 0])
+    np.testing.assert_allclose(swapped, jnp.where(due[0], jnp.sin(values[:, :1]), values[:, :1]))
+    slopes = jnp.where(due, jnp.cos(values), 1.0)
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(both(derivative(one, argnums=1))(due, values), slopes)
 
 
 # -- derivatives -----------------------------------------------------------------------------------
@@ -311,6 +370,47 @@ def test_the_step_of_bfgs_has_derivatives_where_eigenvalues_are_equal():
         np.testing.assert_allclose(slope, (step(1e-6) - step(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-8)
         back = jax.grad(lambda t: step(t).sum())(0.0)
         np.testing.assert_allclose(back, slope.sum(), rtol=1e-9)
+
+
+def test_gradients_through_adam():
+    """Padding, and components without a force, where Adam divides by the square root of zero."""
+    flat = Atoms("Ar2", positions=[[0.2, 0.1, 0], [3.8, 0, 0]])
+    engine = OptaxOptimizer(model=WELLS, optimizer=optax.adam(0.01))
+    begun = engine.init(Batch.from_ase([flat, Atoms("Ar")], system_capacity=3))
+
+    def energy(inexact, rest):
+        return engine.rollout(eqx.combine(inexact, rest), 2, checkpoint=None).batch.energy.sum()
+
+    inexact, rest = eqx.partition(begun.replace(batch=begun.batch.with_meta(None)), eqx.is_inexact_array)
+    slopes = jax.jit(jax.grad(energy))(inexact, rest)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    # All three atoms are pulled to the middle, and each moves by the learning rate, whatever the force is.
+    np.testing.assert_allclose(slopes.batch.positions[:3, 0], [0.2, 3.8, 0], atol=0.03)
+    assert not slopes.batch.positions[3:].any()
+
+
+def test_hooks_of_a_step_that_converges_see_it_counted():
+    """A host hook at AFTER_STEP, whether or not a traced hook follows at ON_CONVERGE."""
+
+    class Mark(TracedHook):
+        stage: DynamicsStage = DynamicsStage.ON_CONVERGE
+        frequency: int = 1
+
+        def __call__(self, ctx, stage):
+            return ctx
+
+    seen = {}
+    for traced in ([], [Mark()]):
+        rows = seen[len(traced)] = []
+
+        def look(ctx, rows=rows):
+            batch = ctx.batch
+            rows.append([batch.steps_taken.tolist(), batch.outcome.tolist(), batch.time.tolist()])
+
+        hooks = [h.CallbackHook(look), ConvergenceHook.from_fmax(0.7), *traced]
+        FIRE(model=WELLS, dt=1.0, n_steps=4, hooks=hooks).run([PAIR, Atoms("Ar", [[0.71, 0, 0]])])
+    assert seen[0][0][0] == [1, 1]
+    assert seen[1] == seen[0]
 
 
 @pytest.mark.long

@@ -311,7 +311,7 @@ def test_extras_go_along():
 
 def test_wrong_use_is_refused():
     with pytest.raises(
-        ValueError, match="policy is 'first come' or 'best fit' or 'largest first', not 'fifo'"
+        ValueError, match="policy must be one of first come, best fit, largest first, not 'fifo'"
     ):
         Sampler([], policy="fifo")
     with pytest.raises(ValueError, match="max_systems must be a positive int, not 0"):

@@ -184,11 +184,11 @@ def test_a_small_system_may_overtake_none():
 def test_refusals():
     (batch,) = batches(1)
     for make, sentence in (
-        (lambda: HostMemory(0), "capacity of HostMemory must be at least 1"),
-        (lambda: DeviceBuffer(0, 5), "DeviceBuffer needs room for at least one system"),
-        (lambda: SystemBuffer.like(batch, 1, 0), "A buffer needs room"),
-        (lambda: SinkChain([]), "at least one sink"),
-        (lambda: SinkChain([HostMemory(), "x.zarr"]), "'x.zarr' is a str"),
+        (lambda: HostMemory(0), "capacity of HostMemory must be a positive int, not 0"),
+        (lambda: DeviceBuffer(0, 5), "systems of DeviceBuffer must be a positive int, not 0"),
+        (lambda: SystemBuffer.like(batch, 1, 0), "atoms of SystemBuffer.like must be a positive int, not 0"),
+        (lambda: SinkChain([]), "sinks of SinkChain must have at least one sink"),
+        (lambda: SinkChain([HostMemory(), "x.zarr"]), "sinks of SinkChain must be sinks; 'x.zarr' is none"),
         (lambda: SinkChain([h := HostMemory(), h]), "a sink twice"),
         (lambda: HostMemory().write(batch, np.ones(3, bool)), r"mask has shape \(3,\).* 4 systems"),
     ):

@@ -191,7 +191,7 @@ def test_shards_are_few_files_of_many_chunks(tmp_path):
     files = [len(list((tmp_path / f"{s}.zarr" / "positions").iterdir())) for s in (None, 1 << 16)]
     assert files == [1 + 61, 1 + 2]
     np.testing.assert_array_equal(Trajectory(tmp_path / "65536.zarr").system(3).positions[7], sharded[96:128])
-    with pytest.raises(ValueError, match="shard_bytes of ZarrData must be positive, not 0"):
+    with pytest.raises(ValueError, match="shard_bytes of ZarrData must be a positive int, not 0"):
         ZarrData("x.zarr", shard_bytes=0)
 
 

@@ -175,6 +175,9 @@ class Run(Settings):
     policy: Literal["first come", "best fit", "largest first"] = setting(
         "first come", "which structure is next: first come, best fit or largest first"
     )
+    constraints: Literal["refuse", "drop"] = setting(
+        "refuse", "constraints that no engine applies: refuse the structure, or drop them"
+    )
     log_every: int = setting(10, "steps between rows of log.csv", ge=1, le=MOST_STEPS)
 
     @validator("model", mode="plain")

@@ -23,9 +23,10 @@ from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
-from alchemi_jax.dynamics.check import check_systems
+from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.errors import name_of
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -92,6 +93,8 @@ def prepare(job: Job) -> Prepared:
         jax.config.update("jax_enable_x64", True)
     use_cache(not job.options.no_cache)
     sources = read(settings.files, settings.format, settings.index)
+    if settings.constraints == "drop":
+        sources = [(path, i, dataclasses.replace(data, constraints=())) for path, i, data in sources]
     # Of all structures, so that the choice does not depend on their order.
     elements = {int(z) for _, _, data in sources for z in np.unique(data.numbers)}
     names = canonical(settings.model)
@@ -101,7 +104,9 @@ def prepare(job: Job) -> Prepared:
         except ValueError as e:
             raise UsageError(f"--model is missing: {e}.") from None
     settings = settings.model_copy(update={"model": names})
-    hashes, model = model_hashes(names), model_from(names)
+    model = model_from(names)
+    # After modules of the user's are found.
+    hashes = model_hashes(names)
     try:
         engine = engine_of(settings, model)
         most = settings.max_atoms
@@ -113,7 +118,9 @@ def prepare(job: Job) -> Prepared:
                         f"{path}:{index} does not fit into a batch: it has {len(atoms)} atoms, "
                         f"max_atoms is {most}."
                     )
-            check_systems(engine, Batch.from_data_list(data, dtype=settings.dtype))
+            batch = Batch.from_data_list(data, dtype=settings.dtype)
+            check_constraints(name_of(engine), batch, "--constraints drop")
+            check_systems(engine, batch)
     except UnknownElementError as e:
         raise UsageError(f"{e.problem}. {advice(elements)}.") from None
     except ValueError as e:

@@ -13,12 +13,14 @@ import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.errors import UserCodeError, description, name_of
 from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import check_precision
-from alchemi_jax.systems.constraints import refusal
+from alchemi_jax.systems.constraints import DROP, refusal
 from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
@@ -58,15 +60,33 @@ def check_systems(engine: Engine, batch: Batch) -> None:
     Raises:
         ValueError: naming the first system that cannot be treated.
     """
-    for row, meta in enumerate(batch.meta):
-        if meta.constraints:
-            raise ValueError(refusal(batch.name_of(row), meta.constraints))
+    check_constraints(name_of(engine), batch)
     engine.model.check(batch)
     for group in engine.groups:
         for hook in group.hooks.traced:
             hook.check_in(engine, batch)
     for part in engine.parts:
         part.check(batch)
+
+
+def check_constraints(who: str, batch: Batch, drop: str = DROP) -> None:
+    """Check that no system has constraints that cannot be applied.
+
+    Args:
+        who: engine and method, for the message.
+        drop: what the user writes to leave them out.
+
+    Raises:
+        ValueError: naming the first such system, if its name is known.
+    """
+    for row, meta in enumerate(batch.meta):
+        if meta.constraints:
+            raise ValueError(refusal(batch.name_of(row), meta.constraints, drop))
+    if batch.meta.constrained:
+        raise ValueError(
+            f"{who} was given systems with constraints that no engine applies, FixAtoms and FixCartesian "
+            f"apart; jit, vmap or jax.tree.map dropped their names. {drop} leaves these constraints out."
+        )
 
 
 def check_fixed_components(who: str, shears: bool, batch: Batch) -> None:
@@ -196,8 +216,11 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
     """Check that the fields of a batch or state fit together, and that JAX still has their 64 bits.
 
     Raises:
-        ValueError: naming the field, or `jax_enable_x64`.
+        TypeError: for what is no state, unless the method is `init`.
+        ValueError: naming the field, `jax_enable_x64`, or the engine that made a state that does not fit.
     """
+    if method != "init":
+        _check_state(engine, method, given)
     batch: Batch = getattr(given, "batch", given)
     who, rows = f"{name_of(engine)}.{method}", {"atom": batch.atom_capacity, "system": batch.system_capacity}
     for name, level in level_fields(batch):
@@ -210,6 +233,26 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
                     f"{batch.dtype}."
                 )
     check_precision(who, batch.dtype)
+    if batch.meta.constrained:
+        check_constraints(who, batch)
+
+
+def _check_state(engine: Engine, method: str, state: Any) -> None:
+    """Check that something is a state, of an engine of this kind where that is known."""
+    who = f"{name_of(engine)}.{method}"
+    if not isinstance(state, DynamicsState):
+        raise TypeError(
+            f"{who} takes the state that {name_of(engine)}.init(batch) made, not {description(state)}."
+        )
+    others = [name for name, _ in state.origin.parts]
+    if not others or others == [name_of(part) for part in engine.parts]:
+        return
+    own = jax.eval_shape(lambda batch: own_state(engine, batch), state.batch)
+    if jax.tree.structure(own) != jax.tree.structure(state.integrator):
+        raise ValueError(
+            f"{who} was given a state of {' + '.join(others)}, whose algorithm remembers other things: begin "
+            f"with {name_of(engine)}.init(state.batch)."
+        )
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:
@@ -230,6 +273,7 @@ def with_budget(engine: _E, n_steps: int | None) -> _E:
 __all__ = [
     "NO_LIMIT",
     "check_arrays",
+    "check_constraints",
     "check_fixed_components",
     "check_hooks",
     "check_lengths",

@@ -36,7 +36,7 @@ from alchemi_jax.dynamics.segments import (
 )
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
-from alchemi_jax.dynamics.status import within
+from alchemi_jax.dynamics.status import advance_status, within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
 from alchemi_jax.hooks import HookSet
@@ -45,6 +45,7 @@ from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.models.base import with_extra_results
+from alchemi_jax.parameters import as_key
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Data, unsafe_replace
@@ -93,12 +94,12 @@ def init(
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
     batch = with_extra_results(_uncommitted(batch), engine.model)
-    state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
+    state = compiled_initial_state(_without_hooks(engine), batch, as_key(key))
     neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
-    warn_failed(engine.groups, state.batch)
+    warn_failed(engine, state.batch)
     return state
 
 
@@ -185,7 +186,7 @@ class Run:
         state, report = evaluate_fresh(self.device, self.state)
         self.put(state, report)
         if report.failed:
-            warn_failed(self.groups, self.with_names().batch, known)
+            warn_failed(self.engine, self.with_names().batch, known)
 
     def restore(self) -> None:
         """Return all systems to the rows in which the run began. Here they never leave them."""
@@ -264,8 +265,10 @@ class Run:
         """One step, in parts that end at the stages for which a host hook is due."""
         step = self.report.step
         due = [h for h in self.inside if step % h.frequency == 0]
+        # Between steps hooks of AFTER_STEP see a step that was counted, so they see that here, too.
+        counted = STEP.index(advance_status) + 1
         cuts = {
-            i + 1: phase.stage
+            counted if phase.stage is DynamicsStage.AFTER_STEP else i + 1: phase.stage
             for i, phase in enumerate(STEP)
             if isinstance(phase, HooksAt)
             and phase.stage not in self.edge
@@ -303,7 +306,7 @@ class Run:
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
         if report.failed > self.report.failed:
-            warn_failed(self.groups, self.with_names().batch, before.batch.failed)
+            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
         self.report = report
         # A step in parts is taken without asking for room.
         most = len(DynamicsStage)

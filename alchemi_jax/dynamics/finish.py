@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +14,6 @@ from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.reasons import is_numerical, reason_text
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import reads_stress
-from alchemi_jax.hooks.groups import Group
 from alchemi_jax.models.base import results_of
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import RUNS_ONCE
@@ -31,17 +29,17 @@ def finalize(engine: Engine, state: DynamicsState) -> Batch:
 
     A run does not compute the stress if nothing reads it.
     """
-    batch = with_reason_texts(engine.groups, state.batch)
+    batch = with_reason_texts(engine, state.batch)
     if reads_stress(engine) or not np.asarray(batch.pbc).all(axis=-1).any():
         return batch
     return batch.replace(stress=stress_of(engine, state))
 
 
-def with_reason_texts(groups: Iterable[Group], batch: Batch) -> Batch:
+def with_reason_texts(engine: Engine, batch: Batch) -> Batch:
     """The batch with texts that say why systems failed or were stopped. On the host."""
-    groups, reasons = tuple(groups), np.asarray(batch.reason)
+    reasons = np.asarray(batch.reason)
     rows = np.flatnonzero(reasons).tolist()
-    return batch.with_reasons({row: reason_text(groups, int(reasons[row])) for row in rows})
+    return batch.with_reasons({row: reason_text(engine, int(reasons[row])) for row in rows})
 
 
 def stress_of(engine: Engine, state: DynamicsState) -> Float[Array, "systems 3 3"]:
@@ -79,7 +77,7 @@ _SMALL = 2000
 _stress_of_small, _stress_of_large = _jit_once(_stress), _filter_jit(_stress)
 
 
-def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> None:
+def warn_failed(engine: Engine, batch: Batch, known: Any = None) -> None:
     """Warn about systems that failed, once for each, with its step and the reason.
 
     Args:
@@ -89,13 +87,12 @@ def warn_failed(groups: Iterable[Group], batch: Batch, known: Any = None) -> Non
     new = np.flatnonzero(failed if known is None else failed & ~np.asarray(known))
     if not len(new):
         return
-    groups = tuple(groups)
     steps, reasons = np.asarray(batch.steps_taken), np.asarray(batch.reason)
     evaluated = np.isfinite(np.asarray(batch.energy))
     for system in new[:10].tolist():
         when = f"in step {steps[system]}" if evaluated[system] else "before the first step"
         code = int(reasons[system])
-        why = reason_text(groups, code)
+        why = reason_text(engine, code)
         hint = " (atoms too close, or the time step too long?)." if is_numerical(code) else "."
         where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
         warnings.warn(

@@ -16,7 +16,7 @@ from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.host_calls import check_deliverable, host_hooks, refuse_transforms
 from alchemi_jax.hooks.protocol import runs_on
-from alchemi_jax.transforms import is_reversed, is_traced
+from alchemi_jax.transforms import forwards_only, is_reversed, is_traced
 
 
 def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = False) -> DynamicsState:
@@ -29,24 +29,24 @@ def loop(engine: Engine, state: DynamicsState, n_steps: Any, with_fresh: bool = 
         check_deliverable(engine.groups, (engine, state))
         engine, state = refuse_transforms(engine.groups, (engine, state))
     check_arrays(engine, "loop", state)
+    backwards = (
+        f"{name_of(engine)}.loop stops when all systems are finished, so it has no derivative backwards "
+        "(jax.grad, jax.vjp): use rollout, which takes the same steps. jax.jvp and jax.jacfwd go through "
+        "loop."
+    )
     if is_reversed((engine, state)):
-        raise ValueError(
-            f"{name_of(engine)}.loop stops when all systems are finished, so it has no derivative backwards "
-            "(jax.grad, jax.vjp): use rollout, which takes the same steps. jax.jvp and jax.jacfwd go through "
-            "loop."
-        )
+        raise ValueError(backwards)
     n = steps_of_budget(engine) if n_steps is None else count_steps(engine, "loop", n_steps)
     if n is None:
         raise ValueError(f"{name_of(engine)}.loop needs n_steps, here or in the engine.")
     state = make_room_for_rows(engine, state, n)
     stop = state.step_count + jnp.minimum(jnp.asarray(n, jnp.int32), NO_LIMIT - state.step_count)
-    return nan_on_overflow(
-        jax.lax.while_loop(
-            lambda s: should_continue(engine, s, stop),
-            lambda s: step(engine, s, with_fresh),
-            state,
-        )
+    after = jax.lax.while_loop(
+        lambda s: should_continue(engine, s, stop),
+        lambda s: step(engine, s, with_fresh),
+        state,
     )
+    return forwards_only(nan_on_overflow(after), backwards)
 
 
 def steps_of_budget(engine: Engine) -> Any:

@@ -1,12 +1,12 @@
 """Why a system failed or was stopped: small numbers in `batch.reason`, and their texts."""
 
-from collections.abc import Iterable
 from typing import Any
 
+from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.check import MOST_REASONS
-from alchemi_jax.hooks.groups import Group
 from alchemi_jax.hooks.protocol import TracedHook, flag
+from alchemi_jax.neighbors.limits import memory
 
 
 #: Fields that must be finite, in the order of their numbers, from 1 on.
@@ -15,7 +15,10 @@ FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "mass
 TOO_FAR, TOO_DENSE = len(FIELDS) + 1, len(FIELDS) + 2
 _OTHERS = {
     TOO_FAR: "its atoms are so far from the origin that rounding would change their distances",
-    TOO_DENSE: "its cell is too small for the cutoff: the neighbor list would not fit into memory",
+    TOO_DENSE: (
+        "its cell became too small for a cutoff of {cutoff:g} Å and a skin of {skin:g} Å: "
+        "the neighbor list would not fit into {memory:.3g} GiB of memory"
+    ),
 }
 _FIRST_HOOK = 16
 _PER_HOOK = MOST_REASONS + len(FIELDS)
@@ -46,16 +49,17 @@ def is_numerical(code: int) -> bool:
     return 0 < code <= len(FIELDS)
 
 
-def reason_text(groups: Iterable[Group], code: int) -> str:
+def reason_text(engine: Engine, code: int) -> str:
     """The reason in words, without the system's name: "its forces are not finite". Empty for 0."""
     if code <= 0:
         return ""
     if code in _OTHERS:
-        return _OTHERS[code]
+        needed = engine.model.requirements
+        return _OTHERS[code].format(cutoff=needed.cutoff, skin=needed.skin, memory=memory() / 2**30)
     if code < _FIRST_HOOK:
         return _not_finite(FIELDS[code - 1]) if code <= len(FIELDS) else f"reason {code}"
     number, local = divmod(code - _FIRST_HOOK, _PER_HOOK)
-    hooks: list[TracedHook] = [hook for group in groups for hook in group.hooks.traced]
+    hooks: list[TracedHook] = [hook for group in engine.groups for hook in group.hooks.traced]
     if number >= len(hooks):
         return f"reason {code}"
     hook = hooks[number]

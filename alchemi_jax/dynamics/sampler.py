@@ -23,7 +23,7 @@ from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
-from alchemi_jax.parameters import natural
+from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional, system_ids
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.bounds import check_positions
@@ -95,10 +95,8 @@ class Sampler:
         self.max_atoms = None if max_atoms is None else natural("max_atoms")(max_atoms)
         self.max_pairs = None if max_pairs is None else natural("max_pairs")(max_pairs)
         self.window = max(natural("window")(window), 2 * self.max_systems)
-        if policy not in POLICIES:
-            raise ValueError(f"policy is {' or '.join(map(repr, POLICIES))}, not {policy!r}.")
-        if unfit not in ("raise", "skip"):
-            raise ValueError(f"unfit is 'raise' or 'skip', not {unfit!r}.")
+        self.policy = one_of("policy", POLICIES)(policy)
+        self.unfit = one_of("unfit", ("raise", "skip"))(unfit)
         if isinstance(source, str | os.PathLike):
             if not Path(source).exists():
                 raise ValueError(f"{source} does not exist.")
@@ -107,11 +105,14 @@ class Sampler:
                 "source of Sampler is an iterable of structures, a path, a Batch or a sink, "
                 f"not a {type(source).__name__}."
             )
-        if refill_share is not None and not 0 < refill_share <= 1:
-            raise ValueError(f"refill_share must be in (0, 1], not {refill_share}.")
-        self.refill_share, self.shrink = refill_share, shrink
-        self.skip, self.prepare = frozenset(skip), prepare
-        self.source, self.policy, self.unfit, self.dtype = source, policy, unfit, dtype
+        self.refill_share = refill_share
+        if refill_share is not None and number("refill_share")(refill_share) > 1:
+            raise ValueError(f"refill_share must be at most 1, not {refill_share}.")
+        self.shrink = as_flag("shrink")(shrink)
+        self.skip = frozenset(system_ids("skip")(skip))
+        self.prepare = optional(function("prepare"))(prepare)
+        float_dtype(dtype)
+        self.source, self.dtype = source, dtype
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None
 
@@ -135,8 +136,7 @@ class Sampler:
         for host in self._batches():
             left = np.isin(host.system_id, list(self.skip), invert=True)
             if left.any():
-                ready = host if prepare is None else prepare(Batch.from_host(host)).to_host(meta=host.meta)
-                yield ready.take(left)
+                yield (host if prepare is None else _prepared(prepare, host)).take(left)
 
     def _batches(self) -> Iterator[HostBatch]:
         source = self.source
@@ -185,6 +185,13 @@ class Sampler:
             self.skipped.append((number, f"system {number}", reason))
             return None
         return number, data
+
+
+def _prepared(prepare: Callable[[Batch], Any], host: HostBatch) -> HostBatch:
+    batch = prepare(Batch.from_host(host))
+    if not isinstance(batch, Batch) or batch.num_systems != len(host):
+        raise TypeError(f"prepare must return the Batch that it was given, changed, not {batch!r}.")
+    return batch.to_host(meta=host.meta)
 
 
 def _with_ids(host: HostBatch, ids: Int[np.ndarray, " systems"]) -> HostBatch:

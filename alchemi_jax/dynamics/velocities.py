@@ -3,12 +3,11 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from alchemi_jax.dynamics.updates import normal_noise, per_system_value
-from alchemi_jax.parameters import positive
+from alchemi_jax.parameters import as_key, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import momentum, moves_as_whole
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
@@ -35,7 +34,7 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
         ValueError: if the temperature is negative.
     """
     temperature = positive("temperature", zero=True)(temperature)
-    key = jax.random.key(0) if key is None else key
+    key = as_key(key)
     # One program: operation by operation there are seventy to compile.
     draw = _draw if is_traced((batch, temperature, key)) else _draw_compiled
     return batch.replace(velocities=draw(batch.replace(meta=None), temperature, key))

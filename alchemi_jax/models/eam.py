@@ -1,59 +1,64 @@
 """EAM: the embedded-atom method with tabulated functions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array, Float, Int
-from scipy.interpolate import CubicSpline
 
 from alchemi_jax.models.elements import atomic_number, check_elements, check_numbers, types_of
 from alchemi_jax.models.embedded import AbstractEmbedded
-from alchemi_jax.models.tables import EAMTables, form_of, read_funcfl, read_setfl
-from alchemi_jax.parameters import finite, positive_length, positive_number
+from alchemi_jax.models.files import Elements
+from alchemi_jax.models.tables import EAMTables, form_of, read_funcfl, read_setfl, slopes
+from alchemi_jax.parameters import finite, optional, positive_length, positive_number
 from alchemi_jax.systems.batch import Batch
 
 
 class EAM(AbstractEmbedded):
     """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r),  rho_i = sum_j rho_ij(r), functions from tables.
 
-    Make one with `EAM.read`, or from arrays with `EAM.from_tables`. The tables of F, rho and r phi are
-    interpolated by cubic splines with not-a-knot ends, as in matscipy. (ASE interpolates phi instead of r
-    phi, and LAMMPS takes slopes from five points: with the usual fine tables they agree to about six digits.)
-    Beyond the last density F is continued as a straight line, as in LAMMPS. Pairs beyond the cutoff of the
-    file do not count, whatever the tables have there.
+    Make one with `EAM.read`, or from arrays with `EAM.from_tables`. The functions are those that LAMMPS makes
+    of a file: F, rho and r phi are cubics on each interval of the grid, with slopes at the points from
+    five of them. Beyond the end of its table a function keeps the last value, but F goes on as a straight
+    line. Pairs beyond the cutoff of the file do not count, whatever the tables have there.
 
     Attributes:
-        embedding: [elements, knots, 4], coefficients of F (eV) on each interval, as a cubic of the part of
-            the interval, 0 to 1.
-        density: [elements, elements, knots, 4], of the density that the second element makes at the first.
-        pair: [elements, elements, knots, 4], of r phi, eV Å.
+        embedding: [elements, intervals, 4], coefficients of F (eV) on each interval, as a cubic of the part
+            of the interval, 0 to 1.
+        density: [elements, elements, intervals, 4], of the density at the first element from the second.
+        pair: [elements, elements, intervals, 4], of r phi, eV Å.
         elements: symbols.
         density_step, distance_step: of the tables, the latter in Å.
+        largest_density: from here on F is a straight line.
         cutoff, skin: Å.
 
     Raises:
         ValueError: from `check`, for an element of the batch without tables.
 
     Source: M. S. Daw, M. I. Baskes, Phys. Rev. B 29, 6443 (1984); M. W. Finnis, J. E. Sinclair, Philos.
-    Mag. A 50, 45 (1984) for densities of pairs of elements.
+    Mag. A 50, 45 (1984) for densities of pairs of elements. Files and splines: the documentation of LAMMPS,
+    `pair_style eam`.
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)
-    embedding: Float[Array, "elements density_knots 4"] = eqx.field(repr=False, converter=finite("embedding"))
-    density: Float[Array, "elements elements distance_knots 4"] = eqx.field(
+    embedding: Float[Array, "elements intervals 4"] = eqx.field(repr=False, converter=finite("embedding"))
+    density: Float[Array, "elements elements intervals 4"] = eqx.field(
         repr=False, converter=finite("density")
     )
-    pair: Float[Array, "elements elements distance_knots 4"] = eqx.field(repr=False, converter=finite("pair"))
+    pair: Float[Array, "elements elements intervals 4"] = eqx.field(repr=False, converter=finite("pair"))
     density_step: float = eqx.field(static=True, repr=False, converter=positive_number("density_step"))
     distance_step: float = eqx.field(static=True, repr=False, converter=positive_number("distance_step"))
     cutoff: float = eqx.field(static=True, converter=positive_length("cutoff"))
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=1.0)
+    largest_density: float | None = eqx.field(
+        static=True, repr=False, converter=optional(positive_number("largest_density")), default=None
+    )
 
     def __check_init__(self):
         for element in self.elements:
@@ -72,17 +77,21 @@ class EAM(AbstractEmbedded):
         path: str | os.PathLike | Sequence[str | os.PathLike],
         form: str | None = None,
         skin: float = 1.0,
+        elements: Elements = None,
     ) -> "EAM":
-        """Reads a file in a format of LAMMPS and DYNAMO.
+        """Reads a file in a format of LAMMPS and DYNAMO, in its units `metal` or `real`.
 
         Args:
             path: of the file; for funcfl, with one element per file, also a list of files.
             form: "funcfl" (LAMMPS's eam), "setfl" (eam.alloy) or "fs" (eam.fs); by default known from
                 the name: .eam or .funcfl, .alloy or .setfl, .fs.
+            skin: Å.
+            elements: those to take from a setfl or fs file, as symbols, or as a dict from symbols to names of
+                the file; by default all. For funcfl, the symbol of each file.
 
         Raises:
-            ValueError: naming the file, for an unknown form, words that are not numbers, too few or too
-                many values, or several funcfl files with different grids.
+            ValueError: naming the file and the line, for an unknown form, words that are not numbers, and
+                too few or too many values; for elements that the file does not have.
         """
         single = isinstance(path, str | os.PathLike)
         paths = [Path(path)] if single else [Path(p) for p in path]  # pyright: ignore[reportArgumentType]
@@ -90,31 +99,37 @@ class EAM(AbstractEmbedded):
             raise ValueError("EAM.read needs a file, the list is empty.")
         form = form_of(paths[0]) if form is None else form
         if form == "funcfl":
-            return cls.from_tables(read_funcfl(paths), skin)
+            if isinstance(elements, Mapping):
+                raise ValueError("elements of funcfl files must be a list, a symbol for each file.")
+            return cls.from_tables(read_funcfl(paths, elements), skin)
         if form not in ("setfl", "fs"):
             raise ValueError(f"form must be 'funcfl', 'setfl' or 'fs', not {form!r}.")
         if len(paths) > 1:
             raise ValueError(f"One {form} file has all its elements; EAM.read was given {len(paths)}.")
-        return cls.from_tables(read_setfl(paths[0], by_pair=form == "fs"), skin)
+        return cls.from_tables(read_setfl(paths[0], form == "fs", elements), skin)
 
     @classmethod
     def from_tables(cls, tables: EAMTables, skin: float = 1.0) -> "EAM":
         """Makes the potential from arrays.
 
         Raises:
-            ValueError: naming the table that holds what is not finite.
+            ValueError: naming the table that holds what is not finite, or has fewer than five points.
         """
         for name in ("embedding", "density", "pair"):
-            check_numbers(f"the table {name} of EAM", getattr(tables, name))
+            values = getattr(tables, name)
+            check_numbers(f"the table {name} of EAM", values)
+            if values.shape[-1] < 5:
+                raise ValueError(f"The table {name} of EAM must have at least five points.")
         return cls(
             elements=tuple(chemical_symbols[z] for z in tables.elements),
-            embedding=_spline(tables.embedding),
-            density=_spline(tables.density),
-            pair=_spline(tables.pair),
+            embedding=_cubics(tables.embedding),
+            density=_cubics(tables.density),
+            pair=_cubics(tables.pair),
             density_step=tables.density_step,
             distance_step=tables.distance_step,
             cutoff=tables.cutoff,
             skin=skin,
+            largest_density=tables.largest_density,
         )
 
     def atom_parameters(self, batch: Batch) -> Any:
@@ -131,9 +146,7 @@ class EAM(AbstractEmbedded):
         r = jnp.sqrt(jnp.minimum(squared, 4 * self.cutoff**2))
         n = len(self.elements)
         knots = self.pair.shape[-2]
-        x = r / self.distance_step
-        knot = jnp.clip(x.astype(jnp.int32), 0, knots - 1)
-        t = x - knot.astype(x.dtype)
+        knot, t = _interval(r / self.distance_step, knots)
 
         def of(
             table: Float[Array, "elements elements knots 4"],
@@ -151,26 +164,42 @@ class EAM(AbstractEmbedded):
     ) -> Float[Array, " atoms"]:
         """F, eV, of densities, [atoms]; `kind` is the index of the atom's element in `elements`."""
         knots = self.embedding.shape[-2]
-        x = density / self.density_step
-        knot = jnp.clip(x.astype(jnp.int32), 0, knots - 1)
+        knot, t = _interval(density / self.density_step, knots)
         c = self.embedding.reshape(-1, 4)[kind * knots + knot]
-        t = x - knot.astype(x.dtype)
-        inside = jnp.minimum(t, 1)
-        slope = c[..., 1] + 2 * c[..., 2] + 3 * c[..., 3]
-        return _cubic(c, inside) + slope * jnp.maximum(t - 1, 0)
+        largest = self.density_step * knots if self.largest_density is None else self.largest_density
+        slope = (c[..., 1] + 2 * c[..., 2] + 3 * c[..., 3]) / self.density_step
+        # From the end of the table to the largest density F is constant, but not its slope.
+        over = jax.lax.stop_gradient(jnp.maximum(density - largest, 0) - density) + density
+        over = jnp.where(t > 1, over, 0)
+        return _polynomial(c, jnp.minimum(t, 1)) + slope * over
 
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "tables", self._numbers)
 
 
-def _spline(values: np.ndarray) -> Float[Array, "*tables knots 4"]:
-    """Coefficients [..., knots, 4], lowest power first, of not-a-knot splines over 0, 1, 2, ..."""
-    found = CubicSpline(np.arange(values.shape[-1]), values, axis=-1, bc_type="not-a-knot").c
-    return jnp.asarray(np.moveaxis(found[::-1], (0, 1), (-1, -2)))
+def _cubics(values: np.ndarray) -> Float[Array, "*tables intervals 4"]:
+    """Coefficients, lowest power first, on the intervals between the points 0, 1, 2, ..."""
+    slope = slopes(values)
+    y, d = values[..., :-1], slope[..., :-1]
+    step, end = np.diff(values, axis=-1), slope[..., 1:]
+    return jnp.asarray(np.stack([y, d, 3 * step - 2 * d - end, d + end - 2 * step], axis=-1))
+
+
+def _interval(x: Float[Array, "*n"], intervals: int) -> tuple[Int[Array, "*n"], Float[Array, "*n"]]:
+    """The interval of a grid with steps of one, and where in it x is; both ends are unbounded."""
+    k = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
+    return k, x - k.astype(x.dtype)
+
+
+def _polynomial(c: Float[Array, "*n 4"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
 
 
 def _cubic(c: Float[Array, "*n 4"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
+    """A cubic of 0 to 1. Beyond 1 it keeps its value, and its derivative too: so LAMMPS treats distances
+    between the end of a table and the cutoff."""
+    beyond = jnp.where(t > 1, t - jax.lax.stop_gradient(t), 0)
+    return _polynomial(c, jnp.minimum(t, 1)) + (c[..., 1] + 2 * c[..., 2] + 3 * c[..., 3]) * beyond
 
 
 __all__ = ["EAM"]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
 from alchemi_jax.models.base import AbstractModel, Results, mask_atoms, per_volume
+from alchemi_jax.models.elements import check_elements
 from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements, Triplets
 from alchemi_jax.neighbors.triplets import squared_lengths
 from alchemi_jax.systems.batch import Batch
@@ -199,22 +200,20 @@ class AbstractGraphModel(AbstractModel):
         tensor = None if virial is None else per_volume(batch, virial)
         return Results(energy, mask_atoms(batch, forces), tensor, extras)
 
+    @property
+    def trained_elements(self) -> tuple[int, ...] | None:
+        """Those of `elements` that the parameters were fitted to; `check` refuses others."""
+        return self.elements
+
     def check(self, batch: Batch) -> None:
-        """Refuse elements that are not in the table.
+        """Refuse elements that the model was not fitted to.
 
         Raises:
-            ValueError: naming the element and the system.
+            UnknownElementError: a ValueError that names the system, the element, the atom, the elements that
+                have parameters, and registered models that know all elements of the system.
         """
-        if self.elements is None:
-            return
-        numbers = np.asarray(batch.numbers)[: batch.num_atoms]
-        odd = np.flatnonzero(~np.isin(numbers, self.elements))
-        if odd.size:
-            atom = int(odd[0])
-            row = int(np.asarray(batch.batch_idx)[atom])
-            number = int(numbers[atom])
-            symbol = chemical_symbols[number] if number < len(chemical_symbols) else str(number)
-            raise ValueError(f"{name_of(self)} does not know the element {symbol} of {batch.name_of(row)}.")
+        if self.trained_elements is not None:
+            check_elements(self, batch, "parameters", self.trained_elements)
 
 
 def _results(model: AbstractGraphModel, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Any]]:

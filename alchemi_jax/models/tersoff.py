@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import ByPair, atomic_number, check_elements, check_pairs, types_of
+from alchemi_jax.models.files import Elements, Lines, energy_unit, read_entries
 from alchemi_jax.parameters import as_parameter, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
@@ -24,10 +25,9 @@ from alchemi_jax.transforms import is_traced
 NAMES = ("m", "gamma", "lam3", "c", "d", "cos0", "n", "beta", "lam2", "B", "R", "D", "lam1", "A")
 
 
-#: Those that must be positive where a triple has parameters: lengths, and what is divided by.
-_POSITIVE = ("d", "n", "R", "D")
-#: Those that must not be negative.
-_NOT_NEGATIVE = ("gamma", "c", "beta", "B", "A")
+#: What values must be: of all triples, and of (i, j, j), which have the strengths of bonds.
+_POSITIVE, _NOT_NEGATIVE = ("d", "R"), ("gamma", "c", "n", "beta", "B", "D", "A", "lam1", "lam2")
+_POSITIVE_IN_BONDS = ("n",)
 
 
 def _check_values(parameters: dict[str, np.ndarray]) -> None:
@@ -49,6 +49,20 @@ def _check_values(parameters: dict[str, np.ndarray]) -> None:
         if (known < low).any():
             what = "positive" if name in _POSITIVE else "zero or positive"
             raise ValueError(f"Tersoff: {name} must be {what}, not {known[known < low][0]}.")
+        bonds = np.einsum("...ijj->...ij", values)
+        if name in _POSITIVE_IN_BONDS and (bonds <= 0).any():
+            raise ValueError(f"Tersoff: {name} must be positive where the last two elements are the same.")
+    if (parameters["D"] > parameters["R"]).any():
+        raise ValueError("Tersoff: D must not be greater than R.")
+
+
+#: Ends of names of files that look like these and are not.
+_OTHERS = {
+    ".tersoff.mod": "tersoff/mod",
+    ".tersoff.modc": "tersoff/mod/c",
+    ".tersoff.zbl": "tersoff/zbl",
+    ".poly": "several models in one file (.poly)",
+}
 
 
 class Tersoff(AbstractBondOrder):
@@ -131,37 +145,37 @@ class Tersoff(AbstractBondOrder):
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike, elements: Sequence[str] | None = None, skin: float = 0.5
+        cls, path: str | os.PathLike, elements: Elements = None, skin: float = 0.5, average: bool = False
     ) -> "Tersoff":
-        """Reads a file of LAMMPS's `tersoff` style, in metal units.
+        """Reads a file of LAMMPS's `tersoff` style, in its units `metal` or `real`.
 
         Args:
             path: of the file.
-            elements: those to take from it; by default all.
+            elements: those to take from it, as symbols, or as a dict from symbols to names of the file, such
+                as {"Si": "Si(D)"}; by default all.
+            skin: Å.
+            average: whether the repulsion of i-j and j-i may differ; then both count by half. LAMMPS
+                takes one of them, by the numbers of the atoms.
 
         Raises:
-            ValueError: naming the file, for values that are missing or not numbers, or elements that it
-                does not have.
+            ValueError: naming the file and the line, for values that are missing or not numbers; for elements
+                that it does not have; for files of `tersoff/mod` and `tersoff/zbl`; for a repulsion that
+                differs between i-j and j-i.
         """
         path = Path(path)
-        words = " ".join(line.split("#")[0] for line in path.read_text().splitlines()).split()
-        size = 3 + len(NAMES)
-        if not words or len(words) % size:
-            raise ValueError(f"{path.name}: {len(words)} words are no multiple of the {size} of an entry.")
-        entries = {}
-        for n in range(0, len(words), size):
-            key = (words[n], words[n + 1], words[n + 2])
-            try:
-                entries[key] = dict(zip(NAMES, map(float, words[n + 3 : n + size]), strict=True))
-            except ValueError as error:
-                raise ValueError(f"{path.name}: the entry {'-'.join(key)} is not all numbers.") from error
-        if elements is not None:
-            found = {e for key in entries for e in key}
-            for e in elements:
-                if e not in found:
-                    raise ValueError(f"{path.name} has no {e}; it has {', '.join(sorted(found))}.")
-            entries = {k: v for k, v in entries.items() if set(k) <= set(elements)}
-        return cls.from_entries(entries, skin)
+        for end, what in _OTHERS.items():
+            if path.name.lower().endswith(end):
+                raise ValueError(f"{path.name} is of another kind, {what}, which Tersoff does not read.")
+        entries = read_entries(path, NAMES, elements)
+        unit = energy_unit(Lines(path))
+        for key, values in entries.items():
+            entries[key] = values | {"A": unit * values["A"], "B": unit * values["B"]}
+        if not average:
+            _check_bonds(path, entries)
+        try:
+            return cls.from_entries(entries, skin)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
 
     @classmethod
     def group_iv(cls, skin: float = 0.5) -> "Tersoff":
@@ -239,8 +253,11 @@ class Tersoff(AbstractBondOrder):
         b: Int[Array, "*#bonds"],
         c: Int[Array, "*#bonds"],
     ) -> Float[Array, "*bonds"]:
-        x = (r - self._of("R", a, b, c)) / self._of("D", a, b, c)
-        return (1 - jnp.sin(jnp.pi / 2 * jnp.clip(x, -1, 1))) / 2
+        reach, half = self._of("R", a, b, c), self._of("D", a, b, c)
+        # With D = 0 it is a step.
+        x = jnp.clip((r - reach) / jnp.where(half > 0, half, 1), -1, 1)
+        x = jnp.where(half > 0, x, jnp.where(r < reach, -1, 1).astype(x.dtype))
+        return (1 - jnp.sin(jnp.pi / 2 * x)) / 2
 
     def bond(
         self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
@@ -248,9 +265,10 @@ class Tersoff(AbstractBondOrder):
         def of(name: str) -> Float[Array, "*bonds"]:
             return self._of(name, a, b, b)
 
-        some = xi > 0
-        n = of("n")
-        order = (1 + (of("beta") * jnp.where(some, xi, 1)) ** n) ** (-1 / (2 * n))
+        # By logarithms: (beta xi)^n may be beyond the largest number.
+        x = of("beta") * xi
+        some, n = x > 0, of("n")
+        order = jnp.exp(-_softplus(n * jnp.log(jnp.where(some, x, 1))) / (2 * n))
         attraction = jnp.where(some, order, 1) * of("B") * jnp.exp(-of("lam2") * r)
         return self._within(r, a, b, b) * (of("A") * jnp.exp(-of("lam1") * r) - attraction)
 
@@ -269,7 +287,10 @@ class Tersoff(AbstractBondOrder):
         c2, d2 = of("c") ** 2, of("d") ** 2
         g = of("gamma") * (1 + c2 / d2 - c2 / (d2 + (cosine - of("cos0")) ** 2))
         x = of("lam3") * (rj - rk)
-        return self._within(rk, a, b, c) * g * jnp.exp(jnp.where(of("m") == 3, x * x * x, x))
+        # Within e^±69 as in LAMMPS, and in float32 within what a sum of some of them leaves finite.
+        most = min(69.0776, 0.65 * math.log(float(jnp.finfo(x.dtype).max)))
+        power = jnp.clip(jnp.where(of("m") == 3, x * x * x, x), -most, most)
+        return self._within(rk, a, b, c) * g * jnp.exp(power)
 
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "parameters", self._numbers)
@@ -277,6 +298,26 @@ class Tersoff(AbstractBondOrder):
         order = np.argsort(self._numbers)
         numbers = tuple(int(self._numbers[i]) for i in order)
         check_pairs(self, batch, "parameters", ByPair(jnp.asarray(diagonal[order][:, order]), numbers))
+
+
+def _softplus(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """log(1 + e^x), without an overflow."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _check_bonds(path: Path, entries: Mapping[tuple[str, ...], Mapping[str, float]]) -> None:
+    """Refuses a repulsion that differs between i-j and j-i: it has no order."""
+    for i, j, k in entries:
+        if j != k or (j, i, i) not in entries:
+            continue
+        for name in ("A", "lam1", "R", "D"):
+            one, other = entries[i, j, j][name], entries[j, i, i][name]
+            if abs(one - other) > 1e-9 * abs(one):
+                raise ValueError(
+                    f"{path.name}: {name} is {one!r} for {i}-{j}-{j}, but {other!r} for {j}-{i}-{i}, and "
+                    "LAMMPS takes one or the other, by the numbers of the atoms; make them equal, or read "
+                    "the file with average=True."
+                )
 
 
 __all__ = ["NAMES", "Tersoff"]

@@ -23,9 +23,9 @@ from alchemi_jax.systems.capacity import batch_capacities, float_dtype
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.host import HostBatch, System, select_rows, summary
 from alchemi_jax.systems.levels import Data, level_fields, select, unsafe_make
-from alchemi_jax.systems.metadata import EMPTY
 from alchemi_jax.systems.metadata import Metadata as Metadata
 from alchemi_jax.systems.metadata import SystemMeta as SystemMeta
+from alchemi_jax.systems.metadata import as_metadata
 from alchemi_jax.systems.packing import pack
 from alchemi_jax.transforms import is_traced
 
@@ -175,7 +175,7 @@ class Batch(AbstractBatch[jax.Array]):
             fill = padding.get(name, cls.__dataclass_fields__[name].metadata["fill"])
             given = derived[name] if name in derived else fields[name]
             own[name] = jax.tree.map(lambda v, n=length[level], fill=fill: pad(v, n, fill), given)
-        return cls(**jax.device_put(own), largest=room.largest, meta=meta or EMPTY)
+        return cls(**jax.device_put(own), largest=room.largest, meta=as_metadata(meta))
 
     @classmethod
     def concatenate(
@@ -205,7 +205,7 @@ class Batch(AbstractBatch[jax.Array]):
         if self.meta is other.meta:
             return chosen
         if is_traced(mask) or not self.meta or not other.meta:
-            return chosen.with_meta(EMPTY)
+            return chosen.with_meta(Metadata((), lost=self.meta.constrained or other.meta.constrained))
         pairs = zip(np.asarray(mask).tolist(), self.meta, other.meta, strict=False)
         return chosen.with_meta(Metadata(a if mine else b for mine, a, b in pairs))
 

@@ -66,20 +66,24 @@ for _name in ("FixBondLength", "FixBondLengths", "FixLinearTriatomic", "FixInter
     _INSTEAD[_name] = _BOND
 
 
-def refusal(name: str, constraints: tuple) -> str:
+DROP = "Batch.from_ase(..., constraints='drop')"
+
+
+def refusal(name: str, constraints: tuple, drop: str = DROP) -> str:
     """Why a system with these constraints is refused, in a sentence.
 
     Args:
         name: of the system.
         constraints: those that cannot be applied.
+        drop: what the user writes to leave them out.
     """
     kinds = list(dict.fromkeys(type(c).__name__ for c in constraints))
     advice = "; ".join(f"for {kind}: {_INSTEAD[kind]}" for kind in kinds if kind in _INSTEAD)
     return (
         f"{name} has the constraint {' and '.join(kinds)}, which no engine applies: FixAtoms and "
         f"FixCartesian do. {'Instead, ' + advice + '. ' if advice else ''}"
-        "Batch.from_ase(..., constraints='drop') leaves it out."
+        f"{drop} leaves it out."
     )
 
 
-__all__ = ["fixed_by", "refusal", "to_constraints"]
+__all__ = ["DROP", "fixed_by", "refusal", "to_constraints"]

@@ -16,7 +16,7 @@ from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.capacity import float_dtype
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields, unsafe_make
-from alchemi_jax.systems.metadata import EMPTY, Metadata
+from alchemi_jax.systems.metadata import Metadata, as_metadata
 from alchemi_jax.systems.packing import pack, unpack
 from alchemi_jax.systems.viewer import draw_structures
 from alchemi_jax.transforms import is_traced
@@ -129,7 +129,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
         }
         own = {name: derived[name] if name in derived else fields[name] for name, _ in level_fields(cls)}
         own = jax.tree.map(np.asarray, own)
-        return cls(**own, largest=int(counts.max(initial=1)), meta=meta or EMPTY)
+        return cls(**own, largest=int(counts.max(initial=1)), meta=as_metadata(meta))
 
     @classmethod
     def from_data_list(
@@ -157,9 +157,11 @@ class HostBatch(AbstractBatch[np.ndarray]):
             name: jax.tree.map(lambda *x: np.concatenate(x), *(getattr(h, name) for h in hosts))
             for name, _ in level_fields(cls)
         }
-        meta = EMPTY
-        if any(h.meta for h in hosts):
-            meta = Metadata(m for h in hosts for m in h.meta.filled(len(h)))
+        named = any(h.meta for h in hosts)
+        meta = Metadata(
+            (m for h in hosts for m in h.meta.filled(len(h))) if named else (),
+            lost=any(h.meta.constrained and not h.meta for h in hosts),
+        )
         return cls.from_fields(fields, meta)
 
     # -- reading ---------------------------------------------------------------------------------

@@ -35,12 +35,24 @@ class Metadata(Sequence[SystemMeta]):
     flatten and unflatten a batch (jit, vmap, `jax.tree.map`, `jax.device_put`) return an empty one. So all
     batches of the same shapes have the same tree structure: names never cause a compilation, and compiled
     code never returns the names of the batch with which it was traced.
+
+    It still knows whether there were constraints that are not applied, `constrained`, as static data of the
+    node, so that engines refuse such a batch after jit and vmap, too.
+
+    Args:
+        entries: one per system.
+        lost: whether systems have such constraints that no entry names.
     """
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "_lost")
 
-    def __init__(self, entries: Iterable[SystemMeta] = ()):
-        self._entries = tuple(entries)
+    def __init__(self, entries: Iterable[SystemMeta] = (), lost: bool = False):
+        self._entries, self._lost = tuple(entries), lost
+
+    @property
+    def constrained(self) -> bool:
+        """Whether any system has constraints that are not applied."""
+        return self._lost or any(entry.constraints for entry in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -61,16 +73,27 @@ class Metadata(Sequence[SystemMeta]):
     def of_rows(self, rows: Int[np.ndarray, " some"]) -> Metadata:
         """The entries of some rows; empty if one of them is not known."""
         known = bool(self) and np.max(rows, initial=-1) < len(self)
-        return Metadata(self[i] for i in rows) if known else EMPTY
+        if not known:
+            return _empty(self.constrained)
+        return Metadata((self[i] for i in rows), self._lost)
 
     def filled(self, n: int) -> Metadata:
         """The entries of `n` systems; those that are not known are named by their row."""
-        return Metadata([*self[:n], *(SystemMeta(f"system {i}") for i in range(len(self), n))])
+        more = (SystemMeta(f"system {i}") for i in range(len(self), n))
+        return Metadata([*self[:n], *more], self._lost)
 
 
 EMPTY = Metadata()
+_EMPTY_CONSTRAINED = Metadata(lost=True)
 
-jax.tree_util.register_pytree_node(Metadata, lambda meta: ((), None), lambda aux, children: EMPTY)
+
+def _empty(constrained: bool) -> Metadata:
+    return _EMPTY_CONSTRAINED if constrained else EMPTY
+
+
+jax.tree_util.register_pytree_node(
+    Metadata, lambda meta: ((), meta.constrained), lambda constrained, _: _empty(constrained)
+)
 
 
 def as_metadata(meta: Any) -> Metadata:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
+from alchemi_jax.parameters import as_flag, as_path, number, optional
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.observables import fmax
 
@@ -43,10 +43,15 @@ class LivePlotHook:
     ):
         if not callable(observable):
             raise TypeError(f"observable of LivePlotHook must be a function, not {observable!r}.")
-        if not 0 <= float(seconds) < np.inf:
-            raise ValueError(f"seconds of LivePlotHook must be zero or positive, not {seconds!r}.")
-        self.observable, self.label, self.log = observable, label, log
-        self.path = None if path is None else Path(path)
+        if not isinstance(label, str):
+            raise TypeError(f"label of LivePlotHook must be text, not {label!r}.")
+        number("seconds of LivePlotHook", zero=True)(seconds)
+        self.observable, self.label = observable, label
+        self.log = as_flag("log of LivePlotHook")(log)
+        self.path = optional(as_path("path of LivePlotHook"))(path)
+        known = FigureCanvasAgg.get_supported_filetypes()
+        if self.path is not None and self.path.suffix[1:].lower() not in known:
+            raise ValueError(f"path of LivePlotHook must end in .png, .pdf, .svg or the like, not {path!r}.")
         self.stage = DynamicsStage.AFTER_STEP
         self.frequency = frequency
         self.seconds = seconds
@@ -94,6 +99,8 @@ class LivePlotHook:
             self._handle.update(figure)
 
     def __enter__(self) -> "LivePlotHook":
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *exc: Any) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
-from alchemi_jax.parameters import as_flag, function
+from alchemi_jax.parameters import as_flag, as_path, function
 from alchemi_jax.systems.observables import fmax, temperature
 
 
@@ -68,15 +67,15 @@ class LoggingHook(RecordingHook):
                 "backend of LoggingHook must be 'csv', 'tensorboard' or an object with write(table), "
                 f"not {backend!r}."
             )
-        if mode not in ("a", "w", "x"):
+        if not isinstance(mode, str) or mode not in ("a", "w", "x"):
             raise ValueError(f"mode of LoggingHook must be 'a', 'w' or 'x', not {mode!r}.")
         self.stage = stage
         self.final = as_flag("final")(final)
         self._shown = Shown()
         self.frequency = frequency
-        self.needs_stress = stress
-        default = "dynamics.csv" if backend == "csv" else "runs"
-        self.log_path = Path(default if log_path is None else log_path)
+        self.needs_stress = as_flag("stress of LoggingHook")(stress)
+        default = "dynamics.csv" if isinstance(backend, str) and backend == "csv" else "runs"
+        self.log_path = as_path("log_path of LoggingHook")(default if log_path is None else log_path)
         self.custom_scalars = dict(custom_scalars or {})
         for name, scalar in self.custom_scalars.items():
             function(f"custom_scalars[{name!r}] of LoggingHook")(scalar)

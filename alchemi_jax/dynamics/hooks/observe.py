@@ -49,11 +49,11 @@ class ObservableHook(RecordingHook):
         if taken:
             raise ValueError(f"ObservableHook has a column {taken.pop()!r} of its own.")
         for name, observable in observables.items():
-            function(f"observable {name!r} of ObservableHook")(observable)
+            function(f"observables[{name!r}] of ObservableHook")(observable)
         self.observables = dict(observables)
         self.frequency = frequency
         self.stage = stage
-        self.needs_stress = stress
+        self.needs_stress = as_flag("stress of ObservableHook")(stress)
         self.final = as_flag("final")(final)
         self._shown = Shown()
         self._parts: list[dict[str, np.ndarray]] = []

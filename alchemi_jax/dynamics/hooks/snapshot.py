@@ -62,7 +62,7 @@ class SnapshotHook:
     ):
         self.sink = check_sink(type(self).__name__, sink)
         self.frequency = frequency
-        self.finished = finished
+        self.finished = as_flag("finished of SnapshotHook")(finished)
         self.stage = stage
         self.final = as_flag("final")(final)
         self._shown = Shown()

@@ -9,7 +9,6 @@ import itertools
 import os
 import time
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
+from alchemi_jax.parameters import as_path
 
 
 try:
@@ -109,7 +109,7 @@ class ProfilerHook:
     def __init__(self, folder: str | os.PathLike, frequency: int = 10):
         self.stage: DynamicsStage | None = None
         self.frequency = frequency
-        self.folder = Path(folder)
+        self.folder = as_path("folder of ProfilerHook")(folder)
         self._range: Any = None
 
     def _runs_on_stage(self, stage: Enum) -> bool:

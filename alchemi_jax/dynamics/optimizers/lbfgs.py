@@ -44,9 +44,9 @@ class LBFGS(AbstractDynamics):
         model: gives energies and forces.
         n_steps: budget of steps per system.
         hooks: a `ConvergenceHook` among them makes the run stop.
-        memory: number of steps that are kept; it sets array shapes. ASE keeps 100, which saves some 12 % of
-            the steps of relaxations longer than 20 steps, and costs a step of 24 clusters of 64 atoms on one
-            CPU core 7.3 ms in place of 1.3 ms: worth it where the model takes longer than that.
+        memory: number of steps that are kept; it sets array shapes. ASE keeps 100, which saves steps of
+            relaxations of more than about 30 steps and costs three to five times the time of a step beside
+            a cheap potential (`python -m benchmarks.lbfgs`): take it where the model takes most of the time.
         curvature: eV/Å², the Hessian at the start.
         damping: factor on the step.
         max_step: Å.

@@ -1,12 +1,14 @@
 """OptaxOptimizer: any optax optimizer, one for each system."""
 
+import functools
+import operator
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.rows import from_rows, to_rows
@@ -21,6 +23,26 @@ class OptaxState(eqx.Module):
     """The optimizer's state of each system."""
 
     inner: PyTree[Shaped[Array, "systems ..."]] = per_system()
+
+
+def _is_zero(tree: Any, shape: tuple[int, ...]) -> Bool[Array, "largest 3"]:
+    """Components that are zero in all arrays of this shape: padding, and atoms at rest that always were."""
+    arrays = [x for x in jax.tree.leaves(tree) if jnp.shape(x) == shape]
+    return functools.reduce(operator.and_, [x == 0 for x in arrays])
+
+
+def _without_slopes(tree: Any, where: Bool[Array, "largest 3"]) -> Any:
+    """The same values, with derivatives of zero where it is said.
+
+    There optimizers with moments take the square root of zero, whose infinite slope would make all of a
+    derivative NaN.
+    """
+
+    def change(x: Any) -> Any:
+        real = jnp.shape(x) == where.shape and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        return jnp.where(where, jax.lax.stop_gradient(x), x) if real else x
+
+    return jax.tree.map(change, tree)
 
 
 class OptaxOptimizer(AbstractDynamics):
@@ -71,7 +93,10 @@ class OptaxOptimizer(AbstractDynamics):
         ) -> Any:
             # Optax itself relies on promotion (a float to the power of a count).
             with jax.numpy_dtype_promotion("standard"):
-                return optimizer.update(gradient, inner, positions, value=energy)
+                at_rest = _is_zero((gradient, inner), gradient.shape)
+                gradient, inner = _without_slopes((gradient, inner), at_rest)
+                step, inner = optimizer.update(gradient, inner, positions, value=energy)
+                return _without_slopes((step, inner), at_rest)
 
         rows = to_rows(batch, -batch.forces), state.inner, to_rows(batch, batch.positions), batch.energy
         step, inner = jax.vmap(update)(*rows)

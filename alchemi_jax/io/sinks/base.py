@@ -87,6 +87,26 @@ class Sink(ABC):
             )
 
 
+def check_mode(sink: Sink, mode: Any) -> str:
+    """The mode in which a sink opens its file or store.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if not isinstance(mode, str) or mode not in ("a", "w", "x", "r"):
+        raise ValueError(f"mode of {type(sink).__name__} must be 'a', 'w', 'x' or 'r', not {mode!r}.")
+    return mode
+
+
+def check_batch(sink: Sink, batch: Any) -> None:
+    """Raise TypeError unless it is something that sinks take."""
+    if not isinstance(batch, AbstractBatch):
+        raise TypeError(
+            f"{type(sink).__name__}.write takes a Batch or a HostBatch, not a {type(batch).__name__}: "
+            "Batch.from_ase makes one from structures."
+        )
+
+
 def systems_mask(batch: AbstractBatch, mask: Any = None) -> Bool[np.ndarray, " systems"]:
     """The mask (by default all systems) without padding.
 
@@ -96,7 +116,10 @@ def systems_mask(batch: AbstractBatch, mask: Any = None) -> Bool[np.ndarray, " s
     real = np.asarray(batch.atoms_per_system) > 0
     if mask is None:
         return real
-    mask = np.asarray(mask, bool)
+    mask = np.asarray(mask)
+    if mask.dtype != bool:
+        # Numbers might be meant as indices of systems.
+        raise ValueError(f"mask must be true or false for each system, not {mask.dtype}.")
     if mask.shape != real.shape:
         raise ValueError(f"mask has shape {mask.shape}, but the batch has room for {len(real)} systems.")
     return real & mask

@@ -1,12 +1,12 @@
 """SinkChain: several sinks that are filled one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from alchemi_jax.io.sinks.base import Sink, SinkFull, systems_mask
+from alchemi_jax.io.sinks.base import Sink, SinkFull, check_batch, systems_mask
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -22,18 +22,22 @@ class SinkChain(Sink):
     """
 
     def __init__(self, sinks: Sequence[Any]):
+        if not isinstance(sinks, Iterable) or isinstance(sinks, str):
+            raise ValueError(f"sinks of SinkChain must be a list of sinks, not {sinks!r}.")
         self.sinks: tuple[Sink, ...] = tuple(sinks)
         if not self.sinks:
-            raise ValueError("SinkChain needs at least one sink, the list is empty.")
+            raise ValueError("sinks of SinkChain must have at least one sink, the list is empty.")
         wrong = [s for s in self.sinks if not isinstance(s, Sink)]
         if wrong:
-            raise ValueError(f"SinkChain takes sinks; {wrong[0]!r} is a {type(wrong[0]).__name__}.")
+            what = f"the class {wrong[0].__name__}" if isinstance(wrong[0], type) else repr(wrong[0])
+            raise ValueError(f"sinks of SinkChain must be sinks; {what} is none.")
         if len({id(s) for s in self.sinks}) < len(self.sinks):
-            raise ValueError("SinkChain has a sink twice: each must be another one.")
+            raise ValueError("sinks of SinkChain has a sink twice: each must be another one.")
         #: (index of a sink, number of systems that it received), in order of writing.
         self._log: list[tuple[int, int]] = []
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         parts, done = [], 0

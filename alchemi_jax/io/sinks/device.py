@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from alchemi_jax.io.sinks.base import Sink, SinkFull, check_same_format, format_of, systems_mask
+from alchemi_jax.io.sinks.base import Sink, SinkFull, check_batch, check_same_format, format_of, systems_mask
+from alchemi_jax.parameters import natural
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import level_fields
-from alchemi_jax.systems.metadata import EMPTY, Metadata, SystemMeta
+from alchemi_jax.systems.metadata import Metadata, SystemMeta
 from alchemi_jax.transforms import is_traced
 
 
@@ -45,8 +46,8 @@ class SystemBuffer(eqx.Module):
             batch: an example; its systems are not stored.
             systems, atoms: the capacities.
         """
-        if systems < 1 or atoms < 1:
-            raise ValueError(f"A buffer needs room for a system and an atom, not {systems} and {atoms}.")
+        systems = natural("systems of SystemBuffer.like")(systems)
+        atoms = natural("atoms of SystemBuffer.like")(atoms)
         room = {"atom": atoms, "system": systems}
         fields = {}
         for name, level in level_fields(Batch):
@@ -145,16 +146,16 @@ class DeviceBuffer(Sink):
     """
 
     def __init__(self, systems: int, atoms: int):
-        if systems < 1 or atoms < 1:
-            raise ValueError(
-                f"DeviceBuffer needs room for at least one system and one atom, not {systems} and {atoms}."
-            )
-        self.systems, self.atoms = systems, atoms
+        self.systems = natural("systems of DeviceBuffer")(systems)
+        self.atoms = natural("atoms of DeviceBuffer")(atoms)
         self._buffer: SystemBuffer | None = None
         self._meta: list[SystemMeta | None] = []
         self._n_atoms = 0
+        #: Whether there are constraints of systems without names.
+        self._lost = False
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         if not len(sizes):
@@ -164,6 +165,7 @@ class DeviceBuffer(Sink):
         check_same_format(self, format_of(self._buffer.batch), format_of(batch))
         self._refuse_overflow(sizes, f"{self.systems} systems and {self.atoms} atoms")
         rows = np.flatnonzero(which)
+        self._lost |= not batch.meta and batch.meta.constrained
         self._meta += batch.meta.of_rows(rows) or [None] * len(rows)
         if isinstance(batch, HostBatch):
             # Padded to one of a few sizes, so that few sizes are compiled.
@@ -181,11 +183,11 @@ class DeviceBuffer(Sink):
         if self._buffer is None or not len(self):
             raise ValueError("DeviceBuffer is empty: nothing was written to it.")
         known = [m for m in self._meta if m is not None]
-        return self._buffer.read().with_meta(Metadata(known) if len(known) == len(self) else EMPTY)
+        return self._buffer.read().with_meta(Metadata(known if len(known) == len(self) else (), self._lost))
 
     def zero(self) -> None:
         # The next system may have another format.
-        self._buffer, self._meta, self._n_atoms = None, [], 0
+        self._buffer, self._meta, self._n_atoms, self._lost = None, [], 0, False
 
     def __len__(self) -> int:
         return len(self._meta)

@@ -1,10 +1,12 @@
 """HostMemory: systems kept in the memory of the host."""
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from alchemi_jax.io.sinks.base import Sink, check_same_format, format_of, systems_mask
+from alchemi_jax.io.sinks.base import Sink, check_batch, check_same_format, format_of, systems_mask
+from alchemi_jax.parameters import natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -17,13 +19,12 @@ class HostMemory(Sink):
     """
 
     def __init__(self, capacity: int | None = None):
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity of HostMemory must be at least 1 system, not {capacity}.")
-        self.capacity = capacity
+        self.capacity = optional(natural("capacity of HostMemory", sys.maxsize))(capacity)
         self._batches: list[HostBatch] = []
         self._systems = 0
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = systems_mask(batch, mask)
         sizes = np.asarray(batch.atoms_per_system)[which]
         if not len(sizes):

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from alchemi_jax.io.lock import WriteLock
 from alchemi_jax.io.sinks.base import (
     Format,
     Sink,
+    check_batch,
+    check_mode,
     check_same_format,
     extra_format,
     format_of,
@@ -29,6 +32,7 @@ from alchemi_jax.io.sinks.checksum import sign
 from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
 from alchemi_jax.io.sinks.layout import FORMAT, VERSION, Labels, array_name, flat_fields, meta_text
 from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
+from alchemi_jax.parameters import as_path, natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.metadata import SystemMeta
@@ -71,17 +75,13 @@ class ZarrData(Sink):
         shard_bytes: int | None = None,
         compression: str | None = "lz4",
     ):
-        if mode not in ("a", "w", "x", "r"):
-            raise ValueError(f"mode of ZarrData must be 'a', 'w', 'x' or 'r', not {mode!r}.")
-        for name, value in (("chunk_bytes", chunk_bytes), ("shard_bytes", shard_bytes)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of ZarrData must be positive, not {value}.")
+        self.path, self.mode = as_path("path of ZarrData")(path), check_mode(self, mode)
+        self.chunk_bytes = optional(natural("chunk_bytes of ZarrData"))(chunk_bytes)
+        self.shard_bytes = optional(natural("shard_bytes of ZarrData"))(shard_bytes)
         if compression not in (None, *CODECS):
             known = ", ".join(map(repr, CODECS))
             raise ValueError(f"compression of ZarrData must be {known} or None, not {compression!r}.")
-        self.path = Path(path)
-        self.mode = mode
-        self.chunk_bytes, self.shard_bytes, self.compression = chunk_bytes, shard_bytes, compression
+        self.compression = compression
         self.commit_seconds = 1.0
         self._attributes: dict[str, Any] | None = None
         self._columns: dict[str, Column] = {}
@@ -91,6 +91,7 @@ class ZarrData(Sink):
         self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
         self._stays_open = False
+        self._write_lock: WriteLock | None = None
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._error: BaseException | None = None
@@ -108,6 +109,20 @@ class ZarrData(Sink):
         if self._attributes is not None:
             return
         exists = self._exists()
+        if self.mode != "r" and self._write_lock is None and self.path.is_dir():
+            self._write_lock = WriteLock(self.path)
+        try:
+            self._open_store(exists)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        lock, self._write_lock = self._write_lock, None
+        if lock is not None:
+            lock.release()
+
+    def _open_store(self, exists: bool) -> None:
         if self.mode == "r" or (exists and self.mode == "a"):
             attributes = attributes_of(self.path)
             atoms, systems = attributes["atoms"], attributes["systems"]
@@ -127,6 +142,9 @@ class ZarrData(Sink):
                 attributes_of(self.path)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
+            # That of a folder that was removed holds for nothing.
+            self._release()
+            self._write_lock = WriteLock(self.path)
             self._put_attributes(attributes, self.path / _BEGUN)
             os.replace(self.path / _BEGUN, self.path / "zarr.json")
         except OSError as e:
@@ -164,10 +182,12 @@ class ZarrData(Sink):
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
         self._waiting, self._waiting_bytes, self._format = [], 0, None
         self._stays_open = False
+        self._release()
 
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
         which = None if mask is None else systems_mask(batch, mask)
         if which is not None and not which.any():
             return
