@@ -34,10 +34,9 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
         ValueError: if the temperature is negative.
     """
     temperature = positive("temperature", zero=True)(temperature)
-    key = as_key(key)
     # One program: operation by operation there are seventy to compile.
     draw = _draw if is_traced((batch, temperature, key)) else _draw_compiled
-    return batch.replace(velocities=draw(batch.replace(meta=None), temperature, key))
+    return batch.replace(velocities=draw(batch.replace(meta=None), temperature, as_key(key)))
 
 
 def _draw(batch: Batch, temperature: Any, key: PRNGKeyArray) -> Float[Array, "atoms 3"]:
