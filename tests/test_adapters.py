@@ -182,6 +182,11 @@ def test_what_an_exported_function_does_not_know_is_refused(archive, tmp_path):
     atoms = Atoms("Cu", info={"charge": 1})
     with pytest.raises(ValueError, match=r"has charge 1, which pairs\.zip does not use"):
         model.check(Batch.from_ase(atoms))
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="was exported with float64, and jax_enable_x64"),
+    ):
+        model.check(Batch.from_ase(Atoms("Cu")))
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as z:
         z.writestr("readme", "")
     with pytest.raises(ValueError, match=r"x\.zip has no model\.jax and no metadata\.json; it has readme"):

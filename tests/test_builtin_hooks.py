@@ -368,6 +368,8 @@ def test_live_plot(batch, tmp_path):
     path = tmp_path / "live.png"
     NVE(model=MODEL, dt=1.0, n_steps=20, hooks=[LivePlotHook(path=path, frequency=2, seconds=0.0)]).run(batch)
     assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        NVE(model=MODEL, dt=1.0, n_steps=20, hooks=[LivePlotHook(path=tmp_path / "no" / "x.png")]).run(batch)
 
 
 def test_stage_timing_measures_every_stage(batch):
