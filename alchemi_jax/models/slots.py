@@ -54,17 +54,21 @@ def _matrix(
     return tuple(t.sum(axis=0) if k < summed else t for k, t in enumerate(found))
 
 
-def _packed(places: tuple) -> Callable[[Int[Array, "*n"]], tuple]:
-    """A function from indices to x, y, z. In single precision it gathers four numbers side by side."""
-    if places[0].dtype.itemsize > 4:
-        return lambda j: gather(places, j)
-    rows = jnp.stack([*places, places[0]], axis=-1)
+def _reader(places: tuple, values: Any) -> Callable[[Int[Array, "*n"]], tuple[tuple, Any]]:
+    """A function from indices to coordinates and values. Four numbers side by side are gathered faster:
+    x, y, z and a single value, or in single precision x, y and z alone."""
+    dtype = places[0].dtype
+    one = isinstance(values, jax.Array) and values.ndim == 1 and values.dtype == dtype
+    if not one and dtype.itemsize > 4:
+        return lambda j: gather((places, values), j)
+    rows = jnp.stack([*places, values if one else places[0]], axis=-1)
 
-    def at(j: Int[Array, "*n"]) -> tuple:
+    def read(j: Int[Array, "*n"]) -> tuple[tuple, Any]:
         found = gather(rows, j)
-        return found[..., 0], found[..., 1], found[..., 2]
+        x, y, z, value = (found[..., k] for k in range(4))
+        return (x, y, z), value if one else gather(values, j)
 
-    return at
+    return read
 
 
 def _slots(
@@ -73,12 +77,13 @@ def _slots(
     slots, n = neighbors.index.shape
     centre = tuple(c[:n] for c in places)
     own = jax.tree.map(lambda v: v[:n], values)
-    at = _packed(places)
+    read = _reader(places, values)
 
     def slot(k: Int[Array, ""] | int) -> tuple:
         j = neighbors.index[k]
-        d = tuple(c - c0 for c, c0 in zip(at(j), centre, strict=True))
-        return terms(model, d, own, gather(values, j), *(v[k] for v in given))
+        found, other = read(j)
+        d = tuple(c - c0 for c, c0 in zip(found, centre, strict=True))
+        return terms(model, d, own, other, *(v[k] for v in given))
 
     shapes = jax.eval_shape(slot, jnp.zeros((), jnp.int32))
     summed = len(shapes) - keep
