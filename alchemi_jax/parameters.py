@@ -212,6 +212,22 @@ def as_seed(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def as_key(key: Any) -> Any:
+    """A PRNG key: the one given, by default `jax.random.key(0)`.
+
+    Raises:
+        ValueError: for anything else, a number among them, and for several keys.
+    """
+    if key is None:
+        return jax.random.key(0)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = isinstance(key, jax.Array | np.ndarray) and dtype == np.uint32 and len(shape or ()) == 1
+    if not (typed or raw):
+        raise ValueError(f"key must be one PRNG key, such as jax.random.key(3), not {_one_line(key)}.")
+    return key
+
+
 def names(name: str) -> Callable[[Any], tuple[str, ...]]:
     """A converter to a tuple of names; a single name is one of them."""
 
@@ -265,6 +281,18 @@ def as_path(name: str) -> Callable[[Any], Path]:
     return convert
 
 
+def system_ids(name: str) -> Callable[[Any], list[int]]:
+    """A converter to a list of `system_id`: whole numbers from 0."""
+
+    def convert(value: Any) -> list[int]:
+        ids: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [None]
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ValueError(f"{name} must be system_ids, whole numbers from 0, not {value!r}.")
+        return [int(i) for i in ids]
+
+    return convert
+
+
 @jax.tree_util.register_static
 class ExtraName(str):
     """The name of an extra of the batch, in place of an array: static, not a leaf."""
@@ -305,6 +333,7 @@ __all__ = [
     "Parameter",
     "as_count",
     "as_flag",
+    "as_key",
     "as_parameter",
     "as_path",
     "as_seed",
@@ -319,4 +348,5 @@ __all__ = [
     "positive",
     "positive_length",
     "positive_number",
+    "system_ids",
 ]

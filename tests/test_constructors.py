@@ -312,7 +312,7 @@ HOOKS = {
         {
             "observable": [None, 1.0],
             "label": [None, 3, b"x"],
-            "path": PATH[1:],
+            "path": [*PATH[1:], "x.foo", "x"],
             "seconds": NOT_NEGATIVE,
             "log": FLAG,
         },
@@ -510,3 +510,14 @@ def test_a_list_of_its_own(value):
     if value:
         with pytest.raises(ValueError, match="skin"):
             Requirements(5.0, skin=value)
+
+
+def test_what_functions_of_users_return():
+    """Where they are called first, before anything runs."""
+    engine = NVE(HarmonicModel(), dt=1.0, n_steps=1)
+    for answer in (None, 3, [], Batch.from_ase([Atoms("Ar")] * 2)):
+        with pytest.raises(TypeError, match=r"^prepare must return the Batch that it was given"):
+            engine.run(sampler=Sampler([Atoms("Ar")], prepare=lambda batch, answer=answer: answer))
+    whole = engine.with_hooks(hooks.BiasedPotentialHook(lambda batch: batch.steps_taken))
+    with pytest.raises(TypeError, match=r"bias of BiasedPotentialHook gives int32\[8\], expected one"):
+        whole.init(Batch.from_ase(Atoms("Ar"), system_capacity=8))

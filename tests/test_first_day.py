@@ -17,7 +17,7 @@ from conftest import EPSILON, SIGMA
 
 from alchemi_jax import Batch
 from alchemi_jax.analysis import unwrap
-from alchemi_jax.dynamics import FIRE, NVE, DynamicsStage, Sampler
+from alchemi_jax.dynamics import FIRE, NVE, DynamicsStage, Sampler, initialize_velocities
 from alchemi_jax.dynamics.hooks import ConvergedSnapshotHook, SnapshotHook
 from alchemi_jax.models import EMT, HarmonicModel, LennardJones, evaluate
 
@@ -191,3 +191,43 @@ def test_fields_that_do_not_fit_are_refused():
         odd = jax.tree.map(lambda x: x[:1] if x.shape[:1] == (wide,) and x.ndim == 1 else x, batch)
         with pytest.raises(ValueError, match=r"NVE\.init was given a batch with "):
             ENGINE.init(odd)
+
+
+NOT_A_STATE = [PAIR, None, 3, Batch.from_ase(PAIR)]
+
+
+@pytest.mark.parametrize("given", NOT_A_STATE, ids=lambda x: type(x).__name__)
+def test_methods_that_take_a_state(given):
+    for name in ("advance", "loop", "rollout"):
+        with pytest.raises(TypeError, match=rf"NVE\.{name} takes the state that NVE\.init\(batch\) made"):
+            getattr(ENGINE, name)(given, 1)
+    for name in ("step", "conserved_energy"):
+        with pytest.raises(TypeError, match=rf"NVE\.{name} takes the state that"):
+            getattr(ENGINE, name)(given)
+    with pytest.raises(TypeError, match=r"NVE\.init: like must be a state"):
+        ENGINE.init(PAIR, like=3)
+
+
+def test_a_state_of_another_engine():
+    """One that remembers the same is continued, another one is named."""
+    state = ENGINE.init(PAIR)
+    assert int(NVE(model=ENGINE.model, dt=0.5).advance(state, 1).step_count) == 1
+    with pytest.raises(ValueError, match=r"FIRE\.advance was given a state of NVE, .*FIRE\.init\(state"):
+        FIRE(model=ENGINE.model).advance(state, 1)
+
+
+KEYS = [3, "x", True, np.arange(3), jax.random.split(jax.random.key(0)), np.zeros((2, 2), np.uint32)]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
+def test_what_is_no_key(key):
+    batch = Batch.from_ase(PAIR)
+    for call in (
+        lambda: ENGINE.init(batch, key=key),
+        lambda: ENGINE.run(batch, key=key),
+        lambda: ENGINE.run(sampler=Sampler([PAIR]), key=key),
+        lambda: initialize_velocities(batch, 300.0, key),
+    ):
+        with pytest.raises(ValueError, match=r"key must be one PRNG key, such as jax\.random\.key\(3\)"):
+            call()
+    jax.eval_shape(lambda k: initialize_velocities(batch, 300.0, k), jax.random.PRNGKey(3))

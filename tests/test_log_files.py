@@ -67,3 +67,17 @@ def test_a_picture_of_one_row_shows_its_point(tmp_path):
     for rows in ((0.1, 0.45), (0.57, 0.9)):
         inner = drawn[int(rows[0] * height) : int(rows[1] * height), int(0.2 * width) : int(0.8 * width)]
         assert (inner.min(axis=-1) < 0.8).sum() > 10
+
+
+def test_two_logs_do_not_write_one_file_at_a_time(tmp_path):
+    """Folders are made, as sinks make them."""
+    path = tmp_path / "new" / "x.csv"
+    first = CSVWriter(path, COLUMNS, "a")
+    first.open()
+    for mode in ("a", "w"):
+        with pytest.raises(ValueError, match=r"x\.csv is being written by another sink or log"):
+            CSVWriter(path, COLUMNS, mode).open()
+    first.write(table((0, 1.5, 2.5)))
+    first.close()
+    CSVWriter(path, COLUMNS, "a").write(table((1, 1.5, 2.5)))
+    assert path.read_text() == HEAD + "0,1.5,2.5\n1,1.5,2.5\n"

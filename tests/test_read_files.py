@@ -1,6 +1,8 @@
 """Reading files of others: right, refused, or said in one line; never lost or guessed in silence."""
 
+import datetime
 import gzip
+import os
 import warnings
 
 import ase.db
@@ -9,13 +11,14 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms, FixCartesian
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian
 from conftest import cluster
 
-from alchemi_jax import AtomicData, HostBatch, units
+from alchemi_jax import AtomicData, Batch, HostBatch, units
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.read import read
-from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.cli.write import write_structures as write_results
+from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, ZarrData
 from alchemi_jax.io.read import read_structures
 from alchemi_jax.io.write import WriteError, format_of_name, write_structures
 
@@ -272,3 +275,33 @@ def test_compressed_xyz_keeps_everything(tmp_path):
         tmp_path / "x.xyz.gz", [HostBatch.from_data_list([AtomicData.from_ase(atoms)])], "extxyz"
     )
     assert found(tmp_path / "x.xyz.gz")[0].info["remark"] == "a\nb"
+
+
+@pytest.mark.parametrize("sink", [ExtXYZ, AseTrajectory])
+def test_files_of_ours_give_what_went_into_the_run(sink, tmp_path):
+    """Also what the format does not have; how that run ended is no entry of the structure. A person's own
+    entries of the same names stay."""
+    atoms = cluster(0, 4)
+    atoms.info = {"when": datetime.date(2020, 1, 2), "pair": (1, 2), "status": "draft", "outcome": "good"}
+    atoms.set_array("ids", np.arange(4) + 2**40)
+    atoms.set_constraint([FixAtoms([0]), FixBondLengths([[1, 2]])])
+    sink(tmp_path / "x.out").write(Batch.from_ase(atoms))
+    (again,) = found(tmp_path / "x.out", "extxyz" if sink is ExtXYZ else "traj")
+    assert again.info == atoms.info
+    np.testing.assert_array_equal(again.arrays["ids"], atoms.arrays["ids"])
+    assert [type(c).__name__ for c in again.constraints] == ["FixAtoms", "FixBondLengths"]
+
+
+def test_results_of_the_command_line_are_structures_again(tmp_path):
+    system = Batch.from_ase(cluster(0, 4)).take().replace(steps_taken=np.array([3], np.int32))
+    atoms = system.to_ase()[0]
+    atoms.info = {"source_file": "a.cif", "source_index": 2, "pair": (1, 2), "status": "draft"}
+    write_results(tmp_path / "final.extxyz", Batch.from_ase(atoms).take())
+    (again,) = found(tmp_path / "final.extxyz")
+    assert again.info == atoms.info
+
+
+def test_what_is_neither_file_nor_folder_is_no_hang(tmp_path):
+    os.mkfifo(tmp_path / "x.xyz")
+    with pytest.raises(ValueError, match=r"x\.xyz is neither a file nor a folder"):
+        read_structures(tmp_path / "x.xyz")

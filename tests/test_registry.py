@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import ase.io
-import numpy as np
 import pytest
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -16,13 +15,12 @@ from ase.data import chemical_symbols
 from alchemi_jax import Batch, models
 from alchemi_jax.cli.load import load as load_settings
 from alchemi_jax.cli.main import main
-from alchemi_jax.cli.models import model_from, parse_models
+from alchemi_jax.cli.models import canonical, model_from, parse_models
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.models import EMT, ASEModel, LennardJones, Morse, StillingerWeber, SumModel, Tersoff
 from alchemi_jax.models.chgnet import ELEMENTS, UNTRAINED
 from alchemi_jax.models.chgnet_weights import VERSIONS
 from alchemi_jax.models.elements import UnknownElementError
-from alchemi_jax.models.emt import PARAMETERS
 from alchemi_jax.models.entries import ENTRIES
 from alchemi_jax.models.names import parse
 from alchemi_jax.models.registry import advice, choose
@@ -51,6 +49,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     Path("a+b: c=1,2.tersoff").write_text(TERSOFF)
+    Path("si.sw").write_text(
+        "Si Si Si 2.1683 2.0951 1.8 21.0 1.2 -0.333333333333 7.049556277 0.6022245584 4 0 0\n"
+    )
     Path("own_models.py").write_text(OWN)
     Path("own_helper.py").write_text("width = 1.5\n")
     ase.io.write("ar.extxyz", [Atoms("Ar2", [[0, 0, 0], [0, 0, 4]]), Atoms("Kr")])
@@ -70,10 +71,12 @@ def test_symbols_are_those_of_ase():
 
 def test_elements_of_entries_are_those_of_the_models():
     """They are known without importing the models; here both are compared."""
-    assert ENTRIES["emt"].elements == numbers_of(" ".join(PARAMETERS))
-    known = np.flatnonzero(np.isfinite(LennardJones.noble_gases().epsilon))
-    assert ENTRIES["lj"].elements == set(known.tolist())
-    assert ENTRIES["sw"].elements == numbers_of(StillingerWeber().element)
+    for name in ("emt", "lj", "sw"):
+        model, known = models.load(name), sorted(ENTRIES[name].elements)
+        model.check(Batch.from_ase([Atoms(numbers=[z]) for z in known]))
+        for odd in {2, 3, 9, 26, 32, 83, 95} - set(known):
+            with pytest.raises(UnknownElementError, match=SYMBOLS[odd]):
+                model.check(Batch.from_ase(Atoms(numbers=[odd])))
     assert ENTRIES["chgnet"].elements == set(ELEMENTS) - set(UNTRAINED["0.3.0"])
     assert set(ENTRIES["chgnet"].versions) == set(VERSIONS)
 
@@ -81,6 +84,7 @@ def test_elements_of_entries_are_those_of_the_models():
 def test_names_make_models(folder):
     assert isinstance(models.load("emt"), EMT)
     assert isinstance(models.load("sw"), StillingerWeber)
+    assert isinstance(models.load("sw:si.sw"), StillingerWeber)
     made = models.load("lj:epsilon=0.0104,sigma=3.4,cutoff=7")
     assert (made.cutoff, float(made.sigma)) == (7.0, 3.4)
     assert models.load("lj").epsilon.shape == (119,)
@@ -176,7 +180,10 @@ def test_what_is_taken_if_no_model_is_named():
 
 
 def test_an_unknown_element_names_the_models_that_know_it():
-    assert advice([29, 47]).startswith("All elements of the input are known to --model emt and --model chg")
+    both = advice([29, 47])
+    assert both.startswith("All elements of the input are known to --model ")
+    assert "--model emt" in both
+    assert "--model chgnet" in both
     with pytest.raises(UnknownElementError, match=r"it has Si\. All elements .* --model chgnet"):
         StillingerWeber().check(Batch.from_ase([Atoms("Cu"), Atoms("SiGe", [[0, 0, 0], [0, 0, 2]])][1:]))
     with pytest.raises(ValueError, match=r"No registered model knows all of Am: .*--model eam:FILE"):
@@ -190,6 +197,9 @@ def test_the_command_advises_on_all_elements_of_its_input(folder, capsys):
     assert "cu.extxyz:0: StillingerWeber has no parameters for Cu" in error
     # EMT knows the first structure, but not all of them.
     assert "known to --model chgnet" in error
+    # A structure that comes later is refused as well, before anything is computed.
+    assert main(["relax", "si.extxyz", "--model", "lj"]) == 2
+    assert "si.extxyz:1: LennardJones has no epsilon for Si" in capsys.readouterr().err
     ase.io.write("am.extxyz", [Atoms("Ar"), Atoms("Am")])
     assert main(["relax", "am.extxyz"]) == 2
     assert "--model is missing: chgnet, the default, does not know Am." in capsys.readouterr().err
@@ -238,6 +248,8 @@ def test_a_file_that_changed_is_told(folder, no_engine, capsys):
     assert f"results of another {name}, whose content has changed since" in capsys.readouterr().err
     # A module of the user's counts by its content, too.
     md[-1], md[-3] = "own_models:make", "p"
+    assert main(md) == 3
+    assert set(json.loads(Path("p/settings.json").read_text())["model_files"]) == {"own_models"}
     assert main(md) == 3
     Path("own_models.py").write_text(OWN + "\n# another\n")
     assert main(md) == 2
@@ -324,3 +336,4 @@ def test_the_list_of_models(capsys):
 def test_versions_are_in_the_name():
     assert parse("chgnet").text == parse("chgnet:0.3.0").text == "chgnet:0.3.0"
     assert parse("chgnet:0.2.0").rest == "0.2.0"
+    assert canonical(["lj", "chgnet"]) == ["lj", "chgnet:0.3.0"]

@@ -1,15 +1,18 @@
 """ExtXYZ and AseTrajectory: what goes in comes out, for us and ASE, and files are whole after every write."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.constraints import FixAtoms, FixBondLength, FixBondLengths, FixCartesian
 from conftest import cluster, crystal, zoo
 
@@ -370,3 +373,42 @@ while True:
             np.testing.assert_allclose(atoms.positions, wanted, atol=1e-8)
         KINDS[kind](path).write(Batch.from_ase(cluster(0, 2)))
         assert len(KINDS[kind](path).to_ase()) == len(structures) + 1
+
+
+@pytest.mark.parametrize("kind", [ExtXYZ, AseTrajectory, ZarrData])
+def test_two_sinks_do_not_write_one_file_at_a_time(kind, tmp_path):
+    """Each would overwrite what the other appends. Reading goes on, and one after the other is fine."""
+    batch, path = Batch.from_ase([Atoms("Ar"), Atoms("Ar2", [[0, 0, 0], [3, 0, 0]])]), tmp_path / "x"
+    first = kind(path)
+    first.open()
+    first.write(batch)
+    for mode in ("a", "w"):
+        second = kind(path, mode=mode)
+        for call in (second.open, lambda second=second: second.write(batch)):
+            with pytest.raises(ValueError, match=r"x is being written by another sink or log.* path of its"):
+                call()
+    assert len(first) == 2
+    first.close()
+    assert len(kind(path)) == 2
+    second = kind(path)
+    second.open()
+    with pytest.raises(ValueError, match="is being written"):
+        first.write(batch)
+    second.write(batch)
+    second.close()
+    first.write(batch)
+    assert len(first) == len(kind(path).read()) == 6
+
+
+def test_a_sink_that_was_forgotten_open_keeps_nobody_out(tmp_path):
+    batch = Batch.from_ase(Atoms("Ar"))
+    for kind in (ExtXYZ, AseTrajectory):
+        left = kind(tmp_path / kind.__name__)
+        left.open()
+        left.write(batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del left
+            gc.collect()
+        kind(tmp_path / kind.__name__).write(batch)
+        assert len(kind(tmp_path / kind.__name__)) == 2

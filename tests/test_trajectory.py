@@ -104,6 +104,13 @@ def test_fields_by_slice_are_numpy_slices(written):
         traj["enrgy"]
     with pytest.raises(IndexError, match="there is no row 999"):
         traj["energy"][999]
+    with pytest.raises(IndexError, match="the mask has 1"):
+        traj["energy"][[True]]
+    for odd in (1.5, "x", None, [1.5], [[0]], {}):
+        with pytest.raises(TypeError, match="rows are chosen by whole numbers, a slice or a mask, not by"):
+            traj["energy"][odd]
+        with pytest.raises((TypeError, KeyError), match=r"frames are chosen by|has no field 'x'"):
+            traj[odd]
     for odd in (999, -999):
         with pytest.raises(IndexError, match=f"there is no row {odd}"):
             traj["energy"][[0, odd, 3]]

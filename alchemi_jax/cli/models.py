@@ -85,7 +85,9 @@ def _make(named: NamedModel) -> Any:
     try:
         return registry.make(named)
     except (ValueError, ImportError, OSError) as e:
-        raise UsageError(f"--model {named.text}: {one_line(e).rstrip('.')}.") from None
+        text = one_line(e).rstrip(".")
+        text = text if text.startswith(named.text) else f"{named.text}: {text}"
+        raise UsageError(f"--model {text}.") from None
     except Exception as e:
         # Code of the user's, of a calculator of ASE, or of another package.
         where = f" at {_line(e)}" if _line(e) else ""

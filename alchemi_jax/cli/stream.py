@@ -104,7 +104,9 @@ def prepare(job: Job) -> Prepared:
         except ValueError as e:
             raise UsageError(f"--model is missing: {e}.") from None
     settings = settings.model_copy(update={"model": names})
-    hashes, model = model_hashes(names), model_from(names)
+    model = model_from(names)
+    # After modules of the user's are found.
+    hashes = model_hashes(names)
     try:
         engine = engine_of(settings, model)
         most = settings.max_atoms

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -17,7 +16,7 @@ from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import positive
+from alchemi_jax.parameters import as_key, positive
 from alchemi_jax.systems.batch import Batch
 
 
@@ -161,7 +160,7 @@ def integrate_all(
     engine = integrator(
         model, ensemble=ensemble, n_steps=n_steps, dt=dt, pressure=pressure, hooks=hooks, **parameters
     )
-    key = jax.random.key(0) if key is None else key
+    key = as_key(key)
     if temperature is not None:
         stream["prepare"] = draw_velocities(temperature, key)
     return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key)

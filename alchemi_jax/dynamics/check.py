@@ -13,6 +13,8 @@ import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.errors import UserCodeError, description, name_of
 from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.models.base import AbstractModel
@@ -214,8 +216,11 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
     """Check that the fields of a batch or state fit together, and that JAX still has their 64 bits.
 
     Raises:
-        ValueError: naming the field, or `jax_enable_x64`.
+        TypeError: for what is no state, unless the method is `init`.
+        ValueError: naming the field, `jax_enable_x64`, or the engine that made a state that does not fit.
     """
+    if method != "init":
+        _check_state(engine, method, given)
     batch: Batch = getattr(given, "batch", given)
     who, rows = f"{name_of(engine)}.{method}", {"atom": batch.atom_capacity, "system": batch.system_capacity}
     for name, level in level_fields(batch):
@@ -230,6 +235,24 @@ def check_arrays(engine: Engine, method: str, given: Any) -> None:
     check_precision(who, batch.dtype)
     if batch.meta.constrained:
         check_constraints(who, batch)
+
+
+def _check_state(engine: Engine, method: str, state: Any) -> None:
+    """Check that something is a state, of an engine of this kind where that is known."""
+    who = f"{name_of(engine)}.{method}"
+    if not isinstance(state, DynamicsState):
+        raise TypeError(
+            f"{who} takes the state that {name_of(engine)}.init(batch) made, not {description(state)}."
+        )
+    others = [name for name, _ in state.origin.parts]
+    if not others or others == [name_of(part) for part in engine.parts]:
+        return
+    own = jax.eval_shape(lambda batch: own_state(engine, batch), state.batch)
+    if jax.tree.structure(own) != jax.tree.structure(state.integrator):
+        raise ValueError(
+            f"{who} was given a state of {' + '.join(others)}, whose algorithm remembers other things: begin "
+            f"with {name_of(engine)}.init(state.batch)."
+        )
 
 
 def with_budget(engine: _E, n_steps: int | None) -> _E:

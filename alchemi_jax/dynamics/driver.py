@@ -45,6 +45,7 @@ from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.models.base import with_extra_results
+from alchemi_jax.parameters import as_key
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Data, unsafe_replace
@@ -93,7 +94,7 @@ def init(
         check_per_system(part, batch)
     device, meta = Partitioned(engine.on_device()), batch.meta
     batch = with_extra_results(_uncommitted(batch), engine.model)
-    state = compiled_initial_state(_without_hooks(engine), batch, jax.random.key(0) if key is None else key)
+    state = compiled_initial_state(_without_hooks(engine), batch, as_key(key))
     neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
     state = unsafe_replace(state, neighbors=neighbors)
     state, _ = evaluate_fresh(device, state)

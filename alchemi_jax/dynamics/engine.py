@@ -185,7 +185,7 @@ class AbstractDynamics(Algorithm):
         From XLA's own analysis of the very program that `run` uses, with neighbor lists of the sizes that
         `init` starts with. Compiles the loop once. `max_batch` asks the other way round.
         """
-        return footprint(self, batch)
+        return footprint(self, batch if isinstance(batch, DynamicsState) else as_batch(batch))
 
     def reason_text(self, code: Any) -> str:
         """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
@@ -194,6 +194,7 @@ class AbstractDynamics(Algorithm):
     def conserved_energy(self, state: DynamicsState) -> Float[Array, " systems"]:
         """What the exact motion would conserve, [systems], eV: potential and kinetic energy and, where there
         are a thermostat or barostat, what these hold. How much it drifts says whether dt is short enough."""
+        check_arrays(self, "conserved_energy", state)
         return self.total_energy(state.batch, state.integrator)
 
     def __add__(self, other: "AbstractDynamics") -> "FusedStage":

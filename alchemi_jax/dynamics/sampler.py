@@ -23,7 +23,7 @@ from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
-from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional
+from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional, system_ids
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.bounds import check_positions
@@ -109,7 +109,7 @@ class Sampler:
         if refill_share is not None and number("refill_share")(refill_share) > 1:
             raise ValueError(f"refill_share must be at most 1, not {refill_share}.")
         self.shrink = as_flag("shrink")(shrink)
-        self.skip = frozenset(_as_ids(skip))
+        self.skip = frozenset(system_ids("skip")(skip))
         self.prepare = optional(function("prepare"))(prepare)
         float_dtype(dtype)
         self.source, self.dtype = source, dtype
@@ -136,8 +136,7 @@ class Sampler:
         for host in self._batches():
             left = np.isin(host.system_id, list(self.skip), invert=True)
             if left.any():
-                ready = host if prepare is None else prepare(Batch.from_host(host)).to_host(meta=host.meta)
-                yield ready.take(left)
+                yield (host if prepare is None else _prepared(prepare, host)).take(left)
 
     def _batches(self) -> Iterator[HostBatch]:
         source = self.source
@@ -188,16 +187,11 @@ class Sampler:
         return number, data
 
 
-def _as_ids(skip: Any) -> Collection[int]:
-    """The system_ids to leave out.
-
-    Raises:
-        ValueError: unless they are whole numbers from 0.
-    """
-    ids: list[Any] = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
-    if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise ValueError(f"skip must be system_ids, whole numbers from 0, not {skip!r}.")
-    return [int(i) for i in ids]
+def _prepared(prepare: Callable[[Batch], Any], host: HostBatch) -> HostBatch:
+    batch = prepare(Batch.from_host(host))
+    if not isinstance(batch, Batch) or batch.num_systems != len(host):
+        raise TypeError(f"prepare must return the Batch that it was given, changed, not {batch!r}.")
+    return batch.to_host(meta=host.meta)
 
 
 def _with_ids(host: HostBatch, ids: Int[np.ndarray, " systems"]) -> HostBatch:

@@ -19,9 +19,11 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.dynamics.step import FIRST_EVALUATION, make_carry, run_phases
 from alchemi_jax.dynamics.updates import own_state
+from alchemi_jax.errors import description, name_of
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.models.base import with_extra_results
+from alchemi_jax.parameters import as_key
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.outcome import Outcome
 
@@ -65,9 +67,10 @@ def evaluate_first(engine: Engine, state: DynamicsState) -> DynamicsState:
 def init_like(engine: Engine, batch: Batch, key: PRNGKeyArray | None, like: DynamicsState) -> DynamicsState:
     """See `AbstractDynamics.init`."""
     check_arrays(engine, "init", batch)
-    key = jax.random.key(0) if key is None else key
-    device = engine.on_device()
-    state = _initial_state(device, with_extra_results(batch, engine.model), like.neighbors, key)
+    if not isinstance(like, DynamicsState):
+        raise TypeError(f"{name_of(engine)}.init: like must be a state, not {description(like)}.")
+    device, lists = engine.on_device(), like.neighbors
+    state = _initial_state(device, with_extra_results(batch, engine.model), lists, as_key(key))
     state = evaluate_first_compiled(device, state)
     return state.replace(batch=state.batch.with_meta(batch.meta))
 

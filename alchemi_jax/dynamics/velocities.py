@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from alchemi_jax.dynamics.updates import normal_noise, per_system_value
-from alchemi_jax.parameters import positive
+from alchemi_jax.parameters import as_key, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import momentum, moves_as_whole
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
@@ -34,8 +33,7 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
         ValueError: if the temperature is negative.
     """
     temperature = positive("temperature", zero=True)(temperature)
-    key = jax.random.key(0) if key is None else key
-    noise = normal_noise(batch, key, _SALT)
+    noise = normal_noise(batch, as_key(key), _SALT)
     velocities = noise * to_atoms_speed(batch, temperature)
     return remove_com_motion(batch.replace(velocities=jnp.where(batch.free_components, velocities, 0)))
 

@@ -25,6 +25,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from alchemi_jax.io.check import check_counts, check_structure
 from alchemi_jax.io.lammps import is_lammps_data, read_lammps_data, read_lammps_dump
+from alchemi_jax.io.sinks.structures import without_run
 from alchemi_jax.io.text import ReadError, read_pdb_text, read_xyz_text
 
 
@@ -70,8 +71,11 @@ def read_structures(path: str | Path, format: str | None = None, index: str | No
         )
     if not path.exists():
         raise ReadError(f"{path} does not exist.")
-    if not path.is_dir():
+    if path.is_file():
         return _of_file(path, format, wanted)
+    if not path.is_dir():
+        # Reading from a pipe would wait for whoever writes into it.
+        raise ReadError(f"{path} is neither a file nor a folder.")
     if (path / "zarr.json").exists():
         return _select(path, _of_store(path), wanted)
     if format == "bundletrajectory" or BundleTrajectory.is_bundle(str(path)):
@@ -186,7 +190,7 @@ def _parse(path: Path, file: Path, format: str | None) -> list[Atoms]:
             structures = list(_read(file, format))
             for i, atoms in enumerate(structures):
                 place = f"structure {i}: " if len(structures) > 1 else ""
-                structures[i] = check_structure(atoms, format)
+                structures[i] = without_run(check_structure(atoms, format))
         except ReadError as e:
             raise ReadError(f"{path} cannot be read by ASE: {place}{e}") from None
         except (OSError, MemoryError) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import operator
 import os
 from collections.abc import Iterator
 from typing import Any, overload
@@ -119,7 +120,9 @@ class Trajectory:
         if isinstance(frames, slice):
             numbers = range(self.n_frames)[frames]
         else:
-            n = int(frames)
+            if isinstance(frames, bool) or not hasattr(frames, "__index__"):
+                raise TypeError(f"frames are chosen by a whole number or a slice, not by {frames!r}.")
+            n = operator.index(frames)
             if not -self.n_frames <= n < self.n_frames:
                 raise IndexError(f"{self.path} has {self.n_frames} frames, there is no frame {n}.")
             numbers = [n % self.n_frames]
@@ -271,7 +274,11 @@ class Field:
         if first is Ellipsis:
             return np.asarray(self)[key]
         index = np.asarray(first)
+        if index.ndim != 1 or (index.dtype.kind not in "biu" and index.size):
+            raise TypeError(f"rows are chosen by whole numbers, a slice or a mask, not by {first!r}.")
         if index.dtype == bool:
+            if len(index) != self._length:
+                raise IndexError(f"{self.name} has {self._length} rows, the mask has {len(index)}.")
             index = np.flatnonzero(index)
         if (odd := index[(index < -self._length) | (index >= self._length)]).size:
             raise IndexError(f"{self.name} has {self._length} rows, there is no row {odd[0]}.")

@@ -16,6 +16,8 @@ with weights w, u that vanish at the cutoffs. The first linear layer of phi is a
 where there are fewest rows, to atoms or bonds, and then gathered and added.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,11 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alchemi_jax.models.base import cast
 from alchemi_jax.models.chgnet_weights import Weights, get
+from alchemi_jax.models.chunks import Rows, sum_chunks, sum_rows
 from alchemi_jax.models.graph import AbstractGraphModel, Graph
-from alchemi_jax.neighbors import Triplets
-from alchemi_jax.parameters import positive_length
+from alchemi_jax.neighbors import NeighborList, Triplets
+from alchemi_jax.parameters import as_flag, positive_length
 from alchemi_jax.products import matmul
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Level
 
 
@@ -40,7 +45,6 @@ ELEMENTS = tuple(range(1, 95))
 UNTRAINED = {version: (84, 85, 86, 87, 88) for version in ("0.3.0", "0.2.0")} | {
     "r2scan": (70, 84, 85, 86, 87, 88)
 }
-_CHUNK = 1024
 
 
 class Linear(eqx.Module):
@@ -51,7 +55,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         y = matmul(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias[None]
 
 
 class Norm(eqx.Module):
@@ -64,7 +68,7 @@ class Norm(eqx.Module):
         mean = x.mean(axis=-1, keepdims=True)
         centred = x - mean
         variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + 1e-5) * self.scale + self.offset
+        return centred * jax.lax.rsqrt(variance + 1e-5) * self.scale[None] + self.offset[None]
 
 
 class Gated(eqx.Module):
@@ -78,16 +82,22 @@ class Gated(eqx.Module):
     second: tuple[Linear, Linear] | None
     norms: tuple[Norm, Norm] | None
 
-    def part(
-        self, k: int, x: Float[Array, "rows features"]
-    ) -> tuple[Float[Array, "rows hidden"], Float[Array, "rows hidden"]]:
-        """What input k adds to the first layer of core and gate."""
-        return matmul(x, self.first[0, k]), matmul(x, self.first[1, k])
+    @property
+    def joined(self) -> Float[Array, "inputs features both"]:
+        """The blocks with core and gate side by side."""
+        return jnp.concatenate([self.first[0], self.first[1]], axis=-1)
 
-    def rest(
-        self, core: Float[Array, "rows hidden"], gate: Float[Array, "rows hidden"]
-    ) -> Float[Array, "rows outputs"]:
+    @property
+    def bias(self) -> Float[Array, "1 both"]:
+        return self.first_bias.reshape(1, -1)
+
+    def part(self, k: int, x: Float[Array, "rows features"]) -> Float[Array, "rows both"]:
+        """What input k adds to the first layer of core and gate."""
+        return matmul(x, self.joined[k])
+
+    def rest(self, sums: Float[Array, "rows both"]) -> Float[Array, "rows outputs"]:
         """The perceptron from the sums of its first layer on."""
+        core, gate = jnp.split(sums, 2, axis=-1)
         if self.second is not None:
             core, gate = self.second[0](jax.nn.silu(core)), self.second[1](jax.nn.silu(gate))
         if self.norms is not None:
@@ -134,6 +144,8 @@ class CHGNet(AbstractGraphModel):
     inner_cutoff: float = eqx.field(static=True, converter=positive_length("inner_cutoff"))
     exponent: int = eqx.field(static=True, repr=False)
     skin: float = eqx.field(static=True, converter=positive_length("skin", zero=True), default=0.6)
+    #: Whether edges and angles are treated in chunks: less time and memory, and no forward-mode derivatives.
+    in_chunks: bool = eqx.field(static=True, converter=as_flag("in_chunks"), default=True, repr=False)
 
     extra_results: ClassVar[Mapping[str, Level]] = {"magmoms": "atom"}
     reverse_edges: ClassVar[bool] = True
@@ -164,63 +176,84 @@ class CHGNet(AbstractGraphModel):
         """
         return from_weights(get(version), skin)
 
+    def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
+        # Whoever differentiates an energy may want forward mode, too, which chunks do not have.
+        return AbstractGraphModel.energy(dataclasses.replace(self, in_chunks=False), batch, neighbors)
+
     def node_energies(self, graph: Graph) -> Float[Array, " atoms"]:
         return self.node_results(graph)[0]
 
     def node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Array]]:
+        return cast(self, graph.vectors.dtype)._node_results(graph)
+
+    def _node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Array]]:
         triplets = graph.triplets
         if triplets is None or graph.reverse is None:
             raise ValueError("CHGNet needs a graph with triplets and reverse edges.")
         atoms, edge_count = self.embedding[graph.species], len(graph.senders)
         last = atoms.shape[0] - 1
-        senders, receivers = jnp.minimum(graph.senders, last), jnp.minimum(graph.receivers, last)
         distances = graph.distances
         radial = _radial(distances, self.frequencies, self.cutoff, self.exponent)
-        weights = self.edge_weights(radial)
 
         at = jnp.minimum(triplets.bonds, edge_count - 1)
-        centres, opposite = receivers[at], triplets.bond_of_edge[graph.reverse[at]]
+        centres = jnp.minimum(graph.receivers[at], last)
+        opposite = triplets.bond_of_edge[graph.reverse[at]]
         near = jnp.where(triplets.bond_mask, distances[at], 2 * self.cutoff)
         bond_weights = self.bond_weights(
             _radial(near, self.bond_frequencies, self.inner_cutoff, self.exponent)
         )
-        first, second = (jnp.minimum(x, len(at) - 1) for x in (triplets.first, triplets.second))
-        pair_weights = jnp.where(triplets.mask[:, None], bond_weights[first] * bond_weights[second], 0)
-        angles = self.angle_features(self._angular(graph, triplets, first, second))
+        angles = _bond_angles(graph, triplets)
         # Bonds have the features of their edges, and what the layers have added.
         added = jnp.zeros((len(at), atoms.shape[1]), atoms.dtype)
         own = self.edge_features(radial[at])
         # Version 0.2.0: the layers add a bias to all edges of a system that has angles.
-        common, angular = jnp.zeros(atoms.shape[1], atoms.dtype), self._has_angles(graph, triplets, centres)
+        common, angular = (
+            jnp.zeros((1, atoms.shape[1]), atoms.dtype),
+            self._has_angles(graph, triplets, centres),
+        )
 
         edge_rows, angle_rows = graph.edge_mask.sum(), triplets.mask.sum()
+        add_up: Any = sum_chunks if self.in_chunks else sum_rows
+        update: tuple[Gated, Any] | None = None
         magmoms = jnp.zeros(atoms.shape[0], atoms.dtype)
         for layer in self.layers:
             phi = layer.atoms
-            shared = phi.part(1, angular[:, None] * common)
-            parts = zip(phi.part(0, atoms), phi.part(1, added), phi.part(2, atoms), strict=True)
-            core, gate = (
-                self._edge_inputs(phi, k, radial, (a + shared[k])[receivers] + n[senders], triplets.bonds, b)
-                for k, (a, b, n) in enumerate(parts)
+            own_part = phi.part(0, atoms) + phi.part(1, angular[:, None] * common) + phi.bias
+            rows = Rows(
+                tables=(own_part, phi.part(2, atoms), phi.part(1, added)),
+                indices=(graph.receivers, graph.senders, triplets.bond_of_edge),
+                values=radial,
+                target=graph.receivers,
+                used=edge_rows,
             )
-            messages = _apply(phi, core, gate, weights, edge_rows)
-            summed = jax.ops.segment_sum(messages, graph.receivers, last + 1)
+            weights = (phi, matmul(self.edge_features.weight, phi.joined[1]), self.edge_weights)
+            summed, _ = add_up(_edge_messages, last + 1, weights, rows)
             if layer.bonds is None:
                 magmoms = jnp.abs(self.moments(atoms)[:, 0])
             atoms = atoms + layer.atoms_out(summed)
             if layer.bonds is None or layer.bonds_out is None:
                 continue
             bonds = own + added + common
-            core, gate = _angle_inputs(layer.bonds, bonds, atoms[centres], angles, first, second)
-            messages = _apply(layer.bonds, core, gate, pair_weights, angle_rows)
-            summed = jax.ops.segment_sum(messages, triplets.first, len(at))
+            phi = layer.bonds
+            tables = (phi.part(0, bonds) + phi.part(3, atoms[centres]) + phi.bias, phi.part(1, bonds))
+            rows = Rows(
+                tables=(*tables, bond_weights, bond_weights) + (() if update is None else update[1]),
+                indices=(triplets.first, triplets.second) * (2 if update is None else 3),
+                values=angles,
+                target=triplets.first,
+                used=angle_rows,
+            )
+            series = (self.angle_frequencies, self.angle_features) if update is None else None
+            weights = (phi, None if update is None else update[0], series)
+            summed, angles = add_up(_angle_messages, len(at), weights, rows)
             summed = summed + summed.at[opposite].get(mode="fill", fill_value=0)
             added = added + matmul(summed, layer.bonds_out.weight)
-            common = common + (0 if layer.bonds_out.bias is None else layer.bonds_out.bias)
+            common = common + (0 if layer.bonds_out.bias is None else layer.bonds_out.bias[None])
             if layer.angles is not None:
-                bonds = own + added + common
-                core, gate = _angle_inputs(layer.angles, bonds, atoms[centres], angles, first, second)
-                angles = angles + _apply(layer.angles, core, gate, None, angle_rows)
+                # These angles are read by the next layer, in the same pass over the rows.
+                phi, bonds = layer.angles, own + added + common
+                first = phi.part(0, bonds) + phi.part(3, atoms[centres]) + phi.bias
+                update = phi, (first, phi.part(1, bonds))
         if self.readout_norm is not None:
             atoms = self.readout_norm(atoms)
         for linear in self.readout[:-1]:
@@ -238,33 +271,28 @@ class CHGNet(AbstractGraphModel):
         many = jax.ops.segment_sum(triplets.mask.astype(jnp.int32), system, count)
         return (many[jnp.minimum(graph.node_system, count - 1)] > 0).astype(graph.vectors.dtype)
 
-    def _edge_inputs(
-        self,
-        phi: Gated,
-        k: int,
-        radial: Float[Array, "edges radial"],
-        of_atoms: Float[Array, "edges hidden"],
-        bonds: Any,
-        of_bonds: Float[Array, "bonds hidden"],
-    ) -> Float[Array, "edges hidden"]:
-        """The first layer of a branch of edges: of atoms, distance, and what bonds have added."""
-        of_distance = matmul(radial, matmul(self.edge_features.weight, phi.first[k, 1]))
-        sums = of_atoms + of_distance + phi.first_bias[k]
-        return sums.at[bonds].add(of_bonds, mode="drop")
 
-    def _angular(
-        self, graph: Graph, triplets: Triplets, first: Any, second: Any
-    ) -> Float[Array, "triplets angular"]:
-        """Fourier series of the angle between two bonds."""
-        at = jnp.minimum(triplets.bonds, len(graph.senders) - 1)
-        # In padding, bonds at right angles, where the derivative of the angle is finite.
-        vectors = jnp.where(triplets.bond_mask[:, None], graph.vectors[at], 1.0)
-        units = vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
-        cosine = jnp.sum(units[first] * units[second], axis=-1)
-        angle = jnp.arccos(jnp.where(triplets.mask, cosine, 0) * (1 - 1e-6))
-        phase = angle[:, None] * self.angle_frequencies
-        constant = jnp.full_like(angle[:, None], 2**-0.5)
-        return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / np.sqrt(np.pi)
+def _bond_angles(graph: Graph, triplets: Triplets) -> Float[Array, " triplets"]:
+    """The angle between the bonds of each triplet."""
+    last = len(triplets.bonds) - 1
+    at = jnp.minimum(triplets.bonds, len(graph.senders) - 1)
+    # In padding, bonds at right angles, where the derivative of the angle is finite.
+    vectors = jnp.where(triplets.bond_mask[:, None], graph.vectors[at], 1.0)
+    units = vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
+    first, second = jnp.minimum(triplets.first, last), jnp.minimum(triplets.second, last)
+    cosine = units[first, 0] * units[second, 0]
+    for k in (1, 2):
+        cosine = cosine + units[first, k] * units[second, k]
+    return jnp.arccos(jnp.where(triplets.mask, cosine, 0) * (1 - 1e-6))
+
+
+def _fourier(
+    angles: Float[Array, " rows"], frequencies: Float[Array, " orders"]
+) -> Float[Array, "rows angular"]:
+    """Fourier series of angles."""
+    phase = angles[:, None] * frequencies[None]
+    constant = jnp.full_like(angles[:, None], 2**-0.5)
+    return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / math.sqrt(math.pi)
 
 
 def _radial(
@@ -275,35 +303,28 @@ def _radial(
     low = jnp.minimum(x, 1.0)
     polynomial = 1 - low**p * ((p + 1) * (p + 2) / 2 - low * (p * (p + 2) - low * (p * (p + 1) / 2)))
     envelope = jnp.where(x < 1, polynomial, 0) / distances * (2 / cutoff) ** 0.5
-    return envelope[:, None] * jnp.sin(frequencies * low[:, None])
+    return envelope[:, None] * jnp.sin(frequencies[None] * low[:, None])
 
 
-def _angle_inputs(
-    phi: Gated,
-    bonds: Float[Array, "bonds features"],
-    centres: Float[Array, "bonds features"],
-    angles: Float[Array, "triplets features"],
-    first: Any,
-    second: Any,
-) -> tuple[Float[Array, "triplets hidden"], Float[Array, "triplets hidden"]]:
-    """The first layer of both branches for angles: of two bonds, the angle, and the atom between them."""
-    own, centre, other = phi.part(0, bonds), phi.part(3, centres), phi.part(1, bonds)
-    angle = phi.part(2, angles)
-    core, gate = (
-        (own[k] + centre[k] + phi.first_bias[k])[first] + other[k][second] + angle[k] for k in (0, 1)
-    )
-    return core, gate
+def _edge_messages(weights: Any, gathered: Any, radial: Any) -> tuple[Any, None]:
+    """Messages of edges, times their weights."""
+    phi, of_distance, edge_weights = weights
+    receiver, sender, bond = gathered
+    return phi.rest(receiver + sender + bond + matmul(radial, of_distance)) * edge_weights(radial), None
 
 
-def _apply(
-    phi: Gated,
-    core: Float[Array, "rows hidden"],
-    gate: Float[Array, "rows hidden"],
-    weights: Float[Array, "rows outputs"] | None,
-    used: Any,
-) -> Float[Array, "rows outputs"]:
-    out = phi.rest(core, gate)
-    return out if weights is None else out * weights
+def _angle_messages(weights: Any, gathered: Any, angles: Any) -> tuple[Any, Any]:
+    """Messages of angles, times the weights of both bonds, and the features of the angles.
+
+    `angles` are the angles themselves in the first layer, then their features.
+    """
+    phi, update, series = weights
+    first, second, weight, other_weight, *to_update = gathered
+    if series is not None:
+        angles = series[1](_fourier(angles, series[0]))
+    else:
+        angles = angles + update.rest(sum(to_update) + update.part(2, angles))
+    return phi.rest(first + second + phi.part(2, angles)) * (weight * other_weight), angles
 
 
 def from_weights(weights: Weights, skin: float = 0.6) -> CHGNet:

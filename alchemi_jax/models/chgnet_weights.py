@@ -106,9 +106,21 @@ def _get(version: str, kept: Path) -> Weights:
     return found
 
 
-def is_here(version: str = "0.3.0") -> bool:
-    """Whether a version can be used without a download."""
+def found(version: str = "") -> bool:
+    """Whether a version can be used without a download; by default 0.3.0."""
+    version = version or "0.3.0"
     return _installed(version) is not None or (folder() / f"{version}.npz").exists()
+
+
+def keep(version: str = "") -> Path:
+    """The file with the weights of a version (by default 0.3.0), downloaded if it is not here.
+
+    Raises:
+        ValueError, OSError: as `get`.
+    """
+    version = version or "0.3.0"
+    get(version)
+    return _installed(version) or folder() / f"{version}.npz"
 
 
 def fetch(say: Callable[[str], None] | None = None) -> list[Path]:
@@ -226,4 +238,4 @@ def _load(version: str, path: Path) -> Weights | None:
         return None
 
 
-__all__ = ["PACKAGE", "VERSIONS", "Weights", "check_version", "fetch", "folder", "get", "is_here"]
+__all__ = ["PACKAGE", "VERSIONS", "Weights", "check_version", "fetch", "folder", "found", "get", "keep"]

@@ -77,7 +77,7 @@ class ModelEntry:
 #: The elements of the structures that CHGNet was fitted to.
 CHGNET_ELEMENTS = numbers_of("H-Bi Ac-Pu")
 NOBLE_GASES = numbers_of("He Ne Ar Kr Xe Rn Og")
-_NEQUIX = "pip install equinox e3nn-jax && pip install --no-deps nequix"
+_NEQUIX = "pip install e3nn-jax jraph && pip install --no-deps nequix"
 _OURS = "Apache-2.0"
 
 _ENTRIES = (
@@ -91,7 +91,7 @@ _ENTRIES = (
         licence="BSD-3-Clause, modified",
         source="B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023); weights of the package chgnet 0.4.2",
         install="alchemi-jax models get chgnet",
-        fetch="alchemi_jax.models.chgnet_weights:get",
+        fetch="alchemi_jax.models.chgnet_weights:keep",
         fetched="alchemi_jax.models.chgnet_weights:found",
     ),
     ModelEntry(
@@ -158,8 +158,8 @@ _ENTRIES = (
         "alchemi_jax.models.nequix:NequixModel.read",
         "file",
         licence="of the file; MIT of nequix-mp-1",
-        source="the package nequix, github.com/atomicarchitects/nequix",
-        modules=("nequix", "e3nn_jax"),
+        source="T. Koker et al., arXiv:2508.16067 (2025); the package nequix",
+        modules=("nequix", "e3nn_jax", "jraph"),
         install=_NEQUIX,
     ),
     ModelEntry(

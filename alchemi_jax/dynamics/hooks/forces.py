@@ -97,10 +97,10 @@ class BiasedPotentialHook(TracedHook):
 
         def bias(strained: Batch) -> Float[Array, " systems"]:
             energy = jnp.asarray(self.bias(strained, *extra))
-            if energy.shape != batch.energy.shape:
+            if energy.shape != batch.energy.shape or not jnp.issubdtype(energy.dtype, jnp.floating):
                 raise TypeError(
-                    f"the bias of BiasedPotentialHook gives shape {energy.shape}, expected one energy "
-                    f"per system, {batch.energy.shape}."
+                    f"the bias of BiasedPotentialHook gives {energy.dtype}{list(energy.shape)}, expected one "
+                    f"energy per system, {batch.dtype}{list(batch.energy.shape)}."
                 )
             return energy
 

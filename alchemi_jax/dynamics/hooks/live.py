@@ -49,6 +49,9 @@ class LivePlotHook:
         self.observable, self.label = observable, label
         self.log = as_flag("log of LivePlotHook")(log)
         self.path = optional(as_path("path of LivePlotHook"))(path)
+        known = FigureCanvasAgg.get_supported_filetypes()
+        if self.path is not None and self.path.suffix[1:].lower() not in known:
+            raise ValueError(f"path of LivePlotHook must end in .png, .pdf, .svg or the like, not {path!r}.")
         self.stage = DynamicsStage.AFTER_STEP
         self.frequency = frequency
         self.seconds = seconds
@@ -96,6 +99,8 @@ class LivePlotHook:
             self._handle.update(figure)
 
     def __enter__(self) -> "LivePlotHook":
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *exc: Any) -> None:

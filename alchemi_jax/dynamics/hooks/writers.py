@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from alchemi_jax.io.lock import WriteLock
+
 
 #: Bytes that the last row is looked for in.
 _LONGEST = 1 << 16
@@ -32,15 +34,28 @@ class CSVWriter:
     def __init__(self, path: Path, columns: list[str], mode: str):
         self.path, self.columns, self.mode = path, columns, mode
         self._file: Any = None
+        self._lock: WriteLock | None = None
 
     def open(self) -> None:
         """Opens the file, and writes the columns if it is new.
 
         Raises:
-            ValueError: if the file has other columns, or ends in a row that may be broken.
+            ValueError: if the file has other columns, ends in a row that may be broken, or is being written
+                by another log.
         """
         if self._file is not None:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = WriteLock(self.path) if self.path.is_file() else None
+        try:
+            self._open()
+            self._lock = lock or WriteLock(self.path)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    def _open(self) -> None:
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:
             self._check_end(self._check_columns())
             self._file = open(self.path, "a", newline="")  # noqa: SIM115
@@ -104,6 +119,9 @@ class CSVWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 def _written(values: np.ndarray) -> list:

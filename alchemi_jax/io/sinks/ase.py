@@ -15,6 +15,7 @@ from ase.io.extxyz import read_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from alchemi_jax.io.encoding import is_same
+from alchemi_jax.io.lock import WriteLock
 from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
 from alchemi_jax.io.sinks.extxyz import Contents, ExtXYZDialect, frame_text, join_masks, scan_file
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
@@ -47,6 +48,7 @@ class AseFile(Sink):
         self.path = as_path(f"path of {type(self).__name__}")(path)
         self.mode = check_mode(self, mode)
         self._stays_open = False
+        self._lock: WriteLock | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -92,13 +94,22 @@ class AseFile(Sink):
         exists = self.path.exists() and (self.path.is_dir() or self.path.stat().st_size > 0)
         if exists and self.mode == "x":
             raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
-        if exists:
-            self._check()
-        with self._naming():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if exists and self.mode == "w":
-                self.path.unlink()
-            self._begin()
+        self._release()
+        lock = WriteLock(self.path) if self.path.is_file() else None
+        try:
+            if exists:
+                self._check()
+            with self._naming():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if exists and self.mode == "w":
+                    self.path.unlink()
+                    lock = None
+                self._begin()
+            self._lock = lock or WriteLock(self.path)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
         # If the sink is opened again, it appends.
         self.mode = "a"
 
@@ -155,9 +166,17 @@ class AseFile(Sink):
 
     def close(self) -> None:
         self._stays_open = False
-        if self._is_open:
-            with self._naming():
-                self._end()
+        try:
+            if self._is_open:
+                with self._naming():
+                    self._end()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def __len__(self) -> int:
         if not self.path.exists() or self.path.stat().st_size == 0:

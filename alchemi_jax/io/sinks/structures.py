@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemi_jax.io.encoding import decode_constraints, decode_info, encode_constraints, encode_info
-from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.atoms import ATOM_RESULTS, AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.metadata import Metadata
@@ -120,10 +120,13 @@ def separate(atoms: Atoms, dialect: Dialect, name: str, replaced: Collection[str
             out.info[key] = loose
     if apart:
         exact["info"] = encode_info(apart, name, stacklevel=8)
+    # Written as results, as forces are.
+    written = {k for k in ATOM_RESULTS if k in results and k in atoms.arrays}
+    out.arrays = {k: v for k, v in out.arrays.items() if k not in written}
     odd = {
         k: v
         for k, v in atoms.arrays.items()
-        if k in results or not dialect.keeps_array(k, v, atoms.arrays.keys() - {k})
+        if k not in written and (k in results or not dialect.keeps_array(k, v, atoms.arrays.keys() - {k}))
     }
     if odd:
         exact["arrays"] = encode_info(odd, name, stacklevel=8)
@@ -159,6 +162,57 @@ def _plain(value: Any, depth: int) -> Any:
     return str(value)
 
 
+def _separate_run(atoms: Atoms) -> tuple[Atoms, dict[str, Any]]:
+    """A structure as it was given to `to_atoms`, without results, and what a run has said about it."""
+    atoms = atoms.copy()
+    exact = atoms.info.pop(EXACT, None)
+    mine = {k: atoms.info.pop(k) for k in (*_COUNTS, *_FLAGS, *_TARGETS, SYSTEM_NAME) if k in atoms.info}
+    if atoms.info.get(_OUTCOME) in BY_TEXT:
+        names = (_OUTCOME, _REASON, _CODE, _TIME)
+        mine |= {k: atoms.info.pop(k) for k in names if k in atoms.info}
+    # Earlier versions wrote arrays that .traj does not have into this entry.
+    arrays = {} if exact or not isinstance(atoms.info.get("_arrays"), dict) else atoms.info.pop("_arrays")
+    # Numbers are numpy's after reading text.
+    atoms.info = {k: v.item() if isinstance(v, np.generic) else v for k, v in atoms.info.items()}
+    if exact is not None:
+        name = str(mine.get(SYSTEM_NAME, "a structure"))
+        exact = json.loads(exact) if isinstance(exact, str) else exact
+        atoms.info |= decode_info(exact.get("info", []), name)
+        arrays |= decode_info(exact.get("arrays", []), name)
+        constraints = decode_constraints(exact.get("constraints", []), name)
+        atoms.set_constraint([*atoms.constraints, *constraints])
+    for key, values in arrays.items():
+        atoms.set_array(key, np.asarray(values))
+    return atoms, mine
+
+
+#: What the command line says about a structure in its results, beside the file it came from.
+_OF_COMMAND = ("converged", "failed", _OUTCOME, "steps")
+
+
+def without_run(atoms: Atoms) -> Atoms:
+    """A structure that may come from a file of ours, as it went into the run.
+
+    What the format does not have is taken from `_alchemi_jax`, and how the run ended is left out, since it
+    says nothing about the next one.
+
+    Structures of other files are returned as they are, whatever names their entries have.
+    """
+    names = atoms.info.keys()
+    ended = atoms.info.get(_OUTCOME)
+    by_sink = {SYSTEM_NAME, *_COUNTS, *_FLAGS} <= names
+    by_command = {"source_file", "source_index", *_OF_COMMAND} <= names
+    if not isinstance(ended, str) or ended not in BY_TEXT or not (by_sink or by_command):
+        return atoms
+    found, of_run = _separate_run(atoms)
+    if not by_sink:
+        # Entries that only have the names of fields of a run.
+        found.info |= {k: v for k, v in of_run.items() if k not in _OF_COMMAND}
+        found.info.pop("steps")
+    found.calc = atoms.calc
+    return found
+
+
 def from_atoms(structures: list[Atoms], dtype: Any = None) -> HostBatch:
     """The inverse of `to_atoms`, also for other structures. Results of calculators are included.
 
@@ -169,25 +223,11 @@ def from_atoms(structures: list[Atoms], dtype: Any = None) -> HostBatch:
     data, known = [], []
     for i, atoms in enumerate(structures):
         results = atoms.calc.results if atoms.calc is not None else {}
-        atoms = atoms.copy()
-        exact = atoms.info.pop(EXACT, None)
-        mine = {k: atoms.info.pop(k) for k in (*_COUNTS, *_FLAGS, *_TARGETS, SYSTEM_NAME) if k in atoms.info}
-        if atoms.info.get(_OUTCOME) in BY_TEXT:
-            names = (_OUTCOME, _REASON, _CODE, _TIME)
-            mine |= {k: atoms.info.pop(k) for k in names if k in atoms.info}
-        # Earlier versions wrote arrays that .traj does not have into this entry.
-        arrays = {} if exact or not isinstance(atoms.info.get("_arrays"), dict) else atoms.info.pop("_arrays")
+        atoms, mine = _separate_run(atoms)
         name = str(mine.get(SYSTEM_NAME, f"system {i} ({atoms.get_chemical_formula()})"))
-        # Numbers are numpy's after reading text.
-        atoms.info = {k: v.item() if isinstance(v, np.generic) else v for k, v in atoms.info.items()}
-        if exact is not None:
-            exact = json.loads(exact) if isinstance(exact, str) else exact
-            atoms.info |= decode_info(exact.get("info", []), name)
-            arrays |= decode_info(exact.get("arrays", []), name)
-            constraints = decode_constraints(exact.get("constraints", []), name)
-            atoms.set_constraint([*atoms.constraints, *constraints])
-        for key, values in arrays.items():
-            atoms.set_array(key, np.asarray(values))
+        for key in ATOM_RESULTS:
+            if key in results and key not in atoms.arrays:
+                atoms.set_array(key, np.asarray(results[key]))
         one = AtomicData.from_ase(atoms, name)
         own = {k: results[k] for k in ("energy", "forces") if k in results}
         if "stress" in results:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from alchemi_jax.io.lock import WriteLock
 from alchemi_jax.io.sinks.base import (
     Format,
     Sink,
@@ -90,6 +91,7 @@ class ZarrData(Sink):
         self._waiting_bytes = 0
         self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
         self._stays_open = False
+        self._write_lock: WriteLock | None = None
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._error: BaseException | None = None
@@ -107,6 +109,20 @@ class ZarrData(Sink):
         if self._attributes is not None:
             return
         exists = self._exists()
+        if self.mode != "r" and self._write_lock is None and self.path.is_dir():
+            self._write_lock = WriteLock(self.path)
+        try:
+            self._open_store(exists)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        lock, self._write_lock = self._write_lock, None
+        if lock is not None:
+            lock.release()
+
+    def _open_store(self, exists: bool) -> None:
         if self.mode == "r" or (exists and self.mode == "a"):
             attributes = attributes_of(self.path)
             atoms, systems = attributes["atoms"], attributes["systems"]
@@ -126,6 +142,9 @@ class ZarrData(Sink):
                 attributes_of(self.path)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
+            # That of a folder that was removed holds for nothing.
+            self._release()
+            self._write_lock = WriteLock(self.path)
             self._put_attributes(attributes, self.path / _BEGUN)
             os.replace(self.path / _BEGUN, self.path / "zarr.json")
         except OSError as e:
@@ -163,6 +182,7 @@ class ZarrData(Sink):
         self._timer, self._attributes, self._columns, self._error = None, None, {}, None
         self._waiting, self._waiting_bytes, self._format = [], 0, None
         self._stays_open = False
+        self._release()
 
     # -- writing ---------------------------------------------------------------------------------
 
