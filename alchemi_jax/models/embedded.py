@@ -55,19 +55,19 @@ class AbstractEmbedded(AbstractModel):
         return ()
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        model, places, values = self._prepare(batch, neighbors)
-        pair, density = neighbor_sums(_density_terms, model, places, values, neighbors)
+        model, places, values, found = self._prepare(batch, neighbors)
+        pair, density = neighbor_sums(_density_terms, model, places, values, found)
         energy, _ = model._atoms(batch, values, pair, density)
         return sum_by_system(batch, energy)
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        model, places, values = self._prepare(batch, neighbors)
+        model, places, values, found = self._prepare(batch, neighbors)
         kept = 2 if self.one_density else 3
-        pair, density, *slopes = neighbor_sums(_terms_and_slopes, model, places, values, neighbors, keep=kept)
+        pair, density, *slopes = neighbor_sums(_terms_and_slopes, model, places, values, found, keep=kept)
         energy, slope = model._atoms(batch, values, pair, density)
         terms = _virial_terms if stress else _force_terms
-        slope = extend(slope, neighbors)  # pyright: ignore[reportArgumentType]
-        sums = neighbor_sums(terms, model, places, slope, neighbors, tuple(slopes))
+        slope = extend(slope, found)
+        sums = neighbor_sums(terms, model, places, slope, found, tuple(slopes))
         forces = jnp.where(batch.atom_mask[:, None], 2 * jnp.stack(sums[:3], axis=-1), 0)
         energy = sum_by_system(batch, energy)
         if not stress:
@@ -78,7 +78,8 @@ class AbstractEmbedded(AbstractModel):
         if neighbors is None:
             raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
         model = cast(self, batch.dtype)
-        return model, coordinates(batch, neighbors), extend(model.atom_parameters(batch), neighbors)
+        values = extend(model.atom_parameters(batch), neighbors)
+        return model, coordinates(batch, neighbors), values, neighbors
 
     def _atoms(
         self, batch: Batch, values: Any, pair: Float[Array, " atoms"], density: Float[Array, " atoms"]

@@ -57,7 +57,10 @@ class AbstractMoments(AbstractModel):
     def kinds(self, batch: Batch) -> Any:
         """The kind of each atom, 0 to `n_kinds` - 1; not used if there is one."""
 
-    n_kinds: eqx.AbstractVar[int]
+    @property
+    @abstractmethod
+    def n_kinds(self) -> int:
+        """How many kinds of atoms there are."""
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         model, places, kinds, near = self._prepare(batch, neighbors)

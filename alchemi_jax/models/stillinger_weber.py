@@ -186,7 +186,7 @@ class StillingerWeber(AbstractMoments):
         return cls(epsilon=0.268381, sigma=2.3925, lam=23.15, element="O", skin=skin)
 
     @property
-    def n_kinds(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def n_kinds(self) -> int:
         return len(self.elements)
 
     def kinds(self, batch: Batch) -> Any:
