@@ -213,7 +213,8 @@ class CHGNet(AbstractGraphModel):
         )
 
         edge_rows, angle_rows = graph.edge_mask.sum(), triplets.mask.sum()
-        add_up: Any = sum_chunks if self.in_chunks else sum_rows
+        # Chunks are for the cache of a core; another device works on whole arrays at once.
+        add_up: Any = sum_chunks if self.in_chunks and jax.default_backend() == "cpu" else sum_rows
         update: tuple[Gated, Any] | None = None
         magmoms = jnp.zeros(atoms.shape[0], atoms.dtype)
         for layer in self.layers:
