@@ -26,6 +26,7 @@ TOLERANCE = 0.75
 #: A script that is asked for a workload it does not know runs another one.
 KNOWN = {"run_lammps": ("W2", "W3"), "run_lammps_opt": ("W2", "W3")}
 PEERS_KNOW = ("W1", "W2", "W3")
+KNOWN["chgnet_peer"] = ("W6", "W7")
 KNOWN["many_body_lammps"] = ("W8-SW", "W8-Tersoff", "W8-EAM")
 
 

@@ -21,6 +21,7 @@ from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.models import EAM, AbstractModel, LennardJones, StillingerWeber, Tersoff
 from benchmarks import structures
 from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA
+from benchmarks.universal import w6, w7
 
 
 STEPS = 200
@@ -180,15 +181,19 @@ def _silicon() -> Atoms:
     return structures.silicon(8)
 
 
-WORKLOADS = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5} | {
-    "W8-SW": w8(StillingerWeber, _silicon, "W8-SW"),
-    "W8-Tersoff": w8(
-        lambda: Tersoff.read(_potential("SiCGe.tersoff"), {"Si": "Si(D)"}), _silicon, "W8-Tersoff"
-    ),
-    "W8-EAM": w8(
-        lambda: EAM.read(_potential("Cu_mishin1.eam.alloy")), lambda: structures.copper(8), "W8-EAM"
-    ),
-}
+WORKLOADS = (
+    {"W6": w6, "W7": w7}
+    | {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5}
+    | {
+        "W8-SW": w8(StillingerWeber, _silicon, "W8-SW"),
+        "W8-Tersoff": w8(
+            lambda: Tersoff.read(_potential("SiCGe.tersoff"), {"Si": "Si(D)"}), _silicon, "W8-Tersoff"
+        ),
+        "W8-EAM": w8(
+            lambda: EAM.read(_potential("Cu_mishin1.eam.alloy")), lambda: structures.copper(8), "W8-EAM"
+        ),
+    }
+)
 #: What is compared.
-RATE = {"W1": "systems_per_s", "W5": "systems_per_s"}
+RATE = {"W1": "systems_per_s", "W5": "systems_per_s", "W7": "systems_per_s"}
 DEFAULT_RATE = "atom_steps_per_s"

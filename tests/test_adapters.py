@@ -182,6 +182,11 @@ def test_what_an_exported_function_does_not_know_is_refused(archive, tmp_path):
     atoms = Atoms("Cu", info={"charge": 1})
     with pytest.raises(ValueError, match=r"has charge 1, which pairs\.zip does not use"):
         model.check(Batch.from_ase(atoms))
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="was exported with float64, and jax_enable_x64"),
+    ):
+        model.check(Batch.from_ase(Atoms("Cu")))
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as z:
         z.writestr("readme", "")
     with pytest.raises(ValueError, match=r"x\.zip has no model\.jax and no metadata\.json; it has readme"):
@@ -246,7 +251,12 @@ def test_nequix_gives_what_its_package_gives(tmp_path):
     assert model.elements == (1, 8, 13, 29)
     # The same static parts, so that nothing is compiled again.
     assert jax.tree.structure(load(f"nequix:{path}")) == jax.tree.structure(model)
+    # Other networks change this for the whole process.
+    e3nn_jax = pytest.importorskip("e3nn_jax")
+    e3nn_jax.config("path_normalization", "path")
     found = evaluate(model, systems)
+    assert e3nn_jax.config("path_normalization") == "path"
+    e3nn_jax.config("path_normalization", "element")
     double = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, network)
     compute = jax.jit(lambda graph: double(graph))
     with jax.numpy_rank_promotion("allow"):

@@ -16,6 +16,10 @@ from alchemi_jax.systems.capacity import round_up
 from alchemi_jax.systems.segments import any_by_system, max_by_system, sum_by_system
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 def test_round_trip_keeps_everything():
     structures = rich()
     copies = [a.copy() for a in structures]

@@ -98,7 +98,10 @@ def calls(kind, stages, frequency, log):
     return Traced(frequency=frequency)
 
 
-@pytest.mark.parametrize("frequency", [1, 3, 10])
+# All frequencies at once, for single engines and pipelines: test_fused.
+@pytest.mark.parametrize(
+    "frequency", [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(10, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("kind", ["host", "recording", "traced"])
 def test_every_kind_at_every_stage_at_every_frequency(batch, kind, frequency):
     """One run of 12 steps in which a system converges in each of the steps 3, 4 and 6."""
@@ -307,35 +310,6 @@ def test_energy_drift(batch):
     assert out.failed.tolist() == (np.abs(drift).max(0) > limit).tolist()
 
 
-@pytest.mark.parametrize(
-    "hook",
-    [
-        MaxForceClampHook(limit=1.5),
-        FreezeAtomsHook([0, 4]),
-        WrapPeriodicHook(),
-        NaNDetectorHook(),
-        EnergyDriftMonitorHook(),
-        BiasedPotentialHook(lambda b: b.positions[b.first_atom, 0] ** 2),
-        ConvergenceHook({"key": "energy_change", "threshold": 1e-5}),
-    ],
-    ids=lambda h: type(h).__name__,
-)
-def test_traced_hooks_under_vmap_equal_a_loop(batch, hook):
-    state = NVE(model=MODEL, dt=1.0, hooks=[hook]).init(batch)
-    state = state.replace(batch=state.batch)
-
-    def final(dt):
-        out = NVE(model=MODEL, dt=dt, hooks=[hook]).loop(state, 10)
-        return out.batch, out.memory
-
-    dts = jnp.array([1.0, 10.0])
-    mapped = jax.jit(jax.vmap(final))(dts)
-    single = jax.jit(final)
-    for i, dt in enumerate(dts):
-        for a, b in zip(jax.tree.leaves(single(dt)), jax.tree.leaves(mapped), strict=True):
-            np.testing.assert_allclose(b[i], a, rtol=1e-10, atol=1e-12)
-
-
 # -- observers -------------------------------------------------------------------------------------
 
 
@@ -394,6 +368,8 @@ def test_live_plot(batch, tmp_path):
     path = tmp_path / "live.png"
     NVE(model=MODEL, dt=1.0, n_steps=20, hooks=[LivePlotHook(path=path, frequency=2, seconds=0.0)]).run(batch)
     assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        NVE(model=MODEL, dt=1.0, n_steps=20, hooks=[LivePlotHook(path=tmp_path / "no" / "x.png")]).run(batch)
 
 
 def test_stage_timing_measures_every_stage(batch):

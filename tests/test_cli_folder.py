@@ -13,6 +13,8 @@ from alchemi_jax.cli.cache import cache_folder, use_cache
 from alchemi_jax.cli.folder import Results, check_target, find_store, is_ours
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.record import check_same, write_settings
+from alchemi_jax.cli.settings import Pipeline
 from alchemi_jax.cli.write import whole_file, write_structures
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.folders import user_cache
@@ -168,6 +170,45 @@ def test_settings_of_a_run_are_ours(tmp_path):
     assert is_ours(tmp_path / "settings.json")
     (tmp_path / "settings.json").write_text("[]")
     assert not is_ours(tmp_path / "settings.json")
+
+
+def md(steps):
+    return {"stages": [{"kind": "md", "n_steps": steps, "temperature": 9.0}]}
+
+
+def test_results_that_were_begun_before_a_setting_was_known_go_on(tmp_path):
+    settings = Pipeline.model_validate(md(3))
+    results = Results(str(tmp_path), ("settings.json", "log.csv"))
+    write_settings(tmp_path, settings, {}, "")
+    found = json.loads((tmp_path / "settings.json").read_text())
+    del found["constraints"]
+    (tmp_path / "settings.json").write_text(json.dumps(found))
+    check_same(results, settings)
+    with pytest.raises(UsageError, match="constraints differs"):
+        check_same(results, settings.model_copy(update={"constraints": "drop"}))
+    with pytest.raises(UsageError, match="stages differs"):
+        check_same(results, Pipeline.model_validate(md(4)))
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path, batch):
+    """The second one touches nothing, whenever it comes: the log and frames of the first would be cut."""
+    out = tmp_path / "o"
+    first, second = (Results(str(out), NAMES) for _ in range(2))
+    for results in (first, second):
+        results.check(False, [])
+    with first:
+        first.begin()
+        for call in (second.begin, second.hold):
+            with pytest.raises(UsageError, match="o is being written by another run: wait for its end, or"):
+                call()
+        fill(first.at, batch, "first")
+    with second, pytest.raises(UsageError, match=r"relaxed\.zarr has been written by another run meanwhile"):
+        second.begin()
+    assert "first" in (out / "log.csv").read_text()
+    with Results(str(out), NAMES) as third:
+        third.check(True, [])
+        third.begin()
+    assert third.at == out / "unfinished"
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

@@ -409,8 +409,8 @@ def test_a_bad_value_is_refused_by_its_name(kind, good, bad, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-#: What users get and do not make, exceptions, and what is tested elsewhere (test_registry.py) or below.
-NOT_MADE = ("Results", "Requirements", "Graph", "ModelEntry", "SinkFull", "SystemBuffer")
+#: What users do not make, exceptions, and what has tests elsewhere (test_registry, test_chgnet) or below.
+NOT_MADE = ("Results", "Requirements", "Graph", "ModelEntry", "CHGNet", "SinkFull", "SystemBuffer")
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -31,6 +31,8 @@ SHORT, LONG = (100, 50), (200, 100)
 RUNS = [pytest.param(*case, *LONG, marks=pytest.mark.long) for case in CASES]
 # The kinetic energies of the other thermostats have short laws of their own in test_integrators.
 RUNS += [(*CASES[k], *SHORT) for k in (0, 3)]
+# They run longer than they compile.
+pytestmark = pytest.mark.full_xla
 
 
 @pytest.mark.parametrize(("name", "states", "samples", "every"), RUNS)

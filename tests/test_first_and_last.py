@@ -14,6 +14,10 @@ from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
 from alchemi_jax.models import HarmonicModel
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 START = {"stage": DynamicsStage.BEFORE_STEP, "final": True}
 SPEED = 0.01
 MODEL = HarmonicModel(k=0.0)

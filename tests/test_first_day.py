@@ -231,3 +231,11 @@ def test_what_is_no_key(key):
         with pytest.raises(ValueError, match=r"key must be one PRNG key, such as jax\.random\.key\(3\)"):
             call()
     jax.eval_shape(lambda k: initialize_velocities(batch, 300.0, k), jax.random.PRNGKey(3))
+
+
+@pytest.mark.parametrize("mass", [0.0, -39.9, np.nan, np.inf])
+def test_masses_of_a_changed_batch(mass):
+    """Atoms would fly against their forces, or not at all."""
+    batch = Batch.from_ase([PAIR, PAIR])
+    with pytest.raises(ValueError, match=r"system 1 \(Ar2\): masses must be positive, that of atom 1 is "):
+        ENGINE.run(batch.replace(masses=batch.masses.at[3].set(mass)))

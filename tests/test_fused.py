@@ -447,6 +447,8 @@ def test_a_system_that_fails_leaves_the_others_alone(lj, batch, in_sequence, str
 # -- JAX -------------------------------------------------------------------------------------------
 
 
+# The programs are those of the tests above; bits of a run that goes on: test_checkpoint.
+@pytest.mark.cheap_xla
 def test_nothing_recompiles_and_runs_go_on(lj, batch, compilations, tmp_path):
     engine = relaxation(lj) + dynamics(lj)
     whole = engine.advance(engine.init(batch), 120)

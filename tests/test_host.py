@@ -17,6 +17,10 @@ from alchemi_jax.systems.levels import level_fields, unsafe_replace
 from alchemi_jax.systems.metadata import Metadata
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 SIZES = (13, 4, 7, 2)
 
 

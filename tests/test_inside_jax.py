@@ -76,6 +76,7 @@ MODES = {
 }
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("mode", MODES)
 def test_settings_of_jax_change_nothing(mode, plain):
     with MODES[mode]():
@@ -92,6 +93,7 @@ def test_runs_without_compiling():
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+@pytest.mark.cheap_xla
 def test_in_threads(plain):
     found = {}
 
@@ -272,6 +274,7 @@ def test_numbers_of_steps_that_are_none(method, n, state):
         getattr(NVE_, method)(state, n)
 
 
+@pytest.mark.cheap_xla
 def test_both_ways_to_compile_a_step(state):
     one, other = eqx.filter_jit(NVE_.step)(state), jax.jit(lambda s: NVE_.step(s))(state)
     np.testing.assert_array_equal(one.batch.positions, other.batch.positions)

@@ -70,8 +70,7 @@ def test_a_picture_of_one_row_shows_its_point(tmp_path):
 
 
 def test_two_logs_do_not_write_one_file_at_a_time(tmp_path):
-    """Folders are made, as sinks make them."""
-    path = tmp_path / "new" / "x.csv"
+    path = tmp_path / "x.csv"
     first = CSVWriter(path, COLUMNS, "a")
     first.open()
     for mode in ("a", "w"):

@@ -42,10 +42,15 @@ def listed(batch, cutoff, skin=0.5, sizes=None, builder=None):
     return found
 
 
+@eqx.filter_jit
+def _pairs(batch, neighbors):
+    return *pair_vectors(batch, neighbors), neighbors.neighbor_atom()
+
+
 def pairs_of(batch, neighbors):
     """All pairs within the cutoff as sorted rows: system, i, j, vector."""
-    x, y, z, mask = (np.asarray(v) for v in pair_vectors(batch, neighbors))
-    j = np.asarray(neighbors.neighbor_atom())
+    *vectors, j = _pairs(batch.replace(meta=None), neighbors)
+    x, y, z, mask, j = (np.asarray(v) for v in (*vectors, j))
     k, i = np.nonzero(mask)
     vectors = np.stack([x[k, i], y[k, i], z[k, i]], axis=1)
     return sorted((int(a), int(b), *np.round(v, 6)) for a, b, v in zip(i, j[k, i], vectors, strict=True))
@@ -236,6 +241,8 @@ def test_overflow_says_what_is_needed():
     assert grow(small, np.asarray(found.needs)).neighbors >= int(enough.used)
 
 
+# Nobody runs this code on a CPU.
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_accelerators_make_the_same_list(builder, monkeypatch):
     """They have a way without loops; also where there are too few slots."""

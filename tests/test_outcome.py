@@ -122,7 +122,13 @@ def others(out):
     return [out[name][keep] for name in ("positions", "velocities", "forces")] + [out.energy[[0, 2]]]
 
 
-@pytest.mark.parametrize("name", TRACED)
+#: Compiled as users compile: without a hook, and with those that have memories or change most.
+FULL = ("none", "bias", "clamp", "temperature")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FULL else pytest.mark.cheap_xla) for n in TRACED]
+)
 def test_failed_is_final_whatever_hook_is_attached(name):
     """Failed once, by name, with its own step and reason; finite; the others as if it were not there."""
     engine = engine_of(name, TRACED[name]())

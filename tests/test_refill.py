@@ -80,9 +80,10 @@ def counted():
 @pytest.mark.parametrize(
     ("engine", "policy"),
     [
-        (counted, "best fit"),
+        pytest.param(counted, "best fit", marks=pytest.mark.cheap_xla),
         (relax, "largest first"),
-        (langevin, "first come"),
+        pytest.param(langevin, "first come", marks=pytest.mark.cheap_xla),
+        # All of it at once, compiled as users compile.
         (pipeline, "first come"),
     ],
 )

@@ -69,7 +69,7 @@ def engines(model, log):
     }
 
 
-@pytest.mark.parametrize("name", ["NVE", "pipeline"])
+@pytest.mark.parametrize("name", ["NVE", pytest.param("pipeline", marks=pytest.mark.cheap_xla)])
 def test_rollout_is_loop_bit_for_bit(name, hot, tmp_path):
     """Rows, memories, a stop before the last step; and `advance`, whose report changes nothing."""
     model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0, skin=0.3)

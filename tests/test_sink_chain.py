@@ -24,6 +24,10 @@ from alchemi_jax.models import HarmonicModel
 from alchemi_jax.systems.levels import level_fields
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 def batches(n, seed=0, extras=True, system_capacity=4):
     """Batches of clusters of 1 to 13 atoms with random results and extras."""
     rng = np.random.default_rng(seed)

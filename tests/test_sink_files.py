@@ -25,6 +25,10 @@ from alchemi_jax.models import HarmonicModel
 from alchemi_jax.systems.levels import level_fields
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 KINDS = {"extxyz": ExtXYZ, "traj": AseTrajectory}
 #: Of a float in the file.
 DIGITS = {"extxyz": 1e-8, "traj": 1e-15}

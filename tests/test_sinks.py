@@ -29,6 +29,10 @@ from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.models import HarmonicModel
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 def rich():
     """Structures with everything that a Batch keeps."""
     out = []

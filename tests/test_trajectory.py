@@ -21,6 +21,10 @@ from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.units import GPA
 
 
+# What is compared exactly are copies.
+pytestmark = pytest.mark.cheap_xla
+
+
 def same(a, b):
     a, b = a.take(), b.take()
     for name, _ in level_fields(a):

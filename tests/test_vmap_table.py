@@ -117,14 +117,32 @@ def test_an_engine(name):
     of_engine(engine, parameter, periodic() if needs_cells else free())
 
 
-@pytest.mark.parametrize("name", [*sorted(TRACED), "LoggingHook", "ObservableHook"])
-def test_a_hook(name, tmp_path):
-    hook = (TRACED | recording(tmp_path))[name]
-    pressed = name == "PressureScheduleHook"
-    # The engine on which the hook has a meaning.
-    kind = {"PressureScheduleHook": NPT, "EnergyDriftMonitorHook": NVE}.get(name, NVTLangevin)
-    engine = kind(model=WELLS, dt=1.0, temperature=50.0, hooks=[hook])
-    of_engine(engine, "dt", periodic() if pressed else free())
+#: Hooks that one engine takes together, and the engine on which they have a meaning.
+TOGETHER = {
+    "thermostat": (
+        NVTLangevin,
+        ["ConvergenceHook", "MaxForceClampHook", "FreezeAtomsHook", "TemperatureScheduleHook", "LoggingHook"],
+    ),
+    "ladder": (
+        NVTLangevin,
+        ["BiasedPotentialHook", "NaNDetectorHook", "ReplicaExchangeHook", "ObservableHook"],
+    ),
+    "cell": (NPT, ["PressureScheduleHook", "WrapPeriodicHook"]),
+    "energy": (NVE, ["EnergyDriftMonitorHook"]),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_hooks(name, tmp_path):
+    """Memories and rows of each of them, and what all of them make of the run."""
+    kind, names = TOGETHER[name]
+    every = TRACED | recording(tmp_path)
+    engine = kind(model=WELLS, dt=1.0, temperature=50.0, hooks=[every[hook] for hook in names])
+    of_engine(engine, "dt", periodic() if kind is NPT else free())
+
+
+def test_no_hook_is_left_out(tmp_path):
+    assert sorted(TRACED | recording(tmp_path)) == sorted(h for _, names in TOGETHER.values() for h in names)
 
 
 @pytest.mark.parametrize("name", sorted(host()))

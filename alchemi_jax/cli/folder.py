@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.io.lock import WriteLock
 
 
 #: The folder of results while there are older ones.
@@ -132,6 +134,28 @@ class Results:
     def __init__(self, out: str, names: Sequence[str]):
         self.out, self.names = Path(out), tuple(names)
         self.at = self.out
+        self._replaces = False
+        self._lock: WriteLock | None = None
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def hold(self) -> None:
+        """From now on no other run writes into the folder, which exists.
+
+        Raises:
+            UsageError: if another run does.
+        """
+        try:
+            self._lock = WriteLock(self.out)
+        except ValueError:
+            raise UsageError(
+                f"{self.out} is being written by another run: wait for its end, or give another --out."
+            ) from None
 
     def existing(self) -> list[str]:
         """Names of results that are there, broken links included."""
@@ -144,6 +168,7 @@ class Results:
             UsageError: if results exist and are not to be replaced, or are not ours, or are read by this run.
         """
         existing = self.existing()
+        self._replaces = bool(existing)
         if existing and not overwrite:
             raise UsageError(
                 f"{self.out / existing[0]} exists: give another --out, or --overwrite to replace it."
@@ -166,16 +191,27 @@ class Results:
         """Make the folder.
 
         Raises:
-            UsageError: if nothing can be written there.
+            UsageError: if nothing can be written there, or another run has written there since `check`.
         """
-        self.at = self.out / UNFINISHED if self.existing() else self.out
-        try:
+        with self._named_errors():
+            self.out.mkdir(parents=True, exist_ok=True)
+        self.hold()
+        existing = self.existing()
+        if existing and not self._replaces:
+            raise UsageError(f"{self.out / existing[0]} has been written by another run meanwhile.")
+        self.at = self.out / UNFINISHED if existing else self.out
+        with self._named_errors():
             if self.at != self.out and self.at.exists():
                 shutil.rmtree(self.at)
             self.at.mkdir(parents=True, exist_ok=True)
             probe = self.at / ".alchemi-jax"
             probe.touch()
             probe.unlink()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as e:
             reason = os_reason(e) if isinstance(e, OSError) else str(e)
             raise UsageError(f"{self.out} cannot be written: {reason}.") from None

@@ -60,7 +60,9 @@ def check_same(results: Results, settings: Pipeline, hashes: dict[str, str] | No
         raise UsageError(
             f"{results.out / results.existing()[0]} exists: give another out, or --overwrite."
         ) from None
-    odd = [name for name in wanted if name not in _FREE and found.get(name) != wanted[name]]
+    # A setting that was not known when the results were begun had its default.
+    found = {name: field.default for name, field in Pipeline.model_fields.items()} | found
+    odd = [name for name in wanted if name not in _FREE and found[name] != wanted[name]]
     if settings.model is None:
         odd = [name for name in odd if name != "model"]
     if odd:

@@ -67,7 +67,11 @@ def relax(job: Job, signals: Signals) -> int:
     Raises:
         UsageError: before anything is written, if something about the input is wrong.
     """
-    results = Results(job.settings.out, OUTPUTS)
+    with Results(job.settings.out, OUTPUTS) as results:
+        return _relax(job, signals, results)
+
+
+def _relax(job: Job, signals: Signals, results: Results) -> int:
     results.check(job.options.overwrite, [*job.settings.files, *model_files(job.settings.model)])
     run = prepare(job)
     results.begin()

@@ -42,8 +42,12 @@ def run(job: Job, signals: Signals) -> int:
     Raises:
         UsageError: before anything is written, if something about the input is wrong.
     """
+    with Results(job.settings.out, RESULTS) as results:
+        return _run(job, signals, results)
+
+
+def _run(job: Job, signals: Signals, results: Results) -> int:
     settings = job.settings
-    results = Results(settings.out, RESULTS)
     goes_on = bool(results.existing()) and not job.options.overwrite
     if goes_on:
         check_same(results, settings.model_copy(update={"model": canonical(settings.model)}))
@@ -52,6 +56,7 @@ def run(job: Job, signals: Signals) -> int:
     plan = prepare(job)
     settings = plan.settings
     if goes_on:
+        results.hold()
         check_same(results, settings, plan.hashes)
         done = _go_on(results.at)
     else:

@@ -61,12 +61,27 @@ def check_systems(engine: Engine, batch: Batch) -> None:
         ValueError: naming the first system that cannot be treated.
     """
     check_constraints(name_of(engine), batch)
+    _check_masses(batch)
     engine.model.check(batch)
     for group in engine.groups:
         for hook in group.hooks.traced:
             hook.check_in(engine, batch)
     for part in engine.parts:
         part.check(batch)
+
+
+def _check_masses(batch: Batch) -> None:
+    """Check the masses, which `batch.replace` takes as they are."""
+    masses = np.asarray(batch.masses)[: batch.num_atoms]
+    # NaN is no mass, either.
+    wrong = np.flatnonzero(~(masses > 0) | np.isinf(masses))
+    if len(wrong):
+        atom = int(wrong[0])
+        row = int(np.asarray(batch.batch_idx)[atom])
+        local = atom - int(np.asarray(batch.first_atom)[row])
+        raise ValueError(
+            f"{batch.name_of(row)}: masses must be positive, that of atom {local} is {masses[atom]:g} amu."
+        )
 
 
 def check_constraints(who: str, batch: Batch, drop: str = DROP) -> None:

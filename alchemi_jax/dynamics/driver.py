@@ -147,13 +147,12 @@ class Run:
         self.min_active = np.int32(0)
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
-        traced = [s for s in DynamicsStage if any(group.hooks.any_traced(s) for group in self.groups)]
         # Stages at which host hooks can be called between steps. A host hook is called after the traced hooks
         # of its stage and before what follows, so these stages depend on where there are traced hooks.
         edge = {DynamicsStage.ON_CONVERGE}
-        if DynamicsStage.BEFORE_STEP not in traced:
+        if not self._has_traced(DynamicsStage.BEFORE_STEP):
             edge.add(DynamicsStage.BEFORE_STEP)
-        if DynamicsStage.ON_CONVERGE not in traced:
+        if not self._has_traced(DynamicsStage.ON_CONVERGE):
             edge.add(DynamicsStage.AFTER_STEP)
         self.edge = edge
         hooks = host_hooks(self.groups)
@@ -162,6 +161,9 @@ class Run:
         self.after = [h for h in hooks if self._runs(h, {DynamicsStage.AFTER_STEP} & edge)]
         self.inside = [h for h in hooks if self._runs(h, set(DynamicsStage) - edge)]
         self.stop_on_convergence = any(self._runs(h, {DynamicsStage.ON_CONVERGE}) for h in hooks)
+
+    def _has_traced(self, stage: DynamicsStage) -> bool:
+        return any(group.hooks.any_traced(stage) for group in self.groups)
 
     @staticmethod
     def _runs(hook: Any, stages: set[DynamicsStage]) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -10,7 +11,7 @@ from alchemi_jax.parameters import as_key, positive
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import momentum, moves_as_whole
 from alchemi_jax.systems.segments import sum_by_system, to_atoms
-from alchemi_jax.transforms import root
+from alchemi_jax.transforms import RUNS_ONCE, is_traced, root
 from alchemi_jax.units import ACCELERATION, KB
 
 
@@ -33,9 +34,22 @@ def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | No
         ValueError: if the temperature is negative.
     """
     temperature = positive("temperature", zero=True)(temperature)
-    noise = normal_noise(batch, as_key(key), _SALT)
+    # One program: operation by operation there are seventy to compile.
+    draw = _draw if is_traced((batch, temperature, key)) else _draw_compiled
+    return batch.replace(velocities=draw(batch.replace(meta=None), temperature, as_key(key)))
+
+
+def _draw(batch: Batch, temperature: Any, key: PRNGKeyArray) -> Float[Array, "atoms 3"]:
+    """The velocities of `initialize_velocities`."""
+    noise = normal_noise(batch, key, _SALT)
     velocities = noise * to_atoms_speed(batch, temperature)
-    return remove_com_motion(batch.replace(velocities=jnp.where(batch.free_components, velocities, 0)))
+    moving = batch.replace(velocities=jnp.where(batch.free_components, velocities, 0))
+    return remove_com_motion(moving).velocities
+
+
+# The types of equinox do not declare compiler options.
+_filter_jit: Any = eqx.filter_jit
+_draw_compiled = _filter_jit(_draw, compiler_options=RUNS_ONCE)
 
 
 def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from alchemi_jax.models.base import Results as Results
     from alchemi_jax.models.base import SumModel as SumModel
     from alchemi_jax.models.bond_order import AbstractBondOrder as AbstractBondOrder
+    from alchemi_jax.models.chgnet import CHGNet as CHGNet
     from alchemi_jax.models.committee import CommitteeModel as CommitteeModel
     from alchemi_jax.models.eam import EAM as EAM
     from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded

@@ -17,6 +17,7 @@ where there are fewest rows, to atoms or bonds, and then gathered and added.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alchemi_jax.models.base import cast
 from alchemi_jax.models.chgnet_weights import Weights, get
 from alchemi_jax.models.chunks import Rows, sum_chunks, sum_rows
 from alchemi_jax.models.graph import AbstractGraphModel, Graph
@@ -53,7 +55,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         y = matmul(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias[None]
 
 
 class Norm(eqx.Module):
@@ -66,7 +68,7 @@ class Norm(eqx.Module):
         mean = x.mean(axis=-1, keepdims=True)
         centred = x - mean
         variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + 1e-5) * self.scale + self.offset
+        return centred * jax.lax.rsqrt(variance + 1e-5) * self.scale[None] + self.offset[None]
 
 
 class Gated(eqx.Module):
@@ -86,8 +88,8 @@ class Gated(eqx.Module):
         return jnp.concatenate([self.first[0], self.first[1]], axis=-1)
 
     @property
-    def bias(self) -> Float[Array, " both"]:
-        return self.first_bias.reshape(-1)
+    def bias(self) -> Float[Array, "1 both"]:
+        return self.first_bias.reshape(1, -1)
 
     def part(self, k: int, x: Float[Array, "rows features"]) -> Float[Array, "rows both"]:
         """What input k adds to the first layer of core and gate."""
@@ -182,6 +184,9 @@ class CHGNet(AbstractGraphModel):
         return self.node_results(graph)[0]
 
     def node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Array]]:
+        return cast(self, graph.vectors.dtype)._node_results(graph)
+
+    def _node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Array]]:
         triplets = graph.triplets
         if triplets is None or graph.reverse is None:
             raise ValueError("CHGNet needs a graph with triplets and reverse edges.")
@@ -202,10 +207,14 @@ class CHGNet(AbstractGraphModel):
         added = jnp.zeros((len(at), atoms.shape[1]), atoms.dtype)
         own = self.edge_features(radial[at])
         # Version 0.2.0: the layers add a bias to all edges of a system that has angles.
-        common, angular = jnp.zeros(atoms.shape[1], atoms.dtype), self._has_angles(graph, triplets, centres)
+        common, angular = (
+            jnp.zeros((1, atoms.shape[1]), atoms.dtype),
+            self._has_angles(graph, triplets, centres),
+        )
 
         edge_rows, angle_rows = graph.edge_mask.sum(), triplets.mask.sum()
-        add_up: Any = sum_chunks if self.in_chunks else sum_rows
+        # Chunks are for the cache of a core; another device works on whole arrays at once.
+        add_up: Any = sum_chunks if self.in_chunks and jax.default_backend() == "cpu" else sum_rows
         update: tuple[Gated, Any] | None = None
         magmoms = jnp.zeros(atoms.shape[0], atoms.dtype)
         for layer in self.layers:
@@ -240,7 +249,7 @@ class CHGNet(AbstractGraphModel):
             summed, angles = add_up(_angle_messages, len(at), weights, rows)
             summed = summed + summed.at[opposite].get(mode="fill", fill_value=0)
             added = added + matmul(summed, layer.bonds_out.weight)
-            common = common + (0 if layer.bonds_out.bias is None else layer.bonds_out.bias)
+            common = common + (0 if layer.bonds_out.bias is None else layer.bonds_out.bias[None])
             if layer.angles is not None:
                 # These angles are read by the next layer, in the same pass over the rows.
                 phi, bonds = layer.angles, own + added + common
@@ -282,9 +291,9 @@ def _fourier(
     angles: Float[Array, " rows"], frequencies: Float[Array, " orders"]
 ) -> Float[Array, "rows angular"]:
     """Fourier series of angles."""
-    phase = angles[:, None] * frequencies
+    phase = angles[:, None] * frequencies[None]
     constant = jnp.full_like(angles[:, None], 2**-0.5)
-    return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / np.sqrt(np.pi)
+    return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / math.sqrt(math.pi)
 
 
 def _radial(
@@ -295,7 +304,7 @@ def _radial(
     low = jnp.minimum(x, 1.0)
     polynomial = 1 - low**p * ((p + 1) * (p + 2) / 2 - low * (p * (p + 2) - low * (p * (p + 1) / 2)))
     envelope = jnp.where(x < 1, polynomial, 0) / distances * (2 / cutoff) ** 0.5
-    return envelope[:, None] * jnp.sin(frequencies * low[:, None])
+    return envelope[:, None] * jnp.sin(frequencies[None] * low[:, None])
 
 
 def _edge_messages(weights: Any, gathered: Any, radial: Any) -> tuple[Any, None]:

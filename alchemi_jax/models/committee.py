@@ -72,7 +72,8 @@ class CommitteeModel(AbstractModel):
         def stack(*leaves: Any) -> Any:
             return jnp.stack(leaves) if _is_number_array(leaves[0]) else leaves[0]
 
-        return cls(members=jax.tree.map(stack, *models))
+        members = jax.tree.map(stack, *models)
+        return cls(members=members)  # pyright: ignore[reportCallIssue]
 
     def __check_init__(self):
         if not isinstance(self.members, AbstractModel):

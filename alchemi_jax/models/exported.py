@@ -59,8 +59,8 @@ class ExportedModel(AbstractModel):
         takes: of "charge" and "spin".
 
     Raises:
-        ValueError: from `check`, for an element that it does not know, and for a charge or spin that it does
-            not use.
+        ValueError: from `check`, for an element that it does not know, for a charge or spin that it does not
+            use, and for a function of 64 bits where JAX has 32.
     """
 
     parameters: tuple[Array, ...] = eqx.field(repr=False)
@@ -123,6 +123,12 @@ class ExportedModel(AbstractModel):
         return energies[:-1].astype(batch.dtype) + lost
 
     def check(self, batch: Batch) -> None:
+        wide = [aval.dtype for aval in self.function.exported.in_avals if aval.dtype.itemsize == 8]
+        if wide and not jax.config.jax_enable_x64:  # pyright: ignore
+            raise ValueError(
+                f"{self.function.name} was exported with {wide[0]}, and jax_enable_x64 is off here: switch "
+                "it on (dtype float64 on the command line), or export the function with float32."
+            )
         if self.elements is not None:
             check_elements(self, batch, "parameters", self.elements)
         for name, usual in _OPTIONAL.items():

@@ -10,8 +10,9 @@ import jax
 from jaxtyping import Array
 
 
+#: Of e3nn_jax, as it begins; the networks of mlip 0.1 change them for the whole process when they are called.
+_NORMALIZATIONS = {"path_normalization": "element", "gradient_normalization": "path"}
 #: Settings that packages change for the whole process when they are imported.
-_NORMALIZATIONS = ("path_normalization", "gradient_normalization")
 _KEPT = ("jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_rank_promotion", "jax_debug_nans")
 
 
@@ -56,22 +57,29 @@ def join(rest: Opaque, leaves: Sequence[Array]) -> Any:
 
 @contextlib.contextmanager
 def foreign_code() -> Iterator[None]:
-    """Around imports and calls of other packages: products in full precision, shapes that broadcast, and
-    settings of the process, of JAX and e3nn_jax, as they were before."""
+    """Around imports and calls of other packages: products in full precision, shapes that broadcast, the
+    normalizations with which e3nn_jax begins; and afterwards settings of the process as they were."""
     before = {name: getattr(jax.config, name) for name in _KEPT}
-    e3nn: Any = sys.modules.get("e3nn_jax")
-    normalization = {} if e3nn is None else {name: e3nn.config(name) for name in _NORMALIZATIONS}
+    e3nn = sys.modules.get("e3nn_jax")
+    normalizations = {name: _normalization(name) for name in _NORMALIZATIONS} if e3nn else _NORMALIZATIONS
     try:
+        for name, value in _NORMALIZATIONS.items():
+            _normalization(name, value)
         with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
             yield
     finally:
-        if e3nn is not None:
-            for name, value in normalization.items():
-                e3nn.config(name, value)
+        for name, value in normalizations.items():
+            _normalization(name, value)
         # Behind the contexts, which hide the settings of the process.
         for name, value in before.items():
             if getattr(jax.config, name) != value:
                 jax.config.update(name, value)
+
+
+def _normalization(name: str, value: str | None = None) -> Any:
+    """A setting of e3nn_jax, or, with a value, set it; nothing if e3nn_jax is not imported."""
+    e3nn: Any = sys.modules.get("e3nn_jax")
+    return None if e3nn is None else e3nn.config(name, value)
 
 
 __all__ = ["Opaque", "foreign_code", "join", "split"]

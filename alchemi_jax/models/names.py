@@ -62,7 +62,12 @@ class NamedModel:
         if not self.rest or self.entry.grammar not in ("file", "folder", "place"):
             return {}
         if self.entry.grammar != "place":
-            return {self.rest: content_hash(Path(self.rest))}
+            found = {self.rest: content_hash(Path(self.rest))}
+            # Metadata of an exported function may be in a file of its own.
+            beside = Path(self.rest).with_suffix(".json")
+            if self.entry.name == "exported" and beside.is_file():
+                found[str(beside)] = content_hash(beside)
+            return found
         module = self.rest.partition(":")[0]
         try:
             spec = importlib.util.find_spec(module)

@@ -14,6 +14,8 @@ from alchemi_jax.systems.segments import to_atoms
 
 
 _WORD = 32
+_PAIRS = 46000
+_ALONG = 1 << 16
 
 
 def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> int:
@@ -72,7 +74,7 @@ def edge_list(
         receivers=receivers,
         shifts=shifts,
         mask=mask,
-        reverse=_reverse_of(senders, receivers, shifts) if reverse else None,
+        reverse=_reverse_of(senders, receivers, shifts, n) if reverse else None,
         needed=needed,
         overflow=overflow | neighbors.overflow,
     )
@@ -96,13 +98,22 @@ def _within_both_ways(batch: Batch, neighbors: NeighborList, cutoff: float) -> B
 
 
 def _reverse_of(
-    senders: Int[Array, " edges"], receivers: Int[Array, " edges"], shifts: Float[Array, "edges 3"]
+    senders: Int[Array, " edges"],
+    receivers: Int[Array, " edges"],
+    shifts: Float[Array, "edges 3"],
+    atoms: int,
 ) -> Int[Array, " edges"]:
     """The opposite of each edge: edges sorted forward and edges sorted backward come in the same order."""
-    x, y, z = (shifts[:, k] for k in range(3))
-    forward = jnp.lexsort((z, y, x, senders, receivers))
-    backward = jnp.lexsort((-z, -y, -x, receivers, senders))
-    return jnp.zeros(len(senders), jnp.int32).at[backward].set(forward.astype(jnp.int32))
+    x, y, z = (shifts[:, k].astype(jnp.int32) for k in range(3))
+    # Few keys make a sort fast. Sums may wrap around: images of one pair of atoms are never so far apart that
+    # two of them get the same number.
+    plane = x * _ALONG + y
+    if atoms < _PAIRS:
+        there, back = [receivers * (atoms + 1) + senders], [senders * (atoms + 1) + receivers]
+    else:
+        there, back = [senders, receivers], [receivers, senders]
+    order = jnp.lexsort((z, plane, *there)).astype(jnp.int32)
+    return jnp.zeros(len(senders), jnp.int32).at[jnp.lexsort((-z, -plane, *back))].set(order)
 
 
 def _compact(

@@ -130,16 +130,23 @@ def _list_needs(batch: Batch, cutoff: float, skin: float, r: Requirements) -> Ne
     reach, free = cutoff + skin, ~pbc.any(axis=1)
 
     working = _working_cells(cell, pbc)
-    inverse = np.linalg.inv(working)
-    faces = 1 / np.linalg.norm(inverse, axis=1)
-    along = (positions[:, None, :] @ inverse[owner])[:, 0]
-    inside = along - np.where(pbc[owner], np.floor(along), 0)
+    if free.all():
+        # As below, with the unit matrix for each cell.
+        faces, inside = np.ones((systems, 3)), positions
+    else:
+        inverse = np.linalg.inv(working)
+        faces = 1 / np.linalg.norm(inverse, axis=1)
+        along = (positions[:, None, :] @ inverse[owner])[:, 0]
+        inside = along - np.where(pbc[owner], np.floor(along), 0)
     low, high = np.minimum.reduceat(inside, first), np.maximum.reduceat(inside, first)
     margin = reach / faces * (1 + 1e-4) + 1e-4
-    most = np.floor((high + margin)[owner] - inside)
-    least = np.ceil((low - margin)[owner] - inside)
-    copies = np.where(pbc[owner], most - least + 1, 1).prod(axis=1) - 1
-    images = np.add.reduceat(copies, first)
+    if free.all():
+        images = np.zeros(systems)
+    else:
+        most = np.floor((high + margin)[owner] - inside)
+        least = np.ceil((low - margin)[owner] - inside)
+        copies = np.where(pbc[owner], most - least + 1, 1).prod(axis=1) - 1
+        images = np.add.reduceat(copies, first)
     everyone = counts + images * 1.05
     # No list is made for these, so they need no cells.
     absurd = ~(images <= MOST)
@@ -164,11 +171,14 @@ def _list_needs(batch: Batch, cutoff: float, skin: float, r: Requirements) -> Ne
     inner = np.clip(np.floor((high - low) / margin), 1, _MOST_CELLS ** (1 / 3))
     inner = np.where((absurd | (free & (counts <= ALL_PAIRS)))[:, None], 1, inner)
     width = np.maximum((high - low) / inner, margin)
-    at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
-    at = np.where(absurd[owner][:, None], 0, at)
-    key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2] + owner * float(_MOST_CELLS)
-    occupied, atoms = np.unique(key, return_counts=True)
-    groups = np.bincount((occupied // _MOST_CELLS).astype(np.int64), np.ceil(atoms / ROWS), systems)
+    if (inner == 1).all():
+        groups = np.ceil(counts / ROWS)
+    else:
+        at = np.clip(np.floor((inside - low[owner]) / width[owner]), 0, inner[owner] - 1)
+        at = np.where(absurd[owner][:, None], 0, at)
+        key = (at[:, 0] * inner[owner, 1] + at[:, 1]) * inner[owner, 2] + at[:, 2]
+        occupied, atoms = np.unique(key + owner * float(_MOST_CELLS), return_counts=True)
+        groups = np.bincount((occupied // _MOST_CELLS).astype(np.int64), np.ceil(atoms / ROWS), systems)
     around = np.where(pbc, 3 * width * faces, np.minimum(3 * width * faces, extent)).prod(axis=1)
     in_cells = np.minimum(1.2 * counts / filled * around + 8, everyone)
 

@@ -30,7 +30,7 @@ def find_triplets(
     """
     n, many = batch.atom_capacity, len(edges.mask)
     inner = inner & edges.mask
-    before = jnp.cumsum(inner, dtype=jnp.int32) - inner
+    before = jnp.cumsum(inner, dtype=jnp.int32) - inner.astype(jnp.int32)
     needed_bonds = inner.sum(dtype=jnp.int32)
     bond = jnp.nonzero(inner, size=bonds, fill_value=many)[0].astype(jnp.int32)
     bond_mask = jnp.arange(bonds) < needed_bonds
@@ -46,7 +46,7 @@ def find_triplets(
     rank = jnp.arange(triplets, dtype=jnp.int32) - (end - partners)[first]
     second = start[at][first] + rank
     # The bond itself is left out.
-    second = second + (second >= first)
+    second = second + (second >= first).astype(jnp.int32)
     mask = jnp.arange(triplets) < needed
     return Triplets(
         bonds=bond,

@@ -25,6 +25,10 @@ _OWN_INFO = {"charge": 0.0, "spin": 1.0}
 KEPT_ARRAYS = "_alchemi_jax_arrays"
 
 
+ATOM_RESULTS = ("magmoms", "charges", "energies")
+"""Names of further results of atoms that ASE knows, extras of the atoms here."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AtomicData:
     """One system of atoms, as numpy arrays.
@@ -152,7 +156,8 @@ class AtomicData:
             constraints: "keep" or "drop" those that cannot be applied. A system that has one is refused by
                 engines.
             results: whether to take over the energy, forces and stress that the calculator has for these
-                atoms, or that a file left in `info` and `arrays`: labels for training.
+                atoms, or that a file left in `info` and `arrays`: labels for training. Magnetic moments,
+                charges and energies of atoms of the calculator become extras.
         """
         if not isinstance(constraints, str) or constraints not in ("keep", "drop"):
             raise ValueError(f"constraints must be 'keep' or 'drop', not {constraints!r}.")
@@ -160,6 +165,9 @@ class AtomicData:
         for key, value in atoms.arrays.items():
             if key not in _OWN_ARRAYS:
                 (atom_extras if value.dtype.kind in "biuf" else kept_arrays)[key] = value.copy()
+        if results and atoms.calc is not None:
+            found = {k: v for k in ATOM_RESULTS if (v := atoms.calc.results.get(k)) is not None}
+            atom_extras |= {k: np.asarray(v, float) for k, v in found.items() if len(v) == len(atoms)}
         info = dict(atoms.info)
         if KEPT_ARRAYS in info:
             raise ValueError(
@@ -238,6 +246,8 @@ class AtomicData:
             s = self.stress
             results["stress"] = np.array([s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]])
         if results:
+            # Arrays with these names are results to ASE's writers, beside an energy.
+            results |= {k: atoms.arrays[k] for k in ATOM_RESULTS if k in self.atom_extras}
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
 
@@ -274,4 +284,4 @@ def _known_results(atoms: Atoms) -> dict[str, Any]:
     return known
 
 
-__all__ = ["AtomicData"]
+__all__ = ["ATOM_RESULTS", "AtomicData"]

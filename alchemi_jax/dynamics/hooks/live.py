@@ -99,8 +99,9 @@ class LivePlotHook:
             self._handle.update(figure)
 
     def __enter__(self) -> "LivePlotHook":
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path is not None and not self.path.parent.is_dir():
+            # Said before the first step, not at the first picture.
+            raise FileNotFoundError(f"{self.path}: there is no folder {self.path.parent}.")
         return self
 
     def __exit__(self, *exc: Any) -> None:

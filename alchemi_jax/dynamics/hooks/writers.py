@@ -45,7 +45,6 @@ class CSVWriter:
         """
         if self._file is not None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = WriteLock(self.path) if self.path.is_file() else None
         try:
             self._open()

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemi_jax.io.encoding import decode_constraints, decode_info, encode_constraints, encode_info
-from alchemi_jax.systems.atoms import AtomicData
+from alchemi_jax.systems.atoms import ATOM_RESULTS, AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.metadata import Metadata
@@ -120,10 +120,13 @@ def separate(atoms: Atoms, dialect: Dialect, name: str, replaced: Collection[str
             out.info[key] = loose
     if apart:
         exact["info"] = encode_info(apart, name, stacklevel=8)
+    # Written as results, as forces are.
+    written = {k for k in ATOM_RESULTS if k in results and k in atoms.arrays}
+    out.arrays = {k: v for k, v in out.arrays.items() if k not in written}
     odd = {
         k: v
         for k, v in atoms.arrays.items()
-        if k in results or not dialect.keeps_array(k, v, atoms.arrays.keys() - {k})
+        if k not in written and (k in results or not dialect.keeps_array(k, v, atoms.arrays.keys() - {k}))
     }
     if odd:
         exact["arrays"] = encode_info(odd, name, stacklevel=8)
@@ -222,6 +225,9 @@ def from_atoms(structures: list[Atoms], dtype: Any = None) -> HostBatch:
         results = atoms.calc.results if atoms.calc is not None else {}
         atoms, mine = _separate_run(atoms)
         name = str(mine.get(SYSTEM_NAME, f"system {i} ({atoms.get_chemical_formula()})"))
+        for key in ATOM_RESULTS:
+            if key in results and key not in atoms.arrays:
+                atoms.set_array(key, np.asarray(results[key]))
         one = AtomicData.from_ase(atoms, name)
         own = {k: results[k] for k in ("energy", "forces") if k in results}
         if "stress" in results:

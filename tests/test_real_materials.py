@@ -1,0 +1,44 @@
+"""Twenty real materials on the command line, against relaxations by the chgnet package on torch.
+
+`benchmarks/chgnet_torch.py` made the table, `benchmarks/crystals.py` makes the folder.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+
+from alchemi_jax.models import chgnet_weights
+from benchmarks.crystals import perturbed, write_folder
+
+
+TABLE = json.loads((Path(__file__).parent / "data" / "chgnet_relaxed.json").read_text())
+START = "from alchemi_jax.cli.main import start; import sys; sys.argv[0] = 'alchemi-jax'; sys.exit(start())"
+
+
+@pytest.mark.parametrize("kind", ["fixed", "free"])
+def test_a_folder_of_real_crystals_relaxes_as_by_the_package(kind, tmp_path):
+    """No model is named: all elements are known to CHGNet, and the first line says that it is taken."""
+    try:
+        chgnet_weights.keep()
+    except OSError as e:
+        pytest.skip(f"no weights: {e}")
+    write_folder(tmp_path / "crystals")
+    command = [sys.executable, "-c", START, "relax", "crystals", "--fmax", "0.02"]
+    cell = [] if kind == "fixed" else ["--cell"]
+    done = subprocess.run([*command, *cell], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Model: chgnet:0.3.0, since none was given" in done.stdout.splitlines()[0]
+    out = ase.io.read(tmp_path / "alchemi-relaxed" / "relaxed.extxyz", ":")
+    assert len(out) == len(TABLE) == 20
+    by_formula = {atoms.get_chemical_formula(): name for name, atoms in perturbed().items()}
+    assert len(by_formula) == 20
+    for atoms in out:
+        name = by_formula[atoms.get_chemical_formula()]
+        energy = atoms.get_potential_energy() / len(atoms)
+        assert abs(energy - TABLE[name][kind]["energy_per_atom"]) < 2e-3, name
+        assert np.isfinite(atoms.get_magnetic_moments()).all()
