@@ -71,7 +71,7 @@ def measured(workload: str, dtype: str, args: argparse.Namespace) -> list[dict[s
     for column in zip(*rounds, strict=True):
         row = column[0]
         if not all(key in c and c.get("workload", workload) == workload for c in column):
-            print(f"{workload:10}{dtype:10}{row['peer']:22} not available here", flush=True)
+            print(f"{workload:11}{dtype:10}{row['peer']:22} not available here", flush=True)
             continue
         pairs = [mine[0][key] / other[key] for mine, other in zip(rounds, column, strict=True)]
         row = {**row, "rate": statistics.median(c[key] for c in column), "of": key}
@@ -137,7 +137,7 @@ def main() -> int:
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
     machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
     results: list[dict[str, Any]] = []
-    print(f"{'workload':10}{'dtype':10}{'who':22}{'rate':>14} {'unit':14}{'first s':>8}{'ours / theirs':>15}")
+    print(f"{'workload':11}{'dtype':10}{'who':22}{'rate':>14} {'unit':14}{'first s':>8}{'ours / theirs':>15}")
     for workload in args.workloads.split(","):
         for dtype in args.dtypes.split(","):
             rows = measured(workload, dtype, args)
@@ -146,7 +146,7 @@ def main() -> int:
                 over = f"   {row['over_w2']:.3f} of W2's time" if "over_w2" in row else ""
                 over += f"   {row['over_fixed']:.2f} x fixed batches" if "over_fixed" in row else ""
                 print(
-                    f"{workload:10}{dtype:10}{row['peer']:22}{row['rate']:14,.0f} {unit:14}"
+                    f"{workload:11}{dtype:10}{row['peer']:22}{row['rate']:14,.0f} {unit:14}"
                     f"{row['first_s']:8.1f}{row['ratio']:15.2f}{over}",
                     flush=True,
                 )

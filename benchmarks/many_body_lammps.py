@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 
@@ -59,9 +58,9 @@ def main() -> None:
 
     taken = []
     for _ in range(args.repeats + 1):
-        begun = time.perf_counter()
+        begun = structures.clock()
         run()
-        taken.append(time.perf_counter() - begun)
+        taken.append(structures.clock() - begun)
     s = statistics.median(taken[1:])
     figures = {"s": s, "first_s": taken[0], "atom_steps_per_s": n * args.steps / s}
     print(json.dumps({"peer": "lammps", "workload": args.workload, "dtype": "float64", **figures}))

@@ -1,10 +1,15 @@
 """Structures of the workloads: the same as the peers' scripts make, by the same seeds."""
 
+import os
+import time
+
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
 
+#: Of all timings. The processor's is right on a machine that others use, too: BENCHMARKS_CLOCK=processor.
+clock = time.process_time if os.environ.get("BENCHMARKS_CLOCK") == "processor" else time.perf_counter
 EPSILON, SIGMA, CUTOFF, MASS = 0.0104, 3.40, 8.5, 39.948
 #: sqrt(eV/amu) in Å/fs.
 SPEED = 0.09822694788464063

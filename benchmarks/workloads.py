@@ -4,7 +4,6 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.models import EAM, AbstractModel, LennardJones, StillingerWeber, Tersoff
 from benchmarks import structures
-from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA
+from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA, clock
 from benchmarks.universal import w6, w7
 
 
@@ -33,14 +32,14 @@ def timed(*runs: Callable[[], Any], repeats: int) -> list[dict[str, float]]:
     """Of each run the first call apart, then median, least and most of the others, in seconds; in turn."""
     out, seconds = [], [[] for _ in runs]
     for run in runs:
-        begun = time.perf_counter()
+        begun = clock()
         run()
-        out.append({"first_s": time.perf_counter() - begun})
+        out.append({"first_s": clock() - begun})
     for _ in range(repeats):
         for run, taken in zip(runs, seconds, strict=True):
-            begun = time.perf_counter()
+            begun = clock()
             run()
-            taken.append(time.perf_counter() - begun)
+            taken.append(clock() - begun)
     for figures, taken in zip(out, seconds, strict=True):
         figures |= {"s": statistics.median(taken), "s_min": min(taken), "s_max": max(taken)}
     return out

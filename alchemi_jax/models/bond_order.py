@@ -12,7 +12,6 @@ Higher derivatives, and derivatives with respect to parameters, use a scan over 
 memory, but is slower by (slots / bonds)².
 """
 
-import dataclasses
 from abc import abstractmethod
 from typing import Any
 
@@ -23,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
 from alchemi_jax.models.embedded import virial
-from alchemi_jax.models.slots import coordinates, extend, jvp_of
+from alchemi_jax.models.slots import coordinates, extend, jvp_of, near_first
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
@@ -91,8 +90,8 @@ class AbstractBondOrder(AbstractModel):
         model = cast(self, batch.dtype)
         places = coordinates(batch, neighbors)
         n = batch.atom_capacity
-        index, used = _bonds_first(jax.lax.stop_gradient(places), neighbors, self.cutoff)
-        atom = dataclasses.replace(neighbors, index=index).neighbor_atom()
+        near = near_first(places, neighbors, self.cutoff)
+        index, used, atom = near.index, near.used, near.neighbor_atom()
         inside = atom < n
         d = tuple(c[index] - c[None, :n] for c in places)
         # Slots without a bond get a vector at which everything is finite.
@@ -100,29 +99,6 @@ class AbstractBondOrder(AbstractModel):
         own = model.atom_parameters(batch)
         other = jax.tree.map(lambda v: v[index], extend(own, neighbors))
         return (d, inside, used, own, other), atom, model
-
-
-def _bonds_first(
-    places: tuple, neighbors: NeighborList, cutoff: float
-) -> tuple[Int[Array, "slots atoms"], Int[Array, ""]]:
-    """The neighbor matrix with only the neighbors within the cutoff, in the first slots, and their number."""
-    slots, n = neighbors.index.shape
-    column = jnp.arange(n)
-
-    def take(
-        k: Int[Array, ""] | int, carry: tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]
-    ) -> tuple[Int[Array, "slots atoms"], Int[Array, " atoms"]]:
-        index, found = carry
-        place = neighbors.index[k]
-        x, y, z = (c[place] - c[:n] for c in places)
-        inside = x * x + y * y + z * z <= cutoff**2
-        index = index.at[jnp.where(inside, found, slots), column].set(place, mode="drop")
-        return index, found + inside.astype(jnp.int32)
-
-    # Unused slots point to the last place of the extended array.
-    empty = jnp.full_like(neighbors.index, len(places[0]) - 1)
-    index, found = jax.lax.fori_loop(0, neighbors.used, take, (empty, jnp.zeros(n, jnp.int32)))
-    return index, jnp.max(found, initial=0)
 
 
 def _scatter(

@@ -19,10 +19,16 @@ class AbstractEmbedded(AbstractModel):
     """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r), with rho_i = sum_j g_ij(r).
 
     Write `pair_functions` and `embedding_energy`, and `atom_parameters` if atoms differ. Forces and
-    stress are a second sum over the neighbors, of the derivative of phi_ij + F'_i g_ij + F'_j g_ji.
+    stress are a second sum over the neighbors, of the derivative of phi_ij + F'_i g_ij + F'_j g_ji. The
+    derivatives of the functions are kept from the first sum.
     """
 
     cutoff: eqx.AbstractVar[float]
+
+    @property
+    def one_density(self) -> bool:
+        """Whether g_ij = g_ji for all pairs, as with one element. It saves an array and its derivative."""
+        return False
 
     @abstractmethod
     def pair_functions(
@@ -33,6 +39,13 @@ class AbstractEmbedded(AbstractModel):
         a, b: values of `atom_parameters` at the two atoms.
         """
 
+    def pair_functions_and_slopes(
+        self, squared: Float[Array, "*pairs"], a: Any, b: Any
+    ) -> tuple[tuple[Float[Array, "*pairs"], ...], tuple[Float[Array, "*pairs"], ...]]:
+        """phi, g_ab, g_ba (not if there is `one_density`), and their derivatives in the squared distance."""
+        kept = 2 if self.one_density else 3
+        return jax.jvp(lambda s: self.pair_functions(s, a, b)[:kept], (squared,), (jnp.ones_like(squared),))
+
     @abstractmethod
     def embedding_energy(self, density: Float[Array, " atoms"], a: Any) -> Float[Array, " atoms"]:
         """F of each atom, eV, as a function of its density, [atoms]. A single atom has density 0."""
@@ -42,16 +55,19 @@ class AbstractEmbedded(AbstractModel):
         return ()
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        model, places, values = self._prepare(batch, neighbors)
-        energy, _ = model._atoms(batch, neighbors, places, values)
+        model, places, values, found = self._prepare(batch, neighbors)
+        pair, density = neighbor_sums(_density_terms, model, places, values, found)
+        energy, _ = model._atoms(batch, values, pair, density)
         return sum_by_system(batch, energy)
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        model, places, values = self._prepare(batch, neighbors)
-        energy, slope = model._atoms(batch, neighbors, places, values)
+        model, places, values, found = self._prepare(batch, neighbors)
+        kept = 2 if self.one_density else 3
+        pair, density, *slopes = neighbor_sums(_terms_and_slopes, model, places, values, found, keep=kept)
+        energy, slope = model._atoms(batch, values, pair, density)
         terms = _virial_terms if stress else _force_terms
-        values = (values, extend(slope, neighbors))  # pyright: ignore[reportArgumentType]
-        sums = neighbor_sums(terms, model, places, values, neighbors)
+        slope = extend(slope, found)
+        sums = neighbor_sums(terms, model, places, slope, found, tuple(slopes))
         forces = jnp.where(batch.atom_mask[:, None], 2 * jnp.stack(sums[:3], axis=-1), 0)
         energy = sum_by_system(batch, energy)
         if not stress:
@@ -62,13 +78,13 @@ class AbstractEmbedded(AbstractModel):
         if neighbors is None:
             raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
         model = cast(self, batch.dtype)
-        return model, coordinates(batch, neighbors), extend(model.atom_parameters(batch), neighbors)
+        values = extend(model.atom_parameters(batch), neighbors)
+        return model, coordinates(batch, neighbors), values, neighbors
 
     def _atoms(
-        self, batch: Batch, neighbors: Any, places: tuple, values: Any
+        self, batch: Batch, values: Any, pair: Float[Array, " atoms"], density: Float[Array, " atoms"]
     ) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
         """Energy and F' of each atom, zero for padding."""
-        pair, density = neighbor_sums(_density_terms, self, places, values, neighbors)
         own = jax.tree.map(lambda v: v[: batch.atom_capacity], values)
         energy, slope = jax.jvp(
             lambda d: self.embedding_energy(d, own), (density,), (jnp.ones_like(density),)
@@ -96,22 +112,37 @@ def _density_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[F
     return _functions(model, x * x + y * y + z * z, a, b)[:2]
 
 
-def _force_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Float[Array, "*pairs"], ...]:
+def _terms_and_slopes(
+    model: AbstractEmbedded, d: tuple, a: Any, b: Any
+) -> tuple[Float[Array, "*pairs"], ...]:
+    """phi and g_ab, and the derivatives of phi, g_ab and g_ba in the squared distance."""
     x, y, z = d
-    (a, slope_a), (b, slope_b) = a, b
-
-    def energy(squared: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
-        phi, g_ab, g_ba = _functions(model, squared, a, b)
-        return phi + slope_a * g_ab + slope_b * g_ba
-
     squared = x * x + y * y + z * z
-    slope = jax.jvp(energy, (squared,), (jnp.ones_like(squared),))[1]
+    inside = squared <= model.cutoff**2
+    (phi, g_ab, *_), slopes = model.pair_functions_and_slopes(squared, a, b)
+    phi, g_ab, *slopes = (jnp.where(inside, v, 0) for v in (phi, g_ab, *slopes))
+    return phi, g_ab, *slopes
+
+
+def _force_terms(
+    model: AbstractEmbedded, d: tuple, a: Any, b: Any, *slopes: Any
+) -> tuple[Float[Array, "*pairs"], ...]:
+    """a, b: F' at both atoms."""
+    x, y, z = d
+    if model.one_density:
+        phi, g = slopes
+        slope = phi + (a + b) * g
+    else:
+        phi, g_ab, g_ba = slopes
+        slope = phi + a * g_ab + b * g_ba
     return slope * x, slope * y, slope * z
 
 
-def _virial_terms(model: AbstractEmbedded, d: tuple, a: Any, b: Any) -> tuple[Float[Array, "*pairs"], ...]:
+def _virial_terms(
+    model: AbstractEmbedded, d: tuple, a: Any, b: Any, *slopes: Any
+) -> tuple[Float[Array, "*pairs"], ...]:
     x, y, z = d
-    fx, fy, fz = _force_terms(model, d, a, b)
+    fx, fy, fz = _force_terms(model, d, a, b, *slopes)
     return fx, fy, fz, fx * x, fy * y, fz * z, fy * z, fx * z, fx * y
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array, Float
 
-from alchemi_jax.models.bond_order import AbstractBondOrder
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.models.files import Elements, Lines, energy_unit, read_entries
+from alchemi_jax.models.moments import AbstractMoments, Bonds
 from alchemi_jax.parameters import between, number, positive_length
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import is_traced
@@ -38,7 +38,7 @@ def _elements(value: Any) -> str | tuple[str, ...]:
     return symbols
 
 
-class StillingerWeber(AbstractBondOrder):
+class StillingerWeber(AbstractMoments):
     """Pairs and angles with the range a sigma.
 
         E = sum_{i<j} A epsilon [B (sigma/r)^p - (sigma/r)^q] e^{sigma/(r - a sigma)}
@@ -165,12 +165,14 @@ class StillingerWeber(AbstractBondOrder):
         given = {}
         for name in NAMES[:-1]:
             given[name] = values[name] if name in _TRIPLES else np.einsum("ijj->ij", values[name])
+        cutoff = float(np.max(given["a"] * given["sigma"]))
         if len(symbols) == 1:
             given = {name: v.item() for name, v in given.items()}
         else:
             given = {name: jnp.asarray(v) for name, v in given.items()}
         try:
-            return cls(**given, element=symbols[0] if len(symbols) == 1 else symbols, skin=skin)
+            element = symbols[0] if len(symbols) == 1 else symbols
+            return cls(**given, element=element, cutoff=cutoff, skin=skin)
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
 
@@ -183,48 +185,49 @@ class StillingerWeber(AbstractBondOrder):
         # 6.189 kcal/mol.
         return cls(epsilon=0.268381, sigma=2.3925, lam=23.15, element="O", skin=skin)
 
-    def atom_parameters(self, batch: Batch) -> Any:
-        return () if isinstance(self.element, str) else types_of(self._numbers, batch.numbers)
+    @property
+    def n_kinds(self) -> int:
+        return len(self.elements)
+
+    def kinds(self, batch: Batch) -> Any:
+        return types_of(self._numbers, batch.numbers)
 
     def _of(self, name: str, *kinds: Any) -> Float[Array, "*#bonds"]:
         """A parameter for two or three elements."""
         table = getattr(self, name)
-        if isinstance(self.element, str):
+        if self.n_kinds == 1:
             return table
         place = kinds[0]
         for kind in kinds[1:]:
-            place = place * len(self.element) + kind
+            place = place * self.n_kinds + kind
         return table.reshape(-1)[place]
 
-    def _decay(
-        self, r: Float[Array, "*bonds"], a: Any, b: Any, strength: str | None = None
-    ) -> Float[Array, "*bonds"]:
-        """e^{strength sigma/(r - a sigma)}, zero beyond a sigma."""
+    def bonds(self, r: Float[Array, "*bonds"], a: Any, b: Any) -> Bonds:
         sigma = self._of("sigma", a, b)
+        # Divisions are dear in double precision: two are enough.
         gap = r - self._of("a", a, b) * sigma
         inside = gap < 0
-        height = sigma if strength is None else self._of(strength, a, b) * sigma
-        return jnp.where(inside, jnp.exp(height / jnp.where(inside, gap, -1)), 0)
+        r, gap = jnp.where(inside, r, 1), jnp.where(inside, gap, -1)
+        inverse, inner = 1 / r, 1 / gap
+        # Powers by a logarithm that they share.
+        p, q, power = self._of("p", a, b), self._of("q", a, b), jnp.log(sigma * inverse)
+        steep, flat = self._of("B", a, b) * jnp.exp(p * power), jnp.exp(q * power)
+        decay = sigma * inner
+        scale = self._of("epsilon", a, b, b) * self._of("A", a, b) * jnp.exp(decay)
+        slope = scale * ((q * flat - p * steep) * inverse - (steep - flat) * decay * inner)
+        gamma = self._of("gamma", a, b)
+        weight = jnp.exp(gamma * decay)
+        found = (scale * (steep - flat), slope, weight, -gamma * decay * inner * weight)
+        return Bonds(*(jnp.where(inside, v, 0) for v in found))
 
-    def bond(
-        self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
-    ) -> Float[Array, "*bonds"]:
-        s = self._of("sigma", a, b) / r
-        power = self._of("B", a, b) * s ** self._of("p", a, b) - s ** self._of("q", a, b)
-        pair = self._of("epsilon", a, b, b) * self._of("A", a, b) * power * self._decay(r, a, b)
-        return pair + self._decay(r, a, b, "gamma") * xi
-
-    def angle(
-        self,
-        rj: Float[Array, "*angles"],
-        rk: Float[Array, "*angles"],
-        cosine: Float[Array, "*angles"],
-        a: Any,
-        b: Any,
-        c: Any,
-    ) -> Float[Array, "*angles"]:
+    def angle_parameters(self, a: Any, b: int, c: int) -> tuple[Any, Any]:
         strength = self._of("epsilon", a, b, c) * self._of("lam", a, b, c)
-        return strength * self._decay(rk, a, c, "gamma") * (cosine - self._of("cos0", a, b, c)) ** 2
+        return strength, self._of("cos0", a, b, c)
+
+    def __repr__(self) -> str:
+        if self.n_kinds == 1:
+            return super().__repr__()
+        return f"StillingerWeber(element={self.element}, cutoff={self.cutoff}, skin={self.skin})"
 
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "parameters", self._numbers)
