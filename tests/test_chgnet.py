@@ -121,6 +121,20 @@ def test_without_weights_one_sentence_says_what_to_put_where(tmp_path, monkeypat
         CHGNet.load("0.1")
 
 
+def test_an_installed_chgnet_is_used_as_it_is(tmp_path, monkeypatch):
+    """Its file is read; the package is not imported, and nothing is downloaded."""
+    weights = chgnet_weights.VERSIONS["0.2.0"]
+    file = tmp_path / weights.path
+    file.parent.mkdir(parents=True)
+    (tmp_path / "chgnet" / "__init__.py").write_text("raise RuntimeError('imported')")
+    file.write_bytes(archive(pickle.dumps({"model": {"state_dict": {"a": 1.5}, "model_args": {}}}, 2)).read())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(chgnet_weights, "user_cache", lambda: tmp_path / "empty")
+    assert chgnet_weights.keep("0.2.0") == file
+    assert float(chgnet_weights.get("0.2.0").arrays["a"]) == 1.5
+    chgnet_weights._get.cache_clear()
+
+
 def test_no_torch_and_no_chgnet_are_imported(model):
     code = (
         "import sys; from alchemi_jax.models import CHGNet; CHGNet.load();"

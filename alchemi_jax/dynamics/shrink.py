@@ -66,6 +66,9 @@ def check(engine: Engine, batch: Batch) -> None:
 
 LEAST = 16
 """The largest factor by which a batch shrinks: then it costs little, and each size must be compiled."""
+FEWEST_EDGES = 1 << 15
+"""A batch for a graph model with room for fewer edges does not shrink: compiling a network again would take
+longer than the idle places."""
 
 
 class ShrinkingRun:
@@ -108,7 +111,8 @@ class ShrinkingRun:
         ]
         stay = np.flatnonzero(unfinished & (self.sizes > 0))
         room = shrink_room(capacities(state.batch), len(stay), int(self.sizes[stay].sum()), self.least)
-        if room is None:
+        lists = state.neighbors
+        if room is None or (lists is not None and 0 < lists.sizes.edges < FEWEST_EDGES):
             return False
         meta = run.meta
         self.larger.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
@@ -163,6 +167,10 @@ def shrink_state(
     list_sizes = None
     if state.neighbors is not None:
         list_sizes = state.neighbors.sizes.times(room.systems / state.batch.system_capacity)
+        if list_sizes.edges:
+            # The systems that continue may be those with most edges, and growing would compile again.
+            staying = Batch.from_host(state.batch.to_host(stay))
+            list_sizes = nl.fit_edges(staying, state.neighbors, list_sizes)
     return _shrink_state(engine, unsafe_replace(state, records=()), incoming, plan, list_sizes=list_sizes)
 
 
@@ -220,4 +228,4 @@ def merge_back(
     )
 
 
-__all__ = ["LEAST", "ShrinkingRun", "check", "merge_back", "shrink_room", "shrink_state"]
+__all__ = ["FEWEST_EDGES", "LEAST", "ShrinkingRun", "check", "merge_back", "shrink_room", "shrink_state"]

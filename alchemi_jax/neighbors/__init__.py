@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.needs import Needs as Needs
     from alchemi_jax.neighbors.requirements import Requirements as Requirements
     from alchemi_jax.neighbors.sizes import check_growth as check_growth
+    from alchemi_jax.neighbors.sizes import fit_edges as fit_edges
     from alchemi_jax.neighbors.sizes import grow as grow
     from alchemi_jax.neighbors.sizes import guess_sizes as guess_sizes
     from alchemi_jax.neighbors.sizes import list_needs as list_needs

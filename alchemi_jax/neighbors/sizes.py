@@ -108,6 +108,22 @@ def _edge_sizes(
     return sizes
 
 
+def fit_edges(batch: Batch, neighbors: NeighborList, sizes: ListSizes) -> ListSizes:
+    """Capacities for a batch of fewer systems, at least what their edges and images need.
+
+    Args:
+        neighbors: the list of the larger batch, whose capacities are not exceeded.
+        sizes: those of the larger batch, scaled.
+    """
+    needs = list_needs(batch, neighbors.cutoff, neighbors.skin, neighbors.requirements)
+    wanted = _edge_sizes(neighbors.requirements, needs, lambda values: float(values.sum()))
+    if sizes.periodic:
+        wanted["images"] = round_up(int(needs.images.sum() * 1.05) + 8, 16, 1)
+    old = dataclasses.asdict(neighbors.sizes)
+    fitted = {name: min(max(getattr(sizes, name), n), old[name]) for name, n in wanted.items()}
+    return dataclasses.replace(sizes, **fitted)
+
+
 def list_needs(batch: Batch, cutoff: float, skin: float, requirements: Requirements | None = None) -> Needs:
     """What the list of each system of a batch needs at the present positions; infinite or NaN for geometry
     that overflows.
@@ -220,4 +236,4 @@ def grow(sizes: ListSizes, needs: Int[np.ndarray, " sizes"]) -> ListSizes:
     return ListSizes(*new)
 
 
-__all__ = ["check_growth", "grow", "guess_sizes", "list_needs"]
+__all__ = ["check_growth", "fit_edges", "grow", "guess_sizes", "list_needs"]
