@@ -8,6 +8,7 @@ parameter that is not in the tables below fails the test that they are complete.
 import inspect
 
 import flax.linen as nn
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from alchemi_jax import AtomicData, Batch, Trajectory, dynamics
 from alchemi_jax.dynamics import NVE, Sampler, initialize_velocities, sinks
 from alchemi_jax.dynamics.hooks.convergence import Criterion
 from alchemi_jax.dynamics.sinks import HostMemory, Sink
-from alchemi_jax.models import EAM, AbstractModel, HarmonicModel, LennardJones
+from alchemi_jax.models import EAM, AbstractModel, CommitteeModel, HarmonicModel, LennardJones
 from alchemi_jax.models.tersoff import Tersoff
 from alchemi_jax.neighbors import Requirements, allocate
 
@@ -60,6 +61,10 @@ def by_pair(bad):
 class Plain(nn.Module):
     def __call__(self, batch, neighbors):
         return batch.energy
+
+
+def nothing(*_):
+    return 0.0
 
 
 SW = {name: ONE for name in ("sigma", "a")} | {
@@ -178,6 +183,33 @@ MODELS = {
         {"module": Plain(), "variables": {}},
         {"module": ["x", None, Plain], "variables": None, "cutoff": CUTOFF, "skin": SKIN},
     ),
+    "FunctionModel": (
+        {"function": nothing},
+        {
+            "function": [None, 3, "x", HarmonicModel()],
+            "params": None,
+            "cutoff": [v for v in CUTOFF if v is not None],
+            "skin": SKIN,
+        },
+    ),
+    "GraphFunctionModel": (
+        {"function": nothing, "params": {"k": 1.0}, "cutoff": 5.0},
+        {
+            "function": [None, 3, "x", jax.tree_util.Partial(nothing, np.ones(3))],
+            "params": None,
+            "cutoff": CUTOFF,
+            "skin": SKIN,
+            "elements": ["Ar", (), ("Nope",), ("Ar", "Ar"), 3, (1.5,)],
+            "inner_cutoff": [*(v for v in CUTOFF if v is not None), 6.0],
+            "long_cutoff": [v for v in CUTOFF if v is not None],
+            "reverse_edges": FLAG,
+            "per_atom": FLAG,
+        },
+    ),
+    "CommitteeModel": (
+        {"members": CommitteeModel.of([HarmonicModel()] * 2).members},
+        {"members": [None, "x", HarmonicModel, HarmonicModel(), [HarmonicModel()], LennardJones(1.0, 3.4)]},
+    ),
     "ASEModel": ({"calculator": AseEMT()}, {"calculator": ["x", None, AseEMT], "cutoff": None}),
     "SumModel": ({"parts": (HarmonicModel(),)}, {"parts": [(), (HarmonicModel(), "x"), (HarmonicModel,)]}),
     "EAM": (
@@ -245,10 +277,6 @@ STAGE = {"stage": None}
 FREQUENCY = [0, -1, 1.5, True, "x", None]
 
 
-def nothing(*_):
-    return 0.0
-
-
 HOOKS = {
     "FreezeAtomsHook": ({"atoms": [0]}, {"atoms": ["x", None, [0.5], [], 1.5, [[True]]]}),
     "WrapPeriodicHook": ({}, {}),
@@ -275,6 +303,10 @@ HOOKS = {
         {"bias": [None, 1.0, "x"], "memory": None, "deposit": [1.0, "x"], "every": COUNT},
     ),
     "NaNDetectorHook": ({}, {"keys": [(), None, 3, [3]]}),
+    "UncertaintyHook": (
+        {"limit": 0.3},
+        {"limit": ONE, "key": [None, 3, ["energy"]], "action": ["fail", None, 3, True]},
+    ),
     "EnergyDriftMonitorHook": ({}, {"threshold": [v for v in ONE if v is not None]}),
     "TemperatureScheduleHook": ({"schedule": nothing}, {"schedule": [None, 300.0, "x"]}),
     "PressureScheduleHook": ({"schedule": nothing}, {"schedule": [None, 300.0, "x"]}),

@@ -139,9 +139,9 @@ def test_the_graph_model_of_the_page_on_models():
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Bonds" in b)
     names = {}
     exec(block, names)
-    model = names["Bonds"](r0=np.array(2.0))
+    model = names["Bonds"](r0=np.array(1.9))
     batch = Batch.from_ase(Atoms("Ar2", positions=[[0, 0, 0], [2.5, 0, 0]]))
     results = model.evaluate(batch, allocate(batch, model.requirements))
-    # Each bond is an edge in both directions.
-    assert float(results.energy[0]) == pytest.approx(0.25)
-    assert float(results.forces[1, 0]) == pytest.approx(-1.0)
+    # Each bond is an edge in both directions: (1 - r/3)² (r - 1.9)², and minus its slope.
+    assert float(results.energy[0]) == pytest.approx(0.01)
+    assert float(results.forces[1, 0]) == pytest.approx(1 / 150)

@@ -28,7 +28,7 @@ from alchemi_jax.dynamics import (
     NVTLangevin,
 )
 from alchemi_jax.hooks import RecordingHook, TracedHook
-from alchemi_jax.models import AbstractPair, LennardJones
+from alchemi_jax.models import AbstractPair, CommitteeModel, HarmonicModel, LennardJones
 
 
 ROOT = Path(alchemi_jax.__file__).parent.parent
@@ -113,8 +113,11 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
     (squeeze,) = hooks.pop("PressureScheduleHook")
     squeezed = FIREVariableCell(model=lj, n_steps=2, hooks=[squeeze]).run(Batch.from_ase(crystal(0, 1)))
     assert not squeezed.take().failed.any()
-    drift = hooks.pop("EnergyDriftMonitorHook")
-    assert not NVE(model=lj, dt=1.0, n_steps=2, hooks=drift).run(three).take().failed.any()
+    drift = hooks.pop("EnergyDriftMonitorHook") + hooks.pop("UncertaintyHook")
+    committee = CommitteeModel.of([HarmonicModel()] * 2)
+    watched = NVE(model=committee, dt=1.0, n_steps=2, hooks=drift).run(three).take()
+    assert not watched.failed.any()
+    assert not watched["forces_spread"].any()
     apart = {"StageTimingHook", "ProfilerHook", "TemperatureScheduleHook"}
     together = [hook for name, made in hooks.items() if name not in apart for hook in made]
     engine = NVTLangevin(model=lj, dt=1.0, temperature=30.0, n_steps=22, hooks=together)

@@ -51,6 +51,7 @@ VERDICTS = {
     "MaxForceClampHook": (lambda: hooks.MaxForceClampHook(5.0), EVERY),
     "BiasedPotentialHook": (lambda: hooks.BiasedPotentialHook(lambda b: 0 * b.energy), EVERY),
     "NaNDetectorHook": (lambda: hooks.NaNDetectorHook(), EVERY),
+    "UncertaintyHook": (lambda: hooks.UncertaintyHook(0.3), EVERY),
     "EnergyDriftMonitorHook": (lambda: hooks.EnergyDriftMonitorHook(0.1), {"NVE"}),
     "TemperatureScheduleHook": (lambda: hooks.TemperatureScheduleHook.ramp(1.0, 2.0, 9), THERMOSTATS),
     "PressureScheduleHook": (lambda: hooks.PressureScheduleHook.ramp(1.0, 2.0, 9), PRESSURES),

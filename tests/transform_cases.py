@@ -30,7 +30,15 @@ from alchemi_jax.dynamics import (
 )
 from alchemi_jax.dynamics import hooks as h
 from alchemi_jax.dynamics.sinks import HostMemory
-from alchemi_jax.models import FlaxModel, HarmonicModel, LennardJones, Morse
+from alchemi_jax.models import (
+    CommitteeModel,
+    FlaxModel,
+    FunctionModel,
+    GraphFunctionModel,
+    HarmonicModel,
+    LennardJones,
+    Morse,
+)
 from alchemi_jax.neighbors import pair_vectors
 from alchemi_jax.systems.observables import fmax
 from alchemi_jax.systems.segments import sum_by_system
@@ -67,12 +75,29 @@ class Springs(nn.Module):
         return k * sum_by_system(batch, terms.sum(axis=0))
 
 
+def trap(params, batch, neighbors):
+    """A function of a batch."""
+    return params["k"] * sum_by_system(batch, jnp.sum(batch.positions**2, axis=1))
+
+
+def bonds(params, graph):
+    """A function of a graph: springs that end smoothly at 5 Å."""
+    d = graph.distances
+    of_edges = jnp.where(graph.edge_mask, (d - 3.5) ** 2 * jnp.maximum(1 - d / 5.0, 0) ** 2, 0)
+    return params["k"] * jax.ops.segment_sum(of_edges, graph.receivers, graph.numbers.shape[0])
+
+
 #: Those that `potential_cases` does not have.
 MODELS = {
     "LennardJones": LennardJones(epsilon={"Ar": EPSILON}, sigma={"Ar": SIGMA}, cutoff=6.0, shift=True),
     "Morse": Morse(depth=0.02, width=1.6, r0=3.7, cutoff=6.0, onset=5.0),
     "HarmonicModel": HarmonicModel(k=1.0),
     "FlaxModel": FlaxModel(Springs(), {"params": {"k": jnp.asarray(0.1)}}, cutoff=5.0),
+    "FunctionModel": FunctionModel(trap, {"k": 0.1}),
+    "GraphFunctionModel": GraphFunctionModel(bonds, {"k": 0.1}, cutoff=5.0),
+    "CommitteeModel": CommitteeModel.of(
+        [GraphFunctionModel(bonds, {"k": k}, cutoff=5.0) for k in (0.1, 0.2)]
+    ),
 }
 
 WELLS = HarmonicModel(k=1.0, center=(0.3, 0.2, 0.1))
@@ -130,6 +155,7 @@ TRACED = {
     "EnergyDriftMonitorHook": h.EnergyDriftMonitorHook(threshold=0.5),
     "TemperatureScheduleHook": h.TemperatureScheduleHook(warming),
     "PressureScheduleHook": h.PressureScheduleHook.ramp(0.0, 1.0, 3),
+    "UncertaintyHook": h.UncertaintyHook(0.5, key="energy"),
     "ReplicaExchangeHook": h.ReplicaExchangeHook([30.0, 40.0, 55.0], every=2, seed=1),
 }
 

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.reasons import is_numerical, reason_text
+from alchemi_jax.dynamics.reasons import is_numerical, is_of_model, reason_text
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import reads_stress
+from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import results_of
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.transforms import RUNS_ONCE
@@ -92,7 +93,7 @@ def warn_failed(engine: Engine, batch: Batch, known: Any = None) -> None:
     for system in new[:10].tolist():
         when = f"in step {steps[system]}" if evaluated[system] else "before the first step"
         code = int(reasons[system])
-        why = reason_text(engine, code)
+        why = reason_text(engine, code) + (f" in {name_of(engine.model)}" if is_of_model(code) else "")
         hint = " (atoms too close, or the time step too long?)." if is_numerical(code) else "."
         where = "It stays in its last finite state." if evaluated[system] else "It stays as it was given."
         warnings.warn(

@@ -49,6 +49,11 @@ def is_numerical(code: int) -> bool:
     return 0 < code <= len(FIELDS)
 
 
+def is_of_model(code: int) -> bool:
+    """Whether a result of the model is not finite."""
+    return any(code == field_reason(name) for name in ("energy", "forces", "stress"))
+
+
 def reason_text(engine: Engine, code: int) -> str:
     """The reason in words, without the system's name: "its forces are not finite". Empty for 0."""
     if code <= 0:
@@ -81,5 +86,6 @@ __all__ = [
     "hook_field_reason",
     "hook_reason",
     "is_numerical",
+    "is_of_model",
     "reason_text",
 ]

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from alchemi_jax.models.base import SumModel as SumModel
     from alchemi_jax.models.bond_order import AbstractBondOrder as AbstractBondOrder
     from alchemi_jax.models.chgnet import CHGNet as CHGNet
+    from alchemi_jax.models.committee import CommitteeModel as CommitteeModel
     from alchemi_jax.models.eam import EAM as EAM
     from alchemi_jax.models.embedded import AbstractEmbedded as AbstractEmbedded
     from alchemi_jax.models.emt import EMT as EMT
     from alchemi_jax.models.evaluation import evaluate as evaluate
     from alchemi_jax.models.ewald import Ewald as Ewald
     from alchemi_jax.models.flax import FlaxModel as FlaxModel
+    from alchemi_jax.models.function import FunctionModel as FunctionModel
+    from alchemi_jax.models.function import GraphFunctionModel as GraphFunctionModel
     from alchemi_jax.models.graph import AbstractGraphModel as AbstractGraphModel
     from alchemi_jax.models.graph import Graph as Graph
     from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel
+    from alchemi_jax.models.nnx import split_nnx as split_nnx
     from alchemi_jax.models.pair import AbstractPair as AbstractPair
     from alchemi_jax.models.pair import LennardJones as LennardJones
     from alchemi_jax.models.pair import Morse as Morse

@@ -188,11 +188,21 @@ def _list_for(part: AbstractModel, neighbors: NeighborList | None) -> NeighborLi
     return dataclasses.replace(neighbors, cutoff=part.cutoff, skin=skin)
 
 
+def source_of(model: AbstractModel, method: str) -> Any:
+    """Where to look for a mistake: the function that a model was made from, or a method of its class."""
+    function = getattr(model, "function", None)
+    if function is None:
+        return getattr(type(model), method)
+    # That of a method of a module, such as flax's `apply`, is in the class of the module.
+    owner = getattr(function, "__self__", None)
+    return function if owner is None or not callable(owner) else type(owner).__call__
+
+
 def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
     """`model.energy`, checked to be one number per system."""
     with user_errors(f"{name_of(model)}.energy", "model"):
         energy = model.energy(batch, neighbors)
-    _check(model, "energy", energy, batch, type(model).energy)
+    _check(model, "energy", energy, batch, source_of(model, "energy"))
     return jnp.asarray(energy)
 
 
@@ -267,7 +277,7 @@ def results_of(
     Raises:
         UserCodeError: naming the model and the result.
     """
-    function = type(model).evaluate
+    function = source_of(model, "evaluate")
     with user_errors(f"{name_of(model)}.evaluate", "model"):
         results = model.evaluate(batch, neighbors, stress=stress)
     if not isinstance(results, Results):
@@ -329,6 +339,7 @@ __all__ = [
     "mask_atoms",
     "per_volume",
     "results_of",
+    "source_of",
     "strained_gradient",
     "with_extra_results",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.errors import description, public_call
+from alchemi_jax.errors import description, name_of, public_call
 from alchemi_jax.models.base import AbstractModel, Results, results_of, with_extra_results
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.systems.capacity import check_precision
@@ -64,7 +64,7 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
         batch = with_extra_results(batch, model)
         fields |= results.extras
         out = batch.replace(**fields).to_host()
-    _warn_lost(out)
+    _warn_lost(model, out)
     return out
 
 
@@ -77,15 +77,17 @@ def _evaluate(model: AbstractModel, batch: Batch, neighbors: nl.NeighborList | N
     return Results(found.energy.astype(batch.dtype), forces, tensor, extras)
 
 
-def _warn_lost(batch: HostBatch) -> None:
-    lost = np.flatnonzero(~np.isfinite(batch.energy)).tolist()
-    if lost:
-        names = ", ".join(batch.name_of(row) for row in lost[:5]) + (", ..." if len(lost) > 5 else "")
-        warnings.warn(
-            f"the energy of {len(lost)} of {len(batch)} systems is not finite: {names}.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+def _warn_lost(model: AbstractModel, batch: HostBatch) -> None:
+    for field in ("energy", "forces", *model.extra_results):
+        lost = ~np.isfinite(batch[field])
+        rows = np.flatnonzero(lost.reshape(len(lost), -1).any(axis=1))
+        rows = np.unique(batch.batch_idx[rows] if batch.level(field) == "atom" else rows).tolist()
+        if rows:
+            names = ", ".join(batch.name_of(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            verb = "are" if field.endswith("s") else "is"
+            lost = f"the {field} of {len(rows)} of {len(batch)} systems {verb} not finite"
+            warnings.warn(f"{name_of(model)}: {lost}: {names}.", RuntimeWarning, stacklevel=3)
+            return
 
 
 __all__ = ["evaluate"]

@@ -12,9 +12,9 @@ from ase.data import chemical_symbols
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
-from alchemi_jax.models.base import AbstractModel, Results, mask_atoms, per_volume
+from alchemi_jax.models.base import AbstractModel, Results, mask_atoms, per_volume, source_of
 from alchemi_jax.models.elements import check_elements
-from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements, Triplets
+from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements, Triplets, allocate
 from alchemi_jax.neighbors.triplets import squared_lengths
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
@@ -162,6 +162,16 @@ class AbstractGraphModel(AbstractModel):
         """Energy of each atom and what `extra_results` declare, for models that compute both at once."""
         return self.node_energies(graph), {}
 
+    def make_graph(self, batch: Batch, neighbors: NeighborList | None = None) -> Graph:
+        """The graph of a batch as the network gets it, for instance to initialize a module of flax.
+
+        Args:
+            neighbors: a list with edges; by default one is made, on the host.
+        """
+        if neighbors is None:
+            neighbors = allocate(batch, self.requirements)
+        return make_graph(self, batch, neighbors)
+
     @property
     def requirements(self) -> Requirements:
         """Edges within the cutoff, and what else the model declares."""
@@ -219,9 +229,11 @@ class AbstractGraphModel(AbstractModel):
 def _results(model: AbstractGraphModel, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Any]]:
     """`node_results`, checked to be one number per atom."""
     method = "node_results" if model.extra_results else "node_energies"
-    who, function = f"{name_of(model)}.{method}", getattr(type(model), method)
+    who, function = f"{name_of(model)}.{method}", source_of(model, method)
     with user_errors(who, "model"):
-        energies, extras = model.node_results(graph)
+        energies, extras = (
+            model.node_results(graph) if model.extra_results else (model.node_energies(graph), {})
+        )
     real = is_array(energies) and jnp.issubdtype(jnp.asarray(energies).dtype, jnp.floating)
     if not real or jnp.shape(energies) != graph.node_mask.shape:
         atoms = graph.node_mask.shape[0]

@@ -25,5 +25,6 @@ if TYPE_CHECKING:
     from alchemi_jax.dynamics.hooks.temperature import TemperatureScheduleHook as TemperatureScheduleHook
     from alchemi_jax.dynamics.hooks.timing import ProfilerHook as ProfilerHook
     from alchemi_jax.dynamics.hooks.timing import StageTimingHook as StageTimingHook
+    from alchemi_jax.dynamics.hooks.uncertainty import UncertaintyHook as UncertaintyHook
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)
