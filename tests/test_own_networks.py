@@ -20,6 +20,7 @@ from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.errors import UserCodeError
 from alchemi_jax.models import (
     AbstractGraphModel,
+    CHGNet,
     CommitteeModel,
     FunctionModel,
     GraphFunctionModel,
@@ -236,6 +237,25 @@ def test_parameters_of_other_names_or_shapes():
         CommitteeModel.of([])
     with pytest.raises(ValueError, match="a result 'energy_spread' of their own"):
         CommitteeModel.of([CommitteeModel.of([soft(0.1)])])
+
+
+def test_chgnet_is_a_member():
+    """Its magnetic moments are means, beside the spreads; traced, not compiled."""
+    try:
+        loaded = [CHGNet.load(version) for version in ("0.3.0", "0.2.0")]
+    except OSError as e:
+        pytest.skip(f"no weights: {e}")
+    committee = CommitteeModel.of([loaded[0], loaded[0]])
+    batch = Batch.from_ase(DIMER)
+    neighbors = allocate(batch, committee.requirements)
+    found = eqx.filter_eval_shape(lambda m, n: m.evaluate(batch, n, stress=True), committee, neighbors)
+    assert {name: x.shape for name, x in found.extras.items()} == {
+        "magmoms": batch.masses.shape,
+        "energy_spread": batch.energy.shape,
+        "forces_spread": batch.masses.shape,
+    }
+    with pytest.raises(ValueError, match=r"version is '0\.3\.0' in the first and '0\.2\.0' in number 2"):
+        CommitteeModel.of(loaded)
 
 
 @pytest.fixture(scope="module")

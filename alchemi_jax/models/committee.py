@@ -170,7 +170,9 @@ def _difference(a: Any, b: Any, path: str = "") -> tuple[str, str, str] | None:
         same = a.shape == b.shape and a.dtype == b.dtype
         return None if same else (name, description(a), description(b))
     if isinstance(a, eqx.Module):
-        pairs = [(f.name, getattr(a, f.name, None), getattr(b, f.name, None)) for f in dataclasses.fields(a)]
+        # Static fields first: they say why the arrays of two models are of different shapes.
+        fields = sorted(dataclasses.fields(a), key=lambda f: not f.metadata.get("static", False))
+        pairs = [(f.name, getattr(a, f.name, None), getattr(b, f.name, None)) for f in fields]
         found = (_difference(x, y, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
         return next(filter(None, found), None)
     if isinstance(a, dict | list | tuple):
