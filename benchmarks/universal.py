@@ -1,6 +1,5 @@
 """W6 and W7: CHGNet on 32 rattled rutile cells of 24 atoms, as a model alone and in a relaxation."""
 
-import time
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +11,7 @@ from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook
 from alchemi_jax.models import CHGNet
 from alchemi_jax.neighbors import allocate, update
 from benchmarks.crystals import rutile_cells
+from benchmarks.structures import clock
 
 
 #: ASE's FIRE for unit masses.
@@ -59,9 +59,15 @@ def w7(dtype: str, repeats: int, systems: int = 32) -> dict[str, Any]:
     """The cells relaxed by FIRE to 0.05 eV/Å, fixed cell: a whole `run`."""
     batch = Batch.from_ase(rutile_cells(systems), dtype=dtype)
     engine = FIRE(model=CHGNet.load(), dt=FIRE_DT, n_steps=500, hooks=[ConvergenceHook.from_fmax(FMAX)])
-    first = _time(lambda: engine.run(batch).positions)
-    taken = [_time(lambda: engine.run(batch).positions) for _ in range(repeats)]
-    out = engine.run(batch).to_host()
+    ended: list[Batch] = []
+
+    def relax() -> Any:
+        ended.append(engine.run(batch))
+        return ended[-1].positions
+
+    first = _time(relax)
+    taken = [_time(relax) for _ in range(repeats)]
+    out = ended[-1].to_host()
     s = float(np.median(taken))
     return {
         "peer": "alchemi_jax",
@@ -80,6 +86,6 @@ def w7(dtype: str, repeats: int, systems: int = 32) -> dict[str, Any]:
 
 
 def _time(run: Any) -> float:
-    begun = time.perf_counter()
+    begun = clock()
     jax.block_until_ready(run())
-    return time.perf_counter() - begun
+    return clock() - begun
