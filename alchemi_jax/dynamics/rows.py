@@ -148,11 +148,9 @@ def pack_incoming(
         if isinstance(like, dict):
             # Results of the model are not among what a system brings: NaN until it is evaluated.
             brought = {} if given is None else given
+            unknown = {k for k, v in like.items() if k not in brought and v.dtype.kind == "f"}
             fields[f.name] = {
-                k: place(level, fill if k in brought else np.nan, brought.get(k), v)
-                if k in brought or v.dtype.kind == "f"
-                else place(level, fill, None, v)
-                for k, v in like.items()
+                k: place(level, np.nan if k in unknown else fill, brought.get(k), v) for k, v in like.items()
             }
         else:
             fields[f.name] = place(level, fill, given, like)

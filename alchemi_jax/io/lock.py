@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -39,6 +40,10 @@ class WriteLock:
             # Some file systems have no locks. What else is wrong with the path is said when it is opened.
             self.release()
 
+    def holds(self, path: Path) -> bool:
+        """Whether this path is still the file that was locked, and not another that replaced it."""
+        return self._file is None or os.path.samestat(os.fstat(self._file), os.stat(path))
+
     def release(self) -> None:
         """Give it up."""
         file, self._file = self._file, None
@@ -54,4 +59,23 @@ class WriteLock:
         self.release()
 
 
-__all__ = ["WriteLock"]
+def open_locked(path: Path, begin: Callable[[], None]) -> WriteLock:
+    """Open a file for writing, locked before anything in it is touched. Returns the lock.
+
+    Args:
+        begin: opens the file, which it may make or replace.
+
+    Raises:
+        ValueError: naming the path, if another object writes it; and what `begin` raises.
+    """
+    lock = WriteLock(path) if path.is_file() else None
+    try:
+        begin()
+        return lock if lock is not None and lock.holds(path) else WriteLock(path)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+__all__ = ["WriteLock", "open_locked"]

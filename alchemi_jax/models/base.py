@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
-from alchemi_jax.neighbors import NeighborList, Requirements
+from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements
 from alchemi_jax.parameters import Described
 from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import Level, unsafe_replace
 from alchemi_jax.systems.observables import volume
-from alchemi_jax.systems.segments import to_atoms
+from alchemi_jax.systems.segments import sum_by_system, to_atoms
 
 
 class Results(eqx.Module):
@@ -86,6 +86,10 @@ class AbstractModel(Described):
         Raises:
             ValueError: naming the system, if the model cannot treat it.
         """
+
+    def source_of(self, method: str) -> Any:
+        """The function to look at if a method returns something wrong; for the end of a message."""
+        return getattr(type(self), method)
 
     def __add__(self, other: "AbstractModel") -> "AbstractModel":
         """The sum of two potentials, a `SumModel`."""
@@ -188,21 +192,11 @@ def _list_for(part: AbstractModel, neighbors: NeighborList | None) -> NeighborLi
     return dataclasses.replace(neighbors, cutoff=part.cutoff, skin=skin)
 
 
-def source_of(model: AbstractModel, method: str) -> Any:
-    """Where to look for a mistake: the function that a model was made from, or a method of its class."""
-    function = getattr(model, "function", None)
-    if function is None:
-        return getattr(type(model), method)
-    # That of a method of a module, such as flax's `apply`, is in the class of the module.
-    owner = getattr(function, "__self__", None)
-    return function if owner is None or not callable(owner) else type(owner).__call__
-
-
 def _energy(model: AbstractModel, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
     """`model.energy`, checked to be one number per system."""
     with user_errors(f"{name_of(model)}.energy", "model"):
         energy = model.energy(batch, neighbors)
-    _check(model, "energy", energy, batch, source_of(model, "energy"))
+    _check(model, "energy", energy, batch, model.source_of("energy"))
     return jnp.asarray(energy)
 
 
@@ -269,6 +263,38 @@ def per_volume(batch: Batch, virial: Float[Array, "systems 3 3"]) -> Float[Array
     return jnp.where(periodic[:, None, None], stress, missing[:, None, None])
 
 
+def virial_by_system(batch: Batch, sums: tuple[Float[Array, " atoms"], ...]) -> Float[Array, "systems 3 3"]:
+    """dE/dstrain, eV, from per-atom sums xx, yy, zz, yz, xz, xy."""
+    s = sum_by_system(batch, jnp.stack(sums, axis=-1))
+    xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
+    return jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
+
+
+def need_list(model: AbstractModel, neighbors: NeighborList | None) -> NeighborList:
+    """The list, which this model cannot do without.
+
+    Raises:
+        ValueError: naming the model, if there is none.
+    """
+    if neighbors is None:
+        raise ValueError(f"{name_of(model)} needs a neighbor list, got None.")
+    return neighbors
+
+
+def need_edges(model: AbstractModel, neighbors: NeighborList | None) -> EdgeList:
+    """The edges of the list, which this model cannot do without.
+
+    Raises:
+        ValueError: naming the model, if there are none.
+    """
+    edges = None if neighbors is None else neighbors.edges
+    if edges is None:
+        raise ValueError(
+            f"{name_of(model)} needs a list with edges: neighbors.allocate(batch, model.requirements)."
+        )
+    return edges
+
+
 def results_of(
     model: AbstractModel, batch: Batch, neighbors: NeighborList | None, *, stress: bool
 ) -> Results:
@@ -277,7 +303,7 @@ def results_of(
     Raises:
         UserCodeError: naming the model and the result.
     """
-    function = source_of(model, "evaluate")
+    function = model.source_of("evaluate")
     with user_errors(f"{name_of(model)}.evaluate", "model"):
         results = model.evaluate(batch, neighbors, stress=stress)
     if not isinstance(results, Results):
@@ -337,9 +363,11 @@ __all__ = [
     "SumModel",
     "cast",
     "mask_atoms",
+    "need_edges",
+    "need_list",
     "per_volume",
     "results_of",
-    "source_of",
     "strained_gradient",
+    "virial_by_system",
     "with_extra_results",
 ]

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
-from alchemi_jax.models.embedded import virial
+from alchemi_jax.models.base import AbstractModel, Results, cast, need_list, per_volume, virial_by_system
 from alchemi_jax.models.slots import coordinates, extend, jvp_of, near_first
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
@@ -81,12 +80,11 @@ class AbstractBondOrder(AbstractModel):
             (gx * y + gy * x) / 2,
         )
         sums = tuple(jnp.where(batch.atom_mask, p.sum(axis=0), 0) for p in products)
-        return Results(energy, forces, per_volume(batch, virial(batch, sums)))
+        return Results(energy, forces, per_volume(batch, virial_by_system(batch, sums)))
 
     def _bonds(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
         """Vectors, mask, number of used slots and parameters of the bonds; atom in each slot; model."""
-        if neighbors is None:
-            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        neighbors = need_list(self, neighbors)
         model = cast(self, batch.dtype)
         places = coordinates(batch, neighbors)
         n = batch.atom_capacity

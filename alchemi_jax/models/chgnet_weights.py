@@ -56,6 +56,9 @@ VERSIONS = {
 }
 
 
+DEFAULT = next(iter(VERSIONS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """Named weights, and the arguments with which their model was made."""
@@ -80,7 +83,7 @@ def check_version(version: Any) -> None:
         raise ValueError(f"chgnet has the versions {', '.join(VERSIONS)}, not {version!r}.")
 
 
-def get(version: str = "0.3.0") -> Weights:
+def get(version: str = DEFAULT) -> Weights:
     """Weights of a version. If they are not here, they are downloaded, which is said on stderr.
 
     Raises:
@@ -95,7 +98,7 @@ def get(version: str = "0.3.0") -> Weights:
 def _get(version: str, kept: Path) -> Weights:
     installed = _installed(version)
     if installed is not None:
-        return _read(version, installed)
+        return _parse(version, read_torch_archive(installed))
     path = kept / f"{version}.npz"
     found = _load(version, path)
     if found is None:
@@ -108,7 +111,7 @@ def _get(version: str, kept: Path) -> Weights:
 
 def found(version: str = "") -> bool:
     """Whether a version can be used without a download; by default 0.3.0."""
-    version = version or "0.3.0"
+    version = version or DEFAULT
     return _installed(version) is not None or (folder() / f"{version}.npz").exists()
 
 
@@ -118,7 +121,7 @@ def keep(version: str = "") -> Path:
     Raises:
         ValueError, OSError: as `get`.
     """
-    version = version or "0.3.0"
+    version = version or DEFAULT
     get(version)
     return _installed(version) or folder() / f"{version}.npz"
 
@@ -209,10 +212,6 @@ def _installed(version: str) -> Path | None:
         if path.exists():
             return path
     return None
-
-
-def _read(version: str, path: Path) -> Weights:
-    return _parse(version, read_torch_archive(path))
 
 
 def _parse(version: str, content: Any) -> Weights:

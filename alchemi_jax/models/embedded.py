@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
+from alchemi_jax.models.base import AbstractModel, Results, cast, need_list, per_volume, virial_by_system
 from alchemi_jax.models.slots import coordinates, extend, neighbor_sums
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
@@ -72,11 +72,10 @@ class AbstractEmbedded(AbstractModel):
         energy = sum_by_system(batch, energy)
         if not stress:
             return Results(energy, forces, None)
-        return Results(energy, forces, per_volume(batch, virial(batch, sums[3:])))
+        return Results(energy, forces, per_volume(batch, virial_by_system(batch, sums[3:])))
 
     def _prepare(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
-        if neighbors is None:
-            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        neighbors = need_list(self, neighbors)
         model = cast(self, batch.dtype)
         values = extend(model.atom_parameters(batch), neighbors)
         return model, coordinates(batch, neighbors), values, neighbors
@@ -91,13 +90,6 @@ class AbstractEmbedded(AbstractModel):
         )
         mask = batch.atom_mask
         return jnp.where(mask, energy + pair / 2, 0), jnp.where(mask, slope, 0)
-
-
-def virial(batch: Batch, sums: tuple[Float[Array, " atoms"], ...]) -> Float[Array, "systems 3 3"]:
-    """dE/dstrain, eV, from per-atom sums xx, yy, zz, yz, xz, xy."""
-    s = sum_by_system(batch, jnp.stack(sums, axis=-1))
-    xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
-    return jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
 
 
 def _functions(
@@ -146,4 +138,4 @@ def _virial_terms(
     return fx, fy, fz, fx * x, fy * y, fz * z, fy * z, fx * z, fx * y
 
 
-__all__ = ["AbstractEmbedded", "virial"]
+__all__ = ["AbstractEmbedded"]

@@ -16,9 +16,10 @@ import numpy as np
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
-from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.models.base import AbstractModel, need_edges
 from alchemi_jax.models.elements import atomic_number, check_elements
 from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements
+from alchemi_jax.neighbors.triplets import edges_within
 from alchemi_jax.parameters import positive_length
 from alchemi_jax.systems.batch import Batch
 
@@ -112,11 +113,7 @@ class ExportedModel(AbstractModel):
         return Requirements(self.cutoff, self.skin, edges=True)
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        edges = None if neighbors is None else neighbors.edges
-        if edges is None:
-            raise ValueError(
-                "ExportedModel needs a list with edges: neighbors.allocate(batch, model.requirements)."
-            )
+        edges = need_edges(self, neighbors)
         inputs = _inputs(batch, edges, self.cutoff, self.takes)
         energies = self.function(self.parameters, inputs, batch.system_capacity + 1)
         lost = jnp.where(edges.overflow, jnp.nan, 0).astype(batch.dtype)
@@ -250,11 +247,9 @@ _call.defvjp(_forward, _backward)
 
 def _inputs(batch: Batch, edges: EdgeList, cutoff: float, takes: Sequence[str]) -> dict[str, Array]:
     """What the function is called with, see `ExportedModel`."""
-    n, systems, dtype = batch.atom_capacity, batch.system_capacity, batch.dtype
+    systems, dtype = batch.system_capacity, batch.dtype
     # A list that is shared with another model may reach farther.
-    vectors = jax.lax.stop_gradient(edges.vectors(batch))
-    near = edges.mask & (jnp.sum(vectors**2, axis=-1) <= cutoff**2)
-    ends = jnp.stack([edges.receivers, edges.senders])
+    edges = edges_within(batch, edges, cutoff)
     beyond = jnp.asarray([1, 0, 0], edges.shifts.dtype)
 
     def add(values: Any, last: Any) -> Array:
@@ -271,8 +266,9 @@ def _inputs(batch: Batch, edges: EdgeList, cutoff: float, takes: Sequence[str]) 
         # In padding an edge is three cutoffs long: the shift by one vector of this cell.
         "cell": add(batch.cell, 3 * cutoff * np.eye(3)),
         "pbc": add(batch.pbc, np.ones(3, bool)),
-        "edge_index": jnp.where(near[None], ends, n),
-        "cell_offsets": jnp.where(near[:, None], edges.shifts, beyond[None]),
+        # In padding both ends are the last atom.
+        "edge_index": jnp.stack([edges.receivers, edges.senders]),
+        "cell_offsets": jnp.where(edges.mask[:, None], edges.shifts, beyond[None]),
         "charge": optional("charge"),
         "spin": optional("spin"),
     }

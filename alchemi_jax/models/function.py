@@ -49,6 +49,12 @@ def _as_elements(value: Any) -> tuple[int, ...]:
     return table
 
 
+def _written(function: Any) -> Any:
+    """Where the code of a function is: that of a method of a module, as flax's `apply`, is in its class."""
+    owner = getattr(function, "__self__", None)
+    return function if owner is None or not callable(owner) else type(owner).__call__
+
+
 class FunctionModel(AbstractModel):
     """A function of the batch and its neighbor list, as a potential.
 
@@ -74,6 +80,9 @@ class FunctionModel(AbstractModel):
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
         return self.function(self.params, batch, neighbors)
+
+    def source_of(self, method: str) -> Any:
+        return _written(self.function)
 
 
 class GraphFunctionModel(AbstractGraphModel):
@@ -125,6 +134,9 @@ class GraphFunctionModel(AbstractGraphModel):
 
     def node_energies(self, graph: Graph) -> Float[Array, " atoms"]:
         return self.function(self.params, graph)
+
+    def source_of(self, method: str) -> Any:
+        return _written(self.function)
 
 
 __all__ = ["FunctionModel", "GraphFunctionModel"]

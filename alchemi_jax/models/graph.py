@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ase.data import chemical_symbols
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from alchemi_jax.errors import UserCodeError, description, is_array, location, name_of, user_errors
-from alchemi_jax.models.base import AbstractModel, Results, mask_atoms, per_volume, source_of
-from alchemi_jax.models.elements import check_elements
+from alchemi_jax.models.base import AbstractModel, Results, mask_atoms, need_edges, need_list, per_volume
+from alchemi_jax.models.elements import check_elements, types_of
 from alchemi_jax.neighbors import EdgeList, NeighborList, Requirements, Triplets, allocate
-from alchemi_jax.neighbors.triplets import squared_lengths
+from alchemi_jax.neighbors.triplets import edges_within, squared_lengths
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 
@@ -229,7 +227,7 @@ class AbstractGraphModel(AbstractModel):
 def _results(model: AbstractGraphModel, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Any]]:
     """`node_results`, checked to be one number per atom."""
     method = "node_results" if model.extra_results else "node_energies"
-    who, function = f"{name_of(model)}.{method}", source_of(model, method)
+    who, function = f"{name_of(model)}.{method}", model.source_of(method)
     with user_errors(who, "model"):
         energies, extras = (
             model.node_results(graph) if model.extra_results else (model.node_energies(graph), {})
@@ -250,11 +248,7 @@ def make_graph(model: AbstractGraphModel, batch: Batch, neighbors: NeighborList 
     Raises:
         ValueError: if the list has no edges.
     """
-    found = None if neighbors is None else neighbors.edges
-    if neighbors is None or found is None:
-        raise ValueError(
-            f"{name_of(model)} needs a list with edges: neighbors.allocate(batch, model.requirements)."
-        )
+    neighbors, found = need_list(model, neighbors), need_edges(model, neighbors)
     shared = neighbors.requirements
     short = None if shared.edge_cutoff == model.cutoff else model.cutoff
     triplets = found.triplets
@@ -276,7 +270,7 @@ def make_graph(model: AbstractGraphModel, batch: Batch, neighbors: NeighborList 
     head = batch.system_extras.get("head", jnp.zeros(batch.system_capacity, jnp.int32))
     return Graph(
         numbers=batch.numbers,
-        species=_species(batch, model.elements),
+        species=batch.numbers if model.elements is None else types_of(model.elements, batch.numbers),
         node_mask=batch.atom_mask,
         node_system=batch.batch_idx,
         n_nodes=batch.atoms_per_system,
@@ -295,14 +289,8 @@ def make_graph(model: AbstractGraphModel, batch: Batch, neighbors: NeighborList 
 
 def _edges(batch: Batch, found: EdgeList, cutoff: float | None) -> Edges:
     """Edges with their vectors. With a cutoff shorter than that of the list, those beyond it are padding."""
-    n, vectors = batch.atom_capacity, found.vectors(batch)
-    senders, receivers, mask = found.senders, found.receivers, found.mask
-    if cutoff is not None:
-        mask = mask & (squared_lengths(batch, found) <= cutoff**2)
-        far = jnp.array([1e3, 0, 0], batch.dtype) + jnp.where(found.overflow, jnp.nan, 0).astype(batch.dtype)
-        vectors = jnp.where(mask[:, None], vectors, far[None])
-        senders, receivers = jnp.where(mask, senders, n), jnp.where(mask, receivers, n)
-    return Edges(vectors, senders, receivers, found.shifts, mask, found.reverse)
+    kept = found if cutoff is None else edges_within(batch, found, cutoff)
+    return Edges(kept.vectors(batch), kept.senders, kept.receivers, kept.shifts, kept.mask, kept.reverse)
 
 
 def _within(triplets: Triplets, near: Bool[Array, " edges"]) -> Triplets:
@@ -320,14 +308,6 @@ def _within(triplets: Triplets, near: Bool[Array, " edges"]) -> Triplets:
         second=jnp.where(mask, triplets.second, many),
         mask=mask,
     )
-
-
-def _species(batch: Batch, elements: tuple[int, ...] | None) -> Int[Array, " atoms"]:
-    if elements is None:
-        return batch.numbers
-    table = np.zeros(len(chemical_symbols) + 1, np.int32)
-    table[list(elements)] = np.arange(len(elements))
-    return jnp.asarray(table)[batch.numbers]
 
 
 def _forces_by_edges(batch: Batch, edges: Edges, slope: Float[Array, "edges 3"]) -> Float[Array, "atoms 3"]:

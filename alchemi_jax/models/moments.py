@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
-from alchemi_jax.models.embedded import virial
+from alchemi_jax.models.base import AbstractModel, Results, cast, need_list, per_volume, virial_by_system
 from alchemi_jax.models.slots import coordinates, extend, near_first, neighbor_sums
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
@@ -86,11 +85,10 @@ class AbstractMoments(AbstractModel):
         if not stress:
             return Results(energy, forces, None)
         sums = tuple(jnp.where(batch.atom_mask, v, 0) for v in found[3:])
-        return Results(energy, forces, per_volume(batch, virial(batch, sums)))
+        return Results(energy, forces, per_volume(batch, virial_by_system(batch, sums)))
 
     def _prepare(self, batch: Batch, neighbors: NeighborList | None) -> tuple:
-        if neighbors is None:
-            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        neighbors = need_list(self, neighbors)
         model = cast(self, batch.dtype)
         places = coordinates(batch, neighbors)
         near = near_first(places, neighbors, self.cutoff)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
-from alchemi_jax.models.base import AbstractModel, Results, cast, per_volume
+from alchemi_jax.models.base import AbstractModel, Results, cast, need_list, per_volume, virial_by_system
 from alchemi_jax.models.elements import ByElement, by_element, check_elements
 from alchemi_jax.neighbors import FAR, NeighborList, extended_coordinates
 from alchemi_jax.parameters import as_flag, number, optional, positive_length
@@ -201,14 +201,10 @@ class AbstractPair(AbstractModel):
         forces = 2 * jnp.stack(sums[1:4], axis=-1)
         if not stress:
             return Results(energy, forces, None)
-        s = sum_by_system(batch, jnp.stack(sums[4:], axis=-1))
-        xx, yy, zz, yz, xz, xy = (s[:, k] for k in range(6))
-        virial = jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
-        return Results(energy, forces, per_volume(batch, virial))
+        return Results(energy, forces, per_volume(batch, virial_by_system(batch, sums[4:])))
 
     def _sums(self, batch: Batch, neighbors: NeighborList | None, virial: bool) -> tuple:
-        if neighbors is None:
-            raise ValueError(f"{type(self).__name__} needs a neighbor list, got None.")
+        neighbors = need_list(self, neighbors)
         model = cast(self, batch.dtype)
         extended = extended_coordinates(batch, neighbors)
         own = model.atom_parameters(batch)

@@ -55,7 +55,6 @@ class EdgeList(eqx.Module):
             so `vectors` are NaN.
         per_atom: [atoms, places], the indices of the edges of each atom (as receiver); in unused places the
             number of edges, an index out of range. None unless a model asks for it.
-        needed_per_atom: the largest number of edges of an atom.
         triplets: pairs of edges. None unless a model asks for them.
     """
 
@@ -67,7 +66,6 @@ class EdgeList(eqx.Module):
     needed: Int[Array, ""]
     overflow: Bool[Array, ""]
     per_atom: Int[Array, "atoms places"] | None = None
-    needed_per_atom: Int[Array, ""] | None = None
     triplets: Triplets | None = None
 
     def vectors(self, batch: Batch, padding: float = 1.0e3) -> Float[Array, "edges 3"]:

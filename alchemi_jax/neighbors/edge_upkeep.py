@@ -33,8 +33,7 @@ def no_edges(
             per_atom = jnp.asarray(np.full((atoms, sizes.per_atom), sizes.edges, np.int32))
         if r.inner_cutoff is not None:
             triplets = _no_triplets(sizes)
-        zero = jnp.asarray(np.int32(0)) if r.per_atom else None
-        edges = dataclasses.replace(edges, per_atom=per_atom, needed_per_atom=zero, triplets=triplets)
+        edges = dataclasses.replace(edges, per_atom=per_atom, triplets=triplets)
     if sizes.long_edges:
         long_edges = _empty(atoms, dtype, sizes.long_edges, False)
     return {"edges": edges, "long_edges": long_edges}
@@ -80,7 +79,7 @@ def renew_edges(batch: Batch, neighbors: NeighborList) -> NeighborList:
     needs = {"edges": edges.needed, "per_atom": zero, "bonds": zero, "triplets": zero, "long_edges": zero}
     if r.per_atom:
         rows, needs["per_atom"] = edges_per_atom(edges, batch.atom_capacity, sizes.per_atom)
-        edges = dataclasses.replace(edges, per_atom=rows, needed_per_atom=needs["per_atom"])
+        edges = dataclasses.replace(edges, per_atom=rows)
         overflow |= needs["per_atom"] > sizes.per_atom
     if r.inner_cutoff is not None:
         frozen = jax.lax.stop_gradient(batch)

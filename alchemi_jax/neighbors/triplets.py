@@ -1,5 +1,7 @@
 """The edges of each atom as a row, and pairs of edges at one atom."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -72,4 +74,11 @@ def squared_lengths(batch: Batch, edges: EdgeList) -> Float[Array, " edges"]:
     return squared
 
 
-__all__ = ["edges_per_atom", "find_triplets", "squared_lengths"]
+def edges_within(batch: Batch, edges: EdgeList, cutoff: float) -> EdgeList:
+    """The edges within a shorter cutoff; those beyond it become padding."""
+    n, mask = batch.atom_capacity, edges.mask & (squared_lengths(batch, edges) <= cutoff**2)
+    senders, receivers = (jnp.where(mask, x, n) for x in (edges.senders, edges.receivers))
+    return dataclasses.replace(edges, mask=mask, senders=senders, receivers=receivers)
+
+
+__all__ = ["edges_per_atom", "edges_within", "find_triplets", "squared_lengths"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.lock import WriteLock, open_locked
 
 
 #: Bytes that the last row is looked for in.
@@ -45,14 +45,7 @@ class CSVWriter:
         """
         if self._file is not None:
             return
-        lock = WriteLock(self.path) if self.path.is_file() else None
-        try:
-            self._open()
-            self._lock = lock or WriteLock(self.path)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+        self._lock = open_locked(self.path, self._open)
 
     def _open(self) -> None:
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:

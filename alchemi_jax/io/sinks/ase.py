@@ -15,7 +15,7 @@ from ase.io.extxyz import read_xyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from alchemi_jax.io.encoding import is_same
-from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.lock import WriteLock, open_locked
 from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
 from alchemi_jax.io.sinks.extxyz import Contents, ExtXYZDialect, frame_text, join_masks, scan_file
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
@@ -95,21 +95,17 @@ class AseFile(Sink):
         if exists and self.mode == "x":
             raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
         self._release()
-        lock = WriteLock(self.path) if self.path.is_file() else None
-        try:
+
+        def begin() -> None:
             if exists:
                 self._check()
             with self._naming():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if exists and self.mode == "w":
                     self.path.unlink()
-                    lock = None
                 self._begin()
-            self._lock = lock or WriteLock(self.path)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+
+        self._lock = open_locked(self.path, begin)
         # If the sink is opened again, it appends.
         self.mode = "a"
 
