@@ -22,7 +22,7 @@ from alchemi_jax.dynamics import (
 )
 from alchemi_jax.dynamics.hooks import LoggingHook
 from alchemi_jax.models import EMT, StillingerWeber, Tersoff
-from benchmarks import hooks, structures, workloads
+from benchmarks import hooks, structures, timing, workloads
 from benchmarks.gpu_laws import DTYPES, LAWS, Row, laws
 
 
@@ -87,7 +87,7 @@ def w8(size: int) -> Iterator[Row]:
         batch = initialize_velocities(Batch.from_ase([atoms], dtype=dtype), 600.0, jax.random.key(0))
         engine = NVE(model=model, dt=1.0, n_steps=_small(size, 200))
         run: Callable[[], Any] = lambda: jax.block_until_ready(engine.run(batch).positions)  # noqa: B023, E731
-        (figures,) = workloads.timed(run, repeats=3)
+        (figures,) = timing.timed(run, repeats=3)
         rate = _small(size, 200) * len(atoms) / figures["s"]
         yield {
             "what": f"W8, {name}",

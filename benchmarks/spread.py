@@ -16,7 +16,7 @@ from ase.cluster import Icosahedron
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, Sampler
 from alchemi_jax.models import EMT
-from benchmarks.workloads import timed
+from benchmarks.timing import timed
 
 
 def pieces(n: int) -> list[Atoms]:

@@ -4,14 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook
 from alchemi_jax.models import CHGNet
 from alchemi_jax.neighbors import allocate, update
 from benchmarks.crystals import rutile_cells
-from benchmarks.structures import clock
+from benchmarks.timing import report, timed
 
 
 #: ASE's FIRE for unit masses.
@@ -31,28 +30,18 @@ def w6(dtype: str, repeats: int, systems: int = 32) -> dict[str, Any]:
     state = engine.advance(engine.init(batch), steps)
     # Lists of the same capacity, so that both compute the same rows.
     lists = state.neighbors
-    seconds: dict[str, list[float]] = {"s": [], "model": [], "loop": []}
-    first = _time(lambda: full(batch, neighbors))
-    _time(lambda: alone(state.batch, lists))
-    for _ in range(repeats):
-        seconds["s"].append(_time(lambda: full(batch, neighbors)))
-        seconds["model"].append(_time(lambda: alone(state.batch, lists)))
-        seconds["loop"].append(_time(lambda: engine.advance(state, steps).batch.positions) / steps)
-    taken = float(np.median(seconds["s"]))
-    return {
-        "peer": "alchemi_jax",
-        "workload": "W6",
-        "dtype": dtype,
-        "first_s": first,
-        "s": taken,
-        "s_min": min(seconds["s"]),
-        "s_max": max(seconds["s"]),
-        "systems_per_s": systems / taken,
-        "atom_steps_per_s": batch.num_atoms / taken,
+    figures, model_alone, loop = timed(
+        lambda: jax.block_until_ready(full(batch, neighbors)),
+        lambda: jax.block_until_ready(alone(state.batch, lists)),
+        lambda: jax.block_until_ready(engine.advance(state, steps).batch.positions),
+        repeats=repeats,
+    )
+    more = {
         "edges": int(neighbors.edges.needed),
         "triplets": int(neighbors.edges.triplets.needed),
-        "loop_over_model": float(np.median(np.array(seconds["loop"]) / np.array(seconds["model"]))),
+        "loop_over_model": loop["s"] / steps / model_alone["s"],
     }
+    return report("W6", dtype, systems, batch.num_atoms, figures, **more)
 
 
 def w7(dtype: str, repeats: int, systems: int = 32) -> dict[str, Any]:
@@ -61,31 +50,14 @@ def w7(dtype: str, repeats: int, systems: int = 32) -> dict[str, Any]:
     engine = FIRE(model=CHGNet.load(), dt=FIRE_DT, n_steps=500, hooks=[ConvergenceHook.from_fmax(FMAX)])
     ended: list[Batch] = []
 
-    def relax() -> Any:
-        ended.append(engine.run(batch))
-        return ended[-1].positions
+    def relax() -> None:
+        ended[:] = [jax.block_until_ready(engine.run(batch))]
 
-    first = _time(relax)
-    taken = [_time(relax) for _ in range(repeats)]
-    out = ended[-1].to_host()
-    s = float(np.median(taken))
-    return {
-        "peer": "alchemi_jax",
-        "workload": "W7",
-        "dtype": dtype,
-        "first_s": first,
-        "s": s,
-        "s_min": min(taken),
-        "s_max": max(taken),
-        "systems_per_s": systems / s,
-        "atom_steps_per_s": batch.num_atoms * float(out.steps_taken.mean()) / s,
+    (figures,) = timed(relax, repeats=repeats)
+    out = ended[0].to_host()
+    more = {
         "steps_mean": float(out.steps_taken.mean()),
         "converged": int(out.converged.sum()),
         "energy_mean": float(out.energy.mean()) / 24,
     }
-
-
-def _time(run: Any) -> float:
-    begun = clock()
-    jax.block_until_ready(run())
-    return clock() - begun
+    return report("W7", dtype, systems, 24 * out.steps_taken.sum(), figures, **more)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,35 +18,14 @@ from alchemi_jax.dynamics.hooks import LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.models import EAM, AbstractModel, LennardJones, StillingerWeber, Tersoff
 from benchmarks import structures
-from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA, clock
+from benchmarks.structures import CUTOFF, EPSILON, MASS, SIGMA
+from benchmarks.timing import report, timed
 from benchmarks.universal import w6, w7
 
 
 STEPS = 200
 #: Time steps of the peers' FIRE, 10 and at most 40 fs for argon's mass, for unit masses.
 FIRE_STEPS = {"dt": 10 / MASS**0.5, "dt_max": 40 / MASS**0.5}
-
-
-def timed(*runs: Callable[[], Any], repeats: int) -> list[dict[str, float]]:
-    """Of each run the first call apart, then median, least and most of the others, in seconds; in turn."""
-    out, seconds = [], [[] for _ in runs]
-    for run in runs:
-        begun = clock()
-        run()
-        out.append({"first_s": clock() - begun})
-    for _ in range(repeats):
-        for run, taken in zip(runs, seconds, strict=True):
-            begun = clock()
-            run()
-            taken.append(clock() - begun)
-    for figures, taken in zip(out, seconds, strict=True):
-        figures |= {"s": statistics.median(taken), "s_min": min(taken), "s_max": max(taken)}
-    return out
-
-
-def _report(name: str, dtype: str, systems: int, atom_steps: float, figures: dict, **more: Any) -> dict:
-    rates = {"systems_per_s": systems / figures["s"], "atom_steps_per_s": atom_steps / figures["s"]}
-    return {"peer": "alchemi_jax", "workload": name, "dtype": dtype, **figures, **rates, **more}
 
 
 def argon(cutoff: float = CUTOFF) -> LennardJones:
@@ -69,7 +47,7 @@ def w1(dtype: str, repeats: int, systems: int = 256) -> dict[str, Any]:
         "energy_mean": float(out.energy.mean()),
         "converged": int(out.converged.sum()),
     }
-    return _report("W1", dtype, systems, 13 * out.steps_taken.sum(), figures, **more)
+    return report("W1", dtype, systems, 13 * out.steps_taken.sum(), figures, **more)
 
 
 def moving(made: tuple[list[Atoms], list[np.ndarray]], dtype: str) -> Batch:
@@ -89,7 +67,7 @@ def _dynamics(name: str, made: tuple, dtype: str, repeats: int, steps: int) -> d
     (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
     state = engine.advance(engine.init(batch), steps)
     builds = int(state.neighbors.builds)
-    return _report(name, dtype, batch.num_systems, steps * batch.num_atoms, figures, list_builds=builds)
+    return report(name, dtype, batch.num_systems, steps * batch.num_atoms, figures, list_builds=builds)
 
 
 def w2(dtype: str, repeats: int, systems: int = 32, steps: int = STEPS) -> dict[str, Any]:
@@ -118,7 +96,7 @@ def w4(dtype: str, repeats: int, systems: int = 32, steps: int = STEPS) -> dict[
         base, figures = timed(
             lambda: jax.block_until_ready(plain.run(batch).positions), observed, repeats=repeats
         )
-    return _report("W4", dtype, systems, steps * batch.num_atoms, figures, over_w2=figures["s"] / base["s"])
+    return report("W4", dtype, systems, steps * batch.num_atoms, figures, over_w2=figures["s"] / base["s"])
 
 
 def w5(dtype: str, repeats: int, systems: int = 512, flying: int = 64) -> dict[str, Any]:
@@ -154,7 +132,7 @@ def w5(dtype: str, repeats: int, systems: int = 512, flying: int = 64) -> dict[s
         "occupancy": traffic.occupancy,
         "between_segments": traffic.host_seconds / traffic.seconds,
     }
-    return _report("W5", dtype, systems, steps, figures, **more)
+    return report("W5", dtype, systems, steps, figures, **more)
 
 
 def _potential(name: str) -> Path:
@@ -171,7 +149,7 @@ def w8(model: Callable[[], AbstractModel], atoms: Callable[[], Atoms], name: str
         (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
         state = engine.advance(engine.init(batch), steps)
         more = {"list_builds": int(state.neighbors.builds), "slots": state.neighbors.slots}
-        return _report(name, dtype, 1, steps * batch.num_atoms, figures, **more)
+        return report(name, dtype, 1, steps * batch.num_atoms, figures, **more)
 
     return run
 
