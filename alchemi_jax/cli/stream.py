@@ -76,9 +76,10 @@ class Prepared:
     @property
     def input(self) -> str:
         """How many structures, and from where."""
-        n, files = len(self.sources), self.settings.files
+        # A folder that was given is many files.
+        n, files = len(self.sources), len({path for path, _, _ in self.sources})
         atoms = sum(map(len, self.data))
-        where = "the sample set" if not files else f"{len(files)} file{'s' * (len(files) > 1)}"
+        where = f"{files} file{'s' * (files > 1)}" if self.settings.files else "the sample set"
         return f"{n} structure{'s' * (n > 1)}, {atoms} atoms, from {where}"
 
 
