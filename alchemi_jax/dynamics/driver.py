@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
-from alchemi_jax.dynamics.finish import warn_failed
+from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import (
@@ -305,6 +305,8 @@ class Run:
 
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
+        if report.rescued > self.report.rescued:
+            warn_rescued(self.engine, self.with_names(), before)
         if report.failed > self.report.failed:
             warn_failed(self.engine, self.with_names().batch, before.batch.failed)
         self.report = report
