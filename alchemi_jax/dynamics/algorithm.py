@@ -135,7 +135,7 @@ class Algorithm(Described):
         return self if hooks is self.hooks else unsafe_replace(self, hooks=hooks)
 
     def _shown(self) -> list[tuple[str, Any]]:
-        # Dataclasses have the fields of the base class first. A rescue is shown last, and only if there is one.
+        # The fields of the base class are first. A rescue is shown last, and only if there is one.
         shown = dict(super()._shown())
         rescue = shown.pop("rescue", None)
         return [*shown.items(), *([] if rescue is None else [("rescue", rescue)])]

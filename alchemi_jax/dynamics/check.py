@@ -65,8 +65,8 @@ def check_rescue(engine: Engine) -> None:
         known = any(getattr(part, name, None) is not None for name in part.step_lengths)
         if policy_of(engine, part) is not None and not known:
             raise TypeError(
-                f"{name_of(part)} has no parameter that a rescue could make smaller: leave rescue out, or name "
-                "the parameters that say how far a step goes in `step_lengths` of the class."
+                f"{name_of(part)} has no parameter that a rescue could make smaller: leave rescue out, or "
+                "name the parameters that say how far a step goes in `step_lengths` of the class."
             )
 
 

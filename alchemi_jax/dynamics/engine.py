@@ -21,7 +21,7 @@ from alchemi_jax.dynamics.check import (
 from alchemi_jax.dynamics.flatten import flatten
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
-from alchemi_jax.dynamics.rescue import Rescue, as_rescue
+from alchemi_jax.dynamics.rescue import Rescue
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
@@ -260,7 +260,6 @@ class FusedStage(AbstractDynamics):
     stages: tuple[AbstractDynamics, ...]
     hooks: HookSet
     n_steps: Int[Array, ""] | None
-    rescue: Rescue | None
     inner: tuple[HookSet, ...] = eqx.field(repr=False)
     inner_codes: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
 
@@ -278,7 +277,7 @@ class FusedStage(AbstractDynamics):
         self.hooks = hooks if isinstance(hooks, HookSet) else HookSet(hooks)
         self.n_steps = as_count("n_steps")(n_steps)
         self.inner, self.inner_codes = inner, inner_codes
-        self.rescue = as_rescue(rescue)
+        self.rescue = rescue
 
     def __repr__(self) -> str:
         lines = [f"stage {code}: {stage!r}" for code, stage in enumerate(self.stages)]

@@ -88,13 +88,13 @@ def warn_rescued(engine: Engine, state: DynamicsState, before: DynamicsState) ->
     new = np.flatnonzero(times > np.asarray(before.batch.system_extras[RESCUES]))
     numbers = jax.device_get((held.reason, held.failed_in, held.back_to, held.factor, batch.status))
     for system in new[:10].tolist():
-        code, failed_in, back_to, factor, status = (x[system] for x in numbers)
+        code, failed_in, back_to, factor, status = (x[system].item() for x in numbers)
         rescuing = [part for part in engine.parts if policy_of(engine, part) is not None]
         part = engine.parts[status] if status < engine.exit_status else rescuing[0]
         why = reason_text(engine, code) + (f" in {name_of(engine.model)}" if is_of_model(code) else "")
         warnings.warn(
             f"{batch.name_of(system)} was rescued in step {failed_in}: {why}. It went back to its step "
-            f"{back_to} and goes on with {_step_length(part, system, float(factor))} (rescue "
+            f"{back_to} and goes on with {_step_length(part, system, factor)} (rescue "
             f"{times[system]}).",
             RuntimeWarning,
             stacklevel=4,

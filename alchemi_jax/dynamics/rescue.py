@@ -38,9 +38,9 @@ class Rescue(Described):
     Shared memories, such as a histogram over all systems, keep what they counted.
 
     Steps count on: the step that failed and those since the copy stay in `steps_taken` and in the budget, so
-    that no row or frame has the step of another one, and noise is drawn anew. `time` is that of the copy. Rows
-    and frames that were recorded since the copy stay where they are; `time` shows the jump. In the step of a
-    rescue hooks see the system as failed, and nothing is recorded of it.
+    that no two rows or frames have the same step, and noise is drawn anew. `time` is that of the copy. Rows
+    and frames that were recorded since the copy stay; `time` shows the jump. In the step of a rescue hooks
+    see the system as failed, and nothing is recorded of it.
 
     `batch["rescues"]` counts the rescues of each system, and a warning tells of each one. The two copies cost
     memory, twice the fields above, and a pass over them in each `every` steps.
@@ -62,17 +62,19 @@ def as_rescue(value: Any) -> Rescue | None:
     """A converter of the field `rescue`. It raises TypeError for what is neither a Rescue nor None."""
     if value is None or isinstance(value, Rescue):
         return value
-    raise TypeError(f"rescue must be a Rescue, such as Rescue(tries=3, factor=0.5), not {description(value)}.")
+    raise TypeError(
+        f"rescue must be a Rescue, such as Rescue(tries=3, factor=0.5), not {description(value)}."
+    )
 
 
 class Copy(eqx.Module):
     """What a step changes of each system: fields of the batch by name, flags of the state, and the rows of
     algorithm and hooks. None stands for shared arrays, of which there is no copy."""
 
-    atoms: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
-    systems: dict[str, Shaped[Data, "systems ..."]] = per_system()
     integrator: Any
     memory: Any
+    atoms: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
+    systems: dict[str, Shaped[Data, "systems ..."]] = per_system()
 
 
 class RescueState(eqx.Module):
@@ -122,4 +124,14 @@ def policy_of(engine: Any, part: Any) -> Rescue | None:
     return engine.rescue if part.rescue is None else part.rescue
 
 
-__all__ = ["RESCUES", "Copy", "Rescue", "RescueState", "as_rescue", "count_rescues", "has_rescue", "policy_of", "restart_rescue"]
+__all__ = [
+    "RESCUES",
+    "Copy",
+    "Rescue",
+    "RescueState",
+    "as_rescue",
+    "count_rescues",
+    "has_rescue",
+    "policy_of",
+    "restart_rescue",
+]

@@ -59,7 +59,7 @@ def rescue_failed(engine: Engine, carry: StepCarry) -> StepCarry:
 
 
 def keep_copies(engine: Engine, carry: StepCarry) -> StepCarry:
-    """Copies of systems after their first evaluation, of those that enter a part, and of those that are due."""
+    """Copies of systems after their first evaluation, of those that enter a part, and where one is due."""
     held = carry.state.rescue
     if held is None:
         return carry
@@ -144,7 +144,8 @@ def _restore(
     fields = {name: old.atoms[name] for name in old.atoms} | {
         name: value for name, value in old.systems.items() if name not in _FLAGS
     }
-    counted = old.systems["system_extras"] | {RESCUES: batch.system_extras[RESCUES] + rescued}
+    extras: Any = old.systems["system_extras"]
+    counted = {**extras, RESCUES: batch.system_extras[RESCUES] + rescued}
     fields |= {
         "system_extras": counted,
         "failed": batch.failed & ~rescued,
@@ -192,9 +193,7 @@ def _without_shared(tree: Any) -> Any:
     return map_by_level(lambda level, x: None if level == "shared" else x, tree)
 
 
-def _choose(
-    systems: Bool[Array, " systems"], atoms: Bool[Array, " atoms"], new: Copy, old: Copy
-) -> Copy:
+def _choose(systems: Bool[Array, " systems"], atoms: Bool[Array, " atoms"], new: Copy, old: Copy) -> Copy:
     """The rows of `new` where the masks are true, those of `old` elsewhere."""
     masks = {"system": systems, "atom": atoms}
 
