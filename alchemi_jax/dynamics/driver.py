@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.finish import warn_failed
+from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
 from alchemi_jax.dynamics.init import init, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -284,6 +284,8 @@ class Run:
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
         self.host_steps.put(state)
+        if report.rescued > self.report.rescued:
+            warn_rescued(self.engine, self.with_names(), before)
         if report.failed > self.report.failed:
             warn_failed(self.engine, self.with_names().batch, before.batch.failed)
         self.report = report
