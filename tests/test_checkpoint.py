@@ -48,7 +48,7 @@ def test_goes_on_bit_for_bit_with_the_generator_that_it_had(written):
         (NVE(MODEL, dt=1.0), structures(), "the engine was NVTLangevin and is NVE"),
         (langevin(model=HarmonicModel(k=2.0)), structures(), r"HarmonicModel\.k was 1\.0 and is 2\.0"),
         (langevin(), structures("ArNe"), "atom 1 was Ar and is Ne"),
-        (langevin(), structures(n=3), "it has 2 systems, `like` has 3"),
+        (langevin(), structures(n=3), "it has 2 systems, this one 3"),
         (
             NVTBussi(MODEL, dt=1.0, temperature=50.0),
             structures(),

@@ -6,7 +6,6 @@ come from the engine and the batch with which the run began. What identifies eng
 that another one is refused.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -15,20 +14,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from ase.data import chemical_symbols
 
 from alchemi_jax.dynamics.origin import difference
+from alchemi_jax.dynamics.saved import (
+    FORMAT,
+    AnotherRun,
+    check_same_systems,
+    pack_state,
+    unpack_state,
+)
 from alchemi_jax.dynamics.state import DynamicsState
-from alchemi_jax.neighbors import ListSizes
+from alchemi_jax.systems.levels import unsafe_replace
 
 
-_SIZES, _ABOUT = "list sizes", "about"
-#: Fields of the batch that no run changes.
-_OF_SYSTEMS = ("atoms_per_system", "numbers", "masses", "pbc", "charge", "spin", "system_id")
+_ABOUT = "about"
 #: What orbax writes into the folder of a checkpoint.
 _MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
@@ -45,13 +46,8 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
         raise FileExistsError(f"{path} exists: give another path, or overwrite=True.")
     if path.exists() and not (path.is_dir() and any((path / mark).exists() for mark in _MARKS)):
         raise FileExistsError(f"{path} exists and is no checkpoint, so it is not overwritten.")
-    # Of an empty array there is nothing to write, and orbax refuses it.
-    leaves = _leaves(state)
-    tree = {name: np.asarray(_plain(leaf)) for name, leaf in leaves if leaf.size}
-    if state.neighbors is not None:
-        tree[_SIZES] = np.array(dataclasses.astuple(state.neighbors.sizes))
-    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves if _is_key(leaf)}
-    about = {**state.origin.describe(), "keys": keys}
+    tree, about = pack_state(state)
+    about = {"format": FORMAT, "origin": state.origin.describe(), "state": about}
     tree[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     work = None
     try:
@@ -99,45 +95,20 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}.")
     tree = _read(path)
-    sizes, about = tree.pop(_SIZES, None), tree.pop(_ABOUT, None)
-    about = {} if about is None else json.loads(np.asarray(about).tobytes().decode())
-    keys = about.pop("keys", {})
-    other, changed = difference(about, like.origin.describe())
+    about = json.loads(np.asarray(tree.pop(_ABOUT, np.frombuffer(b"{}", np.uint8))).tobytes().decode())
+    if about.get("format") != FORMAT:
+        raise AnotherRun(
+            f"{path} was written by another version of alchemi_jax, which this one does not read."
+        )
+    other, changed = difference(about["origin"], like.origin.describe())
     if other:
-        raise ValueError(f"{path} is of another engine or batch: {other}.")
-    if sizes is not None and like.neighbors is not None:
-        # Lists may have grown since `init`, so their sizes are stored.
-        stored = ListSizes(*(int(n) for n in sizes))
-        like = like.replace(neighbors=dataclasses.replace(like.neighbors, sizes=stored))
-    _check_systems(path, tree, like)
-    named = _leaves(like)
-    empty = {name for name, leaf in named if not leaf.size} - set(tree)
-    odd = sorted(set(tree) ^ {name for name, _ in named if name not in empty})
-    if odd:
-        raise ValueError(f"{path} is of another engine or batch: they differ in {odd[0]}.")
-    leaves = []
-    for name, leaf in named:
-        if name in empty:
-            leaves.append(leaf)
-            continue
-        value = np.asarray(tree[name])
-        wanted = np.asarray(_plain(leaf))
-        free = name.startswith((".neighbors", ".records")) or name in keys
-        if value.dtype != wanted.dtype or (value.shape != wanted.shape and not free):
-            raise ValueError(
-                f"{path} is of another engine or batch: {name} is {value.dtype}{list(value.shape)}, "
-                f"expected {wanted.dtype}{list(wanted.shape)}."
-            )
-        array = jnp.asarray(value)
-        if _is_key(leaf):
-            # A key goes on with the generator that it was made for.
-            kind = keys.get(name, jax.random.key_impl(leaf))
-            array = jax.random.wrap_key_data(array, impl=kind)
-        leaves.append(array)
+        raise AnotherRun(f"{path} is of another engine or batch: {other}.")
+    arrays = {name: np.asarray(value) for name, value in tree.items()}
+    check_same_systems(str(path), arrays, like.batch)
+    state = unpack_state(str(path), arrays, about["state"], like)
     if changed:
         warnings.warn(f"{path} was written with another parameter: {changed}.", RuntimeWarning, stacklevel=2)
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return state.replace(batch=state.batch.with_meta(like.batch.meta), origin=like.origin)
+    return unsafe_replace(state, batch=state.batch.with_meta(like.batch.meta), origin=like.origin)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,46 +119,6 @@ def _read(path: Path) -> dict[str, Any]:
         # The libraries below raise errors of all types.
         reason = str(e).strip().split("\n")[0][:300]
         raise ValueError(f"{path} is no checkpoint, or it is damaged: {type(e).__name__}: {reason}") from e
-
-
-def _check_systems(path: Path, tree: dict[str, Any], like: DynamicsState) -> None:
-    """Check that the systems are the same, where the arrays have the same shapes.
-
-    Raises:
-        ValueError: naming the field, and the first element that differs.
-    """
-    name, now = ".batch.atoms_per_system", np.asarray(like.batch.atoms_per_system)
-    counts = [int((values > 0).sum()) for values in (np.asarray(tree.get(name, now)), now)]
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"{path} is of another engine or batch: it has {counts[0]} systems, `like` has {counts[1]}."
-        )
-    for field in _OF_SYSTEMS:
-        name, now = f".batch.{field}", np.asarray(getattr(like.batch, field))
-        old = np.asarray(tree[name]) if name in tree else now
-        if old.shape != now.shape or np.array_equal(old, now):
-            continue
-        row = int(np.argwhere(old != now)[0][0])
-        if field == "numbers":
-            before, after = (chemical_symbols[values[row]] for values in (old, now))
-            raise ValueError(f"{path} is of another engine or batch: atom {row} was {before} and is {after}.")
-        raise ValueError(
-            f"{path} is of another engine or batch: {field} of row {row} was {old[row].tolist()} and is "
-            f"{now[row].tolist()}."
-        )
-
-
-def _leaves(state: DynamicsState) -> list[tuple[str, Any]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 __all__ = ["load", "save"]

@@ -13,23 +13,24 @@ that step is run in parts.
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
+from alchemi_jax.dynamics.init import init, without_hooks
+from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.segments import (
     Report,
     compiled_entry,
-    compiled_initial_state,
     compiled_phases,
     compiled_report,
     compiled_segment,
@@ -40,87 +41,25 @@ from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import advance_status, within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
-from alchemi_jax.hooks import HookSet
 from alchemi_jax.hooks.calls import Due
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
-from alchemi_jax.models.base import with_extra_results
-from alchemi_jax.parameters import as_key
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
-from alchemi_jax.transforms import is_traced
 
 
 _FIRST_SEGMENT = 128
 _SECONDS = 0.25
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
+class SavedPart(Protocol):
+    """A part of a run, such as a stream of systems, that has something to save."""
 
-    state: DynamicsState
-
-
-def carry_state(error: BaseException, state: DynamicsState | None) -> None:
-    """Give an exception that ends a run early the state reached, as its `state`."""
-    if state is None or hasattr(error, "state"):
-        return
-    try:
-        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
-    except AttributeError:
-        return
-    step = int(state.step_count)
-    error.add_note(f"the run ended after step {step}; its state is the `state` of this exception")
-
-
-def init(
-    engine: Engine,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    builder: str | None = None,
-    waiting: nl.Needs | None = None,
-) -> DynamicsState:
-    """See `AbstractDynamics.init`. `waiting`: see `guess_sizes`."""
-    if is_traced((batch, engine)):
-        raise ValueError(
-            f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
-            "be traced: call it outside of jit, vmap and grad, or as init(batch, like=state), and transform "
-            "loop, rollout or step."
-        )
-    check_arrays(engine, "init", batch)
-    check_systems(engine, batch)
-    for part in engine.parts:
-        check_per_system(part, batch)
-    device, meta = Partitioned(engine.on_device()), batch.meta
-    batch = with_extra_results(_uncommitted(batch), engine.model)
-    state = compiled_initial_state(_without_hooks(engine), batch, as_key(key))
-    neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
-    state = unsafe_replace(state, neighbors=neighbors)
-    state, _ = evaluate_fresh(device, state)
-    state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
-    warn_failed(engine, state.batch)
-    return state
-
-
-def _uncommitted(batch: Batch) -> Batch:
-    """The batch; if it was put on the default device, as if it had not been: it needs no other code."""
-    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
-    arrays = [x for x in jax.tree.leaves(batch) if isinstance(x, jax.Array)]
-    if any(x.committed for x in arrays) and all(x.devices() == {default} for x in arrays):
-        return jax.device_put(jax.device_get(batch))
-    return jax.device_put(batch)
-
-
-def _without_hooks(engine: Engine) -> Partitioned[Engine]:
-    """The engine for programs that call no hooks: these depend on memories alone."""
-
-    def bare(x: Any) -> Any:
-        return x.only_memories() if isinstance(x, HookSet) else x
-
-    return Partitioned(jax.tree.map(bare, engine.on_device(), is_leaf=lambda x: isinstance(x, HookSet)))
+    def saved(self) -> tuple[list[DynamicsState], dict[str, Any]]:
+        """States of larger batches, the largest first, and a tree of what else is to be saved."""
+        ...
 
 
 class _Ahead(NamedTuple):
@@ -139,10 +78,12 @@ class Run:
         state: the state reached. `meta`: names and info of its systems. `report`: its numbers.
     """
 
-    def __init__(self, engine: Engine, state: DynamicsState):
-        self.engine = engine
+    def __init__(self, engine: Engine, state: DynamicsState, saver: Saver | None = None):
+        self.engine, self.saver = engine, saver
+        #: What is saved besides the state: of larger batches, and of a stream. The parts of a run add to it.
+        self.parts: list[SavedPart] = []
         self.compiled = engine.on_device()
-        self.device, self.bare = Partitioned(self.compiled), _without_hooks(engine)
+        self.device, self.bare = Partitioned(self.compiled), without_hooks(engine)
         self.groups = engine.groups
         self.meta = state.batch.meta
         self.host_steps = HostSteps(engine)
@@ -213,6 +154,8 @@ class Run:
         """Run until `stop` completed steps, or until at most `min_active` systems are unfinished."""
         self.min_active = np.int32(min_active)
         while self.report.step < stop and self.report.active > min_active:
+            if self.saver is not None:
+                self._save_if_due(self.saver)
             step = self.report.step
             self._call(DynamicsStage.BEFORE_STEP)
             if self.host_steps.any_due(self.inside, step):
@@ -225,10 +168,29 @@ class Run:
                 self._call(DynamicsStage.AFTER_STEP, last)
                 self._call(DynamicsStage.ON_CONVERGE, last)
 
+    def _save_if_due(self, saver: Saver) -> None:
+        """Save the run if it is time to; it ends here if the hook says so."""
+        stops = saver.should_stop()
+        if stops or saver.is_due(self.report.step):
+            self.save(saver)
+        if stops:
+            raise Interrupted(f"{name_of(self.engine)} was told to stop")
+
+    def save(self, saver: Saver, ended: bool = False) -> None:
+        """Save the run as it is between two steps."""
+        self.drain()
+        states, rest = [self.state], dict[str, Any]()
+        for part in self.parts:
+            larger, more = part.saved()
+            states, rest = [*larger, *states], rest | more
+        saver.save(states, rest, ended)
+
     def _next_host_step(self, step: int) -> int:
         """The next number of completed steps after `step` at which the host has something to do."""
-        following = self.host_steps.following(step, self.before + self.inside, self.after)
-        return min([step + self.cap, *following])
+        steps = [step + self.cap, *self.host_steps.following(step, self.before + self.inside, self.after)]
+        if self.saver is not None and (due := self.saver.next_step(step)) is not None:
+            steps.append(due)
+        return min(steps)
 
     def _start(self, stop: int) -> tuple[DynamicsState, Int[Array, " numbers"]]:
         """Start a segment. JAX returns at once, and waits when a result is read."""
@@ -396,4 +358,4 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-__all__ = ["Interrupted", "Run", "carry_state", "init"]
+__all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init"]

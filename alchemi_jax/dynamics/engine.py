@@ -1,5 +1,6 @@
 """AbstractDynamics, an engine with the user's methods, and FusedStage, several of them in one loop."""
 
+import os
 from typing import Any
 
 import equinox as eqx
@@ -111,6 +112,7 @@ class AbstractDynamics(Algorithm):
         sampler: Sampler | None = None,
         sink: Sink | None = None,
         shrink: bool = False,
+        resume: str | os.PathLike | None = None,
     ) -> Any:
         """Runs until every system is finished or its budget of steps is used up.
 
@@ -122,6 +124,11 @@ class AbstractDynamics(Algorithm):
                 No step of a system depends on who else is there; shapes, hence compiled code, stay the same.
             sink: where finished systems of a sampler go; by default they are kept in memory.
             shrink: as for `advance`; for a sampler say it there.
+            resume: a folder of checkpoints. The run goes on from the newest good one there, bit for bit, and
+                starts where there is none, so that a script is the same each time; it saves there as its
+                CheckpointHook says, or every 60 s, and at its end. Sinks and logs are cut back to what they
+                had at that checkpoint: no frame and no row is missing or double. Systems that were out of
+                steps go on if `n_steps` is larger now.
 
         Returns:
             The batch, systems in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A
@@ -130,7 +137,7 @@ class AbstractDynamics(Algorithm):
             them in the order in which they finished (`system_id` says which is which).
         """
         with public_call():
-            return run.run(self, batch, n_steps, key, sampler, sink, shrink)
+            return run.run(self, batch, n_steps, key, sampler, sink, shrink, resume)
 
     def advance(self, state: DynamicsState, n_steps: Any, *, shrink: bool = False) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.

@@ -8,6 +8,7 @@ move as they are, so that their steps do not change, bit for bit.
 
 import dataclasses
 import functools
+import os
 import time
 from collections import deque
 from typing import Any
@@ -74,7 +75,12 @@ class Traffic:
 
 
 def run(
-    engine: Engine, sampler: Sampler, sink: Sink | None, n_steps: int | None, key: PRNGKeyArray | None
+    engine: Engine,
+    sampler: Sampler,
+    sink: Sink | None,
+    n_steps: int | None,
+    key: PRNGKeyArray | None,
+    resume: str | os.PathLike | None = None,
 ) -> Any:
     """See `AbstractDynamics.run`."""
     engine = with_budget(engine, n_steps)

@@ -1,6 +1,8 @@
 """Running an engine on a batch or a state, and what ends a run early."""
 
 import builtins
+import contextlib
+import os
 import warnings
 from typing import Any
 
@@ -11,13 +13,16 @@ from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with
 from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
 from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
+from alchemi_jax.dynamics.init import prepare_batch
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.resume import Begun, go_on
 from alchemi_jax.dynamics.sampler import Sampler
+from alchemi_jax.dynamics.saver import Saver, make_saver
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import description, name_of
 from alchemi_jax.io.sinks import Sink
-from alchemi_jax.parameters import as_flag
+from alchemi_jax.parameters import as_flag, as_key
 from alchemi_jax.systems.batch import Batch, as_batch
 from alchemi_jax.transforms import is_traced
 
@@ -30,6 +35,7 @@ def run(
     sampler: Sampler | None,
     sink: Sink | None,
     shrinks: bool,
+    resume: str | os.PathLike | None = None,
 ) -> Any:
     """See `AbstractDynamics.run`."""
     refuse_tracing(engine, "run", (engine, systems, n_steps, key))
@@ -40,17 +46,22 @@ def run(
             f"{description(sampler)}."
         )
     if sampler is not None and systems is None and not shrinks:
-        return refill.run(engine, sampler, sink, n_steps, key)
+        return refill.run(engine, sampler, sink, n_steps, key, resume)
     if systems is None or sampler is not None or sink is not None:
         raise TypeError(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
             "batch, a Sampler has its own."
         )
-    return run_batch(engine, as_batch(systems), n_steps, key, shrinks)
+    return run_batch(engine, as_batch(systems), n_steps, key, shrinks, resume)
 
 
 def run_batch(
-    engine: Engine, batch: Batch, n_steps: int | None, key: PRNGKeyArray | None, shrinks: bool
+    engine: Engine,
+    batch: Batch,
+    n_steps: int | None,
+    key: PRNGKeyArray | None,
+    shrinks: bool,
+    resume: str | os.PathLike | None = None,
 ) -> Batch:
     """`run` without a sampler."""
     engine = with_budget(engine, n_steps)
@@ -59,14 +70,23 @@ def run_batch(
     if shrinks:
         # Before anything is compiled.
         shrink.check(engine, batch)
-    state = None
+    saver, state = make_saver(engine, resume), None
     try:
-        with engine:
-            state = driver.init(engine, batch, key)
-            state = advance(engine, state, int(most), shrinks)
-            out = finalize(engine, state)
-            record_final(engine, state, out)
-            return out
+        with contextlib.nullcontext() if saver is None else saver.opened(resume is not None) as found:
+            begun = None
+            if saver is not None and found is not None:
+                begun = go_on(engine, saver.restore(found, prepare_batch(engine, batch), as_key(key)), batch)
+            with engine:
+                if begun is None:
+                    begun = Begun([driver.init(engine, batch, key)])
+                state = begun.states[-1]
+                left = max(int(most) - int(state.step_count), 0)
+                state = _advance(engine, begun, left, shrinks, saver)
+                out = finalize(engine, state)
+                record_final(engine, state, out)
+                if saver is not None and not begun.ended:
+                    saver.save([state], {}, ended=True)
+                return out
     except BaseException as e:
         carry_state(e, state)
         raise
@@ -76,9 +96,18 @@ def advance(engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = 
     """See `AbstractDynamics.advance`."""
     refuse_tracing(engine, "advance", (engine, state, n_steps))
     check_arrays(engine, "advance", state)
-    n_steps = count_steps(engine, "advance", n_steps)
-    run = Run(engine, state)
-    walk: Any = shrink.ShrinkingRun(run) if shrinks else run
+    n_steps, saver = count_steps(engine, "advance", n_steps), make_saver(engine, None)
+    if saver is None:
+        return _advance(engine, Begun([state]), n_steps, shrinks, None)
+    with saver.opened(False, int(state.step_count)):
+        return _advance(engine, Begun([state]), n_steps, shrinks, saver)
+
+
+def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: Saver | None) -> DynamicsState:
+    run = Run(engine, begun.states[-1], saver)
+    walk: Any = (
+        shrink.ShrinkingRun(run, begun.states[:-1], begun.stayed, begun.min_active) if shrinks else run
+    )
     try:
         with engine:
             try:
@@ -93,7 +122,7 @@ def advance(engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = 
                     raise
                 text = f"{name_of(engine)} was interrupted after step {run.report.step}"
                 if _in_notebook():
-                    warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=3)
+                    warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=4)
                     return run.with_names()
                 raise interrupted(e, text, run.with_names()) from e
             run.drain()

@@ -9,6 +9,7 @@ When the batch shrinks depends on which systems are finished, never on time: a r
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -77,27 +78,48 @@ class ShrinkingRun:
     Until then the larger states are kept: together at most twice the memory of the first.
     """
 
-    def __init__(self, run: Run):
+    def __init__(
+        self,
+        run: Run,
+        larger: Sequence[DynamicsState] = (),
+        stayed: Sequence[Int[np.ndarray, " stay"]] = (),
+        min_active: int | None = None,
+    ):
+        """`larger`, `stayed`, `min_active`: of a run that goes on, what `saved` gave."""
         check(run.engine, run.state.batch)
         self.run = run
         self.sizes = np.asarray(run.state.batch.atoms_per_system)
-        self.least = -(-run.state.batch.system_capacity // LEAST)
+        self.stayed = list(stayed)
         #: Places for systems in all steps together.
         self.places = 0
         #: State, names, plan and sizes of each larger batch, the largest first.
         self.larger: list[tuple[DynamicsState, Metadata, RowPlan, np.ndarray]] = []
+        states = [*larger, run.state]
+        for state, smaller, stay in zip(larger, states[1:], stayed, strict=True):
+            sizes = np.asarray(state.batch.atoms_per_system)
+            plan = plan_rows(sizes, stay, capacities(smaller.batch))
+            self.larger.append((state, state.batch.meta, plan, sizes))
+        self.least = -(-states[0].batch.system_capacity // LEAST)
+        #: The number of unfinished systems at which the batch is to shrink next.
+        self.min_active = run.state.batch.system_capacity // 2 if min_active is None else min_active
+        run.parts.append(self)
+
+    def saved(self) -> tuple[list[DynamicsState], dict[str, Any]]:
+        """The states of the larger batches, the rows of the systems that went on from each of them, and when
+        the batch is to shrink next."""
+        states = [state for state, *_ in self.larger]
+        return states, {"stayed": list(self.stayed), "min_active": self.min_active}
 
     def advance(self, stop: int) -> None:
         """Run until `stop` completed steps, or until all systems are finished."""
-        min_active = self.run.state.batch.system_capacity // 2
         while True:
             first = self.run.report.step
-            self.run.advance(stop, min_active)
+            self.run.advance(stop, self.min_active)
             self.places += (self.run.report.step - first) * self.run.state.batch.system_capacity
             if not self.run.report.active or self.run.report.step >= stop:
                 return
             # If their atoms did not fit into half the room, try again with half as many systems.
-            min_active = (
+            self.min_active = (
                 self.run.state.batch.system_capacity if self._shrink() else self.run.report.active
             ) // 2
 
@@ -116,6 +138,7 @@ class ShrinkingRun:
             return False
         meta = run.meta
         self.larger.append((state, meta, plan_rows(self.sizes, stay, room), self.sizes))
+        self.stayed.append(stay)
         after = shrink_state(run.device, state, self.sizes, stay, room)
         run.meta = meta.of_rows(stay)
         run.put(after)
@@ -125,6 +148,9 @@ class ShrinkingRun:
     def restore(self) -> None:
         """Put all systems back into their rows."""
         run, state = self.run, self.run.state
+        if self in run.parts:
+            run.parts.remove(self)
+        self.stayed.clear()
         if not self.larger:
             return
         while self.larger:

@@ -49,6 +49,19 @@ class Openings:
                 raise
             first.add_note(f"then a hook could not be closed: {type(e).__name__}: {e}")
 
+    @contextlib.contextmanager
+    def suspended(self, hooks: Iterable[Any]) -> Iterator[None]:
+        """A context in which the hooks are closed; if they were open, they are opened again after it."""
+        depth, stack, self.stack = self.depth, self.stack, contextlib.ExitStack()
+        stack.close()
+        self.depth = 0
+        try:
+            yield
+        finally:
+            if depth:
+                self.open(hooks)
+            self.depth = depth
+
 
 @contextlib.contextmanager
 def _enter_hook(hook: Any) -> Iterator[None]:

@@ -8,6 +8,7 @@ from alchemi_jax._lazy import lazy_index
 if TYPE_CHECKING:
     from alchemi_jax.dynamics.hooks.atoms import FreezeAtomsHook as FreezeAtomsHook
     from alchemi_jax.dynamics.hooks.atoms import WrapPeriodicHook as WrapPeriodicHook
+    from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook as CheckpointHook
     from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook as ConvergenceHook
     from alchemi_jax.dynamics.hooks.forces import BiasedPotentialHook as BiasedPotentialHook
     from alchemi_jax.dynamics.hooks.forces import MaxForceClampHook as MaxForceClampHook

@@ -1,0 +1,24 @@
+"""What ends a run early, and the state that it had reached."""
+
+from alchemi_jax.dynamics.state import DynamicsState
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
+
+    state: DynamicsState
+
+
+def carry_state(error: BaseException, state: DynamicsState | None) -> None:
+    """Give an exception that ends a run early the state reached, as its `state`."""
+    if state is None or hasattr(error, "state"):
+        return
+    try:
+        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError:
+        return
+    step = int(state.step_count)
+    error.add_note(f"the run ended after step {step}; its state is the `state` of this exception")
+
+
+__all__ = ["Interrupted", "carry_state"]
