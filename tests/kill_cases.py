@@ -3,6 +3,7 @@
 `test_kills.py` runs them. Each raises AssertionError with the change at which it went wrong.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,12 +93,14 @@ class Run:
         else:
             found = {"rows": 0}
             self.save(sink.state(), 0)
-        sink.open()
-        for number, rows in enumerate(self.rows[found["rows"] :], found["rows"] + 1):
-            sink.write(rows)
-            if number % self.every == 0:
-                self.save(sink.state(), number)
-        sink.close()
+        with contextlib.ExitStack() as stack:
+            # Also after an error, as a hook does.
+            stack.callback(sink.close)
+            sink.open()
+            for number, rows in enumerate(self.rows[found["rows"] :], found["rows"] + 1):
+                sink.write(rows)
+                if number % self.every == 0:
+                    self.save(sink.state(), number)
 
     def save(self, state: Any, rows: int) -> None:
         (self.folder / "part").write_text(json.dumps({"state": state, "rows": rows}))

@@ -36,7 +36,7 @@ class Injector:
     def __init__(self, folder: Path, at: int | None, call: Callable[[], None]):
         self.root, self.at, self.call, self.count = f"{folder}/", at, call, 0
 
-    def change(self) -> None:
+    def change(self, path: Any = None) -> None:
         """Called before each change."""
         self.count += 1
         if self.at in (None, self.count):
@@ -50,7 +50,7 @@ class Injector:
             return
         place = _CHANGES.get(event)
         if self.is_below(args[0], -1 if place is None else args[place]):
-            self.change()
+            self.change(args[0])
 
     def is_below(self, path: Any, place: int) -> bool:
         """Whether a path, relative to an open folder unless this is -1, is below the folder."""
