@@ -24,6 +24,7 @@ from alchemi_jax.dynamics.driver import Run, carry_state
 from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
+from alchemi_jax.dynamics.host_steps import entry_unit
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
@@ -48,6 +49,9 @@ from alchemi_jax.systems.metadata import Metadata
 
 #: Share of finished systems at which a run is refilled for the first time.
 FIRST_SHARE = 0.4
+#: Cost of a refill in steps of the batch. It is not measured in a run: when systems enter, and with it the
+#: order in which they finish, must not depend on how busy the machine is.
+REFILL = 10.0
 #: Bounds of the share later on, and its value if systems end together.
 LEAST, MOST, WAVE = 0.05, 0.7, 0.9
 
@@ -128,6 +132,11 @@ class _RefilledRun:
         self.exchanging = False
         #: Numbers of steps of the systems that left last.
         self.recent: deque[int] = deque(maxlen=10 * stream.sampler.max_systems)
+        self.share = stream.sampler.refill_share or FIRST_SHARE
+        #: Number of systems that had left when the share was chosen last.
+        self.judged = 0
+        #: Systems enter at this step, and then whole units later.
+        self.unit, self.aligned = entry_unit(engine), 0
         self.started = time.perf_counter()
         most = stream.sampler.max_systems
         first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
@@ -163,8 +172,7 @@ class _RefilledRun:
 
     def _run(self, driver: Run) -> Traffic:
         traffic = self.traffic
-        share = self.stream.sampler.refill_share or FIRST_SHARE
-        stepping, judged, places = 0.0, 0, 0
+        stepping, places = 0.0, 0
         while True:
             resident, step, started = len(self.sizes), driver.report.step, time.perf_counter()
             if self.stream.sampler.shrink and not self.stream.more:
@@ -178,8 +186,12 @@ class _RefilledRun:
                     last.restore()
                 places += last.places
             else:
-                min_active = resident - max(1, int(np.ceil(share * resident))) if self.stream.more else 0
-                driver.advance(NO_LIMIT, min_active)
+                enough = max(1, int(np.ceil(self.share * resident)))
+                driver.advance(NO_LIMIT, resident - enough if self.stream.more else 0)
+                if self.stream.more:
+                    # The others take a step while those that enter are evaluated.
+                    step_now = driver.report.step
+                    driver.advance(step_now + (self.aligned - 1 - step_now) % self.unit)
                 driver.drain()
                 places += driver.state.batch.system_capacity * (driver.report.step - step)
             taken, stepped = driver.report.step - step, time.perf_counter()
@@ -188,14 +200,12 @@ class _RefilledRun:
             self.exchanging = True
             any_left = self._exchange_systems()
             self.exchanging = False
-            refilling = time.perf_counter() - stepped
             if not any_left:
                 break
-            if self.stream.sampler.refill_share is None and taken and traffic.systems > 2 * judged:
-                judged = traffic.systems
-                # Both times are of this turn: earlier turns include compilation.
-                refill = refilling / ((stepped - started) / taken)
-                share = best_share(refill, np.array(self.recent), driver.state.batch.system_capacity)
+            if self.stream.sampler.refill_share is None and taken and traffic.systems > 2 * self.judged:
+                self.judged = traffic.systems
+                places_now = driver.state.batch.system_capacity
+                self.share = best_share(REFILL, np.array(self.recent), places_now)
         traffic.seconds = time.perf_counter() - self.started
         traffic.host_seconds = traffic.seconds - stepping
         traffic.occupancy = self.steps_taken / max(places, 1)
@@ -207,6 +217,8 @@ class _RefilledRun:
         assert driver is not None
         left = self._write_finished()
         stay = np.flatnonzero(~left)
+        if not len(stay):
+            self.aligned = driver.report.step
         entering = stream.take(
             driver.state.batch.system_capacity - len(stay),
             stream.max_atoms - int(self.sizes[stay].sum()),
@@ -261,9 +273,11 @@ class _RefilledRun:
         )
         driver.meta = Metadata(meta)
         driver.put(unsafe_replace(after, records=state.records))
-        driver.evaluate_fresh()
         self.sizes, self.pairs = sizes, np.concatenate([self.pairs[stay], pairs])
         self.traffic.refills += 1
+        # From here on state and sizes agree again. Hooks are called, which may end the run.
+        self.exchanging = False
+        driver.evaluate_fresh()
 
 
 def best_share(refill: float, steps: Shaped[np.ndarray, " systems"], places: int) -> float:
@@ -313,4 +327,4 @@ def _refill_rows(
     return move_rows(engine.combine(), state, incoming, plan, list_sizes)
 
 
-__all__ = ["FIRST_SHARE", "LEAST", "MOST", "WAVE", "Traffic", "best_share", "run"]
+__all__ = ["FIRST_SHARE", "LEAST", "MOST", "REFILL", "WAVE", "Traffic", "best_share", "run"]

@@ -56,7 +56,7 @@ class Sampler:
         window: number of structures that are read ahead, at least two for each system in flight.
         dtype: dtype of the floats, as in `Batch.from_ase`.
         refill_share: share of the systems in flight that must be finished before others enter; by default the
-            one with the least cost, from the times that steps and refills take. Results do not depend on it.
+            one with the least cost, from the numbers of steps that systems take. Results do not depend on it.
         shrink: whether to continue with a batch of half the size when the source is empty and half of the
             systems are finished, and so on, as `engine.run(batch, shrink=True)` does.
         skip: system_ids of systems to leave out, such as those that an earlier run has finished.
