@@ -79,7 +79,7 @@ class AseTrajectory(AseFile):
         self._writer = TrajectoryWriter(str(self.path), "a" if count else "w")
         if count > 1:
             # Once structures differ each has its own numbers, also in the writer that goes on.
-            with ulm.open(self.path, "r", count - 1) as last:
+            with ulm.Reader(self.path, count - 1) as last:
                 self._writer.multiple_headers = "numbers" in last
 
     def _put(self, structures: list[Atoms]) -> None:
