@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> 
         structures.append(atoms)
     with whole_file(path) as part:
         part.write_text(structures_text(structures))
+
+
+def write_store(path: Path, systems: HostBatch) -> None:
+    """A store of these systems takes the place of the one that is there.
+
+    Raises:
+        UsageError: naming the store, if it cannot be written. What was there before is there still.
+    """
+    from alchemi_jax.io.sinks.zarr import ZarrData
+
+    new, old = (path.with_name(f".{word}-{os.getpid()}-{path.name}") for word in ("new", "old"))
+    try:
+        ZarrData(new, mode="w").write(systems)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+    except OSError as e:
+        raise UsageError(f"{path} cannot be written: {os_reason(e)}.") from None
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
