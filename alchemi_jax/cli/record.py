@@ -7,7 +7,7 @@ from typing import Any
 
 from alchemi_jax.cli.inputs import Structure, change, read_inputs
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.settings import Pipeline
+from alchemi_jax.cli.settings import MD, Pipeline, Relax
 from alchemi_jax.cli.write import whole_file
 
 
@@ -109,7 +109,18 @@ def is_complete(at: Path) -> bool:
 def _settings(content: dict[str, Any]) -> Pipeline:
     # A setting that was not known when the results were begun had its default.
     others = {k: v for k, v in content.items() if k != "model" and k not in _BESIDE}
+    if isinstance(others.get("stages"), list):
+        others["stages"] = [_given(stage) for stage in others["stages"]]
     return Pipeline.model_validate(others).model_copy(update={"model": content.get("model")})
+
+
+def _given(stage: Any) -> Any:
+    """A stage without defaults, which the file has too: some settings may not be given to some stages."""
+    fields = {"relax": Relax, "md": MD}.get(stage.get("kind")) if isinstance(stage, dict) else None
+    if fields is None:
+        return stage
+    known = fields.model_fields
+    return {k: v for k, v in stage.items() if k == "kind" or k not in known or v != known[k].default}
 
 
 def difference(found: Record, wanted: Record) -> str | None:

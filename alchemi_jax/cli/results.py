@@ -74,6 +74,9 @@ class Results:
             swapped = finish_swap(self.out)
             for folder in (self.out, self.out / UNFINISHED):
                 self._tidy(folder)
+            stage = self.out / UNFINISHED
+            if not stage.is_symlink() and stage.is_dir() and not any(stage.iterdir()):
+                stage.rmdir()
         return swapped
 
     def _tidy(self, folder: Path) -> None:
