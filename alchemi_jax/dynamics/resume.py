@@ -49,7 +49,8 @@ def go_on(engine: Engine, saved: Saved, batch: Batch) -> Begun:
 
 
 def reopen_all(engine: Engine, begun: Begun, saved: Saved) -> Begun:
-    """What `reopen` makes of all states of a run; if systems of larger batches go on, these are whole again."""
+    """What `reopen` makes of all states of a run; larger batches are whole again if any of their systems goes
+    on."""
     where = str(saved.at.path)
     states = [reopen(engine, state, where) for state in begun.states]
     if all(new is old for new, old in zip(states, begun.states, strict=True)):

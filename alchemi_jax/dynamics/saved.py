@@ -47,6 +47,8 @@ def pack_state(state: DynamicsState) -> tuple[Arrays, dict[str, Any]]:
     leaves = dict(_leaves(slim))
     if lists is not None:
         leaves |= {f".neighbors.{name}": getattr(lists, name) for name in _REFERENCES}
+        # It is built once more when the run goes on.
+        leaves[".neighbors.builds"] = lists.builds - lists.built.astype(jnp.int32)
     keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
     # Of an empty array there is nothing to write, and orbax refuses it.
     arrays = jax.device_get({name: _plain(leaf) for name, leaf in leaves.items() if leaf.size})

@@ -40,6 +40,17 @@ class HookFlags:
 
     Set one as an attribute of the hook or of its class; no base class is needed. No other attributes are
     read.
+
+    Two methods of host and recording hooks, both optional, are called by checkpoints:
+
+    `state()` returns what the hook needs to go on in another process, and how far what it writes is; that is
+    on disk when it returns. A tree of dictionaries (keys: text), lists, tuples, text, numbers, None and numpy
+    arrays.
+
+    `set_state(state)` goes back to that point, before the hook is opened: what was written later is removed.
+    None: there was nothing yet. It may be called again with the same state, after a process was killed in it.
+    It raises ValueError, naming the path, if something is missing. A hook without these methods has nothing
+    to keep.
     """
 
     needs_stress: bool = False

@@ -12,9 +12,9 @@ from ase.constraints import FixAtoms
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, open_with_compression
 
 from alchemi_jax.io.read import explain, read_structures
-from alchemi_jax.io.sinks.ase import TrajDialect
 from alchemi_jax.io.sinks.extxyz import ExtXYZDialect, frame_text
 from alchemi_jax.io.sinks.structures import to_atoms
+from alchemi_jax.io.sinks.traj import TrajDialect
 from alchemi_jax.systems.host import HostBatch
 
 

@@ -98,6 +98,15 @@ class LivePlotHook:
         else:
             self._handle.update(figure)
 
+    def state(self) -> dict[str, Any]:
+        """The points so far."""
+        return {"steps": np.array(self._steps, np.int64), "values": np.array(self._values, float)}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Hold the points of a state, and no others."""
+        self._steps = [] if state is None else np.asarray(state["steps"]).tolist()
+        self._values = [] if state is None else list(np.asarray(state["values"]))
+
     def __enter__(self) -> "LivePlotHook":
         if self.path is not None and not self.path.parent.is_dir():
             # Said before the first step, not at the first picture.

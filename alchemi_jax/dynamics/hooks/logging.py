@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
+from alchemi_jax.dynamics.hooks.events import TensorBoardWriter
 from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
-from alchemi_jax.dynamics.hooks.writers import CSVWriter, TensorBoardWriter, Writer
+from alchemi_jax.dynamics.hooks.writers import CSVWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
 from alchemi_jax.parameters import as_flag, as_path, function
@@ -30,7 +31,9 @@ class LoggingHook(RecordingHook):
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
             `write(table)`, which gets the columns as a dictionary of arrays, one value per row; its `open()`
-            and `close()`, if it has them, are called around runs.
+            and `close()`, if it has them, are called around runs, and its `state()` and `set_state(state)`
+            (see `HookFlags`) by checkpoints. Without these a run that goes on after it was killed writes
+            some rows again.
         log_path: the file (dynamics.csv by default), or the folder for TensorBoard (runs).
         frequency: log every so many steps.
         custom_scalars: more columns: name -> function of the context that gives [systems]. Traced,
@@ -137,6 +140,17 @@ class LoggingHook(RecordingHook):
         new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
         if new.any():
             self.write({**rows, "active": new[None]})
+
+    def state(self) -> dict[str, Any]:
+        """How far the file is, and the last step of each system that was written."""
+        out: dict[str, Any] = {"shown": self._shown.state()}
+        return out | ({"writer": self.writer.state()} if hasattr(self.writer, "state") else {})
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to the point of a state; what the writer raises."""
+        self._shown.set_state(None if state is None else state["shown"])
+        if hasattr(self.writer, "set_state") and (state is None or "writer" in state):
+            self.writer.set_state(None if state is None else state["writer"])
 
     def __enter__(self) -> "LoggingHook":
         if hasattr(self.writer, "open"):

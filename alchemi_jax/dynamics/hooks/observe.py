@@ -99,6 +99,19 @@ class ObservableHook(RecordingHook):
         """Drops the rows."""
         self._parts.clear()
 
+    def state(self) -> dict[str, Any]:
+        """The rows so far, and the last step of each system that was recorded."""
+        if len(self._parts) > 1 and len({_shapes(part) for part in self._parts}) == 1:
+            self._parts = [self.table]
+        parts = [{name: np.asarray(values) for name, values in part.items()} for part in self._parts]
+        return {"parts": parts, "shown": self._shown.state()}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Hold the rows of a state, and no others."""
+        parts = [] if state is None else state["parts"]
+        self._parts = [{name: np.asarray(values) for name, values in part.items()} for part in parts]
+        self._shown.set_state(None if state is None else state["shown"])
+
 
 class ProgressHook:
     """A progress bar, in a terminal or a notebook: systems finished, worst fmax, step. Host, at AFTER_STEP.
@@ -162,6 +175,10 @@ class CallbackHook:
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", repr(self.function))
         return f"CallbackHook({name}, {self.stage.name}, frequency={self.frequency})"
+
+
+def _shapes(rows: dict[str, np.ndarray]) -> tuple:
+    return tuple((name, values.dtype, values.shape[1:]) for name, values in rows.items())
 
 
 def _progress_bar() -> Any:

@@ -38,5 +38,16 @@ class Shown:
         pairs = zip(np.asarray(system_id).tolist(), np.asarray(steps_taken).tolist(), strict=True)
         return np.array([self._steps.get(i) != n for i, n in pairs], bool)
 
+    def state(self) -> dict[str, Int[np.ndarray, " systems"]]:
+        """What a checkpoint keeps: ids of systems and their steps."""
+        ids, steps = list(self._steps), list(self._steps.values())
+        return {"system_id": np.array(ids, np.int64), "steps_taken": np.array(steps, np.int64)}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """The inverse of `state`; None: nothing was shown."""
+        self._steps = {}
+        if state is not None:
+            self.note(state["system_id"], state["steps_taken"])
+
 
 __all__ = ["Shown", "completed_steps"]

@@ -82,6 +82,15 @@ class SnapshotHook:
         if new.any():
             self.sink.write(batch, new)
 
+    def state(self) -> dict[str, Any]:
+        """How far the sink is, and the last step of each system that was written."""
+        return {"sink": self.sink.state(), "shown": self._shown.state()}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to the point of a state; what the sink raises."""
+        self.sink.set_state(None if state is None else state["sink"])
+        self._shown.set_state(None if state is None else state["shown"])
+
     def __enter__(self) -> "SnapshotHook":
         self.sink.open()
         return self

@@ -1,12 +1,17 @@
-"""Where LoggingHook writes its tables: CSV files, TensorBoard, or anything with a `write`."""
+"""Where LoggingHook writes its tables: CSV files, or anything with a `write`."""
 
+import contextlib
 import csv
+import io
+import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from alchemi_jax.io.cut import check_end, cut_file, end_of_file
 from alchemi_jax.io.lock import WriteLock, open_locked
 
 
@@ -18,7 +23,10 @@ Table = dict[str, np.ndarray]
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes tables with the same columns, in order; `open` and `close`, if any, are called around runs."""
+    """Takes tables with the same columns, in order.
+
+    `open` and `close`, if any, are called around runs, `state` and `set_state`, if any, by checkpoints.
+    """
 
     def write(self, table: Table) -> Any:
         """Appends the rows of a table."""
@@ -35,6 +43,9 @@ class CSVWriter:
         self.path, self.columns, self.mode = path, columns, mode
         self._file: Any = None
         self._lock: WriteLock | None = None
+        #: Length of the file while it is open; rows in a part of it, and the length of that part.
+        self._at = 0
+        self._counted = (0, 0)
 
     def open(self) -> None:
         """Opens the file, and writes the columns if it is new.
@@ -50,13 +61,14 @@ class CSVWriter:
     def _open(self) -> None:
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:
             self._check_end(self._check_columns())
-            self._file = open(self.path, "a", newline="")  # noqa: SIM115
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._at = self.path.stat().st_size
             return
-        self._file = open(self.path, self.mode, newline="")  # noqa: SIM115
+        self._file = open(self.path, self.mode + "b", buffering=0)  # noqa: SIM115
         # A second run of the same hook goes on in its own file.
         self.mode = "a"
-        csv.writer(self._file, lineterminator="\n").writerow(self.columns)
-        self._file.flush()
+        self._at, self._counted = 0, (0, 0)
+        self._append(_text([self.columns]))
 
     def _check_columns(self) -> bool:
         """Whether there are rows in the file, which has the right columns."""
@@ -101,10 +113,86 @@ class CSVWriter:
         own = self._file is None
         self.open()
         columns = [_written(table[name]) for name in self.columns]
-        csv.writer(self._file, lineterminator="\n").writerows(zip(*columns, strict=True))
-        self._file.flush()
-        if own:
-            self.close()
+        try:
+            self._append(_text(zip(*columns, strict=True)))
+        finally:
+            if own:
+                self.close()
+
+    def _append(self, content: bytes) -> None:
+        """All of it, or nothing if there is an error."""
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._at)
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+        self._at += len(content)
+
+    def state(self) -> dict[str, Any] | None:
+        """Bytes and rows of the file, and a checksum of its end; None: there is no file to go on with.
+
+        Raises:
+            FileExistsError: naming the path, if opening the file will refuse it, mode "x".
+        """
+        if self._file is None and self.path.exists() and self.mode == "x":
+            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+        if self._file is None and (self.mode == "w" or not self.path.exists()):
+            return None
+        with open(self.path, "rb") as file:
+            length = self._at if self._file is not None else file.seek(0, os.SEEK_END)
+            start = max(length - _LONGEST, 0)
+            file.seek(start)
+            # Opening removes a row that is not complete.
+            length = start + file.read(length - start).rfind(b"\n") + 1 or length
+            return end_of_file(self.path, length) | {"rows": self._count_rows(file, length)}
+
+    def _count_rows(self, file: IO[bytes], length: int) -> int:
+        """Rows in the first bytes of the file, apart from the columns. Only what is new is read."""
+        lines, at = self._counted if self._counted[1] <= length else (0, 0)
+        file.seek(at)
+        while at < length and (part := file.read(min(length - at, 1 << 20))):
+            lines, at = lines + part.count(b"\n"), at + len(part)
+        self._counted = lines, at
+        return max(lines - 1, 0)
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to a state: later rows are removed, with None the file. Writing appends from now on.
+
+        Raises:
+            ValueError: naming the file, if it has less than the state says or is another one.
+        """
+        stays_open = self._file is not None
+        self.close()
+        lock = WriteLock(self.path) if self.path.is_file() else None
+        try:
+            if state is not None and (state["bytes"] or self.path.exists()):
+                check_end(self.path, state, f"{state['rows']} rows")
+                cut_file(self.path, int(state["bytes"]))
+            elif state is None and self.path.exists():
+                self._remove_own()
+        except OSError as e:
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+        finally:
+            if lock is not None:
+                lock.release()
+        self.mode, self._counted = "a", (0, 0)
+        if stays_open:
+            self.open()
+
+    def _remove_own(self) -> None:
+        columns = _text([self.columns])
+        with open(self.path, "rb") as file:
+            head = file.read(len(columns))
+        # A process may have been killed while it wrote the columns.
+        if not columns.startswith(head):
+            raise ValueError(
+                f"{self.path} exists, the checkpoint says that it does not, and it is not a log with these "
+                "columns: move it, or give another log_path."
+            )
+        self.path.unlink()
 
     def close(self) -> None:
         """Closes the file."""
@@ -114,6 +202,13 @@ class CSVWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _text(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as text, each with its line break."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def _written(values: np.ndarray) -> list:
@@ -127,47 +222,4 @@ def _written(values: np.ndarray) -> list:
     return out
 
 
-class TensorBoardWriter:
-    """Event files in a folder: a scalar "energy/system 3" for each column and system, over the step."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._writer: Any = None
-
-    def open(self) -> None:
-        """Begins an event file.
-
-        Raises:
-            ImportError: if tensorboardX is not installed.
-        """
-        if self._writer is not None:
-            return
-        try:
-            from tensorboardX import SummaryWriter  # pyright: ignore
-        except ImportError:
-            raise ImportError(
-                "LoggingHook(backend='tensorboard') needs tensorboardX: pip install alchemi-jax[tensorboard]."
-            ) from None
-        self._writer = SummaryWriter(str(self.path))
-
-    def write(self, table: Table) -> None:
-        """Adds a point to each scalar."""
-        own = self._writer is None
-        self.open()
-        for name in table:
-            if name in ("step", "system_id", "steps_taken"):
-                continue
-            for step, system, value in zip(table["step"], table["system_id"], table[name], strict=True):
-                self._writer.add_scalar(f"{name}/system {system}", float(value), int(step))
-        self._writer.flush()
-        if own:
-            self.close()
-
-    def close(self) -> None:
-        """Ends the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-__all__ = ["CSVWriter", "Table", "TensorBoardWriter", "Writer"]
+__all__ = ["CSVWriter", "Table", "Writer"]

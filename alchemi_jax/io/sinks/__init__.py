@@ -6,7 +6,6 @@ from alchemi_jax._lazy import lazy_index
 
 
 if TYPE_CHECKING:
-    from alchemi_jax.io.sinks.ase import AseTrajectory as AseTrajectory
     from alchemi_jax.io.sinks.ase import ExtXYZ as ExtXYZ
     from alchemi_jax.io.sinks.base import Sink as Sink
     from alchemi_jax.io.sinks.base import SinkFull as SinkFull
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from alchemi_jax.io.sinks.device import DeviceBuffer as DeviceBuffer
     from alchemi_jax.io.sinks.device import SystemBuffer as SystemBuffer
     from alchemi_jax.io.sinks.memory import HostMemory as HostMemory
+    from alchemi_jax.io.sinks.traj import AseTrajectory as AseTrajectory
     from alchemi_jax.io.sinks.zarr import ZarrData as ZarrData
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)

@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Int
 
+from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.host import HostBatch
@@ -76,6 +77,35 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Called at the end of a run."""
+
+    def state(self) -> Any:
+        """How far the sink is: what a checkpoint keeps of it. What was written is committed first.
+
+        A tree of dictionaries with text as keys, lists, text, numbers, None and numpy arrays. None: there is
+        no file yet, or opening replaces it (mode "w", not open yet). By default the number of systems.
+        """
+        return {"systems": len(self)}
+
+    def set_state(self, state: Any) -> None:
+        """Go back to the point at which `state` gave this: what was written later is removed, and writing
+        goes on from there, also if the sink was made to begin again (mode "w" or "x"). None: the file is
+        removed, if one of this library is there.
+
+        A process that is killed meanwhile leaves a file with which the same call does the same. Call it
+        before a run opens the sink.
+
+        Raises:
+            ValueError: naming the path, if the sink has less than the state says, or something else.
+            NotImplementedError: if the sink cannot go back; by default it can only stay where it is.
+        """
+        said = 0 if state is None else int(state["systems"])
+        if len(self) > said:
+            raise NotImplementedError(
+                f"{self!r} has {len(self)} systems, the checkpoint says {said}, and a {type(self).__name__} "
+                "cannot go back: define state() and set_state(state), or remove the systems after them."
+            )
+        if len(self) < said:
+            raise ValueError(f"{self!r} has {len(self)} systems, the checkpoint says {said}: {ADVICE}.")
 
     def _refuse_overflow(self, sizes: Int[np.ndarray, " systems"], capacity: str) -> None:
         """Raise SinkFull unless all systems of these sizes fit."""

@@ -89,6 +89,25 @@ class SinkChain(Sink):
             sink.zero()
         self._log = []
 
+    def state(self) -> Any:
+        """The states of the sinks, and the order in which they were written."""
+        return {"sinks": [s.state() for s in self.sinks], "log": [list(entry) for entry in self._log]}
+
+    def set_state(self, state: Any) -> None:
+        """Set the state of each sink.
+
+        Raises:
+            ValueError: if the state is of a chain of another length; and what the sinks raise.
+        """
+        states = [None] * len(self.sinks) if state is None else state["sinks"]
+        if len(states) != len(self.sinks):
+            raise ValueError(
+                f"{self!r} has {len(self.sinks)} sinks, that of the checkpoint {len(states)}: give the same."
+            )
+        for sink, of_sink in zip(self.sinks, states, strict=True):
+            sink.set_state(of_sink)
+        self._log = [] if state is None else [(int(i), int(n)) for i, n in state["log"]]
+
     def open(self) -> None:
         opened = []
         try:

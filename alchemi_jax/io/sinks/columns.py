@@ -202,7 +202,7 @@ class Column:
         Raises:
             DamagedError: if the file is not what was written.
         """
-        rows = np.full((self.chunk, *self.row), self.fill, self.dtype)
+        rows = self._empty_chunk()
         try:
             self._decode(self.file(index).read_bytes(), rows)
         except Exception as e:
@@ -230,6 +230,28 @@ class Column:
             self._write_tail(self.length // self.chunk)
             self._on_disk = self._in_chunk
         put_json(self.folder / "zarr.json", self._metadata(), 1024)
+
+    def last(self, count: int) -> Shaped[np.ndarray, "rows ..."]:
+        """The last rows: so many, or all if there are fewer."""
+        start = max(self.length - count, 0)
+        first, chunk = start // self.chunk, self.length // self.chunk
+        parts = [self.read_chunk(k) if self.has_file(k) else self._empty_chunk() for k in range(first, chunk)]
+        if self._in_chunk:
+            parts.append((self._empty_chunk() if self._tail is None else self._tail)[: self._in_chunk])
+        parts = parts or [np.zeros((0, *self.row), self.dtype)]
+        return np.concatenate(parts)[start - first * self.chunk :]
+
+    def remove_rest(self) -> None:
+        """Write the shape, and remove the files of rows after it."""
+        put_json(self.folder / "zarr.json", self._metadata(), 1024)
+        n = -(-self.length // self.chunk)
+        for path in self.folder.iterdir():
+            parts = path.name.split(".")
+            if path.name.endswith(".new") or (parts[0] == "c" and int(parts[1]) >= n):
+                path.unlink()
+
+    def _empty_chunk(self) -> Shaped[np.ndarray, "chunk ..."]:
+        return np.full((self.chunk, *self.row), self.fill, self.dtype)
 
     def _begin_chunk(self) -> Shaped[np.ndarray, "chunk ..."]:
         if self._tail is None:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from alchemi_jax.io.sinks.base import Sink, SinkFull, check_batch, check_same_format, format_of, systems_mask
+from alchemi_jax.io.sinks.saved import batch_from_tree, batch_tree
 from alchemi_jax.parameters import natural
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.fields import AbstractBatch
@@ -188,6 +189,21 @@ class DeviceBuffer(Sink):
     def zero(self) -> None:
         # The next system may have another format.
         self._buffer, self._meta, self._n_atoms, self._lost = None, [], 0, False
+
+    def state(self) -> Any:
+        """The systems themselves."""
+        return {"systems": len(self), "batch": batch_tree(self.read() if len(self) else None)}
+
+    def set_state(self, state: Any) -> None:
+        """Hold the systems of the state, and no others.
+
+        Raises:
+            SinkFull: if they do not fit.
+        """
+        self.zero()
+        batch = None if state is None else batch_from_tree(state["batch"])
+        if batch is not None:
+            self.write(batch)
 
     def __len__(self) -> int:
         return len(self._meta)

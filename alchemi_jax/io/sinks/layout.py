@@ -89,10 +89,56 @@ def meta_text(meta: SystemMeta) -> bytes:
     """
     content = {
         "name": meta.name,
-        "info": encode_info(meta.info, meta.name, stacklevel=9),
+        "info": encode_info(meta.info, meta.name, stacklevel=10),
         "constraints": encode_constraints(meta.constraints, meta.name),
     }
     return json.dumps(content | ({"reason": meta.reason} if meta.reason else {})).encode()
+
+
+class Texts:
+    """The JSON of systems, made once for all frames of a run."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[SystemMeta, bytes]] = {}
+
+    def of(self, host: HostBatch) -> list[bytes]:
+        """The JSON of each system.
+
+        Raises:
+            ValueError: for a constraint that has no form in JSON.
+        """
+        texts = []
+        for i in range(len(host.atoms_per_system)):
+            texts.append(self._of_meta(host.meta[i]) if host.meta else meta_text(SystemMeta(f"system {i}")))
+        return texts
+
+    def _of_meta(self, meta: SystemMeta) -> bytes:
+        known = self._known.get(id(meta))
+        if known is None or known[0] is not meta:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            known = self._known[id(meta)] = (meta, meta_text(meta))
+        return known[1]
+
+    def arrays(
+        self, hosts: list[HostBatch], frame: int, meta_bytes: int
+    ) -> tuple[dict[str, Shaped[np.ndarray, "rows ..."]], dict[str, str]]:
+        """Rows of all arrays, and the levels of these.
+
+        Args:
+            hosts: one per frame.
+            frame, meta_bytes: number of frames, and bytes of JSON, that the store has.
+        """
+        flat = [flat_fields(host) for host in hosts]
+        levels = {name: level for name, (level, _) in flat[0].items()}
+        levels |= {"frame": "system", "meta_end": "system", "meta": "meta"}
+        arrays = {name: np.concatenate([f[name][1] for f in flat]) for name in flat[0]}
+        sizes = [len(host.atoms_per_system) for host in hosts]
+        arrays["frame"] = np.repeat(np.arange(frame, frame + len(hosts), dtype=np.int32), sizes)
+        texts = [text for host in hosts for text in self.of(host)]
+        arrays["meta_end"] = meta_bytes + np.cumsum([len(t) for t in texts], dtype=np.int64)
+        arrays["meta"] = np.frombuffer(b"".join(texts), np.uint8)
+        return arrays, levels
 
 
 def meta_from_text(text: bytes) -> SystemMeta:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.io.sinks.base import Sink, check_batch, check_same_format, format_of, systems_mask
+from alchemi_jax.io.sinks.saved import batch_from_tree, batch_tree
 from alchemi_jax.parameters import natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -46,6 +47,18 @@ class HostMemory(Sink):
 
     def zero(self) -> None:
         self._batches, self._systems = [], 0
+
+    def state(self) -> Any:
+        """The systems themselves."""
+        if len(self._batches) > 1:
+            self._batches = [HostBatch.concatenate(self._batches)]
+        return {"systems": self._systems, "batch": batch_tree(self._batches[0] if self._batches else None)}
+
+    def set_state(self, state: Any) -> None:
+        """Hold the systems of the state, and no others."""
+        batch = None if state is None else batch_from_tree(state["batch"])
+        self._batches = [] if batch is None else [batch]
+        self._systems = 0 if batch is None else len(batch)
 
     def __len__(self) -> int:
         return self._systems

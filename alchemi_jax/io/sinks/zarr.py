@@ -11,7 +11,6 @@ after a crash during one. `stored.py` reads it.
 import os
 import shutil
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,18 +27,25 @@ from alchemi_jax.io.sinks.base import (
     format_of,
     systems_mask,
 )
-from alchemi_jax.io.sinks.checksum import sign
-from alchemi_jax.io.sinks.columns import CODECS, Column, put_json
-from alchemi_jax.io.sinks.layout import FORMAT, VERSION, Labels, array_name, flat_fields, meta_text
+from alchemi_jax.io.sinks.columns import CODECS, Column
+from alchemi_jax.io.sinks.layout import Labels, Texts, array_name
+from alchemi_jax.io.sinks.store import (
+    BEGUN,
+    GROUP,
+    cut_store,
+    empty_attributes,
+    empty_store,
+    open_columns,
+    put_attributes,
+    remove_store,
+    store_state,
+)
 from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
 from alchemi_jax.parameters import as_path, natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
-from alchemi_jax.systems.metadata import SystemMeta
 
 
-_GROUP_BYTES = 4096
-_BEGUN = "zarr.json.begun"
 #: Bytes that may wait in memory.
 _WAITING_BYTES = 1 << 24
 
@@ -89,7 +95,7 @@ class ZarrData(Sink):
         self._format: Format | None = None
         self._waiting: list[HostBatch] = []
         self._waiting_bytes = 0
-        self._texts: dict[int, tuple[SystemMeta, bytes]] = {}
+        self._texts = Texts()
         self._stays_open = False
         self._write_lock: WriteLock | None = None
         self._lock = threading.RLock()
@@ -125,28 +131,23 @@ class ZarrData(Sink):
     def _open_store(self, exists: bool) -> None:
         if self.mode == "r" or (exists and self.mode == "a"):
             attributes = attributes_of(self.path)
-            atoms, systems = attributes["atoms"], attributes["systems"]
-            lengths = {"atom": atoms, "system": systems, "meta": attributes["meta_bytes"]}
-            if self.mode != "r" and systems:
-                columns = attributes["columns"].items()
-                self._columns = {n: Column.existing(self.path / n, lengths[of]) for n, of in columns}
-                self._add_missing(attributes)
+            if self.mode != "r":
+                self._columns = open_columns(self.path, attributes)
+                if self._columns:
+                    self._add_missing(attributes)
             self._attributes = attributes
             return
-        if exists and self.mode == "x":
-            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
-        attributes = {"format": FORMAT, "version": VERSION, "systems": 0, "atoms": 0, "frames": 0}
-        attributes["meta_bytes"] = 0
+        self._refuse_existing(exists)
+        attributes = empty_attributes()
         try:
             if exists:
-                attributes_of(self.path)
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            # That of a folder that was removed holds for nothing.
-            self._release()
-            self._write_lock = WriteLock(self.path)
-            self._put_attributes(attributes, self.path / _BEGUN)
-            os.replace(self.path / _BEGUN, self.path / "zarr.json")
+                empty_store(self.path, attributes_of(self.path))
+            else:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if self._write_lock is None:
+                    self._write_lock = WriteLock(self.path)
+                put_attributes(self.path, attributes, BEGUN)
+                os.replace(self.path / BEGUN, self.path / GROUP)
         except OSError as e:
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # If the sink is opened again, it appends.
@@ -158,11 +159,46 @@ class ZarrData(Sink):
         """Whether there is a file or store at the path, apart from a store that was never completed."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(entry.name != _BEGUN for entry in self.path.iterdir())
+        return any(entry.name != BEGUN for entry in self.path.iterdir())
 
-    def _put_attributes(self, attributes: dict[str, Any], path: Path | None = None) -> None:
-        content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        put_json(path or self.path / "zarr.json", sign(content), _GROUP_BYTES)
+    def _refuse_existing(self, exists: bool) -> None:
+        if exists and self.mode == "x":
+            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+
+    def state(self) -> Any:
+        """Numbers of systems and atoms, all of them committed, and a checksum of the last system."""
+        with self._lock:
+            if self._error is not None or self._attributes is not None:
+                self._commit()
+                assert self._attributes is not None
+                return store_state(self._attributes, self._columns)
+            self._refuse_existing(exists := self._exists())
+            if self.mode == "w" or not exists:
+                return None
+            attributes = attributes_of(self.path)
+            return store_state(attributes, open_columns(self.path, attributes))
+
+    def set_state(self, state: Any) -> None:
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        with self._lock:
+            stays_open = self._stays_open
+            self.close()
+            exists = self._exists()
+            if exists and self.path.is_dir():
+                self._write_lock = WriteLock(self.path)
+            try:
+                if state is None and exists:
+                    remove_store(self.path)
+                elif state is not None and (exists or state["systems"]):
+                    cut_store(self.path, state)
+            except Exception as e:
+                raise self._with_path(e) from None
+            finally:
+                self._release()
+            self.mode = "a"
+            if stays_open:
+                self.open()
 
     def close(self) -> None:
         """Commit what was written.
@@ -218,14 +254,10 @@ class ZarrData(Sink):
         if self._format is None:
             self._format = self._stored_format() if self._columns else new
         check_same_format(self, self._format, new)
-        # What cannot be stored is refused here, before a part of it is.
-        for i in range(len(host.atoms_per_system)):
-            self._text(host, i)
+        self._texts.of(host)  # What cannot be stored is refused before a part of it is.
         self._waiting.append(host)
-        self._waiting_bytes += sum(
-            x.nbytes for x in (host.positions, host.velocities, host.forces, host.cell)
-        )
-        self._waiting_bytes += sum(x.nbytes for x in host.atom_extras.values())
+        arrays = (host.positions, host.velocities, host.forces, host.cell, *host.atom_extras.values())
+        self._waiting_bytes += sum(x.nbytes for x in arrays)
         attributes["frames"] += 1
         attributes["systems"] += len(host.atoms_per_system)
         attributes["atoms"] += len(host.batch_idx)
@@ -243,20 +275,14 @@ class ZarrData(Sink):
             return
         assert attributes is not None
         self._waiting, self._waiting_bytes = [], 0
-        flat = [flat_fields(host) for host in hosts]
-        levels = {name: level for name, (level, _) in flat[0].items()}
-        levels |= {"frame": "system", "meta_end": "system", "meta": "meta"}
-        texts = [self._text(host, i) for host in hosts for i in range(len(host.atoms_per_system))]
-        ends = attributes["meta_bytes"] + np.cumsum([len(t) for t in texts], dtype=np.int64)
-        arrays = {name: np.concatenate([f[name][1] for f in flat]) for name in flat[0]}
-        frames = np.arange(attributes["frames"] - len(hosts), attributes["frames"], dtype=np.int32)
-        arrays["frame"] = np.repeat(frames, [len(host.atoms_per_system) for host in hosts])
-        arrays |= {"meta_end": ends, "meta": np.frombuffer(b"".join(texts), np.uint8)}
+        arrays, levels = self._texts.arrays(
+            hosts, attributes["frames"] - len(hosts), attributes["meta_bytes"]
+        )
         if not self._columns:
             self._create(arrays, levels, hosts[0])
         for name, rows in arrays.items():
             self._columns[name].append(rows)
-        attributes["meta_bytes"] = int(ends[-1])
+        attributes["meta_bytes"] = int(arrays["meta_end"][-1])
 
     def commit(self) -> None:
         """Write everything to disk now, so that it is not lost if the process is killed."""
@@ -285,7 +311,7 @@ class ZarrData(Sink):
             self._flush()
             for column in self._columns.values():
                 column.commit()
-            self._put_attributes(self._attributes)
+            put_attributes(self.path, self._attributes)
         except Exception as e:
             self._forget()
             raise self._with_path(e) from None
@@ -327,25 +353,12 @@ class ZarrData(Sink):
 
     def _stored_format(self) -> Format:
         assert self._attributes is not None
-        extras = (
-            extra_format(level, key, column.dtype, column.row)
-            for level, keys in self._attributes["extras"].items()
-            for key in keys
-            for column in [self._columns[array_name(level, key)]]
-        )
-        return self._columns["positions"].dtype, dict(extras)
-
-    def _text(self, host: HostBatch, system: int) -> bytes:
-        """The JSON of a system, made once for all frames of a batch."""
-        if not host.meta:
-            return meta_text(SystemMeta(f"system {system}"))
-        meta = host.meta[system]
-        known = self._texts.get(id(meta))
-        if known is None or known[0] is not meta:
-            if len(self._texts) > 10_000:
-                self._texts.clear()
-            known = self._texts[id(meta)] = (meta, meta_text(meta))
-        return known[1]
+        extras = {}
+        for level, keys in self._attributes["extras"].items():
+            for key in keys:
+                column = self._columns[array_name(level, key)]
+                extras |= [extra_format(level, key, column.dtype, column.row)]
+        return self._columns["positions"].dtype, extras
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -1,0 +1,153 @@
+"""TensorBoardWriter: event files, written here so that each row is in the file when `write` returns.
+
+The writer of tensorboardX keeps rows in a queue that cannot be waited for, and a second one within a second
+replaces the file of the first.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from alchemi_jax.io.cut import ADVICE, cut_file
+from alchemi_jax.io.lock import WriteLock
+
+
+#: At the end of the names of our files: others' are never cut or removed.
+_SUFFIX = ".alchemi_jax"
+
+
+class TensorBoardWriter:
+    """Event files in a folder: a scalar "energy/system 3" for each column and system, over the step.
+
+    Each opening begins a file. Going back to a state cuts the files to the lengths that they had, and removes
+    those that were begun later; a TensorBoard that has read them already shows these points until it reloads.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: Any = None
+        self._at = 0
+        self._lock: WriteLock | None = None
+
+    def open(self) -> None:
+        """Begins an event file.
+
+        Raises:
+            ImportError: if tensorboardX is not installed.
+            OSError: naming the folder, if it cannot be written.
+        """
+        if self._file is not None:
+            return
+        event = _event(file_version="brain.Event:2")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._begin()
+        except OSError as e:
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+        self._append(event)
+
+    def _begin(self) -> None:
+        stem = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        for number in range(10**6):
+            with contextlib.suppress(FileExistsError):
+                file = self.path / f"{stem}.{number}{_SUFFIX}"
+                self._file = open(file, "xb", buffering=0)  # noqa: SIM115
+                self._lock, self._at = WriteLock(file), 0
+                return
+
+    def write(self, table: dict[str, np.ndarray]) -> None:
+        """Adds a point to each scalar."""
+        own = self._file is None
+        self.open()
+        from tensorboardX.summary import scalar  # pyright: ignore
+
+        records = []
+        for name in table:
+            if name in ("step", "system_id", "steps_taken"):
+                continue
+            for step, system, value in zip(table["step"], table["system_id"], table[name], strict=True):
+                summary = scalar(f"{name}/system {system}", float(value))
+                records.append(_event(step=int(step), summary=summary))
+        self._append(b"".join(records))
+        if own:
+            self.close()
+
+    def _append(self, content: bytes) -> None:
+        """All of it, or nothing if there is an error."""
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._at)
+            raise type(e)(f"{self._file.name} cannot be written: {e.strerror or e}.") from e
+        self._at += len(content)
+
+    def _own_files(self) -> list[Path]:
+        return sorted(self.path.glob(f"events.out.tfevents.*{_SUFFIX}"))
+
+    def state(self) -> dict[str, int]:
+        """Bytes of each of our files in the folder."""
+        return {file.name: file.stat().st_size for file in self._own_files()}
+
+    def set_state(self, state: dict[str, int] | None) -> None:
+        """Go back to a state.
+
+        Raises:
+            ValueError: naming the file, if one is missing or shorter, or another process writes it.
+        """
+        self.close()
+        lengths = state or {}
+        for name, length in lengths.items():
+            file = self.path / name
+            size = file.stat().st_size if file.exists() else -1
+            if size < length:
+                has = "does not exist" if size < 0 else f"has {size} bytes"
+                raise ValueError(f"{file} {has}, the checkpoint says {length}: {ADVICE}.")
+        for file in self._own_files():
+            lock = WriteLock(file)
+            try:
+                if file.name in lengths:
+                    cut_file(file, int(lengths[file.name]))
+                else:
+                    os.remove(file)
+            finally:
+                lock.release()
+
+    def close(self) -> None:
+        """Ends the event file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+
+def _event(**fields: Any) -> bytes:
+    """An event as a record: length and contents, each with its checksum."""
+    try:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
+    except ImportError:
+        raise ImportError(
+            "LoggingHook(backend='tensorboard') needs tensorboardX: pip install alchemi-jax[tensorboard]."
+        ) from None
+    content = Event(wall_time=time.time(), **fields).SerializeToString()
+    length = len(content).to_bytes(8, "little")
+    return b"".join([length, _masked(length), content, _masked(content)])
+
+
+def _masked(content: bytes) -> bytes:
+    """The checksum as the format has it: rotated, and a constant added."""
+    crc = google_crc32c.value(content)
+    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+__all__ = ["TensorBoardWriter"]

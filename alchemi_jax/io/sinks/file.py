@@ -1,0 +1,228 @@
+"""AseFile: the base of sinks that write a file through ase.io."""
+
+import contextlib
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from ase import Atoms
+from ase.io import ulm
+
+from alchemi_jax.io.lock import WriteLock, open_locked
+from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
+from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
+from alchemi_jax.parameters import as_path
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
+
+
+class AseFile(Sink):
+    """The base of ExtXYZ and AseTrajectory: a file to which each write goes at once.
+
+    Args:
+        path: path of the file, made when the first system is written or a run opens the sink.
+        mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
+            reads.
+
+    Raises:
+        ValueError: if the file has another format.
+        FileExistsError and other OSErrors: naming the path. A write that fails does not change the file.
+    """
+
+    format = ""
+    dialect: Dialect
+
+    def __init__(self, path: str | os.PathLike, mode: str = "a"):
+        self.path = as_path(f"path of {type(self).__name__}")(path)
+        self.mode = check_mode(self, mode)
+        self._stays_open = False
+        self._lock: WriteLock | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def _is_open(self) -> bool:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Open the file at its end; make it if there is none."""
+
+    @abstractmethod
+    def _put(self, structures: list[Atoms]) -> None:
+        """Append all structures, or none if there is an error."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Close the file."""
+
+    @abstractmethod
+    def _count(self) -> int:
+        """Number of structures in the file, which exists."""
+
+    @abstractmethod
+    def structures(self) -> Iterator[Atoms]:
+        """The structures of the file, one after another."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """The state of the file, which exists."""
+
+    @abstractmethod
+    def _cut(self, state: dict[str, Any]) -> None:
+        """Go back to a state, if the file is what it says."""
+
+    @abstractmethod
+    def _is_own(self) -> bool:
+        """Whether all of the file, which exists, was written by a sink of this class."""
+
+    def _exists(self) -> bool:
+        return self.path.exists() and (self.path.is_dir() or self.path.stat().st_size > 0)
+
+    def _refuse_existing(self) -> None:
+        if self._exists():
+            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+
+    def open(self) -> None:
+        self._open()
+        self._stays_open = True
+
+    def _open(self) -> None:
+        if self._is_open or self.mode == "r":
+            return
+        exists = self._exists()
+        if self.mode == "x":
+            self._refuse_existing()
+        self._release()
+
+        def begin() -> None:
+            if exists:
+                self._check()
+            with self._naming():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if exists and self.mode == "w":
+                    self.path.unlink()
+                self._begin()
+
+        self._lock = open_locked(self.path, begin)
+        # If the sink is opened again, it appends.
+        self.mode = "a"
+
+    def _check(self) -> None:
+        """Raise ValueError if the file does not exist or has another format."""
+        if not self.path.exists():
+            raise ValueError(f"{self.path} does not exist.")
+        try:
+            self._count()
+        except (OSError, ValueError, ulm.InvalidULMFileError):
+            raise ValueError(f"{self.path} is not {self.format}.") from None
+
+    def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
+        check_batch(self, batch)
+        which = systems_mask(batch, mask)
+        if not which.any():
+            return
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        structures = to_atoms(batch.to_host(None if mask is None else which), self.dialect)
+        self._open()
+        try:
+            with self._naming():
+                self._put(structures)
+        finally:
+            if not self._stays_open:
+                self.close()
+
+    def read(self, dtype: Any = None) -> HostBatch:
+        """All systems, in the order in which they were written. Extras of systems become `info`.
+
+        Args:
+            dtype: dtype of the floats, as in `Batch.from_ase`; the file does not have it.
+        """
+        self._check()
+        found = list(self.structures())
+        if not found:
+            raise ValueError(f"{self.path} is empty: nothing was written to it.")
+        return from_atoms(found, dtype)
+
+    def zero(self) -> None:
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        stays_open = self._stays_open
+        if self.mode == "x":
+            self._open()
+        self.close()
+        if self.path.exists():
+            self._check()
+            with self._naming():
+                self.path.unlink()
+        if stays_open:
+            self.open()
+
+    def state(self) -> Any:
+        """Length of the file, number of its structures, and a checksum of its end."""
+        if not self._is_open:
+            if self.mode == "x":
+                self._refuse_existing()
+            if self.mode == "w" or not self.path.exists():
+                return None
+            self._check()
+        return self._state()
+
+    def set_state(self, state: Any) -> None:
+        if self.mode == "r":
+            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+        stays_open = self._stays_open
+        self.close()
+        self._lock = WriteLock(self.path) if self.path.is_file() else None
+        try:
+            with self._naming():
+                if state is None:
+                    self._remove_own()
+                elif state["systems"] or self.path.exists():
+                    self._cut(state)
+        finally:
+            self._release()
+        self.mode = "a"
+        if stays_open:
+            self.open()
+
+    def _remove_own(self) -> None:
+        """Remove the file, if sinks of this library wrote all of it."""
+        if not self.path.exists():
+            return
+        if not self._is_own():
+            raise ValueError(
+                f"{self.path} exists, the checkpoint says that it does not, and not all of it was written by "
+                "alchemi_jax: move it, or give another path."
+            )
+        self.path.unlink()
+
+    def close(self) -> None:
+        self._stays_open = False
+        try:
+            if self._is_open:
+                with self._naming():
+                    self._end()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def __len__(self) -> int:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return 0
+        self._check()
+        return self._count()
