@@ -1,4 +1,5 @@
-"""With what in a folder of results a command goes on, what it refuses, and what kills leave. Nothing is compiled."""
+"""With what in a folder of results a command goes on, what it refuses, and what kills leave. Nothing is
+compiled."""
 
 import dataclasses
 import itertools
@@ -156,7 +157,9 @@ def table(text):
 
 def content(path):
     """Every file with its bytes and the time of its last change."""
-    return {p.relative_to(path): (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(path): (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob("*") if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("command", [MD, RELAX])
@@ -279,7 +282,15 @@ def test_overwriting_goes_on_with_what_it_began(folder, engine, capsys):
     engine.ends = (0, 1, 2)
     assert call(*MD, "--seed", "2", "--overwrite") == 0
     assert sorted(p.name for p in Path("o").iterdir()) == sorted(
-        ["finished.zarr", "log.csv", "settings.json", "inputs.json", "checkpoints", "final.extxyz", "summary.png"]
+        [
+            "finished.zarr",
+            "log.csv",
+            "settings.json",
+            "inputs.json",
+            "checkpoints",
+            "final.extxyz",
+            "summary.png",
+        ]
     )
     assert json.loads(Path("o/settings.json").read_text())["seed"] == 2
     assert len(ZarrData("o/finished.zarr")) == 3
