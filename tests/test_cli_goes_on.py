@@ -168,8 +168,8 @@ def test_what_was_interrupted_goes_on(folder, engine, capsys, command):
     assert call(*command) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (
-        f"alchemi-jax {command[0]}: interrupted: 1 of 3 structures are finished, in o; the same command goes on "
-        "with the others."
+        f"alchemi-jax {command[0]}: interrupted: 1 of 3 structures are finished, in o; the same command goes "
+        "on with the others."
     )
     engine.ends = (1, 2)
     assert call(*command, "--max-systems", "2") == 130
@@ -355,7 +355,7 @@ def begin_swap(out):
 def test_a_swap_that_is_killed_at_any_point_is_repaired(tmp_path, kill):
     """Also if the repair is killed, at any point."""
     whole, names, tries = None, {}, 0
-    for n, m in itertools.product(range(60), (0, 1, 2, 3, 5, 8, 1000)):
+    for n, m in itertools.product(range(60), (0, 2, 5, 1000)):
         out = tmp_path / f"{n}-{m}"
         begin_swap(out)
         new = ["finished.zarr", "log.csv", "final.extxyz"]

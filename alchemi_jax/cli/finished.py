@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from alchemi_jax.cli.outcome import INSTEAD, UsageError, one_line
 from alchemi_jax.cli.settings import Pipeline, Relax
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.sinks.stored import StoredSystems
@@ -30,15 +31,18 @@ def read_finished(at: Path) -> HostBatch | None:
     """The finished systems of a folder in the order of the input, each in its last state; None without any.
 
     Raises:
-        ValueError: if the store is damaged.
+        UsageError: if the store is damaged.
     """
     if not (at / FINISHED / "zarr.json").exists():
         return None
-    stored = StoredSystems(at / FINISHED)
-    if not stored.n_systems:
-        return None
-    _, ids, n = stored.field("system_id")
-    return stored.batch(last_rows(np.asarray(ids[:n])))
+    try:
+        stored = StoredSystems(at / FINISHED)
+        if not stored.n_systems:
+            return None
+        _, ids, n = stored.field("system_id")
+        return stored.batch(last_rows(np.asarray(ids[:n])))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{one_line(e).rstrip('.')}: {INSTEAD}.") from None
 
 
 def is_done(host: HostBatch, settings: Pipeline) -> Bool[np.ndarray, " systems"]:

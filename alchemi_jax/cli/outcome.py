@@ -11,6 +11,10 @@ from alchemi_jax.spelling import did_you_mean as did_you_mean
 OK, USAGE, INCOMPLETE, TIME_IS_UP = 0, 2, 3, 4
 
 
+#: What to do about a file of results that is not what the run left.
+INSTEAD = "put it back as the run left it, or give another out, or --overwrite to begin again"
+
+
 class UsageError(Exception):
     """What the user can put right, in one sentence."""
 

@@ -17,7 +17,7 @@ from alchemi_jax.cli.finished import FINISHED, read_finished
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.inputs import INPUTS
-from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError
+from alchemi_jax.cli.outcome import INCOMPLETE, INSTEAD, OK, UsageError, one_line
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.report import print_rows
 from alchemi_jax.cli.results import Results
@@ -154,7 +154,10 @@ def _name_unfinished(host: HostBatch, sources: list) -> None:
 
 def _summarize(plan: Prepared, at: Path, draws: bool) -> None:
     """Means of each stage of dynamics, and the picture."""
-    table = Table.read(at / LOG) if (at / LOG).exists() else None
+    try:
+        table = Table.read(at / LOG) if (at / LOG).exists() else None
+    except ValueError as e:
+        raise UsageError(f"{at / LOG} cannot be read: {one_line(e)}: {INSTEAD}.") from None
     if table is None or not len(table.step):
         return
     sizes = {i: len(data) for i, data in enumerate(plan.data)}

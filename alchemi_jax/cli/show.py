@@ -105,8 +105,8 @@ def _run_of(store: Path) -> str:
         return f"{store.parent}"
     try:
         finished = read_finished(store.parent)
-    except (OSError, ValueError):
-        return f"{describe(settings)}"
+    except UsageError:
+        return describe(settings)
     done = 0 if finished is None else len(finished)
     return f"{describe(settings)}; {done} structures are finished"
 

@@ -153,7 +153,8 @@ class Signals:
                     self._first = time.monotonic()
                     threading.Thread(target=self._end, daemon=True).start()
                 elif number == signal.SIGINT and time.monotonic() - self._first > _SAME:
-                    self.leave()
+                    # Files of results are valid at any moment, also one that is being written.
+                    self.leave(waits=False)
 
     def _end(self) -> None:
         until = time.monotonic() + NOTICE

@@ -18,7 +18,7 @@ from alchemi_jax.cli.finished import FinishedSystems, is_done
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.cli.outcome import INSTEAD, UsageError, os_reason
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
@@ -29,6 +29,7 @@ from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import name_of
+from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -225,11 +226,14 @@ def _fault(error: OSError | ValueError, at: Path) -> str:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else str(at)
         text = text if "cannot be written: " in text else f"{path} cannot be written: {os_reason(error)}"
-        after = "what was saved is kept, and the same command goes on when this is put right"
-    else:
-        after = ""
-    text = " ".join(text.split()).rstrip(".")
-    return f"{text}; {after}." if after else f"{text}."
+        text = (
+            f"{text.rstrip('.')}; what was saved is kept, and the same command goes on when this is put right"
+        )
+    # The library speaks of folders of checkpoints, here the user names the folder around them.
+    for theirs, ours in ((ADVICE, INSTEAD), ("Give another folder to begin again", f"Here: {INSTEAD}")):
+        text = text.replace(theirs, ours)
+    text = text.replace("Give another folder", "Give another out, or --overwrite")
+    return f"{' '.join(text.split()).rstrip('.')}."
 
 
 def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:
