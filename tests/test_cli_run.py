@@ -11,12 +11,13 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from cli_folders import same_folders
+from cli_folders import same_folders, same_logs, same_stores
 from conftest import cluster
 
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.table import Table
+from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.trajectory import Trajectory
 
 
@@ -80,8 +81,8 @@ def test_a_pipeline_from_a_file(folder, capsys):
 
 
 def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
-    """Killed between two finished systems, saved within one, and given more steps: no frame and no row is twice
-    there or missing."""
+    """Killed between two finished systems, then saved within one: no frame and no row is twice there or
+    missing."""
     command = ["run", "p.toml", 'files=["in.extxyz"]', "--checkpoint-every", "0"]
     assert main([*command, "out=whole"]) == 0
     from alchemi_jax.cli.finished import FinishedSystems
@@ -102,7 +103,7 @@ def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, c
         return should_stop(self)
 
     monkeypatch.setattr(FinishedSystems, "write", once)
-    assert main([*command, "out=parts", "stages.1.n_steps=10"], Signals()) == 130
+    assert main([*command, "out=parts"], Signals()) == 130
     assert "the same command goes on" in capsys.readouterr().err
     monkeypatch.setattr(FinishedSystems, "write", write)
     monkeypatch.setattr(Signals, "should_stop", stop)
@@ -130,6 +131,29 @@ def test_killed_at_any_moment_it_goes_on(folder):
         process.wait()
     assert subprocess.run([*command, "out=parts"], check=False, capture_output=True).returncode == 0
     same_folders(Path("whole"), Path("parts"))
+
+
+def test_more_steps_are_the_steps_of_a_longer_run(folder, capsys):
+    md = [
+        "md",
+        "in.extxyz",
+        "--temperature",
+        "15",
+        "--max-systems",
+        "3",
+        "--log-every",
+        "2",
+        "--save-every",
+        "5",
+    ]
+    assert main([*md, "--steps", "40", "--out", "whole"]) == 0
+    for steps in ("10", "20", "40"):
+        assert main([*md, "--steps", steps, "--out", "parts"]) == 0
+    capsys.readouterr()
+    same_stores(Path("whole/trajectory.zarr"), Path("parts/trajectory.zarr"), order=False)
+    same_logs(Path("whole/log.csv"), Path("parts/log.csv"), order=False)
+    assert (folder / "whole/final.extxyz").read_bytes() == (folder / "parts/final.extxyz").read_bytes()
+    assert len(ZarrData("parts/finished.zarr")) == 3 * len(SIZES)
 
 
 def test_md_of_structures(folder, capsys):
