@@ -116,7 +116,7 @@ def _settings(content: dict[str, Any]) -> Pipeline:
 
 def _given(stage: Any) -> Any:
     """A stage without defaults, which the file has too: some settings may not be given to some stages."""
-    fields = {"relax": Relax, "md": MD}.get(stage.get("kind")) if isinstance(stage, dict) else None
+    fields = {"relax": Relax, "md": MD}.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
     if fields is None:
         return stage
     known = fields.model_fields

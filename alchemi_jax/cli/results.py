@@ -18,7 +18,8 @@ from alchemi_jax.cli.inputs import INPUTS
 from alchemi_jax.cli.outcome import UsageError, os_reason
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.swap import SWAP, UNFINISHED, finish_swap, swap
-from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.lock import LockedError, WriteLock
+from alchemi_jax.io.replace import repair
 from alchemi_jax.io.sinks.stored import attributes_of
 
 
@@ -65,14 +66,15 @@ class Results:
             return False
         try:
             self._lock = WriteLock(self.out)
-        except ValueError as e:
+        except LockedError as e:
+            who = f" ({e.who})" if e.who else ""
             raise UsageError(
-                f"{self.out} is being written by another run{_who(e)}: wait for its end, or give another "
-                "--out."
+                f"{self.out} is being written by another run{who}: wait for its end, or give another --out."
             ) from None
         with self._named_errors():
             swapped = finish_swap(self.out)
             for folder in (self.out, self.out / UNFINISHED):
+                repair(folder)
                 self._tidy(folder)
             stage = self.out / UNFINISHED
             if not stage.is_symlink() and stage.is_dir() and not any(stage.iterdir()):
@@ -232,9 +234,3 @@ def _holds_nothing(path: Path) -> bool:
     if path.suffix == ".zarr":
         return not (path / "zarr.json").exists() or not attributes_of(path)["systems"]
     return path.suffix == ".json"
-
-
-def _who(error: Exception) -> str:
-    """Who has the folder, in brackets, where the lock says it."""
-    who = getattr(error, "who", "")
-    return f" ({who})" if who else ""

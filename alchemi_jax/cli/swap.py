@@ -14,7 +14,8 @@ from pathlib import Path
 
 from alchemi_jax.cli.outcome import UsageError, os_reason
 from alchemi_jax.cli.write import whole_file
-from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.lock import LockedError, WriteLock
+from alchemi_jax.io.replace import repair
 
 
 #: The folder of results while there are older ones.
@@ -86,7 +87,7 @@ def repaired(out: Path) -> None:
     while (out / UNFINISHED / SWAP).exists():
         try:
             lock = WriteLock(out)
-        except ValueError:
+        except LockedError:
             if time.monotonic() > until:
                 raise UsageError(
                     f"{out}: another process puts new results in the place of the old ones."
@@ -102,6 +103,9 @@ def repaired(out: Path) -> None:
             ) from None
         finally:
             lock.release()
+    with contextlib.suppress(OSError):
+        # Where nothing can be written, what can be read is read.
+        repair(out)
 
 
 def _remove(path: Path) -> None:

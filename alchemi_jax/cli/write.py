@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.io.replace import replacing
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
@@ -60,17 +60,12 @@ def write_store(path: Path, systems: HostBatch) -> None:
     """
     from alchemi_jax.io.sinks.zarr import ZarrData
 
-    new, old = (path.with_name(f".{word}-{os.getpid()}-{path.name}") for word in ("new", "old"))
     try:
-        ZarrData(new, mode="w").write(systems)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(new, path)
-    except OSError as e:
-        raise UsageError(f"{path} cannot be written: {os_reason(e)}.") from None
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        with replacing(path) as new:
+            ZarrData(new, mode="w").write(systems)
+    except (OSError, ValueError) as e:
+        reason = os_reason(e) if isinstance(e, OSError) else str(e).rstrip(".")
+        raise UsageError(f"{path} cannot be written: {reason}.") from None
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:
