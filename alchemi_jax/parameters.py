@@ -100,6 +100,11 @@ def between(name: str, low: float, high: float) -> Callable[[Any], Inexact[Array
     return _checked(name, lambda v: (v >= low) & (v <= high), f"between {low} and {high}")
 
 
+def fraction(name: str) -> Callable[[Any], Inexact[Array, "..."]]:
+    """A converter to an array leaf for numbers between 0 and 1, both excluded."""
+    return _checked(name, lambda v: (v > 0) & (v < 1), "between 0 and 1, both excluded")
+
+
 def number(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
     """`positive` for a single number."""
     check = positive(name, zero)
@@ -303,12 +308,16 @@ class ExtraName(str):
 class Described(eqx.Module):
     """A Module with a repr that gives the values of its parameters, like a methods section."""
 
+    def _shown(self) -> list[tuple[str, Any]]:
+        """Names and values of what is shown."""
+        return [(f.name, getattr(self, f.name, None)) for f in dataclasses.fields(self) if f.repr]
+
     def __repr__(self) -> str:
-        parts = (f"{f.name}={_show(getattr(self, f.name, None))}" for f in dataclasses.fields(self) if f.repr)
+        parts = (f"{name}={_show(value)}" for name, value in self._shown())
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        rows = [(f.name, _show(getattr(self, f.name, None))) for f in dataclasses.fields(self) if f.repr]
+        rows = [(name, _show(value)) for name, value in self._shown()]
         return table((), rows, type(self).__name__)
 
 
@@ -339,6 +348,7 @@ __all__ = [
     "as_seed",
     "between",
     "finite",
+    "fraction",
     "function",
     "names",
     "natural",

@@ -204,7 +204,9 @@ def test_two_runs_do_not_write_one_folder(tmp_path, batch):
     with first:
         first.begin()
         for call in (second.begin, second.hold):
-            with pytest.raises(UsageError, match=r"o is being written by another run \(.*since .*\): wait for its end, or"):
+            with pytest.raises(
+                UsageError, match=r"o is being written by another run \(.*since .*\): wait for its end, or"
+            ):
                 call()
         fill(first.at, batch, "first")
     with second, pytest.raises(UsageError, match=r"relaxed\.zarr has been written by another run meanwhile"):

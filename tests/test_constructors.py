@@ -307,6 +307,10 @@ HOOKS = {
         {"limit": 0.3},
         {"limit": ONE, "key": [None, 3, ["energy"]], "action": ["fail", None, 3, True]},
     ),
+    "GuardHook": (
+        {"condition": nothing, "reason": "far away"},
+        {"condition": [None, 1.0, "x"], "reason": [None, "", " ", 3, b"x"]},
+    ),
     "EnergyDriftMonitorHook": ({}, {"threshold": [v for v in ONE if v is not None]}),
     "TemperatureScheduleHook": ({"schedule": nothing}, {"schedule": [None, 300.0, "x"]}),
     "PressureScheduleHook": ({"schedule": nothing}, {"schedule": [None, 300.0, "x"]}),

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -141,6 +142,24 @@ def test_the_page_for_assistants(lj, capsys):
     assert sum(len(part["step"]) for part in names["rows"].parts) == 20
     for link in re.findall(r"\((\S+\.md)\)", (ROOT / "llms.txt").read_text()):
         assert (ROOT / link).exists(), link
+
+
+def test_the_page_on_failures(capsys):
+    """Its code says what it says, and the tests that it names exist."""
+    names = {}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for block in code("docs/failures.md"):
+            exec(block, names)
+    text = (ROOT / "docs/failures.md").read_text()
+    joined = " ".join(text.split())
+    assert str(seen[0].message) in joined
+    assert capsys.readouterr().out.strip() in text
+    assert "bond is broken" not in str(names["out"].outcome_text(0))
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 9
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text(), (path, test)
 
 
 def test_the_page_on_errors(blocks, capsys):

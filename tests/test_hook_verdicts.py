@@ -52,6 +52,7 @@ VERDICTS = {
     "BiasedPotentialHook": (lambda: hooks.BiasedPotentialHook(lambda b: 0 * b.energy), EVERY),
     "NaNDetectorHook": (lambda: hooks.NaNDetectorHook(), EVERY),
     "UncertaintyHook": (lambda: hooks.UncertaintyHook(0.3), EVERY),
+    "GuardHook": (lambda: hooks.GuardHook(lambda b: b.failed, "no reason"), EVERY),
     "EnergyDriftMonitorHook": (lambda: hooks.EnergyDriftMonitorHook(0.1), {"NVE"}),
     "TemperatureScheduleHook": (lambda: hooks.TemperatureScheduleHook.ramp(1.0, 2.0, 9), THERMOSTATS),
     "PressureScheduleHook": (lambda: hooks.PressureScheduleHook.ramp(1.0, 2.0, 9), PRESSURES),

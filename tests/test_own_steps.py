@@ -18,6 +18,7 @@ from alchemi_jax.systems.observables import fmax
 
 
 SIZES = (3, 2, 4, 2, 3, 1, 2)
+FIELDS = ("system_id", "steps_taken", "status", "energy", "positions", "velocities", "forces")
 FIRST = {"stage": DynamicsStage.BEFORE_STEP, "final": True}
 MODEL = HarmonicModel(k=0.5)
 
@@ -30,7 +31,7 @@ def structures():
 
 
 class Observed:
-    """A pipeline with all hooks that follow the steps of systems; what they saw, sorted by system and step."""
+    """A pipeline with all hooks that follow the steps of systems; what they saw, by system and step."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -63,31 +64,19 @@ class Observed:
             host = sink.read()
             order = np.lexsort((host.steps_taken, host.system_id))
             host = host.take(order)
-            for field in (
-                "system_id",
-                "steps_taken",
-                "status",
-                "energy",
-                "positions",
-                "velocities",
-                "forces",
-            ):
+            for field in FIELDS:
                 found[f"{name}, {field}"] = getattr(host, field).tolist()
         table = self.table.table
-        active = table["active"]
-        of_table = zip(
-            *(table[k][active].tolist() for k in ("system_id", "steps_taken", "fmax")), strict=True
-        )
-        return found | {"table": sorted(of_table)}
+        columns = (table[k][table["active"]].tolist() for k in ("system_id", "steps_taken", "fmax"))
+        return found | {"table": sorted(zip(*columns, strict=True))}
 
 
 @pytest.mark.cheap_xla
 def test_records_of_a_system_depend_on_nothing_but_the_system(tmp_path):
     """Alone, in a batch, and refilled: bit for bit, in logs, stores and tables."""
-    key = jax.random.key(1)
-    room = {"atom_capacity": 17, "system_capacity": 7}
+    key, whole = jax.random.key(1), Batch.from_ase(structures())
     batch = Observed(tmp_path / "batch")
-    out = batch.engine.run(Batch.from_ase(structures(), **room), key=key).take()
+    out = batch.engine.run(whole, key=key).take()
     wanted = batch.rows()
     assert out.steps_taken[5] == 17
     assert len(set(out.steps_taken.tolist())) > 3
@@ -98,16 +87,14 @@ def test_records_of_a_system_depend_on_nothing_but_the_system(tmp_path):
     for i, n in enumerate(out.steps_taken.tolist()):
         assert taken[ids == i].tolist() == [*range(0, n, 4), n]
 
-    alone = Observed(tmp_path / "alone")
-    for i, atoms in enumerate(structures()):
-        one = Batch.from_ase([atoms], **room)
-        alone.engine.run(one.replace(system_id=one.system_id.at[0].set(i)), key=key)
-    assert alone.rows() == wanted
+    refilled = Observed(tmp_path / "refilled")
+    assert entry_unit(refilled.engine) == 2
+    sampler = Sampler(structures(), max_systems=3, max_atoms=16, refill_share=0.3)
+    refilled.engine.run(sampler=sampler, key=key)
+    assert refilled.rows() == wanted
 
-    # In the same program, and in another one.
-    for most in (2, 4):
-        refilled = Observed(tmp_path / str(most))
-        assert entry_unit(refilled.engine) == 2
-        sampler = Sampler(structures(), max_systems=most, max_atoms=17, refill_share=0.3)
-        refilled.engine.run(sampler=sampler, key=key)
-        assert refilled.rows() == wanted, most
+    # As many places as the refilled batch has, so that the program is the same.
+    alone = Observed(tmp_path / "alone")
+    for i in range(len(whole)):
+        alone.engine.run(Batch.from_host(whole.to_host([i]), 16, 3, largest=whole.largest), key=key)
+    assert alone.rows() == wanted

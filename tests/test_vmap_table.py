@@ -130,7 +130,7 @@ TOGETHER = {
         ["BiasedPotentialHook", "NaNDetectorHook", "ReplicaExchangeHook", "ObservableHook"],
     ),
     "cell": (NPT, ["PressureScheduleHook", "WrapPeriodicHook"]),
-    "energy": (NVE, ["EnergyDriftMonitorHook", "UncertaintyHook"]),
+    "energy": (NVE, ["EnergyDriftMonitorHook", "UncertaintyHook", "GuardHook"]),
 }
 
 

@@ -40,7 +40,7 @@ from alchemi_jax.models import (
     Morse,
 )
 from alchemi_jax.neighbors import pair_vectors
-from alchemi_jax.systems.observables import fmax
+from alchemi_jax.systems.observables import fmax, temperature
 from alchemi_jax.systems.segments import sum_by_system
 
 
@@ -140,6 +140,10 @@ def warming(step):
     return 50.0 + 10.0 * step
 
 
+def hot(batch):
+    return temperature(batch) > 55.0
+
+
 def nothing(ctx): ...
 
 
@@ -156,6 +160,7 @@ TRACED = {
     "TemperatureScheduleHook": h.TemperatureScheduleHook(warming),
     "PressureScheduleHook": h.PressureScheduleHook.ramp(0.0, 1.0, 3),
     "UncertaintyHook": h.UncertaintyHook(0.5, key="energy"),
+    "GuardHook": h.GuardHook(hot, "it is hot"),
     "ReplicaExchangeHook": h.ReplicaExchangeHook([30.0, 40.0, 55.0], every=2, seed=1),
 }
 

@@ -21,7 +21,7 @@ SOFTWARE = "alchemi-jax"
 _STORE_FILES = re.compile(r"(zarr\.json|c(\.\d+)*|\d+)(\.new|\.begun)?")
 #: Names in a folder of checkpoints.
 _CHECKPOINT_FILES = re.compile(
-    r"begin\.json|\d+|\d+\.orbax-checkpoint-tmp.*|\.probe-\d+|\.part-\d+-begin\.json"
+    r"begin\.json|out_of_steps|\d+|\d+\.orbax-checkpoint-tmp.*|\.probe-\d+|\.part-\d+-begin\.json"
 )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from alchemi_jax.dynamics.optimizers import GradientDescent as GradientDescent
     from alchemi_jax.dynamics.optimizers import OptaxOptimizer as OptaxOptimizer
     from alchemi_jax.dynamics.parameter_sweep import sweep as sweep
+    from alchemi_jax.dynamics.rescue import Rescue as Rescue
     from alchemi_jax.dynamics.sampler import Sampler as Sampler
     from alchemi_jax.dynamics.velocities import initialize_velocities as initialize_velocities
     from alchemi_jax.dynamics.velocities import remove_com_motion as remove_com_motion

@@ -9,7 +9,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from alchemi_jax.dynamics.rescue import Rescue, as_rescue
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.hooks.groups import Group, make_groups
 from alchemi_jax.models.base import AbstractModel
@@ -29,11 +31,13 @@ class Algorithm(Described):
         model: gives energies and forces.
         n_steps: budget of steps for each system, None: no limit. A leaf: no compiling when it changes.
         hooks: a HookSet, made from a list of hooks.
+        rescue: what is done before a system fails, a `Rescue`; None: nothing.
     """
 
     model: eqx.AbstractVar[AbstractModel]
     n_steps: eqx.AbstractVar[Int[Array, ""] | None]
     hooks: eqx.AbstractVar[HookSet]
+    rescue: Rescue | None = eqx.field(converter=as_rescue, default=None, kw_only=True)
 
     _stage_type: ClassVar[Any] = DynamicsStage
     #: Whether this algorithm reads `batch.stress` in every step.
@@ -43,6 +47,8 @@ class Algorithm(Described):
     has_velocities: ClassVar[bool] = True
     #: What hooks may ask of this algorithm through `batch.target_...`: "temperature", "pressure".
     follows_targets: ClassVar[frozenset[str]] = frozenset()
+    #: Parameters that say how far a step goes. Those of a rescued system are multiplied by a factor.
+    step_lengths: ClassVar[tuple[str, ...]] = ("dt",)
 
     def init_state(self, batch: Batch) -> Any:
         """The algorithm's own state before the first step: a Module whose fields declare levels, or None."""
@@ -84,6 +90,17 @@ class Algorithm(Described):
         system is sqrt(T_new/T_old), by which its velocities were scaled."""
         return state
 
+    def shorten_steps(self: _E, batch: Batch, factor: Float[Array, " systems"]) -> _E:
+        """The algorithm with shorter steps: `step_lengths`, per system, times the factor of each."""
+        lengths = {name: getattr(self, name, None) for name in self.step_lengths}
+        return unsafe_replace(
+            self, **{n: by_system(batch, x) * factor for n, x in lengths.items() if x is not None}
+        )
+
+    def shorten_state(self, state: Any, factor: Float[Array, " systems"]) -> Any:
+        """The own state of systems that were rescued, where it has a time step of its own: times a factor."""
+        return state
+
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""
         return batch.stress
@@ -116,6 +133,12 @@ class Algorithm(Described):
         """The engine as compiled code sees it: without host hooks."""
         hooks = self.hooks.on_device()
         return self if hooks is self.hooks else unsafe_replace(self, hooks=hooks)
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        # The fields of the base class are first. A rescue is shown last, and only if there is one.
+        shown = dict(super()._shown())
+        rescue = shown.pop("rescue", None)
+        return [*shown.items(), *([] if rescue is None else [("rescue", rescue)])]
 
     def __enter__(self: _E) -> _E:
         with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rescue import policy_of
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.updates import own_state
@@ -52,6 +53,21 @@ def check_model(engine: Engine) -> None:
     raise UserCodeError(
         f"{name_of(engine)}.model must be an AbstractModel with its parameters, not {found}{advice}."
     )
+
+
+def check_rescue(engine: Engine) -> None:
+    """Check that the steps of an engine with a rescue can be made shorter.
+
+    Raises:
+        TypeError: naming the engine, if it has none of its `step_lengths`.
+    """
+    for part in engine.parts:
+        known = any(getattr(part, name, None) is not None for name in part.step_lengths)
+        if policy_of(engine, part) is not None and not known:
+            raise TypeError(
+                f"{name_of(part)} has no parameter that a rescue could make smaller: leave rescue out, or "
+                "name the parameters that say how far a step goes in `step_lengths` of the class."
+            )
 
 
 def check_systems(engine: Engine, batch: Batch) -> None:
@@ -294,6 +310,7 @@ __all__ = [
     "check_lengths",
     "check_model",
     "check_per_system",
+    "check_rescue",
     "check_systems",
     "count_steps",
     "warn_idle_hooks",

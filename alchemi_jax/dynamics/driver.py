@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.finish import warn_failed
+from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
 from alchemi_jax.dynamics.init import init, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -130,7 +130,7 @@ class Run:
 
         If others move, it is a step of theirs, in which their hooks are called.
         """
-        known, step = self.state.batch.failed, self.report.step
+        before, told, step = self.state, self.report, self.report.step
         moves = self.has_host_hooks and self.host_steps.any_moves()
         if moves:
             self._call(DynamicsStage.BEFORE_STEP)
@@ -139,8 +139,7 @@ class Run:
         else:
             state, report = evaluate_fresh(self.device, self.state)
             self.put(state, report)
-            if report.failed:
-                warn_failed(self.engine, self.with_names().batch, known)
+            self._warn(before, told)
         if self.report.step > step:
             self._call(DynamicsStage.AFTER_STEP, step)
             self._call(DynamicsStage.ON_CONVERGE, step)
@@ -187,10 +186,10 @@ class Run:
 
     def _next_host_step(self, step: int) -> int:
         """The next number of completed steps after `step` at which the host has something to do."""
-        following = self.host_steps.following(step, self.before + self.inside, self.after)
+        steps = [step + self.cap, *self.host_steps.following(step, self.before + self.inside, self.after)]
         if self.saver is not None and (due := self.saver.next_step(step)) is not None:
-            following = [*following, due]
-        return min([step + self.cap, *following])
+            steps.append(due)
+        return min(steps)
 
     def _start(self, stop: int) -> tuple[DynamicsState, Int[Array, " numbers"]]:
         """Start a segment. JAX returns at once, and waits when a result is read."""
@@ -284,14 +283,20 @@ class Run:
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
         self.host_steps.put(state)
-        if report.failed > self.report.failed:
-            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
-        self.report = report
+        told, self.report = self.report, report
+        self._warn(before, told)
         # A step in parts is taken without asking for room.
         most = len(DynamicsStage)
         full = any(2 * n > b.capacity - most for n, b in zip(report.counts, state.records, strict=True))
         if full or time.perf_counter() - self.drained > 1.0:
             self.drain()
+
+    def _warn(self, before: DynamicsState, told: Report) -> None:
+        """Warn about systems that were rescued or have failed since an earlier state and its report."""
+        if self.report.rescued > told.rescued:
+            warn_rescued(self.engine, self.with_names(), before)
+        if self.report.failed > told.failed:
+            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
 
     def drain(self) -> None:
         """Give the rows that wait on the device to their hooks."""

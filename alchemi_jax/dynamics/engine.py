@@ -16,11 +16,13 @@ from alchemi_jax.dynamics.check import (
     check_hooks,
     check_lengths,
     check_model,
+    check_rescue,
     warn_idle_hooks,
 )
 from alchemi_jax.dynamics.flatten import flatten
 from alchemi_jax.dynamics.footprint import Footprint, footprint
 from alchemi_jax.dynamics.reasons import reason_text
+from alchemi_jax.dynamics.rescue import Rescue
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
@@ -51,6 +53,7 @@ class AbstractDynamics(Algorithm):
         self.hooks.check_stages(self._stage_type)
         check_hooks(self)
         check_lengths(self)
+        check_rescue(self)
         warn_idle_hooks(self)
 
     # -- the user's methods ----------------------------------------------------------------------
@@ -255,6 +258,7 @@ class FusedStage(AbstractDynamics):
         stages: the engines, in order; pipelines among them are flattened. All have the same model.
         hooks: of the pipeline.
         n_steps: budget of a system over all parts; those of the parts count in any case.
+        rescue: of the parts that have none of their own.
 
     Raises:
         ValueError: if the parts have different models, or a nested pipeline has a budget of its own.
@@ -273,18 +277,21 @@ class FusedStage(AbstractDynamics):
         n_steps: Any = None,
         inner: tuple[HookSet, ...] = (),
         inner_codes: tuple[tuple[int, ...], ...] = (),
+        rescue: Rescue | None = None,
     ):
         flat, inner, inner_codes = flatten(stages, tuple(inner), tuple(inner_codes))
         self.stages = tuple(flat)
         self.hooks = hooks if isinstance(hooks, HookSet) else HookSet(hooks)
         self.n_steps = as_count("n_steps")(n_steps)
         self.inner, self.inner_codes = inner, inner_codes
+        self.rescue = rescue
 
     def __repr__(self) -> str:
         lines = [f"stage {code}: {stage!r}" for code, stage in enumerate(self.stages)]
         lines += [f"hooks of stages {c}: {h!r}" for c, h in zip(self.inner_codes, self.inner, strict=True)]
         lines += [f"hooks: {self.hooks!r}"] if len(self.hooks) else []
         lines += [f"n_steps: {self.n_steps}"] if self.n_steps is not None else []
+        lines += [f"rescue: {self.rescue}"] if self.rescue is not None else []
         return "FusedStage(\n  " + ",\n  ".join(lines) + "\n)"
 
     @property
@@ -343,6 +350,13 @@ class FusedStage(AbstractDynamics):
     def scale_momenta(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
         pairs = zip(self.stages, state, strict=True)
         return tuple(part.scale_momenta(own, factor) for part, own in pairs)
+
+    def shorten_steps(self, batch: Batch, factor: Float[Array, " systems"]) -> "FusedStage":
+        return unsafe_replace(self, stages=tuple(part.shorten_steps(batch, factor) for part in self.stages))
+
+    def shorten_state(self, state: tuple, factor: Float[Array, " systems"]) -> tuple:
+        pairs = zip(self.stages, state, strict=True)
+        return tuple(part.shorten_state(own, factor) for part, own in pairs)
 
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
         return self._by_stage(batch, [part.unbalanced_stress(batch) for part in self.stages])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hook_calls import SHAPES_FORCES
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.restore import shortened
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import within
 from alchemi_jax.dynamics.updates import own_state, stage_key
@@ -75,7 +76,7 @@ def _enter(engine: Engine, state: DynamicsState, arriving: Bool[Array, " systems
     if not shapes_forces(engine):
         integrator = tuple(
             select(*_masks(batch, arriving & (batch.status == number)), part.init_state(batch), old)
-            for number, (part, old) in enumerate(zip(engine.parts, integrator, strict=True))
+            for number, (part, old) in enumerate(zip(shortened(engine, state).parts, integrator, strict=True))
         )
     return state.replace(batch=batch, memory=tuple(memory), integrator=integrator)
 
@@ -104,7 +105,7 @@ def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
 
     def make(operands: tuple) -> Any:
         arrays, batch, old, fresh = operands
-        new = own_state(eqx.combine(arrays, rest), batch)
+        new = own_state(shortened(eqx.combine(arrays, rest), carry.state), batch)
         return select(*_masks(batch, fresh), new, old)
 
     operands = (arrays, carry.state.batch, carry.state.integrator, carry.fresh)
@@ -114,7 +115,8 @@ def start_fresh(engine: Engine, carry: StepCarry) -> StepCarry:
 def start_evaluated(engine: Engine, carry: StepCarry) -> StepCarry:
     """`start_fresh` without asking whether there are such systems. It has derivatives in both directions."""
     assert carry.fresh is not None
-    masks, made = _masks(carry.state.batch, carry.fresh), own_state(engine, carry.state.batch)
+    masks = _masks(carry.state.batch, carry.fresh)
+    made = own_state(shortened(engine, carry.state), carry.state.batch)
     return carry.update(integrator=select(*masks, made, carry.state.integrator))
 
 

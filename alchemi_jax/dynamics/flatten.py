@@ -1,5 +1,6 @@
 """The parts of a pipeline from a list of engines, some of which may be pipelines themselves."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,11 @@ def flatten(
             inner += (stage.hooks, *stage.inner) if len(stage.hooks) else stage.inner
             moved = tuple(tuple(c + len(flat) for c in own) for own in stage.inner_codes)
             inner_codes += (codes, *moved) if len(stage.hooks) else moved
-        flat.extend(stage.parts)
+        if stage.rescue is not None:
+            parts = [p if p.rescue else dataclasses.replace(p, rescue=stage.rescue) for p in stage.parts]
+        else:
+            parts = stage.parts
+        flat.extend(parts)
     if not flat:
         raise ValueError("FusedStage needs at least one stage.")
     first = flat[0].model

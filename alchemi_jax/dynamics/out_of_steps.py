@@ -134,7 +134,7 @@ class OutOfSteps:
         lists = state.neighbors
         references = None if lists is None else {name: getattr(lists, name) for name in _REFERENCES}
         found = take(state, references, chosen, state.batch.meta)
-        arrays = {name: np.asarray(plain(x)) for name, x in named_leaves(found.state)}
+        arrays: dict[str, Any] = {name: np.asarray(plain(x)) for name, x in named_leaves(found.state)}
         arrays |= {f".neighbors.{name}": x for name, x in found.references.items()}
         arrays["names"] = np.array([meta_text(meta).decode() for meta in found.state.batch.meta])
         path = self.folder / f"{self.count}.npz"

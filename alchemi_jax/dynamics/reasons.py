@@ -49,6 +49,14 @@ def is_numerical(code: int) -> bool:
     return 0 < code <= len(FIELDS)
 
 
+def is_rescuable(code: Any, hooks: Any) -> Any:
+    """Whether shorter steps may help: a field was not finite, atoms were too far or too dense; or, where
+    `hooks` is true, a hook said so. Arrays [systems]."""
+    by_hook = code >= _FIRST_HOOK
+    not_finite = by_hook & ((code - _FIRST_HOOK) % _PER_HOOK >= MOST_REASONS)
+    return (code > 0) & (~by_hook | not_finite | hooks)
+
+
 def is_of_model(code: int) -> bool:
     """Whether a result of the model is not finite."""
     return any(code == field_reason(name) for name in ("energy", "forces", "stress"))
@@ -87,5 +95,6 @@ __all__ = [
     "hook_reason",
     "is_numerical",
     "is_of_model",
+    "is_rescuable",
     "reason_text",
 ]

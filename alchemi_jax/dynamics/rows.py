@@ -18,6 +18,7 @@ from jaxtyping import Int
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.enter import restart_rows
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rescue import count_rescues, restart_rescue
 from alchemi_jax.dynamics.start import start_bookkeeping
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.errors import name_of
@@ -181,7 +182,10 @@ def move_rows(
     atoms = to_atoms(incoming, kept) & incoming.atom_mask
     layout = {name: getattr(incoming, name) for name in ("batch_idx", "first_atom", "atoms_per_system")}
     moved = take_rows(unsafe_replace(state.batch, largest=incoming.largest), plan)
-    batch = select(atoms, kept, moved, start_bookkeeping(incoming))
+    started, rescue = start_bookkeeping(incoming), None
+    if state.rescue is not None:
+        started, rescue = count_rescues(started), restart_rescue(take_rows(state.rescue, plan), ~kept)
+    batch = select(atoms, kept, moved, started)
     batch = batch.replace(**layout)
     memory: list[Any] = list(state.memory)
     for group in engine.groups:
@@ -209,6 +213,7 @@ def move_rows(
         neighbors=neighbors,
         memory=tuple(memory),
         integrator=take_rows(state.integrator, plan),
+        rescue=rescue,
         **(flags | {"newly_converged": jnp.zeros_like(kept)}),
     )
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.loop import should_continue, unfinished
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rescue import RESCUES
 from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.step import STEP, begin, run_phases, step
@@ -38,15 +39,15 @@ class Report:
         step: number of completed steps.
         active: number of unfinished systems (see `loop.unfinished`).
         newly: number of systems that converged in the last step.
-        failed: number of systems that have failed.
+        failed: number of systems that have failed. `rescued`: number of rescues of all systems.
         overflow: whether a capacity was too small, so that the segment must be replayed.
         counts: rows in each record buffer.
     """
 
     def __init__(self, numbers: Int[Array, " numbers"]):
         n = np.asarray(numbers)
-        self.step, self.active, self.newly, self.failed, self.overflow = (int(x) for x in n[:5])
-        self.counts = n[5:]
+        self.step, self.active, self.newly, self.failed, self.rescued, self.overflow = map(int, n[:6])
+        self.counts = n[6:]
 
 
 def report_numbers(engine: Engine, state: DynamicsState) -> Int[Array, " numbers"]:
@@ -56,6 +57,7 @@ def report_numbers(engine: Engine, state: DynamicsState) -> Int[Array, " numbers
         unfinished(engine, state),
         state.newly_converged.sum(dtype=jnp.int32),
         state.batch.failed.sum(dtype=jnp.int32),
+        jnp.int32(0) if state.rescue is None else state.batch.system_extras[RESCUES].sum(dtype=jnp.int32),
         jnp.asarray(False if state.neighbors is None else state.neighbors.overflow, jnp.int32),
         *(buffer.count for buffer in state.records),
     ]

@@ -248,6 +248,7 @@ def merge_back(
         batch=batch,
         integrator=map_by_level(put, before.integrator, after.integrator),
         memory=map_by_level(put, before.memory, after.memory),
+        rescue=map_by_level(put, before.rescue, after.rescue),
         step_count=after.step_count,
         key=after.key,
         **{name: put("system", old, getattr(after, name)) for name, old in flags.items()},

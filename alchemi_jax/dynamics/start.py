@@ -15,6 +15,8 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_arrays
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rescue import count_rescues, has_rescue
+from alchemi_jax.dynamics.restore import new_rescue
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.dynamics.step import FIRST_EVALUATION, make_carry, run_phases
@@ -36,6 +38,8 @@ def initial_state(
     The state of the algorithm is zero until the first evaluation.
     """
     batch = start_bookkeeping(batch)
+    if has_rescue(engine):
+        batch = count_rescues(batch)
     own = jax.eval_shape(lambda b: own_state(engine, b), batch)
     state = DynamicsState(
         batch=batch,
@@ -47,6 +51,8 @@ def initial_state(
         key=key,
         **initial_flags(batch),
     )
+    if has_rescue(engine):
+        state = state.replace(rescue=new_rescue(state))
     return state.replace(records=empty_buffers(engine, state))
 
 

@@ -7,6 +7,7 @@ import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from alchemi_jax.dynamics.origin import UNKNOWN, Origin
+from alchemi_jax.dynamics.rescue import RescueState
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.neighbors import NeighborList
 from alchemi_jax.systems.batch import Batch
@@ -32,6 +33,7 @@ class DynamicsState(eqx.Module):
         entering: [systems], the next step is their first in another part of the pipeline.
         came_from: [systems], the part that a system left last, -1 while it is in its first.
         time_error: [systems], fs, what rounding took from `batch.time`.
+        rescue: copies of the systems and the factors on their steps; None if the engine has no rescue.
         origin: the engine that made the state, if it is known; no arrays.
     """
 
@@ -49,6 +51,7 @@ class DynamicsState(eqx.Module):
     entering: Bool[Array, " systems"]
     came_from: Int[Array, " systems"]
     time_error: Float[Array, " systems"]
+    rescue: RescueState | None = None
     origin: Origin = without_arrays(default=UNKNOWN)
 
     @property

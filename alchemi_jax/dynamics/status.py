@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.restore import shortened
 from alchemi_jax.dynamics.state import StepCarry
 from alchemi_jax.dynamics.updates import by_system
 from alchemi_jax.hooks.groups import Group
@@ -72,19 +73,21 @@ def _advance_time(
     A plain sum in float32 would no longer grow after 10^7 steps.
     """
     state, batch = carry.state, carry.state.batch
+    # A system that is rescued counts the step, and no time.
+    moving = carry.active if state.rescue is None else carry.active & state.moved
     own = state.integrator if engine.n_stages > 1 else (state.integrator,)
     dt = None
-    for number, (part, algorithm) in enumerate(zip(engine.parts, own, strict=True)):
+    for number, (part, algorithm) in enumerate(zip(shortened(engine, state).parts, own, strict=True)):
         step = part.time_step(batch, algorithm)
         if step is not None:
-            mine = jnp.where(carry.active & (carry.code == number), by_system(batch, step), 0)
+            mine = jnp.where(moving & (carry.code == number), by_system(batch, step), 0)
             dt = mine if dt is None else dt + mine
     if dt is None:
         return batch.time, state.time_error
     added = dt - state.time_error
     time = batch.time + added
     error = (time - batch.time) - added
-    return jnp.where(carry.active, time, batch.time), jnp.where(carry.active, error, state.time_error)
+    return jnp.where(moving, time, batch.time), jnp.where(moving, error, state.time_error)
 
 
 def within(group: Group, mask: Bool[Data, " systems"], code: Int[Data, " systems"]) -> Bool[Data, " systems"]:

@@ -17,6 +17,7 @@ from alchemi_jax.dynamics.fail import fail, find_lost, find_lost_results
 from alchemi_jax.dynamics.hook_calls import StepDispatcher
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.reasons import TOO_DENSE
+from alchemi_jax.dynamics.restore import keep_copies, rescue_failed, shortened
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import advance_status
@@ -176,8 +177,10 @@ STEP: tuple[Phase, ...] = (
     HooksAt(DynamicsStage.AFTER_POST_UPDATE),
     separate,
     HooksAt(DynamicsStage.AFTER_STEP),
+    rescue_failed,
     advance_status,
     HooksAt(DynamicsStage.ON_CONVERGE),
+    keep_copies,
     end,
 )
 
@@ -189,6 +192,7 @@ FIRST_EVALUATION: tuple[Phase, ...] = (
     start_evaluated,
     HooksAt(DynamicsStage.AFTER_STEP),
     advance_status,
+    keep_copies,
     end,
 )
 
@@ -220,7 +224,7 @@ def _update(engine: Engine, carry: StepCarry, update: str) -> StepCarry:
     """
     state, old = carry.state, carry.state.batch
     batch, integrator = apply_update(
-        engine, update, old.replace(status=carry.code), state.integrator, state.key
+        shortened(engine, state), update, old.replace(status=carry.code), state.integrator, state.key
     )
     batch = batch.replace(status=old.status)
     active: Bool[Array, " systems"] = carry.active

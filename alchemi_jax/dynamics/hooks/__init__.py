@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alchemi_jax.dynamics.hooks.convergence import ConvergenceHook as ConvergenceHook
     from alchemi_jax.dynamics.hooks.forces import BiasedPotentialHook as BiasedPotentialHook
     from alchemi_jax.dynamics.hooks.forces import MaxForceClampHook as MaxForceClampHook
+    from alchemi_jax.dynamics.hooks.guard import GuardHook as GuardHook
     from alchemi_jax.dynamics.hooks.live import LivePlotHook as LivePlotHook
     from alchemi_jax.dynamics.hooks.logging import LoggingHook as LoggingHook
     from alchemi_jax.dynamics.hooks.monitors import EnergyDriftMonitorHook as EnergyDriftMonitorHook

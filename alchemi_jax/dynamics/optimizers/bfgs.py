@@ -64,6 +64,7 @@ class BFGS(AbstractDynamics):
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ("max_step",)
 
     def check(self, batch: Batch) -> None:
         host = batch.take()

@@ -1,5 +1,6 @@
 """FIRE: the fast inertial relaxation engine."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -83,6 +84,7 @@ class FIRE(AbstractDynamics):
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ("dt", "dt_max", "max_step")
 
     def init_state(self, batch: Batch) -> FIREState:
         return new_state(batch, self.dt, self.alpha)
@@ -91,6 +93,9 @@ class FIRE(AbstractDynamics):
         force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
         state, _, move = self._take_step(batch, state, force, velocity)
         return batch.replace(positions=batch.positions + move.atoms), state
+
+    def shorten_state(self, state: FIREState, factor: Float[Array, " systems"]) -> FIREState:
+        return dataclasses.replace(state, dt=state.dt * factor)
 
     def _take_step(
         self, batch: Batch, state: FIREState, force: Vector, velocity: Vector

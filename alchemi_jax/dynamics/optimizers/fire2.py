@@ -1,10 +1,11 @@
 """FIRE2: FIRE that takes half a step back after it moved uphill."""
 
+import dataclasses
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.optimizers.coordinates import (
@@ -66,6 +67,7 @@ class FIRE2(AbstractDynamics):
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ("dt", "dt_max", "dt_min", "max_step")
 
     def init_state(self, batch: Batch) -> FIREState:
         return new_state(batch, self.dt, self.alpha)
@@ -74,6 +76,9 @@ class FIRE2(AbstractDynamics):
         force, velocity = Vector(batch.forces, None), Vector(state.velocities, None)
         state, _, move = self._take_step(batch, state, force, velocity)
         return batch.replace(positions=batch.positions + move.atoms), state
+
+    def shorten_state(self, state: FIREState, factor: Float[Array, " systems"]) -> FIREState:
+        return dataclasses.replace(state, dt=state.dt * factor)
 
     def _take_step(
         self, batch: Batch, state: FIREState, force: Vector, velocity: Vector

@@ -40,6 +40,7 @@ class GradientDescent(AbstractDynamics):
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ("rate", "max_step")
 
     def pre_update(self, batch: Batch, state: None) -> tuple[Batch, None]:
         step = cut_by_atom(batch, at_atoms(batch, self.rate) * batch.forces, self.max_step)

@@ -65,6 +65,7 @@ class LBFGS(AbstractDynamics):
     max_step: Parameter = eqx.field(converter=positive("max_step"), default=0.2, kw_only=True)
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ("max_step",)
 
     def init_state(self, batch: Batch) -> LBFGSState:
         history = jnp.zeros((batch.atom_capacity, self.memory, 3), batch.dtype)

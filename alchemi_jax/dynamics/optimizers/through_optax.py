@@ -72,6 +72,7 @@ class OptaxOptimizer(AbstractDynamics):
     hooks: HookSet = eqx.field(converter=HookSet, default=())
 
     has_velocities: ClassVar[bool] = False
+    step_lengths: ClassVar[tuple[str, ...]] = ()
 
     def __check_init__(self):
         if not isinstance(self.optimizer, optax.GradientTransformation):

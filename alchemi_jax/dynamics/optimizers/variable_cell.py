@@ -59,6 +59,9 @@ class AbstractVariableCell(AbstractDynamics):
         batch, cell = deform(batch, cell, move)
         return batch, (own, dataclasses.replace(cell, velocity=velocity.cell))
 
+    def shorten_state(self, state: Any, factor: Float[Array, " systems"]) -> Any:
+        return super().shorten_state(state[0], factor), state[1]
+
     def total_energy(self, batch: Batch, state: Any) -> Float[Array, " systems"]:
         """Potential and kinetic energy and P V."""
         return super().total_energy(batch, state) + GPA * self._outer(batch) * volume(batch)

@@ -1,0 +1,137 @@
+"""Rescue: a system that fails for a numerical reason goes back to a copy of itself, with shorter steps.
+
+`Rescue` is the policy of an engine, `RescueState` what it keeps in the state: two copies of each system and
+the factor on its steps. The phases of a step that use them are in `restore.py`.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from alchemi_jax.errors import description
+from alchemi_jax.parameters import Described, Parameter, as_count, as_flag, fraction
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import Data, per_atom, per_system
+
+
+#: Name of the extra of a batch that counts how often each system was rescued.
+RESCUES = "rescues"
+
+
+class Rescue(Described):
+    """What is done before a system fails: it goes back to a copy of itself and goes on with shorter steps.
+
+        md = NVE(model=model, dt=2.0, n_steps=10_000, rescue=Rescue(tries=3, factor=0.5, every=50))
+
+    A system whose energy, forces, positions, ... are no longer finite, whose atoms are too far away, or whose
+    cell became too small for the neighbor list, returns to the last but one copy of itself: the last one may
+    have been taken when the explosion had begun. Its time step (of optimizers without one: the largest step)
+    is multiplied by `factor` until the end of its run. After `tries` rescues the next failure is final, as is
+    one before the first step or at ON_CONVERGE.
+
+    A copy is made when a system was evaluated for the first time, when it enters a part of a pipeline, and
+    after each `every` of its own steps. It has all of the system that a step changes: positions, velocities,
+    cell, results, targets, `time`, the rows of the algorithm, and the rows of memories of traced hooks.
+    Shared memories, such as a histogram over all systems, keep what they counted.
+
+    Steps count on: the step that failed and those since the copy stay in `steps_taken` and in the budget, so
+    that no two rows or frames have the same step, and noise is drawn anew. `time` is that of the copy. Rows
+    and frames that were recorded since the copy stay; `time` shows the jump. In the step of a rescue hooks
+    see the system as failed, and nothing is recorded of it.
+
+    `batch["rescues"]` counts the rescues of each system, and a warning tells of each one. The two copies cost
+    memory, twice the fields above, and a pass over them in each `every` steps.
+
+    Args:
+        tries: largest number of rescues of a system.
+        factor: on the time step at each rescue, between 0 and 1.
+        every: steps between two copies. Take more than an explosion lasts, from the first wrong step on.
+        hooks: whether a system is also rescued that a hook failed by `ctx.fail`.
+    """
+
+    tries: Int[Array, ""] = eqx.field(converter=as_count("tries"), default=3)
+    factor: Parameter = eqx.field(converter=fraction("factor"), default=0.5)
+    every: Int[Array, ""] = eqx.field(converter=as_count("every"), default=50)
+    hooks: bool = eqx.field(static=True, converter=as_flag("hooks"), default=False)
+
+
+def as_rescue(value: Any) -> Rescue | None:
+    """A converter of the field `rescue`. It raises TypeError for what is neither a Rescue nor None."""
+    if value is None or isinstance(value, Rescue):
+        return value
+    raise TypeError(
+        f"rescue must be a Rescue, such as Rescue(tries=3, factor=0.5), not {description(value)}."
+    )
+
+
+class Copy(eqx.Module):
+    """What a step changes of each system: fields of the batch by name, flags of the state, and the rows of
+    algorithm and hooks. None stands for shared arrays, of which there is no copy."""
+
+    integrator: Any
+    memory: Any
+    atoms: dict[str, Shaped[Data, "atoms ..."]] = per_atom()
+    systems: dict[str, Shaped[Data, "systems ..."]] = per_system()
+
+
+class RescueState(eqx.Module):
+    """What a run with a rescue keeps of each system.
+
+    Attributes:
+        older, newer: the last but one copy and the last one. At the start they are the same.
+        older_step, newer_step: [systems], `steps_taken` of the copies; -1 where there is none.
+        factor: [systems], on the time step.
+        failed_in: [systems], the step of the last rescue; `back_to`: that of the copy to which it went back.
+        reason: [systems], why, as in `batch.reason`.
+    """
+
+    older: Copy
+    newer: Copy
+    older_step: Int[Data, " systems"] = per_system()
+    newer_step: Int[Data, " systems"] = per_system()
+    factor: Float[Data, " systems"] = per_system()
+    failed_in: Int[Data, " systems"] = per_system()
+    back_to: Int[Data, " systems"] = per_system()
+    reason: Int[Data, " systems"] = per_system()
+
+
+def count_rescues(batch: Batch) -> Batch:
+    """The batch with an extra that counts rescues: none yet."""
+    extras = {**batch.system_extras, RESCUES: jnp.zeros_like(batch.steps_taken)}
+    return dataclasses.replace(batch, system_extras=extras)
+
+
+def restart_rescue(held: RescueState, new: Bool[Data, " systems"]) -> RescueState:
+    """What is kept, without what belongs to other systems than those that have entered in these rows."""
+    return dataclasses.replace(
+        held,
+        older_step=jnp.where(new, -1, held.older_step),
+        newer_step=jnp.where(new, -1, held.newer_step),
+        factor=jnp.where(new, 1, held.factor),
+    )
+
+
+def has_rescue(engine: Any) -> bool:
+    """Whether any part of an engine has a rescue."""
+    return any(policy_of(engine, part) is not None for part in engine.parts)
+
+
+def policy_of(engine: Any, part: Any) -> Rescue | None:
+    """The rescue of a part of a pipeline: its own, otherwise that of the pipeline."""
+    return engine.rescue if part.rescue is None else part.rescue
+
+
+__all__ = [
+    "RESCUES",
+    "Copy",
+    "Rescue",
+    "RescueState",
+    "as_rescue",
+    "count_rescues",
+    "has_rescue",
+    "policy_of",
+    "restart_rescue",
+]
