@@ -11,7 +11,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from cli_folders import same_folders, same_logs, same_stores
+from cli_folders import same_folders, same_stores
 from conftest import cluster
 
 from alchemi_jax.cli.main import main
@@ -83,7 +83,7 @@ def test_a_pipeline_from_a_file(folder, capsys):
 def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
     """Killed between two finished systems, then saved within one: no frame and no row is twice there or
     missing."""
-    command = ["run", "p.toml", 'files=["in.extxyz"]', "--checkpoint-every", "0"]
+    command = ["run", "p.toml", 'files=["in.extxyz"]', "--checkpoint-every", "0.1"]
     assert main([*command, "out=whole"]) == 0
     from alchemi_jax.cli.finished import FinishedSystems
 
@@ -91,7 +91,7 @@ def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, c
 
     def once(self, batch, mask=None):
         calls.append(1)
-        if len(calls) > 2:
+        if len(calls) > 1:
             raise KeyboardInterrupt
         write(self, batch, mask)
 
@@ -99,7 +99,7 @@ def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, c
 
     def stop(self):
         asked.append(1)
-        self.number = 15 if len(asked) == 5 else None
+        self.number = 15 if len(asked) == 2 else None
         return should_stop(self)
 
     monkeypatch.setattr(FinishedSystems, "write", once)
@@ -133,6 +133,12 @@ def test_killed_at_any_moment_it_goes_on(folder):
     same_folders(Path("whole"), Path("parts"))
 
 
+def rows_of_log(out):
+    """Numbers of the log without the status, by system and step."""
+    rows = np.delete(np.genfromtxt(f"{out}/log.csv", delimiter=",", skip_header=1), 2, axis=1)
+    return rows[np.lexsort((rows[:, 0], rows[:, 1]))]
+
+
 def test_more_steps_are_the_steps_of_a_longer_run(folder, capsys):
     md = [
         "md",
@@ -150,8 +156,12 @@ def test_more_steps_are_the_steps_of_a_longer_run(folder, capsys):
     for steps in ("10", "20", "40"):
         assert main([*md, "--steps", steps, "--out", "parts"]) == 0
     capsys.readouterr()
-    same_stores(Path("whole/trajectory.zarr"), Path("parts/trajectory.zarr"), order=False)
-    same_logs(Path("whole/log.csv"), Path("parts/log.csv"), order=False)
+    # The states with which shorter runs ended say so.
+    but = ("status", "outcome")
+    same_stores(Path("whole/trajectory.zarr"), Path("parts/trajectory.zarr"), order=False, but=but)
+    # Their temperatures were computed by another program, apart from the loop.
+    whole, parts = (rows_of_log(out) for out in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, rtol=1e-12)
     assert (folder / "whole/final.extxyz").read_bytes() == (folder / "parts/final.extxyz").read_bytes()
     assert len(ZarrData("parts/finished.zarr")) == 3 * len(SIZES)
 
