@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import capacities, plan_rows
@@ -27,13 +27,13 @@ class Begun:
 
     Attributes:
         states: of the larger batches, the largest first, and of the one in which steps are taken; with names.
-        stayed: for each larger batch the rows of the systems that went on in the next.
+        stayed: for each larger batch [stay], the rows of the systems that went on in the next.
         min_active: of a batch that shrinks, see `ShrinkingRun`.
         ended: whether nothing is left to do.
     """
 
     states: list[DynamicsState]
-    stayed: list[Int[np.ndarray, " stay"]] = dataclasses.field(default_factory=list)
+    stayed: list[np.ndarray] = dataclasses.field(default_factory=list)
     min_active: int | None = None
     ended: bool = False
 
@@ -60,7 +60,7 @@ def reopen_all(engine: Engine, begun: Begun, saved: Saved) -> Begun:
     return Begun([whole])
 
 
-def merge_all(states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]]) -> DynamicsState:
+def merge_all(states: list[DynamicsState], stayed: list[np.ndarray]) -> DynamicsState:
     """The state of the largest batch with what has happened in the smaller ones."""
     state = states[-1]
     for before, stay in zip(reversed(states[:-1]), reversed(stayed), strict=True):
@@ -72,7 +72,7 @@ def merge_all(states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]
 
 
 def name_systems(
-    states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]], meta: Metadata
+    states: list[DynamicsState], stayed: list[np.ndarray], meta: Metadata
 ) -> list[DynamicsState]:
     """The states with the names of their systems: `meta` is of the first, those of the others stay."""
     out = []

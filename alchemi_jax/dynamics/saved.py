@@ -193,6 +193,9 @@ def check_same_systems(where: str, arrays: Arrays, batch: Batch, prefix: str = "
     Raises:
         AnotherRun: naming the field, and the first element that differs.
     """
+    found = arrays.get(f"{prefix}.batch.positions", batch.positions)
+    if found.dtype != batch.dtype:
+        raise AnotherRun(f"{where} is in {found.dtype}, the batch in {batch.dtype}.")
     name, now = f"{prefix}.batch.atoms_per_system", np.asarray(batch.atoms_per_system)
     counts = [int((values > 0).sum()) for values in (arrays.get(name, now), now)]
     if counts[0] != counts[1]:
