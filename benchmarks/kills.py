@@ -1,13 +1,13 @@
 """`python -m benchmarks.kills --faults ../shared/faults`: a run that is killed at every change of a file.
 
-Commands `relax`, `md`, `run` (a pipeline) and `md` of more structures than fit into the batch are killed at
-Commands `relax`, `md`, `run` (a pipeline) and `md` of more structures than fit into the batch are killed
-at the n-th change of a file in their folder, by the `sitecustomize.py` that `--faults` names, for every n;
-killed again while they go on, at every change of that; killed twice at numbers by a seed; and by `kill -9`
-at random moments. Then they are called to the end. Results, frames and rows must be those of a run that
-nobody killed, bit for bit.
-Each process is forked from one that has imported everything and has not touched the devices of JAX. `--every
-k` tries each k-th number only.
+The commands are `relax`, `md`, `run` (a pipeline), and `md` of more structures than fit into the batch. Each
+is killed at the n-th change of a file in its folder, by the `sitecustomize.py` that `--faults` names, for every
+n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by `kill -9`
+at random moments. Then it is called to the end. Results, frames and rows must be those of a run that nobody
+killed, bit for bit.
+
+Each process is forked from one that has imported everything and has not touched the devices of JAX. With
+`--every k` each k-th number is tried.
 """
 
 import argparse
