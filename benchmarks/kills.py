@@ -1,7 +1,7 @@
 """`python -m benchmarks.kills --faults ../shared/faults`: a run that is killed at every change of a file.
 
 The commands are `relax`, `md`, `run` (a pipeline), and `md` of more structures than fit into the batch. Each
-is killed at the n-th change of a file in its folder, by the `sitecustomize.py` that `--faults` names, for every
+is killed at the n-th change of a file in its folder, by `sitecustomize.py` in `--faults`, for each
 n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by `kill -9`
 at random moments. Then it is called to the end. Results, frames and rows must be those of a run that nobody
 killed, bit for bit.
