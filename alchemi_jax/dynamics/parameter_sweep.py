@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.loop import loop
+from alchemi_jax.dynamics.lanes import Group, Lanes, Observable, take_lanes, with_keys
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
-from alchemi_jax.dynamics.start import initial_state
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of, public_call
 from alchemi_jax.models.base import with_extra_results
@@ -24,7 +22,7 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, temperature
 
 
-Observable = Callable[[Batch], Shaped[Array, " systems"]]
+_ENDED = ("converged", "failed", "steps_taken")
 _ATOMS = 1024
 """On a CPU, the number of atoms of the combinations that run together."""
 
@@ -94,23 +92,33 @@ def sweep(
     for part in engine.parts:
         part.check(batch)
     batch = jax.device_put(with_extra_results(batch, engine.model))
-    arrays = {name: jnp.asarray(v) for name, v in values.items()}
-    neighbors = nl.unbuilt_list(batch, engine.model.requirements)
     # Room for rows of recording hooks needs a known number of steps.
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     budget = budget if engine.n_stages == 1 else budget + 1
-    most = int(np.max(budget)) if recording else None
     lanes = _together(together, count, batch.atom_capacity)
-    while True:
+    impl = jax.random.key_impl(keys)
+    runner = Lanes(
+        engine,
+        batch,
+        start,
+        tuple(observe.items()),
+        nl.unbuilt_list(batch, engine.model.requirements),
+        impl,
+        int(np.max(budget)) if recording else None,
+    )
+    key_data = np.asarray(jax.random.key_data(keys))
+    columns: list[dict[str, np.ndarray]] = []
+    parts: list[DynamicsState] = []
+    for number in range(count // lanes):
+        group = Group(*take_lanes(number, lanes, (values, key_data)))
         with public_call():
-            out, states = _lanes(
-                engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most, lanes
-            )
-        lists = states.neighbors
-        if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
-            break
-        neighbors = nl.enlarge(neighbors, np.asarray(lists.needs).max(axis=0))
+            runner.run(group, lambda _: None)
+        assert group.states is not None
+        columns.append(_columns(group))
+        if with_states:
+            parts.append(group.states)
+    found = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
 
     systems = int(batch.num_systems)
     table = {
@@ -120,40 +128,28 @@ def sweep(
     for name, v in values.items():
         rows = v if v.ndim == 2 else np.repeat(v[:, None], systems, axis=1)
         table[name] = rows[:, :systems].reshape(-1)
-    final = states.batch
-    columns = {names[name]: out[name] for name in observe}
-    columns |= {name: getattr(final, name) for name in ("converged", "failed", "steps_taken")}
-    for name, v in columns.items():
-        table[name] = np.asarray(v)[:, :systems].reshape(-1)
-    return (table, states) if with_states else table
+    for name, column in found.items():
+        table[names.get(name, name)] = column[:, :systems].reshape(-1)
+    return (table, _join_states(runner, parts)) if with_states else table
 
 
-@eqx.filter_jit
-def _lanes(
-    engine: AbstractDynamics,
-    values: dict[str, Shaped[Array, "combinations ..."]],
-    batch: Batch,
-    neighbors: nl.NeighborList | None,
-    keys: Shaped[Array, "combinations ..."],
-    start: Any,
-    observe: tuple[tuple[str, Observable], ...],
-    most: int | None,
-    lanes: int,
-) -> tuple[dict[str, Shaped[Array, "combinations ..."]], DynamicsState]:
-    def run(
-        values: dict[str, Shaped[Array, "..."]], key: PRNGKeyArray
-    ) -> tuple[dict[str, Shaped[Array, "..."]], DynamicsState]:
-        mine = engine
-        for name, value in values.items():
-            mine = with_leaf(mine, name, value)
-        beginning = batch if start is None else start(mine, batch, key)
-        state = loop(mine, initial_state(mine, beginning, neighbors, key), most, with_fresh=True)
-        return {name: f(state.batch) for name, f in observe}, state
+def _columns(group: Group) -> dict[str, Shaped[np.ndarray, "lanes systems"]]:
+    """What the table says of a group: observables, and how each system ended."""
+    assert group.states is not None
+    batch = group.states.batch
+    ended = {name: getattr(batch, name) for name in _ENDED}
+    return jax.tree.map(np.asarray, jax.device_get(group.columns | ended))
 
-    if lanes == len(keys):
-        return jax.vmap(run)(values, keys)
-    batch_size = None if lanes == 1 else lanes
-    return jax.lax.map(lambda lane: run(*lane), (values, keys), batch_size=batch_size)
+
+def _join_states(runner: Lanes, parts: list[DynamicsState]) -> DynamicsState:
+    """The states of all combinations, from those of the groups."""
+    # Lists of groups that ran before a later one needed more room.
+    parts = [runner.fit_lists(states) for states in parts]
+    states = parts[0]
+    if len(parts) > 1:
+        # On the host, where nothing is compiled for it.
+        states = jax.device_put(jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts)))
+    return with_keys(states, runner.impl)
 
 
 def _together(asked: int | None, count: int, atoms: int) -> int:
