@@ -30,7 +30,7 @@ from alchemi_jax.systems.levels import unsafe_replace
 _FIRST_SEGMENT = 128
 _SECONDS = 0.25
 #: What a list is built from again.
-_REFERENCES = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
+REFERENCES = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
 
 Start = Callable[[Any, Batch, PRNGKeyArray], Batch]
 Observable = Callable[[Batch], Shaped[Array, " systems"]]
@@ -45,14 +45,19 @@ class Group:
         states: after the last segment, each leaf [lanes, ...], with the data of keys in place of keys; None
             before the first.
         columns: the observables of these states, [lanes, systems].
-        done: whether nothing is left to do.
+        goes_on: [lanes], those for which there is something left to do.
     """
 
     values: dict[str, Shaped[np.ndarray, "lanes ..."]]
     keys: Shaped[np.ndarray, "lanes ..."]
     states: DynamicsState | None = None
     columns: dict[str, Shaped[Array, "lanes systems"]] = dataclasses.field(default_factory=dict)
-    done: bool = False
+    goes_on: Bool[np.ndarray, " lanes"] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.goes_on is not None and not self.goes_on.any()
 
     @property
     def step(self) -> int:
@@ -122,24 +127,14 @@ class Lanes:
             if group.states is not None:
                 group.states = self.fit_lists(group.states)
             return False
-        group.states, group.columns, group.done = states, columns, not more.any()
+        group.states, group.columns, group.goes_on = states, columns, more
         return True
 
     def empty_states(self, group: Group) -> DynamicsState:
         """Zeros in the shapes of the states of a group."""
         if self._empty is None:
-            shapes = eqx.filter_eval_shape(
-                *(
-                    _traced_first_states,
-                    self.engine,
-                    self.batch,
-                    self.start,
-                    self.neighbors,
-                    self.impl,
-                    self.most,
-                ),
-                *(group.values, group.keys),
-            )
+            shared = (self.engine, self.batch, self.start, self.neighbors, self.impl, self.most)
+            shapes = eqx.filter_eval_shape(_traced_first_states, *shared, group.values, group.keys)
             self._empty = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
         return self._empty
 
@@ -151,12 +146,13 @@ class Lanes:
         lists = states.neighbors
         if lists is None or self.neighbors is None or lists.sizes == self.neighbors.sizes:
             return states
-        return unsafe_replace(states, neighbors=self.lists_of(lists, len(states.step_count)))
+        kept = jax.device_get({name: getattr(lists, name) for name in REFERENCES})
+        return unsafe_replace(states, neighbors=self.lists_of(kept))
 
-    def lists_of(self, references: Any, lanes: int) -> nl.NeighborList:
-        """Lists [lanes, ...] of the present capacities, not built, with references [lanes, ...]."""
+    def lists_of(self, kept: dict[str, Shaped[np.ndarray, "lanes ..."]]) -> nl.NeighborList:
+        """Lists [lanes, ...] of the present capacities, not built, with these references (`REFERENCES`)."""
         assert self.neighbors is not None
-        kept = {name: np.asarray(getattr(references, name)) for name in _REFERENCES}
+        lanes = len(kept["builds"])
         empty = jax.device_get(nl.resized(self.neighbors, self.neighbors.sizes))
         lists = jax.tree.map(lambda x: np.broadcast_to(x, (lanes, *np.shape(x))), empty)
         return jax.device_put(unsafe_replace(lists, **kept, offset_cell=kept["ref_cell"]))
@@ -258,4 +254,4 @@ def _segment(
     return jax.tree.map(lambda x: x[None], alone)
 
 
-__all__ = ["Group", "Lanes", "take_lanes", "with_keys"]
+__all__ = ["REFERENCES", "Group", "Lanes", "take_lanes", "with_keys"]
