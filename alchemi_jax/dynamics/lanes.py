@@ -114,12 +114,11 @@ class Lanes:
 
     def _run_segment(self, group: Group, stop: int) -> bool:
         """Take steps until `stop` are complete. False if a list was too small: it is larger then."""
-        goes_on = group.states is not None
-        given = group.states if goes_on else self.empty_states(group)
-        columns, states, report = _segment(
-            *(self.engine, self.batch, self.start, self.observe, self.neighbors, self.impl, self.most),
-            *(group.values, group.keys, given, np.bool_(goes_on), np.int32(stop)),
-        )
+        given = self.empty_states(group) if group.states is None else group.states
+        shared = (self.engine, self.batch, self.start, self.observe, self.neighbors, self.impl, self.most)
+        # What numpy has is passed as it is: nothing is compiled to make arrays of it.
+        mine: Any = (group.values, group.keys, given, np.bool_(group.states is not None), np.int32(stop))
+        columns, states, report = _segment(*shared, *mine)
         more, overflow, needs = jax.device_get(report)
         if overflow.any():
             assert self.neighbors is not None
@@ -132,11 +131,13 @@ class Lanes:
 
     def empty_states(self, group: Group) -> DynamicsState:
         """Zeros in the shapes of the states of a group."""
-        if self._empty is None:
+        empty = self._empty
+        if empty is None:
             shared = (self.engine, self.batch, self.start, self.neighbors, self.impl, self.most)
             shapes = eqx.filter_eval_shape(_traced_first_states, *shared, group.values, group.keys)
-            self._empty = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-        return self._empty
+            empty = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+            self._empty = empty
+        return empty
 
     def fit_lists(self, states: DynamicsState) -> DynamicsState:
         """The states with lists of the present capacities, built in the next step from the same references.
