@@ -24,6 +24,7 @@ from alchemi_jax.dynamics.driver import Run, carry_state
 from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
+from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import (
     RowPlan,
@@ -151,7 +152,8 @@ class _RefilledRun:
         if self.driver is None:
             return self.traffic
         try:
-            return self._run(self.driver)
+            with explain_out_of_memory(self.engine, lambda: self.driver.with_names().batch):
+                return self._run(self.driver)
         except KeyboardInterrupt as e:
             if not self.exchanging:
                 try:
