@@ -109,7 +109,7 @@ def test_when_it_is_refilled_changes_nothing(share):
 
 
 def test_the_share_that_is_waited_for_follows_what_systems_take():
-    from alchemi_jax.dynamics.refill import WAVE, best_share
+    from alchemi_jax.dynamics.refill_share import WAVE, best_share
 
     rng = np.random.default_rng(3)
     alike, exponential = rng.normal(48, 4, 512), rng.exponential(48, 512) + 1

@@ -16,6 +16,7 @@ from alchemi_jax.dynamics.hooks import (
     ConvergedSnapshotHook,
     LoggingHook,
     ObservableHook,
+    SnapshotHook,
 )
 from alchemi_jax.dynamics.rows import Capacities
 from alchemi_jax.dynamics.shrink import shrink_room
@@ -125,17 +126,20 @@ def test_hooks_that_follow_systems_say_the_same(tmp_path):
     # Atoms in wells of their own: the farther away, the more steps.
     atoms = [Atoms("Ar2", [[0, 0, 0], [0.02 * 4.0 ** (k % 3), 0, 0]]) for k in range(9)]
     batch = Batch.from_ase(atoms)
-    lines, steps = [], []
+    lines, steps, seen = [], [], []
     for shrink in (False, True):
-        sink = HostMemory()
+        sink, frames = HostMemory(), HostMemory()
         log = LoggingHook(log_path=tmp_path / f"{shrink}.csv", frequency=3)
-        hooks = [ConvergenceHook.from_fmax(0.003), log, ConvergedSnapshotHook(sink)]
+        look = SnapshotHook(frames, frequency=7, finished=False)
+        hooks = [ConvergenceHook.from_fmax(0.003), log, ConvergedSnapshotHook(sink), look]
         FIRE(model=HarmonicModel(k=1.0), n_steps=300, hooks=hooks).run(batch, shrink=shrink)
         lines.append((tmp_path / f"{shrink}.csv").read_text().splitlines())
         caught = sink.read().take()
         assert sorted(np.asarray(caught.system_id).tolist()) == list(range(9))
         steps.append(np.asarray(caught.steps_taken)[np.argsort(np.asarray(caught.system_id))])
+        seen.append(np.column_stack([frames.read().system_id, frames.read().steps_taken]))
     np.testing.assert_array_equal(*steps)
+    np.testing.assert_array_equal(*seen)
     assert len(set(steps[0].tolist())) == 3
     a, b = lines
     assert a[0] == b[0]

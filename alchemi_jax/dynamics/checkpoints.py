@@ -10,7 +10,10 @@ import contextlib
 import json
 import os
 import shutil
+import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,7 +218,7 @@ def read(path: Path) -> Checkpoint:
     for name in (_STATE, _ABOUT):
         if not (path / name).is_dir():
             raise ValueError(f"{path / name} is missing")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with _without_late_reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         found = reader.restore(
             path,
             args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _ABOUT: ocp.args.JsonRestore()}),
@@ -231,6 +234,26 @@ def read(path: Path) -> Checkpoint:
         if name not in arrays or google_crc32c.value(np.ascontiguousarray(arrays[name])) != wanted:
             raise ValueError(f"the array {name} is not what was written")
     return Checkpoint(path, arrays, about)
+
+
+@contextlib.contextmanager
+def _without_late_reads() -> Iterator[None]:
+    """Orbax reads all arrays at once. If one is damaged, the others find its event loop closed, and would say
+    so with a traceback each."""
+    known = sys.unraisablehook
+
+    def tell(args: Any) -> None:
+        if "Event loop is closed" not in str(args.exc_value):
+            known(args)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    except BaseException:
+        time.sleep(0.2)
+        raise
+    finally:
+        sys.unraisablehook = known
 
 
 def _sum_of(about: dict[str, Any]) -> int:

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
+from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
 from alchemi_jax.dynamics.init import init, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin
@@ -40,12 +41,13 @@ from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import advance_status, within
 from alchemi_jax.dynamics.step import STEP, HooksAt
 from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.hooks.calls import Due
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.systems.levels import Data, unsafe_replace
+from alchemi_jax.systems.levels import unsafe_replace
 
 
 _FIRST_SEGMENT = 128
@@ -84,6 +86,7 @@ class Run:
         self.device, self.bare = Partitioned(self.compiled), without_hooks(engine)
         self.groups = engine.groups
         self.meta = state.batch.meta
+        self.host_steps = HostSteps(engine)
         self.put(state)
         self.min_active = np.int32(0)
         self.cap = _FIRST_SEGMENT
@@ -113,6 +116,7 @@ class Run:
     def put(self, state: DynamicsState, report: Report | None = None) -> None:
         """Continue from another state."""
         self.state = state
+        self.host_steps.put(state)
         self.ahead: _Ahead | None = None
         self.report = Report(compiled_report(self.bare, state)) if report is None else report
 
@@ -122,12 +126,23 @@ class Run:
         return unsafe_replace(self.state, batch=batch, origin=Origin(self.engine))
 
     def evaluate_fresh(self) -> None:
-        """Evaluate systems that have entered, and warn about those that fail."""
-        known = self.state.batch.failed
-        state, report = evaluate_fresh(self.device, self.state)
-        self.put(state, report)
-        if report.failed:
-            warn_failed(self.engine, self.with_names().batch, known)
+        """Evaluate systems that have entered, and warn about those that fail.
+
+        If others move, it is a step of theirs, in which their hooks are called.
+        """
+        before, told, step = self.state, self.report, self.report.step
+        moves = self.has_host_hooks and self.host_steps.any_moves()
+        if moves:
+            self._call(DynamicsStage.BEFORE_STEP)
+        if moves and self.host_steps.any_due(self.inside, step):
+            self._step_in_parts()
+        else:
+            state, report = evaluate_fresh(self.device, self.state)
+            self.put(state, report)
+            self._warn(before, told)
+        if self.report.step > step:
+            self._call(DynamicsStage.AFTER_STEP, step)
+            self._call(DynamicsStage.ON_CONVERGE, step)
 
     def restore(self) -> None:
         """Return all systems to the rows in which the run began. Here they never leave them."""
@@ -142,7 +157,7 @@ class Run:
                 self._save_if_due(self.saver)
             step = self.report.step
             self._call(DynamicsStage.BEFORE_STEP)
-            if any(step % h.frequency == 0 for h in self.inside):
+            if self.host_steps.any_due(self.inside, step):
                 self._step_in_parts()
             else:
                 self._run_segment(min(stop, self._next_host_step(step)))
@@ -171,11 +186,9 @@ class Run:
 
     def _next_host_step(self, step: int) -> int:
         """The next number of completed steps after `step` at which the host has something to do."""
-        steps = [step + self.cap]
+        steps = [step + self.cap, *self.host_steps.following(step, self.before + self.inside, self.after)]
         if self.saver is not None and (due := self.saver.next_step(step)) is not None:
             steps.append(due)
-        steps += [(step // h.frequency + 1) * h.frequency for h in self.before + self.inside]
-        steps += [-(-step // h.frequency) * h.frequency + 1 for h in self.after]
         return min(steps)
 
     def _start(self, stop: int) -> tuple[DynamicsState, Int[Array, " numbers"]]:
@@ -195,7 +208,7 @@ class Run:
             return
         done = step >= stop or self.report.active <= self.min_active
         # At BEFORE_STEP hooks ask the device, and would wait for the segment.
-        if done or any(step % h.frequency == 0 for h in self.before + self.inside):
+        if done or self.host_steps.any_due(self.before + self.inside, step):
             return
         until = min(stop, self._next_host_step(step))
         try:
@@ -230,7 +243,7 @@ class Run:
     def _step_in_parts(self) -> None:
         """One step, in parts that end at the stages for which a host hook is due."""
         step = self.report.step
-        due = [h for h in self.inside if step % h.frequency == 0]
+        due = [h for h in self.inside if self.host_steps.any_due([h], step)]
         # Between steps hooks of AFTER_STEP see a step that was counted, so they see that here, too.
         counted = STEP.index(advance_status) + 1
         cuts = {
@@ -255,7 +268,9 @@ class Run:
                 at = dataclasses.replace(at, state=state) if isinstance(at, StepCarry) else state
             at, done = carry, cut
             if cut in cuts:
-                self._call_hooks(carry, cuts[cut], step)
+                # All stages of this step, AFTER_STEP too, belong to the step that comes next.
+                now = self.host_steps.due(DynamicsStage.BEFORE_STEP, step)
+                self._call_hooks(carry, cuts[cut], step, now)
         self._accept(carry.state, report)
 
     def _grow(self, overflowed: DynamicsState) -> nl.NeighborList:
@@ -271,16 +286,21 @@ class Run:
 
     def _accept(self, state: DynamicsState, report: Report) -> None:
         before, self.state = self.state, state
-        if report.rescued > self.report.rescued:
-            warn_rescued(self.engine, self.with_names(), before)
-        if report.failed > self.report.failed:
-            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
-        self.report = report
+        self.host_steps.put(state)
+        told, self.report = self.report, report
+        self._warn(before, told)
         # A step in parts is taken without asking for room.
         most = len(DynamicsStage)
         full = any(2 * n > b.capacity - most for n, b in zip(report.counts, state.records, strict=True))
         if full or time.perf_counter() - self.drained > 1.0:
             self.drain()
+
+    def _warn(self, before: DynamicsState, told: Report) -> None:
+        """Warn about systems that were rescued or have failed since an earlier state and its report."""
+        if self.report.rescued > told.rescued:
+            warn_rescued(self.engine, self.with_names(), before)
+        if self.report.failed > told.failed:
+            warn_failed(self.engine, self.with_names().batch, before.batch.failed)
 
     def drain(self) -> None:
         """Give the rows that wait on the device to their hooks."""
@@ -312,11 +332,13 @@ class Run:
             if self.engine.n_stages > 1:
                 # Only for the hooks: the step does this itself, and observers must not change a run.
                 state = compiled_entry(self.device, state)
-            active, code = self.engine.active(state.batch) & ~state.converged_at_start, state.batch.status
+            active = self.engine.active(state.batch) & ~state.converged_at_start & ~state.fresh
+            code = state.batch.status
         else:
             active: Any = np.asarray(state.moved)
-            code: Any = _code_of_last_step(self.engine, state)
-        self._call_hooks(_carry_between_steps(state, active, code), stage, step)
+            code: Any = code_of_last_step(self.engine, state)
+        carry = carry_between_steps(state, active, code)
+        self._call_hooks(carry, stage, step, self.host_steps.due(stage, step))
 
     def _is_due(self, stage: DynamicsStage, step: int) -> bool:
         """Whether a host hook is to be called at a stage between steps."""
@@ -324,16 +346,17 @@ class Run:
             return False
         if stage is DynamicsStage.ON_CONVERGE and not self.report.newly:
             return False
-        return any(group.hooks.host_due(stage, step) for group in self.groups)
+        due = self.host_steps.due(stage, step)
+        return any(group.hooks.host_due(stage, due) for group in self.groups)
 
-    def _call_hooks(self, carry: StepCarry, stage: DynamicsStage, step: int) -> None:
+    def _call_hooks(self, carry: StepCarry, stage: DynamicsStage, step: int, due: Due) -> None:
         for group in in_order(self.groups, stage):
-            if not group.hooks.host_due(stage, step) or not self._concerns(carry, stage, group):
+            if not group.hooks.host_due(stage, due) or not self._concerns(carry, stage, group):
                 continue
             ctx = unsafe_replace(self.engine._build_context(carry, stage, group), step_count=step)
-            if group.hooks.reads_batch(stage, step):
+            if group.hooks.reads_batch(stage, due):
                 ctx = host_context(ctx, self.meta, step)
-            group.hooks.run_host(ctx, stage, step)
+            group.hooks.run_host(ctx, stage, step, due)
 
     def _concerns(self, carry: StepCarry, stage: DynamicsStage, group: Group) -> bool:
         """Whether any system is in the parts of the pipeline that the group belongs to."""
@@ -342,25 +365,6 @@ class Run:
         converges = stage is DynamicsStage.ON_CONVERGE
         mask = carry.state.newly_converged if converges else carry.active
         return bool(np.any(within(group, mask, carry.code)))
-
-
-def _code_of_last_step(engine: Engine, state: DynamicsState) -> Int[np.ndarray, " systems"]:
-    """The part of the pipeline in which each system began the last step.
-
-    On the host: the device is busy with the next segment.
-    """
-    batch = state.batch
-    status, steps, came_from = jax.device_get((batch.status, batch.stage_steps, state.came_from))
-    left = (status == engine.exit_status) | (steps == 0)
-    return np.where(left & (came_from >= 0), came_from, status)
-
-
-def _carry_between_steps(
-    state: DynamicsState, active: Bool[Data, " systems"], code: Int[Data, " systems"]
-) -> StepCarry:
-    """A carry for host hooks between steps."""
-    is_step: Any = np.ones((), bool)
-    return StepCarry(state, state.batch, None, code, active, None, is_step)
 
 
 __all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init"]

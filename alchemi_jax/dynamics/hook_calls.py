@@ -52,6 +52,11 @@ class StepDispatcher(Dispatcher[StepCarry]):
     def observed(self, carry: StepCarry) -> Bool[Array, ""] | None:
         return None if carry.fresh is None else carry.is_step
 
+    def due_systems(self, carry: StepCarry, hook: Any) -> Bool[Array, " systems"] | None:
+        if not flag(hook, "own_steps") or hook.frequency == 1:
+            return None
+        return carry.start.steps_taken % hook.frequency == 0
+
     def before(
         self, carry: StepCarry, stage: Enum, group: Group, ctx: Any, number: int, hook: TracedHook
     ) -> tuple[Any, Bool[Array, ""] | None]:

@@ -15,7 +15,7 @@ from alchemi_jax.dynamics.step import step
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.host_calls import check_deliverable, host_hooks, refuse_transforms
-from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.hooks.protocol import flag, runs_on
 from alchemi_jax.transforms import forwards_only, is_reversed, is_traced
 
 
@@ -101,9 +101,27 @@ def make_room_for_rows(engine: Engine, state: DynamicsState, n: Any) -> Dynamics
         # A constant of a jit that is traced just now is no tracer, and yet gives one.
         with jax.ensure_compile_time_eval():
             waiting = 0 if is_traced(buffer.count) else int(np.max(np.asarray(buffer.count)))
-        more = rows * (int(np.max(n)) // hook.frequency + 3)
+        most = int(np.max(n))
+        # No more than one row for each step.
+        more = rows * (min(most, _phases(engine, state, hook) * (most // hook.frequency + 1)) + 2)
         buffers.append(records.grow(buffer, waiting + more))
     return state.replace(records=tuple(buffers))
+
+
+def _phases(engine: Engine, state: DynamicsState, hook: Any) -> int:
+    """In how many steps of each `hook.frequency` a recording hook is due: more than one if it follows the
+    steps of systems that have taken different numbers of them."""
+    if not flag(hook, "own_steps"):
+        return 1
+    # Systems that are finished with the first part of a pipeline before they move wait for one step.
+    waiting = 1 if engine.n_stages == 1 else 2
+    batch = state.batch
+    if is_traced((batch.steps_taken, batch.status)):
+        return waiting
+    with jax.ensure_compile_time_eval():
+        active = np.asarray(engine.active(batch))
+    taken = np.asarray(batch.steps_taken)[active] % hook.frequency
+    return waiting * max(len(np.unique(taken)), 1)
 
 
 def rows_per_step(engine: Engine) -> list[int]:

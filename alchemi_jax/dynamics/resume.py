@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import capacities, plan_rows
@@ -13,6 +13,7 @@ from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.dynamics.saver import Saved
 from alchemi_jax.dynamics.shrink import merge_back
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.dynamics.status import waits_for_convergence
 from alchemi_jax.errors import name_of
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
@@ -26,13 +27,13 @@ class Begun:
 
     Attributes:
         states: of the larger batches, the largest first, and of the one in which steps are taken; with names.
-        stayed: for each larger batch the rows of the systems that went on in the next.
+        stayed: for each larger batch [stay], the rows of the systems that went on in the next.
         min_active: of a batch that shrinks, see `ShrinkingRun`.
         ended: whether nothing is left to do.
     """
 
     states: list[DynamicsState]
-    stayed: list[Int[np.ndarray, " stay"]] = dataclasses.field(default_factory=list)
+    stayed: list[np.ndarray] = dataclasses.field(default_factory=list)
     min_active: int | None = None
     ended: bool = False
 
@@ -59,7 +60,7 @@ def reopen_all(engine: Engine, begun: Begun, saved: Saved) -> Begun:
     return Begun([whole])
 
 
-def merge_all(states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]]) -> DynamicsState:
+def merge_all(states: list[DynamicsState], stayed: list[np.ndarray]) -> DynamicsState:
     """The state of the largest batch with what has happened in the smaller ones."""
     state = states[-1]
     for before, stay in zip(reversed(states[:-1]), reversed(stayed), strict=True):
@@ -71,7 +72,7 @@ def merge_all(states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]
 
 
 def name_systems(
-    states: list[DynamicsState], stayed: list[Int[np.ndarray, " stay"]], meta: Metadata
+    states: list[DynamicsState], stayed: list[np.ndarray], meta: Metadata
 ) -> list[DynamicsState]:
     """The states with the names of their systems: `meta` is of the first, those of the others stay."""
     out = []
@@ -92,7 +93,7 @@ def reopen(engine: Engine, state: DynamicsState, where: str) -> DynamicsState:
     fields = ("outcome", "status", "stage_steps", "steps_taken", "atoms_per_system")
     found: dict[str, Any] = jax.device_get({name: getattr(batch, name) for name in fields})
     came_from = np.asarray(state.came_from)
-    expired = (found["outcome"] == Outcome.OUT_OF_STEPS) & (found["atoms_per_system"] > 0)
+    expired = ended_by_budget(engine, state) & (found["atoms_per_system"] > 0)
     running = (found["outcome"] == Outcome.RUNNING) & (found["atoms_per_system"] > 0)
     part = np.where(expired, np.maximum(came_from, 0), np.minimum(found["status"], engine.n_stages - 1))
     allowed = _budgets(engine, len(part))[part, np.arange(len(part))]
@@ -116,6 +117,23 @@ def reopen(engine: Engine, state: DynamicsState, where: str) -> DynamicsState:
     return unsafe_replace(state, batch=batch.replace(**jax.device_put(changed)))
 
 
+def ended_by_budget(engine: Engine, state: DynamicsState) -> Bool[np.ndarray, " systems"]:
+    """[systems] Those that ended because their steps were used up.
+
+    In a pipeline a system whose relaxation had converged counts as converged after its dynamics, too.
+    """
+    outcome, came_from = np.asarray(state.batch.outcome), np.asarray(state.came_from)
+    counts = [n for n in range(engine.n_stages) if not waits_for_convergence(engine, n)]
+    converged = (outcome == Outcome.CONVERGED) & np.isin(came_from, counts)
+    return (outcome == Outcome.OUT_OF_STEPS) | converged
+
+
+def budgets_of(engine: Engine) -> list[Any]:
+    """The steps that systems may take, of each part and of the whole pipeline, as JSON has it."""
+    both = [*(part.n_steps for part in engine.parts), engine.n_steps]
+    return [None if n is None else np.asarray(n).tolist() for n in both]
+
+
 def _budgets(engine: Engine, systems: int) -> np.ndarray:
     """[parts, systems] The steps that each system may take in each part."""
     rows = []
@@ -126,4 +144,13 @@ def _budgets(engine: Engine, systems: int) -> np.ndarray:
     return np.stack(rows)
 
 
-__all__ = ["Begun", "go_on", "name_systems", "reopen"]
+__all__ = [
+    "Begun",
+    "budgets_of",
+    "ended_by_budget",
+    "go_on",
+    "merge_all",
+    "name_systems",
+    "reopen",
+    "reopen_all",
+]

@@ -44,14 +44,14 @@ def pack_state(state: DynamicsState) -> tuple[Arrays, dict[str, Any]]:
     """The arrays of a state, on the host, and its description without the origin."""
     lists, waiting = state.neighbors, [int(buffer.count) for buffer in state.records]
     slim = unsafe_replace(state, neighbors=None, records=state.records if any(waiting) else ())
-    leaves = dict(_leaves(slim))
+    leaves = dict(named_leaves(slim))
     if lists is not None:
         leaves |= {f".neighbors.{name}": getattr(lists, name) for name in _REFERENCES}
         # It is built once more when the run goes on.
         leaves[".neighbors.builds"] = lists.builds - lists.built.astype(jnp.int32)
-    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
+    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if is_key(leaf)}
     # Of an empty array there is nothing to write, and orbax refuses it.
-    arrays = jax.device_get({name: _plain(leaf) for name, leaf in leaves.items() if leaf.size})
+    arrays = jax.device_get({name: plain(leaf) for name, leaf in leaves.items() if leaf.size})
     about = {
         "keys": keys,
         "batch": batch_format(state.batch),
@@ -81,7 +81,7 @@ def unpack_state(where: str, arrays: Arrays, about: dict[str, Any], like: Dynami
         if about["records"]
     )
     slim = unsafe_replace(like, neighbors=None, records=stored)
-    named = _leaves(slim)
+    named = named_leaves(slim)
     wanted = {name for name, leaf in named if leaf.size}
     if lists is not None:
         wanted |= {f".neighbors.{name}" for name in _REFERENCES if getattr(lists, name).size}
@@ -108,10 +108,10 @@ def _checked(where: str, arrays: Arrays, name: str, leaf: Any, keys: dict[str, s
     value = arrays[name]
     if name in keys:
         # A key goes on with the generator that it was made for.
-        if not _is_key(leaf):
+        if not is_key(leaf):
             raise AnotherRun(f"{where} is of another engine, batch or hooks: {name} is a key there.")
         return jax.random.wrap_key_data(jnp.asarray(value), impl=keys[name])
-    if _is_key(leaf) or value.dtype != leaf.dtype or value.shape != tuple(leaf.shape):
+    if is_key(leaf) or value.dtype != leaf.dtype or value.shape != tuple(leaf.shape):
         raise AnotherRun(
             f"{where} is of another engine, batch or hooks: {name} is {value.dtype}{list(value.shape)}, "
             f"expected {leaf.dtype}{list(leaf.shape)}."
@@ -130,17 +130,20 @@ def _room_for(buffer: records.RecordBuffer, capacity: int) -> Any:
     return unsafe_replace(buffer, words=jax.ShapeDtypeStruct(shape, buffer.words.dtype))
 
 
-def _leaves(state: Any) -> list[tuple[str, Any]]:
+def named_leaves(state: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their paths, in order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of PRNG keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+def plain(leaf: Any) -> Any:
+    """A leaf as an array that numpy has."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 # -- the format of a batch -------------------------------------------------------------------------
@@ -190,6 +193,9 @@ def check_same_systems(where: str, arrays: Arrays, batch: Batch, prefix: str = "
     Raises:
         AnotherRun: naming the field, and the first element that differs.
     """
+    found = arrays.get(f"{prefix}.batch.positions", batch.positions)
+    if found.dtype != batch.dtype:
+        raise AnotherRun(f"{where} is in {found.dtype}, the batch in {batch.dtype}.")
     name, now = f"{prefix}.batch.atoms_per_system", np.asarray(batch.atoms_per_system)
     counts = [int((values > 0).sum()) for values in (arrays.get(name, now), now)]
     if counts[0] != counts[1]:
@@ -299,8 +305,11 @@ __all__ = [
     "Arrays",
     "batch_format",
     "check_same_systems",
+    "is_key",
     "join_tree",
+    "named_leaves",
     "pack_state",
+    "plain",
     "split_tree",
     "state_like",
     "unpack_state",

@@ -82,7 +82,7 @@ class ShrinkingRun:
         self,
         run: Run,
         larger: Sequence[DynamicsState] = (),
-        stayed: Sequence[Int[np.ndarray, " stay"]] = (),
+        stayed: Sequence[np.ndarray] = (),
         min_active: int | None = None,
     ):
         """`larger`, `stayed`, `min_active`: of a run that goes on, what `saved` gave."""

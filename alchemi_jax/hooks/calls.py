@@ -21,7 +21,7 @@ from alchemi_jax.errors import (
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.protocol import TracedHook
 from alchemi_jax.systems.batch import Batch
-from alchemi_jax.systems.levels import Level, check_levels
+from alchemi_jax.systems.levels import Level, check_levels, unsafe_replace
 from alchemi_jax.transforms import cond_changed
 
 
@@ -88,10 +88,27 @@ def due_at(hook: Any, step_count: Any) -> Bool[Array, ""] | None:
     return None if hook.frequency == 1 else jnp.asarray(step_count % hook.frequency == 0)
 
 
+def narrow(ctx: _C, systems: Any) -> _C:
+    """The context of a call that concerns only some systems: `systems` is a mask over them, padded or not."""
+    masks = {name: getattr(ctx, name) for name in ("active_mask", "converged_mask")}
+    narrowed = {name: m & systems[: len(m)] for name, m in masks.items() if m is not None}
+    return unsafe_replace(ctx, **narrowed)
+
+
+def concerns_any(ctx: HookContext) -> Bool[Array, ""]:
+    """Whether the call concerns any system: one that converged, at ON_CONVERGE, otherwise one that moves."""
+    mask = ctx.active_mask if ctx.converged_mask is None else ctx.converged_mask
+    return jnp.any(mask)
+
+
 #: Functions of a workflow around each call. Before: (context, number of the hook, hook) -> the context for
 #: the hook, and whether it is due. After: (context before, context after, number, hook) -> context to keep.
 Before = Callable[[Any, int, TracedHook], tuple[Any, Bool[Array, ""] | None]]
 After = Callable[[Any, Any, int, TracedHook], Any]
 
 
-__all__ = ["After", "Before", "call_traced", "due_at", "make_memory"]
+#: due(hook) -> whether a host hook is called, or [systems], for which of them.
+Due = Callable[[Any], Any]
+
+
+__all__ = ["After", "Before", "Due", "call_traced", "concerns_any", "due_at", "make_memory", "narrow"]

@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Bool
 
 from alchemi_jax.hooks import records
-from alchemi_jax.hooks.calls import due_at
+from alchemi_jax.hooks.calls import concerns_any, due_at, narrow
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import call_from_device
@@ -85,6 +85,10 @@ class Dispatcher(Generic[_K]):
         """Whether recording and host hooks are called in this pass; None: yes."""
         return None
 
+    def due_systems(self, carry: _K, hook: Any) -> Bool[Array, " systems"] | None:
+        """The systems for which a recording or host hook is due; None: it follows the steps of the run."""
+        return None
+
 
 def dispatch(dispatcher: Dispatcher[_K], carry: _K, stage: Enum) -> _K:
     """The carry after the hooks of a stage: traced hooks, then rows for the recording ones."""
@@ -130,12 +134,14 @@ def _record(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group) ->
         # There are no buffers yet in the first evaluation by `init` inside a transform.
         if i >= len(buffers) or not runs_on(entry.hook, stage):
             continue
-        due = all_of(
-            dispatcher.condition(carry, stage, group),
-            dispatcher.observed(carry),
-            due_at(entry.hook, carry.step_count),
-        )
         ctx = dispatcher.context(carry, stage, group)
+        systems = dispatcher.due_systems(carry, entry.hook)
+        if systems is None:
+            mine = due_at(entry.hook, carry.step_count)
+        else:
+            ctx = narrow(ctx, systems)
+            mine = concerns_any(ctx)
+        due = all_of(dispatcher.condition(carry, stage, group), dispatcher.observed(carry), mine)
         with jax.named_scope(type(entry.hook).__name__):
             buffers[i] = records.append(entry.hook, buffers[i], ctx, True if due is None else due)
     return carry.update(records=tuple(buffers)) if buffers else carry

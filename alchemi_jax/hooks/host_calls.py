@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 from alchemi_jax.errors import name_of
+from alchemi_jax.hooks.calls import concerns_any, narrow
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.protocol import runs_on
@@ -85,15 +86,20 @@ def call_from_device(dispatcher: Any, carry: Any, stage: Enum) -> None:
 def _call_group(dispatcher: Any, carry: Any, stage: Enum, group: Group, hooks: list[Any]) -> None:
     ctx = dispatcher.context(carry, stage, group)
     meta = ctx.batch.meta
-    arrays, rest = eqx.partition(refuse_transforms(dispatcher.groups, ctx), eqx.is_array)
+    step = carry.step_count
+    # For each hook whether it is due, or for which systems.
+    dues = [dispatcher.due_systems(carry, hook) for hook in hooks]
+    dues = [step % h.frequency == 0 if d is None else d for h, d in zip(hooks, dues, strict=True)]
+    arrays, rest = eqx.partition(refuse_transforms(dispatcher.groups, (ctx, dues)), eqx.is_array)
 
     def on_host(arrays: Any) -> None:
-        ctx = eqx.combine(jax.tree.map(np.asarray, arrays), rest)
-        step = int(ctx.step_count)
-        group.hooks.run_host(host_context(ctx, meta, step), stage, step)
+        ctx, dues = eqx.combine(jax.tree.map(np.asarray, arrays), rest)
+        step, known = int(ctx.step_count), dict(zip(map(id, hooks), dues, strict=True))
+        # Hooks of other stages are not among them.
+        group.hooks.run_host(host_context(ctx, meta, step), stage, step, lambda h: known.get(id(h), False))
 
-    step = carry.step_count
-    due = jnp.any(jnp.stack([step % hook.frequency == 0 for hook in hooks]))
+    called = [d if d.ndim == 0 else concerns_any(narrow(ctx, d)) for d in dues]
+    due = jnp.any(jnp.stack(called))
     called = dispatcher.condition(carry, stage, group)
     observed = dispatcher.observed(carry)
     for condition in (called, observed):

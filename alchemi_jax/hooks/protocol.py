@@ -6,10 +6,10 @@
 | traced | a `TracedHook`: a Module whose call returns a context | inside the compiled step | yes |
 | recording | a `RecordingHook`: `record(ctx)` traced, `write(rows)` on the host | rows wait on device | no |
 
-A hook of frequency f is called in the steps 0, f, 2f, ... at its stage. For several stages give the
-hook a method `_runs_on_stage(stage) -> bool`. A hook with `__enter__` and `__exit__` is opened when
-a run (or the `with` block around several) starts and closed at its end. `HookFlags` has all other
-attributes, with defaults.
+A hook of frequency f is called in the steps 0, f, 2f, ... of the run at its stage, or of each system if
+it says so (`own_steps`). For several stages give the hook a method `_runs_on_stage(stage) -> bool`. A hook
+with `__enter__` and `__exit__` is opened when a run (or the `with` block around several) starts and closed at
+its end. `HookFlags` has all other attributes, with defaults.
 """
 
 from abc import abstractmethod
@@ -72,6 +72,10 @@ class HookFlags:
     """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False
     """Host and recording hooks: the hook identifies systems by `system_id`, so they may change their rows."""
+    own_steps: bool = False
+    """Host and recording hooks: the frequency counts the steps of each system, not those of the run. The hook
+    is called in the steps in which it is due for any system, and these are its `ctx.active_mask` (at
+    ON_CONVERGE its `ctx.converged_mask`). So what is seen of a system does not depend on when it entered."""
     reasons: tuple[str, ...] = ()
     """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
 

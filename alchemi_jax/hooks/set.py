@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.errors import name_of
-from alchemi_jax.hooks.calls import After, Before, call_traced, due_at, make_memory
+from alchemi_jax.hooks.calls import After, Before, Due, call_traced, due_at, make_memory, narrow
 from alchemi_jax.hooks.check import check_hook, check_stages
 from alchemi_jax.hooks.context import HookContext
 from alchemi_jax.hooks.lifecycle import Openings, note_errors
@@ -53,7 +53,7 @@ class StaticRecorder(StaticHook):
 
     def key(self) -> Any:
         hook = self.hook
-        return (type(hook), hook.stage, hook.frequency, hook.trace_key())
+        return (type(hook), hook.stage, hook.frequency, flag(hook, "own_steps"), hook.trace_key())
 
 
 class HookSet(eqx.Module):
@@ -188,26 +188,31 @@ class HookSet(eqx.Module):
             ctx = dataclasses.replace(ctx, **{name: getattr(changed, name) for name in fields})
         return ctx, tuple(memories)
 
-    def host_due(self, stage: Enum, step: int) -> bool:
-        """Whether a host hook is due at a stage of a step."""
-        return any(step % entry.hook.frequency == 0 and runs_on(entry.hook, stage) for entry in self.host)
+    def host_due(self, stage: Enum, due: Due) -> bool:
+        """Whether a host hook is due at a stage."""
+        return any(runs_on(entry.hook, stage) and np.any(due(entry.hook)) for entry in self.host)
 
-    def reads_batch(self, stage: Enum, step: int) -> bool:
+    def reads_batch(self, stage: Enum, due: Due) -> bool:
         """Whether a host hook that is due reads the batch."""
         return any(
             flag(entry.hook, "reads_batch")
             for entry in self.host
-            if step % entry.hook.frequency == 0 and runs_on(entry.hook, stage)
+            if runs_on(entry.hook, stage) and np.any(due(entry.hook))
         )
 
-    def run_host(self, ctx: HookContext, stage: Enum, step: int) -> None:
-        """Call the host hooks that are due. Exceptions get a note with hook, stage and step."""
+    def run_host(self, ctx: HookContext, stage: Enum, step: int, due: Due | None = None) -> None:
+        """Call the host hooks that are due, by default by their frequency; if for some systems only, with a
+        context that has these in its masks. Exceptions get a note with hook, stage and step."""
         for entry in self.host:
             hook = entry.hook
-            if step % hook.frequency != 0 or not runs_on(hook, stage):
+            if not runs_on(hook, stage):
                 continue
+            called = step % hook.frequency == 0 if due is None else due(hook)
+            if not np.any(called):
+                continue
+            seen = narrow(ctx, called) if np.ndim(called) else ctx
             with note_errors(hook, f"at {stage.name} of step {step}"):
-                answer = hook(ctx, stage)
+                answer = hook(seen, stage)
             if answer is not None:
                 raise TypeError(
                     f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "

@@ -43,8 +43,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = _real(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock_journal(path, make=True)
-    assert lock is not None
+        locks = [_lock_journal(path)]
     try:
         journal, new, part = (_beside(path, end) for end in (_JOURNAL, _NEW, _PART))
         with _named(path):
@@ -63,13 +62,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             raise
         with _named(path):
             # Locked before it gets its name, so that nobody takes this process for one that was killed.
-            old_lock, lock = lock, WriteLock(part)
+            locks.append(WriteLock(part))
             os.replace(part, journal)
-            old_lock.release()
             _go_on(path)
             journal.unlink()
     finally:
-        lock.release()
+        for lock in locks:
+            lock.release()
 
 
 def replace_folder(new: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -107,7 +106,7 @@ def _repair_one(path: Path) -> None:
     while True:
         try:
             with _named(path):
-                lock = _lock_journal(path, make=False)
+                lock = _lock_journal(path) if _beside(path, _JOURNAL).exists() else None
             break
         except LockedError:
             # Somebody is at it. Between two renames there is no folder.
@@ -127,14 +126,11 @@ def _repair_one(path: Path) -> None:
             lock.release()
 
 
-def _lock_journal(path: Path, make: bool) -> WriteLock | None:
-    """The journal, locked; None if there is none."""
+def _lock_journal(path: Path) -> WriteLock:
+    """The journal, locked; an empty one if there was none."""
     journal = _beside(path, _JOURNAL)
     while True:
-        if make:
-            journal.touch()
-        elif not journal.exists():
-            return None
+        journal.touch()
         lock = WriteLock(journal)
         with contextlib.suppress(FileNotFoundError):
             if lock.holds(journal):

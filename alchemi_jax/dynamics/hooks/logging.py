@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hooks.events import TensorBoardWriter
-from alchemi_jax.dynamics.hooks.shown import Shown, completed_steps
+from alchemi_jax.dynamics.hooks.shown import BEFORE_MOVING, Shown, completed_steps
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
@@ -24,9 +24,10 @@ class LoggingHook(RecordingHook):
     """Writes step, system_id, status, energy (eV), fmax (eV/Å), temperature (K) and steps_taken of every
     system that is not finished. Recording, at AFTER_STEP by default: the device does not stop for it.
 
-    `step` is the number of completed steps of the run when the step began, `steps_taken` that of the state in
-    the row: with frequency f 1, f + 1, 2f + 1, ...; with `stage=DynamicsStage.BEFORE_STEP, final=True` the
-    rows are of 0, f, 2f, ... and all steps, as in ASE.
+    Steps are those of each system, also where systems enter a batch at different times: `step` is the number
+    that it had completed when the step began, 0, f, 2f, ... with frequency f, and `steps_taken` that of the
+    state in the row, 1, f + 1, 2f + 1, ...; with `stage=DynamicsStage.BEFORE_STEP, final=True` the rows are
+    of 0, f, 2f, ... and all steps, as in ASE. Rows of one system are in order.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
@@ -101,6 +102,7 @@ class LoggingHook(RecordingHook):
 
     #: Its lines name systems.
     follows_systems = True
+    own_steps = True
 
     def trace_key(self) -> Any:
         return tuple(self.custom_scalars.items())
@@ -128,9 +130,15 @@ class LoggingHook(RecordingHook):
         return row
 
     def write(self, rows: dict[str, np.ndarray]) -> None:
+        # A row is of a system that moves: at most stages its step is counted in `steps_taken` already.
+        self._write(rows, 0 if self.stage in BEFORE_MOVING else 1)
+
+    def _write(self, rows: dict[str, np.ndarray], counted: int) -> None:
         at_row, system = np.nonzero(rows["active"])
         table = {"step": rows["step"][at_row]}
         table |= {name: rows[name][at_row, system] for name in self.columns[1:]}
+        if isinstance(self.stage, DynamicsStage):
+            table["step"] = table["steps_taken"] - counted
         self.writer.write(table)
         if self.final:
             self._shown.note(table["system_id"], table["steps_taken"])
@@ -139,7 +147,7 @@ class LoggingHook(RecordingHook):
         """Write those of the systems whose last state was not written."""
         new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
         if new.any():
-            self.write({**rows, "active": new[None]})
+            self._write({**rows, "active": new[None]}, 0)
 
     def state(self) -> dict[str, Any]:
         """How far the file is, and the last step of each system that was written."""

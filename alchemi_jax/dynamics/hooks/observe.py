@@ -18,20 +18,23 @@ from alchemi_jax.systems.observables import fmax
 class ObservableHook(RecordingHook):
     """Records functions of the batch and keeps them as arrays. Recording, at AFTER_STEP by default.
 
-    After a run `hook.table` is a dictionary: "step" [rows], "active", "system_id" and "steps_taken"
-    (completed steps of the state in the row) [rows, systems] and each observable [rows, systems, ...].
-    Another run adds rows; `clear` drops them. Costs the functions and their bytes.
+    After a run `hook.table` is a dictionary: "step" [rows], of the run, "active", "system_id" and
+    "steps_taken" (completed steps of the state in the row) [rows, systems] and each observable
+    [rows, systems, ...]. A row is of those systems that are "active" in it: those that move and whose own
+    number of steps is due. Another run adds rows; `clear` drops them. Costs the functions and their bytes.
 
     Args:
         observables: name -> function of the context, traced; or of nothing else than the batch:
             those of `alchemi_jax.systems.observables` are taken as they are.
-        frequency: record every so many steps.
+        frequency: record every so many steps of each system.
         stage: where.
         stress: whether an observable reads the stress (the pressure does): it is then evaluated in every
             step, which costs about 60 % more than forces alone. Otherwise it is NaN during the run.
         final: whether `run` also records the state that it ends with, unless all of it was recorded; with
             `stage=DynamicsStage.BEFORE_STEP` rows are then of 0, f, 2f, ... and all steps, as in ASE.
     """
+
+    own_steps = True
 
     def __init__(
         self,

@@ -11,14 +11,14 @@ from alchemi_jax.hooks import HookContext
 
 
 #: Before these stages a step has not moved anything.
-_AT_START = (DynamicsStage.BEFORE_STEP, DynamicsStage.BEFORE_PRE_UPDATE)
+BEFORE_MOVING = (DynamicsStage.BEFORE_STEP, DynamicsStage.BEFORE_PRE_UPDATE)
 
 
 def completed_steps(ctx: HookContext, stage: Any) -> Int[Array, " systems"]:
     """Completed steps of the states that a recording hook sees at a stage: the step that it is called in is
     counted at its end."""
     steps = jnp.asarray(ctx.batch.steps_taken)
-    if stage in _AT_START or stage is DynamicsStage.ON_CONVERGE:
+    if stage in BEFORE_MOVING or stage is DynamicsStage.ON_CONVERGE:
         return steps
     return steps + jnp.asarray(ctx.active_mask).astype(steps.dtype)
 
@@ -50,4 +50,4 @@ class Shown:
             self.note(state["system_id"], state["steps_taken"])
 
 
-__all__ = ["Shown", "completed_steps"]
+__all__ = ["BEFORE_MOVING", "Shown", "completed_steps"]

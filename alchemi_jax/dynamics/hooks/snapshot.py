@@ -11,6 +11,7 @@ from alchemi_jax.errors import description
 from alchemi_jax.hooks import HookContext
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.parameters import as_flag
+from alchemi_jax.systems.outcome import Outcome
 
 
 _SINKS = {".zarr": "ZarrData", ".xyz": "ExtXYZ", ".extxyz": "ExtXYZ", ".traj": "AseTrajectory"}
@@ -38,19 +39,23 @@ class SnapshotHook:
     """Writes all systems of the batch. Host, at AFTER_STEP by default.
 
     As a hook of one stage of a pipeline: the systems that are in that stage. With frequency f the frames are
-    of the states after 1, f + 1, 2f + 1, ... steps; with `stage=DynamicsStage.BEFORE_STEP, final=True` after
-    0, f, 2f, ... and all steps, as in ASE.
+    of the states after 1, f + 1, 2f + 1, ... steps of each system, also where systems enter a batch at
+    different times: then not all are in each frame. With `stage=DynamicsStage.BEFORE_STEP, final=True` they
+    are of 0, f, 2f, ... and all steps, as in ASE.
 
     Args:
         sink: where to.
         frequency: every so many steps.
-        finished: whether systems that are finished go on being written, so that frames are of all systems.
+        finished: whether systems that are finished, and still in the batch, go on being written, so that
+            frames are of all systems. With False the frames of a system do not depend on other systems.
         stage: where.
         final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
 
     Raises:
         TypeError: saying what to write, if the sink is none.
     """
+
+    own_steps = True
 
     def __init__(
         self,
@@ -67,9 +72,16 @@ class SnapshotHook:
         self.final = as_flag("final")(final)
         self._shown = Shown()
 
+    @property
+    def follows_systems(self) -> bool:
+        """Frames without those that are finished do not depend on who else is in the batch."""
+        return not self.finished
+
     def __call__(self, ctx: HookContext, stage: Any) -> None:
-        everyone = self.finished and ctx.stages is None
-        mask = None if everyone else ctx.active_mask
+        mask = ctx.active_mask
+        if self.finished and ctx.stages is None:
+            running = ctx.batch.outcome == Outcome.RUNNING
+            mask = None if mask is None or self.frequency == 1 else mask | ~running
         self.sink.write(ctx.batch, mask)
         if self.final:
             rows = slice(None) if mask is None else np.asarray(mask)
@@ -107,13 +119,11 @@ class ConvergedSnapshotHook(SnapshotHook):
 
     Args:
         sink: where to.
-        frequency: look only in every so-many-th step; what converges in others is not written.
+        frequency: look only in every so-many-th step of each system; who converges in others is not written.
     """
 
-    follows_systems = True
-
     def __init__(self, sink: Sink, frequency: int = 1):
-        super().__init__(sink, frequency)
+        super().__init__(sink, frequency, finished=False)
         self.stage = DynamicsStage.ON_CONVERGE
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:

@@ -90,7 +90,9 @@ class AseFile(Sink):
         try:
             yield
         except OSError as e:
-            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+            # numpy, which ASE writes arrays with, says only how much it could write.
+            reason = e.strerror or f"{e} (is the disk full?)"
+            raise type(e)(f"{self.path} cannot be written: {reason}.") from e
 
     def open(self) -> None:
         self._open()

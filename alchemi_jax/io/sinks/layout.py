@@ -25,6 +25,8 @@ FORMAT = "alchemi_jax systems"
 VERSION, READABLE = 5, (4, 5)
 #: Fields that are not stored, since they follow from the numbers of atoms.
 DERIVED = ("batch_idx", "first_atom")
+#: Fields that every store of this version has.
+STORED = {name for name, _ in level_fields(HostBatch) if name not in DERIVED and not name.endswith("_extras")}
 
 #: Dimensions of the arrays after the first. No name twice in one array, and one size per name: for xarray.
 _DIMENSIONS = {

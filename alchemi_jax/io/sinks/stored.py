@@ -137,13 +137,20 @@ class StoredSystems:
                 self.fields |= {k: v for k, v in own.items() if k not in self.fields}
             elif name not in DERIVED:
                 self.fields[name] = (level, name)
-                if name not in self.attributes["columns"]:
-                    if (path / name).exists():
-                        raise DamagedError(f"{path / 'zarr.json'} is damaged: it does not name {name}.")
+                if name not in self.attributes["columns"] and not self._has_rows(name, level):
                     self.missing.append(name)
         self.frame = np.asarray(self._array("frame")[: self.n_systems])
         self.sizes = np.asarray(self._array("atoms_per_system")[: self.n_systems])
         self.first_atom = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+
+    def _has_rows(self, name: str, level: str) -> bool:
+        """Whether an array that the group does not name has all rows. A process that was killed while it
+        added the array to a store of an earlier version may have left it without."""
+        try:
+            rows = int(read_json(self.path / name / "zarr.json")["shape"][0])
+        except (DamagedError, NotADirectoryError):
+            return False
+        return rows >= (self.n_atoms if level == "atom" else self.n_systems)
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays and name in self.missing:

@@ -75,8 +75,12 @@ class AseTrajectory(AseFile):
 
     def _begin(self) -> None:
         # ASE appends to an empty file as if it had a header.
-        exists = self.path.exists() and self._count() > 0
-        self._writer = TrajectoryWriter(str(self.path), "a" if exists else "w")
+        count = self._count() if self.path.exists() else 0
+        self._writer = TrajectoryWriter(str(self.path), "a" if count else "w")
+        if count > 1:
+            # Once structures differ each has its own numbers, also in the writer that goes on.
+            with ulm.Reader(self.path, count - 1) as last:
+                self._writer.multiple_headers = "numbers" in last
 
     def _put(self, structures: list[Atoms]) -> None:
         assert self._writer is not None

@@ -28,7 +28,7 @@ from alchemi_jax.io.sinks.base import (
     systems_mask,
 )
 from alchemi_jax.io.sinks.columns import CODECS, Column
-from alchemi_jax.io.sinks.layout import Labels, Texts, array_name
+from alchemi_jax.io.sinks.layout import STORED, Labels, Texts, array_name
 from alchemi_jax.io.sinks.store import (
     BEGUN,
     GROUP,
@@ -133,8 +133,7 @@ class ZarrData(Sink):
             attributes = attributes_of(self.path)
             if self.mode != "r":
                 self._columns = open_columns(self.path, attributes)
-                if self._columns:
-                    self._add_missing(attributes)
+                self._add_missing(attributes)
             self._attributes = attributes
             return
         self._refuse_existing(exists)
@@ -152,8 +151,7 @@ class ZarrData(Sink):
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
         # If the sink is opened again, it appends.
         self.mode = "a"
-        self._columns, self._format = {}, None
-        self._attributes = attributes
+        self._columns, self._format, self._attributes = {}, None, attributes
 
     def _exists(self) -> bool:
         """Whether there is a file or store at the path, apart from a store that was never completed."""
@@ -334,11 +332,14 @@ class ZarrData(Sink):
 
     def _add_missing(self, attributes: dict[str, Any]) -> None:
         """Add columns for fields that a store of an earlier version lacks; valid from the next commit on."""
+        if not self._columns or attributes["columns"].keys() >= STORED:
+            return
         stored = StoredSystems(self.path)
-        for name in stored.missing:
-            level, array, _ = stored.field(name)
-            self._make_column(name, np.asarray(array[:]), level)
-            self._columns[name].append(np.asarray(array[:]))
+        for name in sorted(STORED - attributes["columns"].keys()):
+            level, array, length = stored.field(name)
+            rows = np.asarray(array[:length])
+            self._make_column(name, rows, level)
+            self._columns[name].append(rows)
             attributes["columns"][name] = level
 
     def _make_column(self, name: str, rows: Shaped[np.ndarray, "rows ..."], level: str) -> None:
