@@ -199,15 +199,16 @@ class RefilledRun:
 
     def run(self) -> Traffic:
         """All steps. If it is interrupted, systems that are finished go to the sink first."""
-        if self.driver is None or self.ended:
+        driver = self.driver
+        if driver is None or self.ended:
             return self.traffic
         try:
-            with explain_out_of_memory(self.engine, lambda: self.driver.with_names().batch):
-                return self._run(self.driver)
+            with explain_out_of_memory(self.engine, lambda: driver.with_names().batch):
+                return self._run(driver)
         except KeyboardInterrupt as e:
             if not self.exchanging:
                 try:
-                    self.driver.drain()
+                    driver.drain()
                     self._write_finished()
                 except Exception as second:
                     e.add_note(f"while finished systems were written: {second}")
