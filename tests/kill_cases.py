@@ -114,9 +114,10 @@ def sweep_run(
     read: Callable[[Path], Any],
     every: int = 2,
     forks: bool = True,
+    check: Callable[[Path, Any], None] = lambda folder, wanted: None,
 ) -> int:
     """A run killed at every change, and one that goes back to each of its checkpoints killed at every change:
-    called to the end, the contents are those of a run that nobody killed."""
+    called to the end, the contents are those of a run that nobody killed. After each kill `check` looks."""
     run, total = Run(folder, make, rows, every), 0
     empty = copy_of(folder, "empty")
     run()
@@ -127,6 +128,7 @@ def sweep_run(
         return every_kill(folder, work, prepare) if forks else every_moment(folder, work)
 
     for at in kills(run, empty):
+        check(folder, wanted)
         run()
         assert read(folder) == wanted, f"killed at change {at}, then called to the end"
         total += 1
@@ -146,6 +148,7 @@ def sweep_run(
         written()
         run.save(json.loads(json.dumps(state)), number)
         for at in kills(lambda state=state: make().set_state(state), copy_of(folder, "end")):
+            check(folder, wanted)
             run()
             assert read(folder) == wanted, f"cut to {number} rows, killed at change {at}, then to the end"
             total += 1
@@ -175,6 +178,22 @@ def store_contents(folder: Path) -> Any:
     return attributes, rows, odd, sorted(p.name for p in folder.iterdir())
 
 
+def check_store(folder: Path, wanted: Any) -> None:
+    """A reader finds as many rows as the store says, and they are those of the whole run."""
+    path = folder / "a.zarr"
+    if (path / "zarr.json").exists():
+        for name, column in open_columns(path, attributes_of(path)).items():
+            rows = column.last(column.length)
+            assert len(rows) == column.length, name
+            assert wanted[1][name].startswith(rows.tobytes()), name
+
+
+def check_structures(folder: Path, wanted: Any) -> None:
+    """A reader finds all structures that the file says it has."""
+    if (folder / "a").exists():
+        assert len(list(AseTrajectory(folder / "a").structures())) == len(AseTrajectory(folder / "a"))
+
+
 def file_contents(folder: Path) -> Any:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "checkpoint"}
 
@@ -200,11 +219,15 @@ def event_contents(folder: Path) -> Any:
 
 def sweep_zarr(folder: Path, frames: int = 2, every: int = 1, forks: bool = False, **options: Any) -> int:
     make = lambda: ZarrData(folder / "a.zarr", **options)  # noqa: E731
-    return sweep_run(folder, make, [frame(k) for k in range(frames)], store_contents, every, forks)
+    return sweep_run(
+        folder, make, [frame(k) for k in range(frames)], store_contents, every, forks, check_store
+    )
 
 
 def sweep_text(folder: Path, kind: Any) -> int:
-    return sweep_run(folder, lambda: kind(folder / "a"), [frame(k) for k in range(5)], file_contents)
+    check = check_structures if kind is AseTrajectory else lambda folder, wanted: None
+    rows = [frame(k) for k in range(5)]
+    return sweep_run(folder, lambda: kind(folder / "a"), rows, file_contents, check=check)
 
 
 def sweep_csv(folder: Path) -> int:

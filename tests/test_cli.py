@@ -2,12 +2,14 @@
 
 import csv
 import re
+from pathlib import Path
 
 import ase.io
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from cli_folders import same_folders
 from conftest import cluster, crystal
 
 from alchemi_jax import samples
@@ -58,7 +60,7 @@ def test_results_are_not_overwritten_unasked(relaxed, capsys):
     arguments = ["relax", files[0], "--steps", "2", "--out", str(folder / "out")]
     before = (folder / "out" / "relaxed.extxyz").read_bytes()
     assert main(arguments) == 2
-    assert re.search(r"relaxed\.zarr exists: .*--overwrite", capsys.readouterr().err)
+    assert re.search(r"out holds results of other settings, .*--overwrite", capsys.readouterr().err)
     assert (folder / "out" / "relaxed.extxyz").read_bytes() == before
     code = main([*arguments, "--overwrite"])
     assert code == 3
@@ -135,26 +137,34 @@ def test_models_by_name(tmp_path):
 
 
 def test_interrupt_keeps_what_was_reached(tmp_path, capsys, monkeypatch):
-    """A signal that is noticed between two segments: finished structures, and those under way."""
+    """A signal that is noticed between two segments: finished structures, and those under way. The same
+    command goes on within the structure, and leaves what one call would have left."""
     monkeypatch.chdir(tmp_path)
-    signals, looks = Signals(), []
-    check = Signals.check
+    asked = []
+    should_stop = Signals.should_stop
 
     def noticed(self):
-        looks.append(1)
-        if len(looks) == 4:
+        asked.append(1)
+        if len(asked) == 4:
             self.number = 2
-        check(self)
+        return should_stop(self)
 
-    monkeypatch.setattr(Signals, "check", noticed)
     ase.io.write("x.extxyz", [Atoms("Ar"), cluster(0, 13)])
-    assert main(["relax", "x.extxyz", "--fmax", "1e-30", "--out", "o"], signals) == 130
+    relax = ["relax", "x.extxyz", "--fmax", "1e-30", "--steps", "300"]
+    assert main([*relax, "--out", "whole"], Signals()) == 3
+    monkeypatch.setattr(Signals, "should_stop", noticed)
+    capsys.readouterr()
+    assert main([*relax, "--out", "o"], Signals()) == 130
     captured = capsys.readouterr()
     assert "interrupted   1" in captured.out
+    assert "1 of 2 structures are finished, in o; the same command goes on with the others." in captured.err
     kept = ase.io.read("o/relaxed.extxyz", ":")
     assert [a.info["outcome"] for a in kept] == ["converged", "running"]
-    assert kept[1].info["steps"] > 0
+    assert 0 < kept[1].info["steps"] < 300
     assert len(ZarrData("o/relaxed.zarr")) == 1
+    assert main([*relax, "--out", "o"], Signals()) == 3
+    assert "going on with what was saved" in capsys.readouterr().out
+    same_folders(Path("whole"), Path("o"))
 
 
 def test_info(capsys):

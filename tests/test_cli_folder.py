@@ -10,10 +10,11 @@ from ase import Atoms
 
 from alchemi_jax import Batch
 from alchemi_jax.cli.cache import cache_folder, use_cache
-from alchemi_jax.cli.folder import Results, check_target, find_store, is_ours
+from alchemi_jax.cli.folder import check_target, find_store, is_ours
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.record import check_same, write_settings
+from alchemi_jax.cli.record import Record, check_same, read_record, write_settings
+from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.settings import Pipeline
 from alchemi_jax.cli.write import whole_file, write_structures
 from alchemi_jax.dynamics.sinks import ZarrData
@@ -139,9 +140,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "o" / "log.csv"))
 
-    import alchemi_jax.cli.relax
+    import alchemi_jax.cli.run
 
-    monkeypatch.setattr(alchemi_jax.cli.relax, "stream", full)
+    monkeypatch.setattr(alchemi_jax.cli.run, "stream", full)
     assert main(["relax", str(tmp_path / "in.extxyz"), "--out", str(tmp_path / "o")]) == 2
     error = capsys.readouterr().err
     assert error.endswith("o/log.csv cannot be written: No space left on device.\n")
@@ -178,16 +179,20 @@ def md(steps):
 
 def test_results_that_were_begun_before_a_setting_was_known_go_on(tmp_path):
     settings = Pipeline.model_validate(md(3))
-    results = Results(str(tmp_path), ("settings.json", "log.csv"))
-    write_settings(tmp_path, settings, {}, "")
+    write_settings(tmp_path, Record(settings, {}))
     found = json.loads((tmp_path / "settings.json").read_text())
-    del found["constraints"]
+    for name in ("constraints", "command", "complete"):
+        del found[name]
     (tmp_path / "settings.json").write_text(json.dumps(found))
-    check_same(results, settings)
+
+    def check(settings):
+        check_same(tmp_path, read_record(tmp_path), Record(settings, {}))
+
+    check(settings)
     with pytest.raises(UsageError, match="constraints differs"):
-        check_same(results, settings.model_copy(update={"constraints": "drop"}))
+        check(settings.model_copy(update={"constraints": "drop"}))
     with pytest.raises(UsageError, match="stages differs"):
-        check_same(results, Pipeline.model_validate(md(4)))
+        check(Pipeline.model_validate({"stages": [md(3)["stages"][0] | {"temperature": 8.0}]}))
 
 
 def test_two_runs_do_not_write_one_folder(tmp_path, batch):
@@ -199,7 +204,9 @@ def test_two_runs_do_not_write_one_folder(tmp_path, batch):
     with first:
         first.begin()
         for call in (second.begin, second.hold):
-            with pytest.raises(UsageError, match="o is being written by another run: wait for its end, or"):
+            with pytest.raises(
+                UsageError, match=r"o is being written by another run \(.*since .*\): wait for its end, or"
+            ):
                 call()
         fill(first.at, batch, "first")
     with second, pytest.raises(UsageError, match=r"relaxed\.zarr has been written by another run meanwhile"):

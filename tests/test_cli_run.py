@@ -11,10 +11,13 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from cli_folders import same_folders, same_stores
 from conftest import cluster
 
 from alchemi_jax.cli.main import main
+from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.table import Table
+from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.io.trajectory import Trajectory
 
 
@@ -52,15 +55,6 @@ def results(out):
     return structures, series, Table.read(Path(out) / "log.csv")
 
 
-def same(a, b):
-    """Structures, frames and rows of the log, system by system."""
-    for x, y in zip(a[0], b[0], strict=True):
-        np.testing.assert_array_equal(x.positions, y.positions)
-        assert (x.info["source_index"], x.info["steps"]) == (y.info["source_index"], y.info["steps"])
-    assert a[2].system_id.size > 0
-    assert set(a[2].system_id) == set(b[2].system_id)
-
-
 def test_a_pipeline_from_a_file(folder, capsys):
     assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=o", "stages.1.n_steps=24"]) == 0
     text = capsys.readouterr().out
@@ -87,33 +81,37 @@ def test_a_pipeline_from_a_file(folder, capsys):
 
 
 def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
-    """Killed between two finished systems, twice: no frame and no row is twice there or missing."""
-    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=whole"]) == 0
-    from alchemi_jax.cli.stream import FinishedSystems
+    """Killed between two finished systems, then saved within one: no frame and no row is twice there or
+    missing."""
+    command = ["run", "p.toml", 'files=["in.extxyz"]', "--checkpoint-every", "0.1"]
+    assert main([*command, "out=whole"]) == 0
+    from alchemi_jax.cli.finished import FinishedSystems
 
-    write = FinishedSystems.write
-    for _ in range(2):
-        calls = []
+    write, calls = FinishedSystems.write, []
 
-        def once(self, batch, mask=None, calls=calls):
-            if calls:
-                raise KeyboardInterrupt
-            calls.append(1)
-            write(self, batch, mask)
+    def once(self, batch, mask=None):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        write(self, batch, mask)
 
-        monkeypatch.setattr(FinishedSystems, "write", once)
-        assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=parts"]) == 130
-        assert "the same command goes on" in capsys.readouterr().err
-        monkeypatch.undo()
-        monkeypatch.chdir(folder)
-    assert main(["run", "p.toml", 'files=["in.extxyz"]', "out=parts", "max_systems=4"]) == 0
-    whole, parts = results("whole"), results("parts")
-    same(whole, parts)
-    assert {i: len(x) for i, x in parts[1].items()}.keys() == whole[1].keys()
-    steps = Trajectory("parts/trajectory.zarr")
-    for i in range(len(SIZES)):
-        taken = steps.system(i)["steps_taken"]
-        assert (np.diff(taken) > 0).all(), "no frame of a try that was given up"
+    asked, should_stop = [], Signals.should_stop
+
+    def stop(self):
+        asked.append(1)
+        self.number = 15 if len(asked) == 2 else None
+        return should_stop(self)
+
+    monkeypatch.setattr(FinishedSystems, "write", once)
+    assert main([*command, "out=parts"], Signals()) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(FinishedSystems, "write", write)
+    monkeypatch.setattr(Signals, "should_stop", stop)
+    assert main([*command, "out=parts"], Signals()) == 143
+    monkeypatch.setattr(Signals, "should_stop", should_stop)
+    assert main([*command, "out=parts", "max_systems=4"], Signals()) == 0
+    same_folders(Path("whole"), Path("parts"), order=False)
+    assert (folder / "whole/final.extxyz").read_bytes() == (folder / "parts/final.extxyz").read_bytes()
 
 
 @pytest.mark.long
@@ -124,13 +122,48 @@ def test_killed_at_any_moment_it_goes_on(folder):
     assert subprocess.run([*command, "out=whole"], check=False, capture_output=True).returncode == 0
     for k in range(8):
         process = subprocess.Popen(
-            [*command, "out=parts"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "out=parts", "--checkpoint-every", "0.3"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         time.sleep(4 + 0.7 * k)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert subprocess.run([*command, "out=parts"], check=False, capture_output=True).returncode == 0
-    same(results("whole"), results("parts"))
+    same_folders(Path("whole"), Path("parts"))
+
+
+def rows_of_log(out):
+    """Numbers of the log without the status, by system and step."""
+    rows = np.delete(np.genfromtxt(f"{out}/log.csv", delimiter=",", skip_header=1), 2, axis=1)
+    return rows[np.lexsort((rows[:, 0], rows[:, 1]))]
+
+
+def test_more_steps_are_the_steps_of_a_longer_run(folder, capsys):
+    md = [
+        "md",
+        "in.extxyz",
+        "--temperature",
+        "15",
+        "--max-systems",
+        "3",
+        "--log-every",
+        "2",
+        "--save-every",
+        "5",
+    ]
+    assert main([*md, "--steps", "40", "--out", "whole"]) == 0
+    for steps in ("10", "20", "40"):
+        assert main([*md, "--steps", steps, "--out", "parts"]) == 0
+    capsys.readouterr()
+    # The states with which shorter runs ended say so.
+    but = ("status", "outcome")
+    same_stores(Path("whole/trajectory.zarr"), Path("parts/trajectory.zarr"), order=False, but=but)
+    # Their temperatures were computed by another program, apart from the loop.
+    whole, parts = (rows_of_log(out) for out in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, rtol=1e-12)
+    assert (folder / "whole/final.extxyz").read_bytes() == (folder / "parts/final.extxyz").read_bytes()
+    assert len(ZarrData("parts/finished.zarr")) == 3 * len(SIZES)
 
 
 def test_md_of_structures(folder, capsys):

@@ -16,7 +16,7 @@ import pytest
 from ase import Atoms
 from conftest import cluster
 
-from alchemi_jax.cli.signals import Interrupted, Signals
+from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics.sinks import ZarrData
 
 
@@ -89,23 +89,52 @@ def test_while_xla_compiles(folder, begin):
 
 
 def test_while_it_runs(folder, begin):
-    arguments = ["x.extxyz", "--fmax", "1e-30", "--steps", "100000000", "--out", "o"]
-    process = begin("relax", *arguments, folder=folder)
+    """Saved in the middle of a structure, from where the same command goes on; then its time is up."""
+    arguments = [
+        "relax",
+        "x.extxyz",
+        "--fmax",
+        "1e-30",
+        "--steps",
+        "100000000",
+        "--log-every",
+        "100",
+        "--out",
+        "o",
+    ]
+    process = begin(*arguments, folder=folder)
     until = time.perf_counter() + 90
-    # The atom alone is finished at once, and on disk long before the end.
-    while not (folder / "o" / "relaxed.zarr" / "zarr.json").exists() and time.perf_counter() < until:
+    # The atom alone is finished at once.
+    while not has_rows(folder / "o" / "log.csv") and time.perf_counter() < until:
         time.sleep(0.1)
     code, said = end(process, signal.SIGINT)
-    assert (code, said) == (130, "alchemi-jax relax: interrupted: 1 of 2 structures are finished, in o.")
+    sentence = "1 of 2 structures are finished, in o; the same command goes on with the others."
+    assert (code, said) == (130, f"alchemi-jax relax: interrupted: {sentence}")
     assert len(ZarrData(folder / "o" / "relaxed.zarr")) == 1
     kept = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
     assert [a.info["outcome"] for a in kept] == ["converged", "running"]
     assert sorted(p.name for p in (folder / "o").iterdir()) == [
+        "checkpoints",
+        "finished.zarr",
+        "inputs.json",
         "log.csv",
         "relaxed.extxyz",
         "relaxed.zarr",
         "settings.json",
     ]
+    begun = time.perf_counter()
+    process = begin(*arguments, "--max-seconds", "20", folder=folder)
+    out, error = process.communicate(timeout=60)
+    assert time.perf_counter() - begun < 20
+    assert "going on with what was saved" in out
+    assert error.strip().splitlines()[-1] == f"alchemi-jax relax: the time is up: {sentence}"
+    assert process.returncode == 4
+    later = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
+    assert later[1].info["steps"] > kept[1].info["steps"]
+
+
+def has_rows(path):
+    return path.exists() and path.read_text().count("\n") > 3
 
 
 def test_the_process_does_not_leave_while_files_are_written(monkeypatch):
@@ -123,24 +152,46 @@ def test_the_process_does_not_leave_while_files_are_written(monkeypatch):
     assert order == ["written", "second", "first", 143]
 
 
-def test_a_second_signal_does_not_wait_for_results(monkeypatch):
-    """The first one was noticed, and results are being written at the end."""
-    left = threading.Event()
-    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+def watched(monkeypatch):
+    """Signals that a thread watches, a way to send them, and the exit codes of the process."""
+    codes, left = [], threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), left.set()))
     signals = Signals()
-    signals._noticed.set()
     reading, writing = os.pipe()
     threading.Thread(target=signals._watch, args=(reading,), daemon=True).start()
-    os.write(writing, bytes([signal.SIGINT]))
+    return signals, lambda number: os.write(writing, bytes([number])), left, codes
+
+
+def test_a_second_ctrl_c_does_not_wait_for_results(monkeypatch):
+    """The first one was noticed, and the run is being saved."""
+    signals, send, left, codes = watched(monkeypatch)
+    signals._is_asked = True
+    send(signal.SIGINT)
+    # As `timeout` sends it, to the process and to its group; and again, as some queue systems do.
+    send(signal.SIGINT)
+    until = time.monotonic() + 5
+    while not signals.should_stop() and time.monotonic() < until:
+        time.sleep(0.01)
+    send(signal.SIGTERM)
     assert not left.wait(0.3)
-    os.write(writing, bytes([signal.SIGINT]))
+    send(signal.SIGINT)
     assert left.wait(5)
+    assert codes == [130]
+
+
+def test_where_nobody_asks_the_process_leaves_at_once(monkeypatch):
+    signals, send, left, codes = watched(monkeypatch)
+    assert not signals.should_stop()
+    with signals.asked():
+        pass
+    send(signal.SIGTERM)
+    assert left.wait(2)
+    assert codes == [143]
 
 
 def test_a_handler_only_notes_the_signal():
     signals = Signals()
-    signals.check()
+    assert not signals.should_stop()
     signals._note(signal.SIGINT, None)
-    with pytest.raises(Interrupted):
-        signals.check()
+    assert signals.should_stop()
     assert (signals.exit_code, signals.word) == (130, "interrupted")

@@ -10,7 +10,6 @@ from ase import Atoms
 from alchemi_jax import Batch
 from alchemi_jax.cli.engines import engine_of, log_of
 from alchemi_jax.cli.flags import parse
-from alchemi_jax.cli.signals import Interrupted, Signals
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import FIRE2, LBFGS, NVE, FIREVariableCell
@@ -42,7 +41,7 @@ def test_engines_of_flags(lj):
 
 def test_columns_of_the_log(tmp_path):
     def columns(*arguments):
-        return log_of(settings(*arguments), tmp_path / "log.csv", Signals()).columns
+        return log_of(settings(*arguments), tmp_path / "log.csv").columns
 
     nve = columns("md", "--ensemble", "nve")
     assert {"time", "total_energy"} <= set(nve)
@@ -88,20 +87,17 @@ def test_the_picture_has_time_and_a_legend(log, tmp_path):
 
 
 def test_the_bar_counts_steps_of_all_systems():
-    host = Batch.from_ase([Atoms("Ar"), Atoms("Ar")]).to_host()
-    host = host.replace(status=np.array([0, 1], np.int32), stage_steps=np.array([30, 100], np.int32))
+    """Also those of an earlier call; what this call did is counted apart."""
+    host = Batch.from_ase([Atoms("Ar"), Atoms("Ar2", [[0, 0, 0], [0, 0, 4]]), Atoms("Ar")]).to_host()
+    steps = np.array([30, 100, 100], np.int32)
+    host = host.replace(status=np.array([0, 1, 1], np.int32), stage_steps=steps, steps_taken=steps)
     workflow = types.SimpleNamespace(exit_status=1)
-    ctx = types.SimpleNamespace(step_count=10, workflow=workflow, batch=host)
-    signals, taken = Signals(), []
-    run = settings("md", "--temperature", "9", "--steps", "100")
-    watch = Watch(run, 4, 1, signals, lambda h, mask: taken.append(mask))
+    watch = Watch(settings("md", "--temperature", "9", "--steps", "100"), 4)
+    watch.begin(host.take([2]), np.array([True]))
     assert (watch.bar.total, watch.bar.n) == (400, 100)
-    watch(ctx, None)
+    watch(types.SimpleNamespace(step_count=10, workflow=workflow, batch=host.take([0, 1])), None)
     assert watch.bar.n == 100 + 100 + 30
     assert watch.finished == 2
-    np.testing.assert_array_equal(taken, [[False, True]])
-    signals.number = 2
-    with pytest.raises(Interrupted):
-        watch(ctx, None)
-    assert len(taken) == 1
+    later = host.replace(steps_taken=np.array([80, 100, 100], np.int32))
+    assert watch.atom_steps(later) == 51 + 2
     watch.close()

@@ -120,11 +120,9 @@ def folder(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise UsageError("nothing is computed in this test.")
 
-    import alchemi_jax.cli.relax
     import alchemi_jax.cli.run
 
-    for module in (alchemi_jax.cli.relax, alchemi_jax.cli.run):
-        monkeypatch.setattr(module, "stream", stop)
+    monkeypatch.setattr(alchemi_jax.cli.run, "stream", stop)
     return tmp_path
 
 

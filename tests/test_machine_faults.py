@@ -13,6 +13,7 @@ import subprocess
 import numpy as np
 import pytest
 from ase import Atoms
+from conftest import cluster
 from kill_cases import (
     Run,
     event_contents,
@@ -21,13 +22,16 @@ from kill_cases import (
     store_contents,
     table,
 )
-from killing import Injector, copy_of, injected
+from killing import Injector, copy_of, injected, on_disk
 
-from alchemi_jax import AtomicData, HostBatch
+from alchemi_jax import AtomicData, Batch, HostBatch
+from alchemi_jax.dynamics import NVE
+from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.hooks.events import TensorBoardWriter
 from alchemi_jax.dynamics.hooks.writers import CSVWriter
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, ZarrData
 from alchemi_jax.io.replace import repair, replacing
+from alchemi_jax.models import HarmonicModel
 
 
 NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EACCES)
@@ -201,3 +205,70 @@ def test_a_disk_that_is_really_full(tmp_path, kind, limit):
         assert len(host) == written + 3
         for number, system in enumerate(host):
             np.testing.assert_allclose(system.positions, row(number).positions, atol=1e-9)
+
+
+class Broken(Exception):
+    """What a sink or hook of somebody raises."""
+
+
+def breaks(patch, owner, name, calls):
+    """From a call on, a method raises."""
+    method, left = getattr(owner, name), [calls]
+
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            if name == "close":
+                method(*args, **kwargs)
+            raise Broken("it is broken")
+        return method(*args, **kwargs)
+
+    patch.setattr(owner, name, call)
+
+
+#: What fails in a run, and what its error names besides: hook and step.
+RUN_FAULTS = {
+    "disk full as the log is opened": (2, r"a\.csv cannot .* LoggingHook when it was opened"),
+    "disk full in a frame": (5, r"a\.extxyz cannot .* SnapshotHook at AFTER_STEP of step 2"),
+    "disk full in a row": (9, r"a\.csv cannot .* LoggingHook writing rows up to step 8"),
+    "a sink that raises in write": ((ExtXYZ, "write", 3), r"broken .* SnapshotHook at AFTER_STEP of step 6"),
+    "a sink that raises in state": ((ExtXYZ, "state", 2), r"broken .* SnapshotHook"),
+    "a sink that raises in close": ((ExtXYZ, "close", 0), r"broken .* SnapshotHook when it was closed"),
+    "a hook that raises": (
+        (CallbackHook, "__call__", 7),
+        r"broken .* CallbackHook.* at AFTER_STEP of step 7",
+    ),
+}
+
+
+def test_the_run_stops_with_hook_path_and_step_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    batch = Batch.from_ase([cluster(0, 3), cluster(1, 2)])
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    out.mkdir()
+
+    def run():
+        hooks = [
+            SnapshotHook(ExtXYZ(out / "a.extxyz"), frequency=2),
+            LoggingHook(log_path=out / "a.csv", frequency=2),
+            CallbackHook(lambda ctx: None),
+            CheckpointHook(saved, frequency=4, every_seconds=None),
+        ]
+        return NVE(model=HarmonicModel(), dt=1.0, n_steps=12, hooks=hooks).run(batch, resume=saved)
+
+    wanted = run(), on_disk(out)
+    for what, (fault, named) in RUN_FAULTS.items():
+        shutil.rmtree(saved)
+        shutil.rmtree(out)
+        out.mkdir()
+        with contextlib.ExitStack() as stack:
+            if isinstance(fault, int):
+                stack.enter_context(injected(Failing(out, fault, errno.ENOSPC)))
+            else:
+                breaks(stack.enter_context(monkeypatch.context()), *fault)
+            with pytest.raises((OSError, Broken)) as caught:
+                run()
+        said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+        assert re.search(named, said), (what, said)
+        again = run()
+        assert on_disk(out) == wanted[1], what
+        np.testing.assert_array_equal(again.positions, wanted[0].positions, err_msg=what)

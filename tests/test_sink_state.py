@@ -92,8 +92,16 @@ def stored(state):
     return back(json.loads(json.dumps(out(state))))
 
 
-@pytest.mark.parametrize("kind", SINKS)
-@pytest.mark.parametrize("counts", [(3, 2, 2), (0, 2, 1), (1, 15, 1), (15, 1, 0), (2, 0, 2)])
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [
+        (kind, counts)
+        for kind in SINKS
+        for counts in [(3, 2, 2), (0, 2, 1), (1, 15, 1), (15, 1, 0), (2, 0, 2)]
+        # What is in memory is compiled, or goes no other way for more rows.
+        if counts[0] in (0, 3) or kind in FILES
+    ],
+)
 def test_what_was_written_after_the_state_is_gone(tmp_path, kind, counts):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -4,10 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alchemi_jax.cli.settings import MD, Pipeline, Relax
-from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics import (
     BFGS,
     FIRE,
@@ -78,19 +75,7 @@ def changes_cells(settings: Pipeline) -> bool:
     )
 
 
-class LogFile(CSVWriter):
-    """log.csv. The process does not leave while rows are written."""
-
-    def __init__(self, path: Path, columns: list[str], signals: Signals):
-        super().__init__(path, columns, "a")
-        self.signals = signals
-
-    def write(self, table: dict[str, np.ndarray]) -> None:
-        with self.signals.files:
-            super().write(table)
-
-
-def log_of(settings: Pipeline, path: Path, signals: Signals) -> LoggingHook:
+def log_of(settings: Pipeline, path: Path) -> LoggingHook:
     """The hook that writes log.csv: with time and total energy if there is dynamics, with volume, density and
     pressure if cells change."""
     scalars: dict[str, Callable[[Any], Any]] = {}
@@ -99,7 +84,7 @@ def log_of(settings: Pipeline, path: Path, signals: Signals) -> LoggingHook:
     cells = changes_cells(settings)
     if cells:
         scalars |= {"volume": _volume, "density": _density, "pressure": _pressure}
-    file = LogFile(path, [*COLUMNS, *scalars], signals)
+    file = CSVWriter(path, [*COLUMNS, *scalars], "a")
     # The first row is the structure that was given, the last one that which comes out.
     return LoggingHook(
         backend=file,

@@ -47,13 +47,15 @@ class Command:
     options: type[Options] = Options
 
 
-_FAILED = ", 3 some failed or did not converge"
+_FAILED = ", 3 some failed or did not converge, 4 the time of --max-seconds is up"
 COMMANDS = {
     "relax": Command(
         "alchemi_jax.cli.relax:relax",
         "relax structures, many at once",
         "Relaxes the structures in the files: their atoms, and with --cell their cells. "
-        "Without files: the sample set of noble-gas clusters and crystals.",
+        "The same command again goes on where it was interrupted, also within a structure, and with more "
+        "--steps those go on that were out of steps. Without files: the sample set of noble-gas clusters and "
+        "crystals.",
         {"relaxation": Relax, "run": Run, "this call": Options},
         {"out": "alchemi-relaxed", "log_every": 1},
         _FAILED,
@@ -63,7 +65,8 @@ COMMANDS = {
         "alchemi_jax.cli.run:md",
         "molecular dynamics of structures, many at once",
         "Molecular dynamics of the structures in the files; those at rest get velocities of the temperature. "
-        "The same command again goes on with the structures that are left. Without files: the sample set.",
+        "The same command again goes on where it was interrupted, also within a structure, and with more "
+        "--steps all structures go on. Without files: the sample set.",
         {"dynamics": MD, "run": Pipeline, "this call": MDOptions},
         {"out": "alchemi-md", "n_steps": 1000},
         _FAILED,
@@ -73,8 +76,8 @@ COMMANDS = {
     "run": Command(
         "alchemi_jax.cli.run:run",
         "a pipeline from a file: relax, then dynamics, of many structures",
-        "Runs the stages of a TOML file over all structures of its files. The same command again "
-        "goes on with the structures that are left. docs/commands.md has the settings.",
+        "Runs the stages of a TOML file over all structures of its files. The same command again goes on "
+        "where it was interrupted, also within a structure. docs/commands.md has the settings.",
         {"this call": RunOptions},
         {},
         _FAILED,
@@ -221,7 +224,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         else None,
         description=known.description,
         epilog=f"Exit code: 0 all is well, 2 bad usage or a file that cannot be read or written{known.ends}, "
-        "130 interrupted.",
+        "130 interrupted by Ctrl-C, 143 by SIGTERM.",
         allow_abbrev=False,
     )
     groups = {}

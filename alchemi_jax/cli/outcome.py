@@ -6,8 +6,13 @@ from alchemi_jax.spelling import did_you_mean as did_you_mean
 
 
 #: 0: all is well. 2: bad usage, or a file that cannot be read or written. 3: ran, but some systems did not
-#: converge or failed. Interrupted by a signal: 128 and its number, 130 for Ctrl-C, 143 for SIGTERM.
-OK, USAGE, INCOMPLETE = 0, 2, 3
+#: converge or failed. 4: the time of --max-seconds is up, the same command goes on. Interrupted by a signal:
+#: 128 and its number, 130 for Ctrl-C, 143 for SIGTERM.
+OK, USAGE, INCOMPLETE, TIME_IS_UP = 0, 2, 3, 4
+
+
+#: What to do about a file of results that is not what the run left.
+INSTEAD = "put it back as the run left it, or give another out, or --overwrite to begin again"
 
 
 class UsageError(Exception):

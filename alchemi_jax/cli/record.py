@@ -1,32 +1,88 @@
-"""settings.json in a folder of results: what was run, with which model, and the contents of its files."""
+"""settings.json in a folder of results: what was run, with which model, and whether the run is complete."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from alchemi_jax.cli.folder import Results
+from alchemi_jax.cli.inputs import Structure, change, read_inputs
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.settings import Pipeline
+from alchemi_jax.cli.settings import MD, Pipeline, Relax
 from alchemi_jax.cli.write import whole_file
 
 
 SETTINGS = "settings.json"
 #: What another call may change and still go on with the same results.
 _FREE = ("out", "max_systems", "max_atoms", "policy")
-#: Beside the settings: SHA-256 of each file of the model, and why the model was chosen if none was given.
-_HASHES, _CHOSEN = "model_files", "model_chosen"
+#: How structures are found: what counts is which they are, where that is known.
+_SOURCES = ("files", "format", "index")
+#: Beside the settings: SHA-256 of each file of the model, why the model was chosen if none was given, the
+#: command, and whether all its structures are finished and all files written.
+_HASHES, _CHOSEN, _COMMAND, _COMPLETE = "model_files", "model_chosen", "command", "complete"
+_BESIDE = (_HASHES, _CHOSEN, _COMMAND, _COMPLETE)
+#: The commands that write the same files.
+_KIND = {"relax": "relax", "md": "run", "run": "run"}
 
 
-def write_settings(at: Path, settings: Pipeline, hashes: dict[str, str], chosen: str) -> None:
-    """Write the file.
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a folder of results is the results of.
 
-    Args:
-        at: the folder. hashes: of the files of the model.
+    Attributes:
+        settings: of the run, with the name of the model.
+        hashes: of the files of the model; None if they are not known, or not compared.
         chosen: why the model was taken, "" if it was given.
+        command: that wrote it.
+        structures: None if they are not known, or not compared.
+        complete: whether the run is, and all files are written.
     """
-    content = settings.model_dump(mode="json") | {_HASHES: hashes, _CHOSEN: chosen}
+
+    settings: Pipeline
+    hashes: dict[str, str] | None = None
+    chosen: str = ""
+    command: str = "run"
+    structures: list[Structure] | None = None
+    complete: bool = False
+
+
+def write_settings(at: Path, record: Record) -> None:
+    """Write the file into a folder. Structures have a file of their own, `inputs.json`."""
+    content = record.settings.model_dump(mode="json")
+    content |= {_HASHES: record.hashes or {}, _CHOSEN: record.chosen}
+    content |= {_COMMAND: record.command, _COMPLETE: record.complete}
     with whole_file(at / SETTINGS) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_record(at: Path) -> Record | None:
+    """The record of a folder; None if nothing of a run was begun there.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    path = at / SETTINGS
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError
+        settings = _settings(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it holds no settings of a run"
+        raise UsageError(
+            f"{path} cannot be read: {reason}; without it nobody knows what the results are of: put it back, "
+            "or give another out, or --overwrite."
+        ) from None
+    hashes = content.get(_HASHES)
+    return Record(
+        settings,
+        hashes if isinstance(hashes, dict) else None,
+        str(content.get(_CHOSEN) or ""),
+        str(content.get(_COMMAND) or ""),
+        read_inputs(at),
+        content.get(_COMPLETE) is True,
+    )
 
 
 def read_settings(path: Path) -> Pipeline:
@@ -38,44 +94,95 @@ def read_settings(path: Path) -> Pipeline:
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no settings.")
-    others = {k: v for k, v in content.items() if k not in ("model", _HASHES, _CHOSEN)}
+    return _settings(content)
+
+
+def is_complete(at: Path) -> bool:
+    """Whether the folder says that its run is complete."""
+    try:
+        content = json.loads((at / SETTINGS).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get(_COMPLETE) is True
+
+
+def _settings(content: dict[str, Any]) -> Pipeline:
+    # A setting that was not known when the results were begun had its default.
+    others = {k: v for k, v in content.items() if k != "model" and k not in _BESIDE}
+    if isinstance(others.get("stages"), list):
+        others["stages"] = [_given(stage) for stage in others["stages"]]
     return Pipeline.model_validate(others).model_copy(update={"model": content.get("model")})
 
 
-def check_same(results: Results, settings: Pipeline, hashes: dict[str, str] | None = None) -> None:
-    """Whether an earlier call of the same run left these results.
+def _given(stage: Any) -> Any:
+    """A stage without defaults, which the file has too: some settings may not be given to some stages."""
+    fields = {"relax": Relax, "md": MD}.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
+    if fields is None:
+        return stage
+    known = fields.model_fields
+    return {k: v for k, v in stage.items() if k == "kind" or k not in known or v != known[k].default}
 
-    Args:
-        results: of the folder. settings: of this call; without a model, models are not compared.
-        hashes: of the files of the model; None if they are not compared.
+
+def difference(found: Record, wanted: Record) -> str | None:
+    """Why a run may not go on with what an earlier one left, the end of a sentence that begins with the
+    folder; None if it may.
+
+    The last stage may have more steps. What one of the two does not know is not compared.
+    """
+    before, now = (record.settings.model_dump(mode="json") for record in (found, wanted))
+    known = found.structures is not None and wanted.structures is not None
+    kinds = [_KIND.get(record.command, "") for record in (found, wanted)]
+    if all(kinds) and kinds[0] != kinds[1]:
+        return f"holds results of alchemi-jax {found.command}"
+    free = {*_FREE, *(_SOURCES if known or wanted.structures is None else ())}
+    if wanted.settings.model is None:
+        free.add("model")
+    odd = [name for name in now if name not in free and before[name] != now[name]]
+    if odd == ["stages"]:
+        steps = _steps(before["stages"], now["stages"])
+        if steps is not None:
+            return steps or _other_content(found, wanted)
+    if odd:
+        return f"holds results of other settings, {', '.join(odd)} differ{'s' * (len(odd) == 1)}"
+    return _other_content(found, wanted)
+
+
+def _steps(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
+    """None if stages differ in more than their numbers of steps; "" if the run goes on with more of them."""
+    if [{**stage, "n_steps": 0} for stage in before] != [{**stage, "n_steps": 0} for stage in now]:
+        return None
+    for i, (old, new) in enumerate(zip(before, now, strict=True)):
+        was, wanted, of_stage = old["n_steps"], new["n_steps"], f" in stage {i}" if len(now) > 1 else ""
+        if wanted < was:
+            return f"was begun with {was} steps{of_stage}, and steps that were taken are kept: not {wanted}"
+        if wanted > was and i + 1 < len(now):
+            return f"was begun with {was} steps in stage {i}, where only the last can have more: not {wanted}"
+    return ""
+
+
+def _other_content(found: Record, wanted: Record) -> str | None:
+    if found.hashes is not None and wanted.hashes is not None:
+        changed = [name for name in wanted.hashes if found.hashes.get(name) != wanted.hashes[name]]
+        if changed:
+            return f"holds results of another {changed[0]}, whose content has changed since"
+    if found.structures is not None and wanted.structures is not None:
+        changed = change(found.structures, wanted.structures)
+        if changed:
+            return f"holds results of other structures: {changed}"
+    return None
+
+
+def extends(found: Record, wanted: Record) -> bool:
+    """Whether the last stage gets more steps than before."""
+    return wanted.settings.stages[-1].n_steps > found.settings.stages[-1].n_steps
+
+
+def check_same(out: Path, found: Record, wanted: Record) -> None:
+    """Whether a run may go on with what an earlier one left.
 
     Raises:
-        UsageError: naming the settings or the files that differ.
+        UsageError: naming the settings, files or structures that differ.
     """
-    wanted = settings.model_dump(mode="json")
-    try:
-        found = json.loads((results.out / SETTINGS).read_text())
-        assert isinstance(found, dict)
-    except (OSError, ValueError, RecursionError, AssertionError):
-        raise UsageError(
-            f"{results.out / results.existing()[0]} exists: give another out, or --overwrite."
-        ) from None
-    # A setting that was not known when the results were begun had its default.
-    found = {name: field.default for name, field in Pipeline.model_fields.items()} | found
-    odd = [name for name in wanted if name not in _FREE and found[name] != wanted[name]]
-    if settings.model is None:
-        odd = [name for name in odd if name != "model"]
-    if odd:
-        raise UsageError(
-            f"{results.out} holds results of other settings, {', '.join(odd)} "
-            f"differ{'s' * (len(odd) == 1)}: give another out, or --overwrite."
-        )
-    before: Any = found.get(_HASHES)
-    if hashes is None or not isinstance(before, dict):
-        return
-    changed = [name for name in hashes if before.get(name) != hashes[name]]
-    if changed:
-        raise UsageError(
-            f"{results.out} holds results of another {changed[0]}, whose content has changed since: "
-            "give another out, or --overwrite."
-        )
+    why = difference(found, wanted)
+    if why is not None:
+        raise UsageError(f"{out} {why}: give another out, or --overwrite.")

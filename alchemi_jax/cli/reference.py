@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from alchemi_jax.cli.flags import COMMANDS, described_default, flag_of
-from alchemi_jax.cli.settings import MD, Pipeline, Relax, Settings
+from alchemi_jax.cli.settings import MD, Options, Pipeline, Relax, Settings
 
 
 BEGIN, END = "<!-- settings: made by alchemi_jax/cli/reference.py -->", "<!-- end of settings -->"
@@ -16,6 +16,7 @@ _TABLES: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (
     ("Settings of a run", Pipeline, ("relax", "md")),
     ('Settings of a stage of kind "relax"', Relax, ("relax",)),
     ('Settings of a stage of kind "md"', MD, ("md",)),
+    ("Flags of one call, which are not in files", Options, ("relax", "md", "run")),
 )
 
 
@@ -42,7 +43,8 @@ def _table(title: str, model: type[Settings], commands: tuple[str, ...]) -> Iter
             default = "off" if field.annotation is bool else "none"
         default = "; ".join(filter(None, [default, *(f"{v} ({c})" for v, c in others.items())]))
         unit = f", {extra['unit']}" if extra["unit"] else ""
-        yield f"| `{name}` | {flag} | {default} | {_bounds(field)} | {field.description}{unit} |"
+        key = "" if model is Options else f"`{name}`"
+        yield f"| {key} | {flag} | {default} | {_bounds(field)} | {field.description}{unit} |"
     yield ""
 
 

@@ -209,6 +209,12 @@ class Options(Settings):
     """Flags of commands that make results; not in files."""
 
     overwrite: bool = setting(False, "replace what this program wrote in that folder, once the new is whole")
+    max_seconds: float | None = setting(
+        None, "save and leave before this time since the start of the process, with exit code 4", "s", gt=0
+    )
+    checkpoint_every: float = setting(
+        60.0, "time between checkpoints, from which the same command goes on", "s", ge=0
+    )
     no_cache: bool = setting(False, "do not keep compiled programs on disk")
 
 

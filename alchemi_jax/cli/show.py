@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from alchemi_jax.analysis import BlockAverage, block_average
+from alchemi_jax.cli.finished import FINISHED, read_finished
 from alchemi_jax.cli.folder import check_target, find_store
 from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.plot import quantities
@@ -16,7 +17,6 @@ from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.cli.record import SETTINGS, read_settings
 from alchemi_jax.cli.settings import Show, describe
 from alchemi_jax.cli.write import count_outcomes, whole_file
-from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, kinetic_energy, pressure, temperature
@@ -54,6 +54,9 @@ def show(args: Show, signals: Any = None) -> int:
     ids = trajectory["system_id"][:]
     order = np.argsort(ids, kind="stable")
     systems = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
+    if store.name == FINISHED:
+        # A system that was given more steps is there once for each of its ends.
+        systems = [rows[-1:] for rows in systems]
     shortest = min(map(len, systems))
     if args.skip >= max(map(len, systems)):
         raise UsageError(f"--skip {args.skip} leaves nothing: no system has more than that many frames.")
@@ -100,11 +103,11 @@ def _run_of(store: Path) -> str:
         settings = read_settings(store.parent / SETTINGS)
     except (OSError, ValueError):
         return f"{store.parent}"
-    done = (
-        StoredSystems(store.parent / "finished.zarr").n_systems
-        if (store.parent / "finished.zarr").exists()
-        else 0
-    )
+    try:
+        finished = read_finished(store.parent)
+    except UsageError:
+        return describe(settings)
+    done = 0 if finished is None else len(finished)
     return f"{describe(settings)}; {done} structures are finished"
 
 

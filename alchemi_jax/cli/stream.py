@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.cli.cache import CompileTime, use_cache
 from alchemi_jax.cli.engines import engine_of, log_of
+from alchemi_jax.cli.finished import FinishedSystems, is_done
 from alchemi_jax.cli.flags import Job
+from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.outcome import INSTEAD, UsageError, os_reason
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
@@ -25,8 +27,9 @@ from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import name_of
+from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -34,6 +37,7 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
 
+LOG = "log.csv"
 #: So many structures are checked at once.
 _CHECKED = 512
 
@@ -134,15 +138,17 @@ class Ended:
     """How a run ended.
 
     Attributes:
-        interrupted: by a signal.
+        interrupted: by a signal, or because its time is up.
         seconds: it took. `compiling`: of these, for compiling or reading compiled programs.
-        unfinished: the batch as it was when the signal was noticed.
+        in_flight: the systems of the batch as they were when it was interrupted.
+        atom_steps: how many steps this call took of some systems, times their atoms.
     """
 
     interrupted: bool
     seconds: float
     compiling: float
-    unfinished: HostBatch | None = None
+    in_flight: HostBatch | None = None
+    atom_steps: Callable[[HostBatch], float] = lambda host: 0.0
 
     @property
     def running(self) -> float:
@@ -150,77 +156,84 @@ class Ended:
         return max(self.seconds - self.compiling, 1e-9)
 
 
-class FinishedSystems(ZarrData):
-    """The store of finished systems: each write is committed at once, after their frames."""
-
-    def __init__(self, path: Path, signals: Signals, frames: ZarrData | None = None):
-        super().__init__(path)
-        self.signals, self.frames = signals, frames
-        self.watch: Watch | None = None
-
-    def write(self, batch: Any, mask: Any = None) -> None:
-        with self.signals.files:
-            if self.frames is not None:
-                self.frames.commit()
-            super().write(batch, mask)
-            self.commit()
-            if self.watch is not None:
-                self.watch.count(np.asarray(batch.to_host(mask).system_id))
-
-
 def stream(
     run: Prepared,
-    log: Path,
-    sink: Any,
+    at: Path,
     signals: Signals,
     *,
-    done: Collection[int] = (),
-    hooks: list[Any] | None = None,
-    take: Callable[[HostBatch, np.ndarray], Any] | None = None,
+    begun: Callable[[int], Any],
+    left: Callable[[int], str],
+    hooks: Sequence[Any] = (),
+    checkpoint_every: float = 60.0,
 ) -> Ended:
-    """Run all systems that are not done.
+    """Run all systems, or go on with them from the newest checkpoint in the folder of results.
 
     Args:
-        run, signals: as elsewhere. `log`: path of the log.
-        sink: takes finished systems; its `watch` is set.
-        done: ids of systems that an earlier call has finished.
-        hooks: more of them.
-        take: see `Watch`.
+        run, signals: as elsewhere. `at`: the folder of results.
+        begun: called before anything is compiled with the number of systems that an earlier call has
+        finished.
+        left: what an interrupted run has left on disk, from the number of systems that are finished.
+        hooks: more of them than the log.
+        checkpoint_every: seconds.
 
     Raises:
-        UsageError: for a system that turns out not to be treatable, if nothing is finished.
-        OSError: if results cannot be written.
+        UsageError: if results cannot be read or written, or for a system that turns out not to be treatable.
     """
     settings = run.settings
     key = jax.random.key(getattr(settings, "seed", 0))
-    begun, interrupted = time.perf_counter(), False
-    watch = Watch(settings, len(run.sources), len(done), signals, take)
-    sink.watch = watch
-    engine = run.engine.with_hooks(log_of(settings, log, signals), *(hooks or []), watch)
+    started, interrupted, in_flight = time.perf_counter(), False, None
+    watch = Watch(settings, len(run.sources))
+    signals.describe = lambda: left(watch.finished)
+
+    def goes_on(host: HostBatch | None) -> None:
+        done = np.zeros(0, bool) if host is None else is_done(host, settings)
+        watch.begin(host, done)
+        begun(int(done.sum()))
+
+    sink = FinishedSystems(at, goes_on)
+    sink.count = watch.count
+    folder = at / CHECKPOINTS
+    checkpoints = CheckpointHook(folder, every_seconds=checkpoint_every, should_stop=signals.should_stop)
+    engine = run.engine.with_hooks(log_of(settings, at / LOG), *hooks, watch, checkpoints)
     sampler = Sampler(
         run.data,
         max_systems=settings.max_systems,
         max_atoms=settings.max_atoms,
         policy=settings.policy,
         dtype=settings.dtype,
-        skip=done,
         prepare=_velocities(settings, key),
     )
     signals.on_leave(watch.bar.close)
-    with CompileTime() as compiling, contextlib.closing(watch), signals.looks():
+    with CompileTime() as compiling, contextlib.closing(watch), signals.asked():
         try:
             with warnings.catch_warnings():
                 # Failed systems are in the table at the end.
                 warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
-                engine.run(sampler=sampler, sink=sink, key=key)
-        except KeyboardInterrupt:
+                engine.run(sampler=sampler, sink=sink, key=key, resume=folder)
+        except KeyboardInterrupt as e:
             interrupted = True
-        except ValueError as e:
-            if len(sink):
-                raise
-            raise UsageError(str(e)) from None
-    seconds = time.perf_counter() - begun
-    return Ended(interrupted, seconds, compiling.seconds, watch.last if interrupted else None)
+            state = getattr(e, "state", None)
+            in_flight = None if state is None else state.batch.to_host()
+        except (OSError, ValueError) as e:
+            raise UsageError(_fault(e, at)) from None
+    seconds = time.perf_counter() - started
+    return Ended(interrupted, seconds, compiling.seconds, in_flight, watch.atom_steps)
+
+
+def _fault(error: OSError | ValueError, at: Path) -> str:
+    """What went wrong with a file or a structure, and what to do."""
+    text = str(error)
+    if isinstance(error, OSError):
+        path = error.filename if isinstance(error.filename, str) else str(at)
+        text = text if "cannot be written: " in text else f"{path} cannot be written: {os_reason(error)}"
+        text = (
+            f"{text.rstrip('.')}; what was saved is kept, and the same command goes on when this is put right"
+        )
+    # The library speaks of folders of checkpoints, here the user names the folder around them.
+    for theirs, ours in ((ADVICE, INSTEAD), ("Give another folder to begin again", f"Here: {INSTEAD}")):
+        text = text.replace(theirs, ours)
+    text = text.replace("Give another folder", "Give another out, or --overwrite")
+    return f"{' '.join(text.split()).rstrip('.')}."
 
 
 def _velocities(settings: Pipeline, key: PRNGKeyArray) -> Any:

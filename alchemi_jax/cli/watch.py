@@ -1,15 +1,13 @@
-"""Between compiled segments: the progress bar, signals, and systems that are finished."""
+"""Between compiled segments: the progress bar, and what a run has done."""
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from alchemi_jax.cli.settings import MD, Pipeline
-from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.systems.host import HostBatch
 
@@ -27,30 +25,20 @@ class Watch:
 
     Args:
         settings: of the run.
-        systems, done: number of systems of the run, and of those that an earlier call has finished.
-        signals: looked at each time.
-        take: called with the batch and a mask of its finished systems, each time that there are new ones.
+        systems: number of systems of the run.
     """
 
     stage = DynamicsStage.AFTER_STEP
 
-    def __init__(
-        self,
-        settings: Pipeline,
-        systems: int,
-        done: int,
-        signals: Signals,
-        take: Callable[[HostBatch, np.ndarray], Any] | None = None,
-    ):
+    def __init__(self, settings: Pipeline, systems: int):
         self.frequency = 1
-        self.signals, self.take = signals, take
-        #: The batch as it was looked at last.
-        self.last: HostBatch | None = None
         #: Steps of dynamics of each stage; None for one that relaxes.
         self.steps = [stage.n_steps if isinstance(stage, MD) else None for stage in settings.stages]
         self.per_system = sum(filter(None, self.steps))
-        self.systems, self.finished = systems, done
+        self.systems, self.finished = systems, 0
         self._seen: set[int] = set()
+        #: Steps of systems before this call, by id; those that are not named were not begun.
+        self._before: dict[int, int] = {}
         self._looked: tuple[int, float] | None = None
         unit, total = ("step", self.per_system * systems) if self.per_system else ("structure", systems)
         left = "{remaining} left" if self.per_system else "{elapsed}"
@@ -58,7 +46,6 @@ class Watch:
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
-            initial=done * (self.per_system or 1),
             dynamic_ncols=True,
             bar_format=shape,
             mininterval=_DRAW if on_terminal else _DRAW_IN_FILE,
@@ -66,26 +53,38 @@ class Watch:
         )
         self.bar.set_postfix_str("compiling", refresh=on_terminal)
 
+    def begin(self, host: HostBatch | None, done: np.ndarray) -> None:
+        """The run goes on from these finished systems, of which a mask says which stay as they are."""
+        if host is None:
+            return
+        self._note_steps(host)
+        self.count(host.system_id[done])
+        self.bar.initial = self.bar.n = self.finished * (self.per_system or 1)
+
     def __call__(self, ctx: Any, stage: Any) -> None:
-        self.signals.attend()
         host: HostBatch = ctx.batch
-        self.last = host
+        if self._looked is None:
+            self._note_steps(host, 1)
         self._adapt(int(ctx.step_count))
         done = host.status >= ctx.workflow.exit_status
-        new = done & ~np.isin(host.system_id, list(self._seen))
-        if new.any():
-            self.count(host.system_id[new])
-            if self.take is not None:
-                with self.signals.files:
-                    self.take(host, new)
+        self.count(host.system_id[done])
         self._draw(host, done)
-        self.signals.check()
 
     def count(self, system_ids: np.ndarray) -> None:
         """These systems are finished; also those that leave before they were seen here."""
         new = set(system_ids.tolist()) - self._seen
         self._seen |= new
         self.finished += len(new)
+
+    def _note_steps(self, host: HostBatch, less: int = 0) -> None:
+        steps = np.maximum(host.steps_taken - less, 0)
+        self._before.update(zip(host.system_id.tolist(), steps.tolist(), strict=True))
+
+    def atom_steps(self, host: HostBatch) -> float:
+        """Steps that this call took of these systems, times their atoms."""
+        before = np.array([self._before.get(i, 0) for i in host.system_id.tolist()])
+        taken = np.maximum(host.steps_taken.astype(np.int64) - before, 0)
+        return float((taken * host.atoms_per_system).sum())
 
     def _adapt(self, step: int) -> None:
         """Choose the frequency so that looks are `_LOOK` seconds apart."""

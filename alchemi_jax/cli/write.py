@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.io.replace import replacing
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
@@ -49,6 +50,22 @@ def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> 
         structures.append(atoms)
     with whole_file(path) as part:
         part.write_text(structures_text(structures))
+
+
+def write_store(path: Path, systems: HostBatch) -> None:
+    """A store of these systems takes the place of the one that is there.
+
+    Raises:
+        UsageError: naming the store, if it cannot be written. What was there before is there still.
+    """
+    from alchemi_jax.io.sinks.zarr import ZarrData
+
+    try:
+        with replacing(path) as new:
+            ZarrData(new, mode="w").write(systems)
+    except (OSError, ValueError) as e:
+        reason = os_reason(e) if isinstance(e, OSError) else str(e).rstrip(".")
+        raise UsageError(f"{path} cannot be written: {reason}.") from None
 
 
 def count_outcomes(outcomes: np.ndarray) -> dict[Outcome, int]:

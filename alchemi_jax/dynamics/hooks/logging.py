@@ -134,7 +134,11 @@ class LoggingHook(RecordingHook):
         self._write(rows, 0 if self.stage in BEFORE_MOVING else 1)
 
     def _write(self, rows: dict[str, np.ndarray], counted: int) -> None:
-        at_row, system = np.nonzero(rows["active"])
+        shown = np.array(rows["active"])
+        if self.final:
+            for i in np.flatnonzero(shown.any(axis=1)):
+                shown[i] &= ~self._shown.is_again(rows["system_id"][i], rows["steps_taken"][i])
+        at_row, system = np.nonzero(shown)
         table = {"step": rows["step"][at_row]}
         table |= {name: rows[name][at_row, system] for name in self.columns[1:]}
         if isinstance(self.stage, DynamicsStage):
@@ -148,6 +152,7 @@ class LoggingHook(RecordingHook):
         new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
         if new.any():
             self._write({**rows, "active": new[None]}, 0)
+        self._shown.note_ended(rows["system_id"][0][systems], rows["steps_taken"][0][systems])
 
     def state(self) -> dict[str, Any]:
         """How far the file is, and the last step of each system that was written."""

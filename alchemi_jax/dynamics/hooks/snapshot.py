@@ -82,10 +82,12 @@ class SnapshotHook:
         if self.finished and ctx.stages is None:
             running = ctx.batch.outcome == Outcome.RUNNING
             mask = None if mask is None or self.frequency == 1 else mask | ~running
-        self.sink.write(ctx.batch, mask)
         if self.final:
-            rows = slice(None) if mask is None else np.asarray(mask)
-            self._shown.note(ctx.batch.system_id[rows], ctx.batch.steps_taken[rows])
+            batch = ctx.batch
+            again = self._shown.is_again(batch.system_id, batch.steps_taken)
+            mask = (np.ones(len(batch), bool) if mask is None else np.asarray(mask)) & ~again
+            self._shown.note(batch.system_id[mask], batch.steps_taken[mask])
+        self.sink.write(ctx.batch, mask)
 
     def call_final(self, ctx: HookContext) -> None:
         """Write the systems whose last state was not written."""
@@ -93,6 +95,7 @@ class SnapshotHook:
         new = self._shown.is_new(batch.system_id, batch.steps_taken)
         if new.any():
             self.sink.write(batch, new)
+        self._shown.note_ended(batch.system_id, batch.steps_taken)
 
     def state(self) -> dict[str, Any]:
         """How far the sink is, and the last step of each system that was written."""

@@ -56,7 +56,18 @@ class CSVWriter:
         """
         if self._file is not None:
             return
-        self._lock = open_locked(self.path, self._open)
+        if self.mode == "x":
+            self._refuse_existing()
+        try:
+            self._lock = open_locked(self.path, self._open)
+        except OSError as e:
+            if e.errno is None:
+                raise
+            raise type(e)(f"{self.path} cannot be written: {e.strerror}.") from e
+
+    def _refuse_existing(self) -> None:
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
 
     def _open(self) -> None:
         if self.mode == "a" and self.path.exists() and self.path.stat().st_size:
@@ -68,7 +79,11 @@ class CSVWriter:
         # A second run of the same hook goes on in its own file.
         self.mode = "a"
         self._at, self._counted = 0, (0, 0)
-        self._append(_text([self.columns]))
+        try:
+            self._append(_text([self.columns]))
+        except OSError:
+            self.close()
+            raise
 
     def _check_columns(self) -> bool:
         """Whether there are rows in the file, which has the right columns."""
@@ -137,8 +152,8 @@ class CSVWriter:
         Raises:
             FileExistsError: naming the path, if opening the file will refuse it, mode "x".
         """
-        if self._file is None and self.path.exists() and self.mode == "x":
-            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+        if self._file is None and self.mode == "x":
+            self._refuse_existing()
         if self._file is None and (self.mode == "w" or not self.path.exists()):
             return None
         with open(self.path, "rb") as file:

@@ -1,0 +1,146 @@
+"""The beginning of `relax`, `md` and `run`: what is in the folder of results, and whether the run goes on
+with it.
+
+Before the first step the folder has `inputs.json` and then `settings.json`. Results are compared with them,
+and only those of the same structures, settings and model files are gone on with.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from alchemi_jax.cli.finished import FINISHED, is_done, read_finished
+from alchemi_jax.cli.flags import Job
+from alchemi_jax.cli.folder import CHECKPOINTS
+from alchemi_jax.cli.inputs import structures_of, write_inputs
+from alchemi_jax.cli.models import canonical, model_files
+from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.record import Record, check_same, difference, extends, read_record, write_settings
+from alchemi_jax.cli.results import Results
+from alchemi_jax.cli.stream import Prepared, prepare
+
+
+@dataclasses.dataclass
+class Begun:
+    """A run that may take its first step, or that is complete.
+
+    Attributes:
+        plan: what is run.
+        record: what is written of it in the folder.
+        complete: nothing is left to do; results are only shown.
+        goes_on: an earlier call has begun it. `extends`: and had fewer steps to do.
+    """
+
+    plan: Prepared
+    record: Record
+    complete: bool
+    goes_on: bool
+    extends: bool
+
+    def finish(self, results: Results) -> None:
+        """All results are written: say so, and put them in the place of older ones."""
+        if not self.complete:
+            write_settings(results.at, dataclasses.replace(self.record, complete=True))
+        results.finish()
+
+
+def begin(job: Job, results: Results, command: str) -> Begun:
+    """Read and check everything, and write down what is run.
+
+    Raises:
+        UsageError: before anything is written, if something about the input is wrong, or the folder holds
+            results of another run.
+    """
+    settings, overwrite = job.settings, job.options.overwrite
+    inputs = [*settings.files, *model_files(settings.model)]
+    swapped = results.hold()
+    goes_on, found = bool(results.existing()) and (swapped or not overwrite), None
+    given = Record(settings.model_copy(update={"model": canonical(settings.model)}), command=command)
+    if goes_on and not overwrite:
+        # Before the structures are read.
+        found = _record(results)
+        check_same(results.out, found, given)
+    else:
+        results.check(overwrite, inputs)
+    plan = prepare(job)
+    wanted = Record(plan.settings, plan.hashes, plan.chosen, command, structures_of(plan.sources))
+    if goes_on and overwrite:
+        # The new results are in their place since this call repaired it: it need not compute them again.
+        found = _same_record(results.out, wanted)
+        goes_on = found is not None and found.complete
+    elif found is not None:
+        check_same(results.out, found, wanted)
+    if not goes_on:
+        results.begin()
+        if overwrite:
+            found = _same_record(results.at, wanted)
+            goes_on = found is not None and _can_go_on(results.at, found)
+            if not goes_on:
+                results.empty()
+    if not goes_on or found is None:
+        write_inputs(results.at, wanted.structures or [])
+        write_settings(results.at, wanted)
+        return Begun(plan, wanted, False, False, False)
+    more = extends(found, wanted)
+    complete = not more and (found.complete or _all_done(results.at, found, plan))
+    record = dataclasses.replace(wanted, chosen=found.chosen, complete=False)
+    if complete and found.structures is None:
+        print(
+            f"{results.out} was begun by an earlier version, which wrote down no hashes of its structures: "
+            "they are not compared.",
+            file=sys.stderr,
+        )
+    if not complete:
+        _check_goes_on(results, found)
+        results.probe()
+        if more or found.complete or found.settings != record.settings:
+            write_settings(results.at, record)
+    return Begun(plan, record, complete, True, more)
+
+
+def _record(results: Results) -> Record:
+    found = read_record(results.out)
+    if found is None:
+        raise UsageError(f"{results.out / results.existing()[0]} exists: give another out, or --overwrite.")
+    return found
+
+
+def _same_record(at: Path, wanted: Record) -> Record | None:
+    """What was begun in a folder, if it is the same run."""
+    try:
+        found = read_record(at)
+    except UsageError:
+        return None
+    if found is None or found.structures is None or difference(found, wanted) is not None:
+        return None
+    return found
+
+
+def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
+    """Whether an earlier version, which did not say so, finished all structures."""
+    if found.structures is not None:
+        return False
+    host = read_finished(at)
+    return host is not None and len(host) == len(plan.sources) and bool(is_done(host, plan.settings).all())
+
+
+def _can_go_on(at: Path, found: Record) -> bool:
+    if (at / CHECKPOINTS).is_dir() and any((at / CHECKPOINTS).iterdir()):
+        return found.structures is not None
+    return not any((at / name).exists() for name in (FINISHED, "trajectory.zarr", "relaxed.zarr", "log.csv"))
+
+
+def _check_goes_on(results: Results, found: Record) -> None:
+    """Whether there is what to go on from, or nothing at all.
+
+    Raises:
+        UsageError: if there are results, but no checkpoints.
+    """
+    if _can_go_on(results.at, found):
+        return
+    why = f"{results.at / CHECKPOINTS} is missing or empty, so that its structures cannot go on"
+    if found.structures is None:
+        why = f"{results.out} was begun by an earlier version, without checkpoints to go on from"
+    raise UsageError(
+        f"{why}: give another out, or --overwrite to begin again; what it holds is kept as it is."
+    )
