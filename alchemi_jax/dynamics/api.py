@@ -1,5 +1,6 @@
 """relax_all and integrate_all: relaxation and dynamics of any number of structures, in one call."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,7 @@ def relax_all(
     hooks: Any = (),
     sink: Sink | None = None,
     policy: str = "largest first",
+    resume: str | os.PathLike | None = None,
     **stream: Any,
 ) -> Any:
     """Relax any number of structures, as many at once as there is room for.
@@ -111,6 +113,7 @@ def relax_all(
             stress exceeds `smax` (eV/Å³).
         hooks: further hooks.
         sink: receives relaxed structures as they are ready; by default they are returned.
+        resume: a folder of checkpoints from which the run goes on, see `run`.
         policy, **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
@@ -118,7 +121,7 @@ def relax_all(
     """
     options = {"smax": smax, "pressure": pressure} if relax_cell else {}
     engine = relaxation(model, fmax=fmax, n_steps=n_steps, relax_cell=relax_cell, hooks=hooks, **options)
-    return engine.run(sampler=Sampler(structures, policy=policy, **stream), sink=sink)
+    return engine.run(sampler=Sampler(structures, policy=policy, **stream), sink=sink, resume=resume)
 
 
 def integrate_all(
@@ -134,6 +137,7 @@ def integrate_all(
     sink: Sink | None = None,
     key: PRNGKeyArray | None = None,
     parameters: dict[str, Any] | None = None,
+    resume: str | os.PathLike | None = None,
     **stream: Any,
 ) -> Any:
     """Molecular dynamics of any number of structures, as many at once as there is room for.
@@ -149,6 +153,7 @@ def integrate_all(
         sink: receives structures after their last step; by default they are returned.
         key: PRNG key of velocities and noise.
         parameters: further parameters of the engine: friction, thermostat_time, barostat_time, cell, ...
+        resume: a folder of checkpoints from which the run goes on, see `run`.
         **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
@@ -163,7 +168,7 @@ def integrate_all(
     key = as_key(key)
     if temperature is not None:
         stream["prepare"] = draw_velocities(temperature, key)
-    return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key)
+    return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key, resume=resume)
 
 
 __all__ = ["ENSEMBLES", "draw_velocities", "integrate_all", "integrator", "relax_all", "relaxation"]

@@ -1,15 +1,15 @@
-"""Checkpoints: the state of a run on disk, from which another process continues.
+"""Checkpoints: one state of a run on disk, from which another process continues.
 
-The arrays of the state are written by orbax to a temporary folder beside the path, which then takes its place
-by renaming, so that a checkpoint is complete or does not exist. Models, hooks and names are not stored: they
+The arrays of the state are written by orbax to a temporary folder beside the path, which then takes its
+place, so that a checkpoint is complete or does not exist; a run that saves itself every so often does so by
+`CheckpointHook`. Models, hooks and names are not stored: they
 come from the engine and the batch with which the run began. What identifies engine and model is stored, so
 that another one is refused.
 """
 
+import contextlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from alchemi_jax.dynamics.checkpoints import not_written
 from alchemi_jax.dynamics.origin import difference
 from alchemi_jax.dynamics.saved import (
     FORMAT,
@@ -26,6 +27,7 @@ from alchemi_jax.dynamics.saved import (
     unpack_state,
 )
 from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.io.replace import repair, replacing
 from alchemi_jax.systems.levels import unsafe_replace
 
 
@@ -42,6 +44,10 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
         OSError: naming the path, if it cannot be written; a checkpoint that is there stays.
     """
     path = Path(path).absolute()
+    try:
+        repair(path)
+    except (OSError, ValueError) as e:
+        raise not_written(e, path) from e
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: give another path, or overwrite=True.")
     if path.exists() and not (path.is_dir() and any((path / mark).exists() for mark in _MARKS)):
@@ -49,35 +55,16 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
     tree, about = pack_state(state)
     about = {"format": FORMAT, "origin": state.origin.describe(), "state": about}
     tree[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    work = None
     try:
-        # Before orbax starts: where it cannot make its folder its threads never end.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(work / "new", tree)
-        _put(work, path)
+        with replacing(path) as new, ocp.StandardCheckpointer() as checkpointer:
+            # Before orbax starts: where it cannot write, its threads never end.
+            new.mkdir()
+            new.rmdir()
+            checkpointer.save(new, tree)
+            checkpointer.wait_until_finished()
     except (OSError, ValueError) as e:
         # The library that writes the arrays reports a full disk by a ValueError.
-        reason = getattr(e, "strerror", None) or str(e).split("\n")[0][:300]
-        raise OSError(
-            getattr(e, "errno", None) or 0, f"no checkpoint was written: {reason}", str(path)
-        ) from e
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _put(work: Path, path: Path) -> None:
-    """Put the new folder in the place of the path."""
-    if path.exists():
-        os.rename(path, work / "old")
-    try:
-        os.rename(work / "new", path)
-    except OSError:
-        if (work / "old").exists():
-            os.rename(work / "old", path)
-        raise
+        raise not_written(e, path) from e
 
 
 def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
@@ -92,6 +79,9 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
         FileNotFoundError: if there is no checkpoint.
     """
     path = Path(path).absolute()
+    with contextlib.suppress(OSError):
+        # What a process left that was killed while it replaced this checkpoint.
+        repair(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}.")
     tree = _read(path)

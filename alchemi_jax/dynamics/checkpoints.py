@@ -70,7 +70,7 @@ class Checkpoints:
             probe.unlink()
         except OSError as e:
             self._release()
-            raise _named(e, self.folder) from e
+            raise not_written(e, self.folder) from e
         for entry in self.folder.iterdir():
             # Nobody else writes here: what is unfinished was left by a process that was killed.
             if entry.name.startswith(".probe-"):
@@ -168,7 +168,7 @@ class Checkpoints:
             part.write_text(json.dumps(content))
             os.replace(part, self.folder / _BEGIN)
         except OSError as e:
-            raise _named(e, self.folder / _BEGIN) from e
+            raise not_written(e, self.folder / _BEGIN) from e
 
     def write(self, arrays: Arrays, about: dict[str, Any]) -> None:
         """Begin to write a checkpoint, which goes on in the background; waits for the one before.
@@ -208,7 +208,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as e:
             # The library that writes the arrays reports a full disk by a ValueError.
-            raise _named(e, self.folder) from e
+            raise not_written(e, self.folder) from e
 
 
 def read(path: Path) -> Checkpoint:
@@ -260,11 +260,11 @@ def _sum_of(about: dict[str, Any]) -> int:
     return int(google_crc32c.value(json.dumps(about, sort_keys=True).encode()))
 
 
-def _named(error: Exception, path: Path) -> OSError:
-    """The error as an OSError with the path."""
+def not_written(error: Exception, path: Path) -> OSError:
+    """The error that says that no checkpoint was written, where and why."""
     reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:300]
-    named = OSError(getattr(error, "errno", None) or 0, f"no checkpoint was written: {reason}", str(path))
-    return named
+    where = "" if str(path) in reason else f"{path}: "
+    return OSError(f"no checkpoint was written: {where}{reason.rstrip('.')}.")
 
 
-__all__ = ["Checkpoint", "Checkpoints", "read"]
+__all__ = ["Checkpoint", "Checkpoints", "not_written", "read"]
