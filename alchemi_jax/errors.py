@@ -25,6 +25,19 @@ class UserCodeError(TypeError):
     """A mistake in the code of a user."""
 
 
+class OutOfMemory(MemoryError):
+    """A run does not fit the memory of the device; the message says what does.
+
+    Attributes:
+        capacity: the batch that fits, a `Capacity` as of `max_batch`; None if it could not be found.
+        state: the state reached, if any.
+    """
+
+    def __init__(self, text: str, capacity: Any = None):
+        super().__init__(text)
+        self.capacity = capacity
+
+
 def name_of(thing: Any) -> str:
     """The name of a hook, a model or an engine in errors."""
     return type(thing).__name__
@@ -279,6 +292,7 @@ _GUARDS += ("jax_transfer_guard_device_to_device",)
 
 __all__ = [
     "Kind",
+    "OutOfMemory",
     "UserCodeError",
     "check_same_structure",
     "description",

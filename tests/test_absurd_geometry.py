@@ -9,7 +9,7 @@ from ase import Atoms
 from conftest import cluster, crystal
 
 from alchemi_jax import AtomicData, Batch
-from alchemi_jax.dynamics import FIRE, NPH, NVE, ConvergenceHook, Sampler
+from alchemi_jax.dynamics import FIRE, NPH, NPT, NVE, ConvergenceHook, FIREVariableCell, Sampler
 from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.neighbors import Requirements, allocate, guess_sizes, limits
 
@@ -79,12 +79,18 @@ def test_a_sampler_leaves_them_out_and_the_others_are_relaxed():
         relax.run(sampler=Sampler([good[0], squeezed(1e-3)]))
 
 
-def test_a_cell_that_collapses_in_a_run_ends_one_system(monkeypatch):
+@pytest.mark.cheap_xla
+@pytest.mark.parametrize("kind", [NPH, NPT, FIREVariableCell])
+def test_a_cell_that_collapses_in_a_run_ends_one_system(kind, monkeypatch):
     """By its name, with the reason; the other one does as it does alone."""
     monkeypatch.setattr(limits, "memory", lambda: 128 * 20_000)
     gas = LennardJones(epsilon=0.0, sigma=3.4, cutoff=4.0, skin=0.5)
     batch = Batch.from_ase([crystal(0, 1), crystal(1, 1)], system_capacity=2)
-    md = NPH(gas, dt=4.0, pressure=[20.0, 0.0], barostat_time=50.0, n_steps=25)
+    if kind is FIREVariableCell:
+        md = kind(gas, scalar_pressure=[20.0, 0.0], dt=20.0, dt_max=20.0, max_step=20.0, n_steps=25)
+    else:
+        heat = {"temperature": 30.0} if kind is NPT else {}
+        md = kind(gas, dt=4.0, pressure=[20.0, 0.0], barostat_time=50.0, n_steps=25, **heat)
     with pytest.warns(
         RuntimeWarning,
         match=r"system 0 \(Ar4\) failed .*its cell became too small for a cutoff of 4 Å and a skin of 0.5 Å"

@@ -211,7 +211,11 @@ class Run:
         if done or self.host_steps.any_due(self.before + self.inside, step):
             return
         until = min(stop, self._next_host_step(step))
-        self.ahead = _Ahead(self.state, until, self._start(until))
+        try:
+            self.ahead = _Ahead(self.state, until, self._start(until))
+        except jax.errors.JaxRuntimeError:
+            # Such as of memory. It is raised when the segment is asked for, after the hooks of this step.
+            self.ahead = None
 
     def _run_segment(self, stop: int) -> None:
         ahead, self.ahead = self.ahead, None

@@ -34,8 +34,8 @@ class Footprint(NamedTuple):
         return sum(self)
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name} {_readable(n)}" for name, n in self._asdict().items())
-        return f"Footprint({_readable(self.total)}: {parts})"
+        parts = ", ".join(f"{name} {readable(n)}" for name, n in self._asdict().items())
+        return f"Footprint({readable(self.total)}: {parts})"
 
 
 class Capacity(NamedTuple):
@@ -79,7 +79,7 @@ def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
     if one.total > budget:
         raise ValueError(
             f"a batch of {batch.system_capacity} systems and {batch.atom_capacity} atoms needs "
-            f"{_readable(one.total)}, the budget is {_readable(budget)}."
+            f"{readable(one.total)}, the budget is {readable(budget)}."
         )
     slope = max(two.total - one.total, 1)
     copies = max(1, int((budget - one.total) // slope) + 1)
@@ -138,7 +138,8 @@ def _analyze(function: Callable[..., Any], *arguments: Any) -> Any:
     return analysis
 
 
-def _readable(n: float | int) -> str:
+def readable(n: float | int) -> str:
+    """A number of bytes for a message: "3.2 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if n < 1024:
             return f"{n:.4g} {unit}"
@@ -146,4 +147,4 @@ def _readable(n: float | int) -> str:
     return f"{n:.4g} GiB"
 
 
-__all__ = ["Capacity", "Footprint", "footprint", "max_batch"]
+__all__ = ["Capacity", "Footprint", "footprint", "max_batch", "readable"]

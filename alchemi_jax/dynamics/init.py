@@ -9,6 +9,7 @@ from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import check_arrays, check_per_system, check_systems
 from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.dynamics.origin import Origin
+from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.segments import compiled_initial_state, evaluate_fresh
 from alchemi_jax.dynamics.state import DynamicsState
@@ -38,10 +39,11 @@ def init(
         )
     device, meta = Partitioned(engine.on_device()), batch.meta
     batch = prepare_batch(engine, batch)
-    state = compiled_initial_state(without_hooks(engine), batch, as_key(key))
-    neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
-    state = unsafe_replace(state, neighbors=neighbors)
-    state, _ = evaluate_fresh(device, state)
+    with explain_out_of_memory(engine, lambda: batch.with_meta(meta)):
+        state = compiled_initial_state(without_hooks(engine), batch, as_key(key))
+        neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
+        state = unsafe_replace(state, neighbors=neighbors)
+        state, _ = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
     warn_failed(engine, state.batch)
     return state

@@ -23,6 +23,7 @@ from alchemi_jax.dynamics.driver import Run
 from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.host_steps import entry_unit
+from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.out_of_steps import OutOfSteps, Rows, put
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.refill_share import best_share
@@ -198,14 +199,16 @@ class RefilledRun:
 
     def run(self) -> Traffic:
         """All steps. If it is interrupted, systems that are finished go to the sink first."""
-        if self.driver is None or self.ended:
+        driver = self.driver
+        if driver is None or self.ended:
             return self.traffic
         try:
-            return self._run(self.driver)
+            with explain_out_of_memory(self.engine, lambda: driver.with_names().batch):
+                return self._run(driver)
         except KeyboardInterrupt as e:
             if not self.exchanging:
                 try:
-                    self.driver.drain()
+                    driver.drain()
                     self._write_finished()
                 except Exception as second:
                     e.add_note(f"while finished systems were written: {second}")

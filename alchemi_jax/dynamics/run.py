@@ -15,6 +15,7 @@ from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.init import prepare_batch
 from alchemi_jax.dynamics.loop import steps_of_budget
+from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.resume import Begun, go_on
 from alchemi_jax.dynamics.sampler import Sampler
@@ -82,7 +83,8 @@ def run_batch(
                 state = begun.states[-1]
                 left = max(int(most) - int(state.step_count), 0)
                 state = _advance(engine, begun, left, shrinks, saver)
-                out = finalize(engine, state)
+                with explain_out_of_memory(engine, lambda: batch):
+                    out = finalize(engine, state)
                 record_final(engine, state, out)
                 if saver is not None and not begun.ended:
                     saver.save([state], {}, ended=True)
@@ -111,7 +113,8 @@ def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: S
     try:
         with engine:
             try:
-                walk.advance(min(run.report.step + n_steps, NO_LIMIT))
+                with explain_out_of_memory(engine, lambda: run.with_names().batch):
+                    walk.advance(min(run.report.step + n_steps, NO_LIMIT))
             except BaseException as e:
                 try:
                     run.drain()
