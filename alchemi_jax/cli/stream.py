@@ -18,7 +18,7 @@ from alchemi_jax.cli.finished import FinishedSystems, is_done
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import INSTEAD, UsageError, os_reason
+from alchemi_jax.cli.outcome import INSTEAD, KEPT, UsageError, os_reason
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
@@ -226,9 +226,7 @@ def _fault(error: OSError | ValueError, at: Path) -> str:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else str(at)
         text = text if "cannot be written: " in text else f"{path} cannot be written: {os_reason(error)}"
-        text = (
-            f"{text.rstrip('.')}; what was saved is kept, and the same command goes on when this is put right"
-        )
+        text = f"{text.rstrip('.')}; {KEPT}"
     # The library speaks of folders of checkpoints, here the user names the folder around them.
     for theirs, ours in ((ADVICE, INSTEAD), ("Give another folder to begin again", f"Here: {INSTEAD}")):
         text = text.replace(theirs, ours)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.cli.outcome import KEPT, UsageError, os_reason
 from alchemi_jax.io.replace import replacing
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -32,6 +32,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def after_the_run() -> Iterator[None]:
+    """Around files that are made of a run that is saved: errors say that it is.
+
+    Raises:
+        UsageError: as inside, with what to do.
+    """
+    try:
+        yield
+    except UsageError as e:
+        raise UsageError(f"{str(e).rstrip('.')}; {KEPT}.") from None
 
 
 def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> None:
