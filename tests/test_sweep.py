@@ -9,9 +9,11 @@ from conftest import EPSILON, SIGMA, cluster, crystal
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, initialize_velocities, sweep
-from alchemi_jax.dynamics.hooks import CallbackHook, LoggingHook, ObservableHook
+from alchemi_jax.dynamics.driver import Interrupted
+from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook, ObservableHook
 from alchemi_jax.models import HarmonicModel, LennardJones
 from alchemi_jax.neighbors import allocation
+from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.systems.observables import fmax, kinetic_energy
 
 
@@ -50,7 +52,7 @@ def test_a_table_of_all_combinations(batch):
         np.testing.assert_allclose(table["kinetic"][rows], kinetic_energy(alone), rtol=1e-7)
 
 
-def test_rows_of_each_lane_are_those_of_a_run_of_its_own(batch):
+def test_rows_of_each_lane_are_those_of_a_run_of_its_own(batch, tmp_path, compilations):
     """Two recording hooks of different frequency; lanes that end after different numbers of steps."""
     every, third = ObservableHook({"fmax": fmax}), ObservableHook({"E": energy_of}, frequency=3)
     engine = FIRE(
@@ -75,6 +77,44 @@ def test_rows_of_each_lane_are_those_of_a_run_of_its_own(batch):
                 np.testing.assert_allclose(rows[name][lane, :count], alone, rtol=1e-9, err_msg=name)
     assert len(lengths) >= 4
     assert states.records[0].count.max() > states.records[0].count.min()
+    # Saved every seven steps and ended each time: rows and states are the same, and nothing is compiled.
+    again = lambda: sweep(saved(engine, tmp_path, 7), batch, dt=slow, with_states=True, resume=tmp_path)  # noqa: E731
+    with compilations() as names:
+        (found, after), calls = until_done(again)
+    assert calls > 3
+    assert not [name for name in names if "segment" in name]
+    for name, column in table.items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, bare(after), bare(states))
+
+
+def saved(engine, folder, frequency, asks=(1,)):
+    """The engine with a CheckpointHook that ends the sweep when it is asked so many times."""
+    left = list(asks)
+
+    def stop():
+        left[0] -= 1
+        return left[0] < 0
+
+    return engine.with_hooks(CheckpointHook(folder, frequency=frequency, should_stop=stop))
+
+
+def until_done(run):
+    """What a sweep gives that is called until it is not interrupted, and the number of calls."""
+    for calls in range(1, 50):
+        try:
+            return run(), calls
+        except Interrupted:
+            pass
+    raise AssertionError("it comes to no end")
+
+
+def bare(states):
+    """Arrays that numpy compares, without the list, which is built again."""
+    lists = states.neighbors
+    builds = None if lists is None else lists.builds
+    plain = unsafe_replace(states, neighbors=None, key=jax.random.key_data(states.key))
+    return jax.device_get((jax.tree.leaves(plain), builds))
 
 
 def energy_of(ctx):
@@ -136,6 +176,40 @@ def test_groups_of_lanes_give_the_same_table(batch):
                 np.testing.assert_allclose(found[name], column, rtol=1e-7, atol=1e-9, err_msg=name)
             else:
                 np.testing.assert_array_equal(found[name], column, err_msg=name)
+
+
+@pytest.mark.cheap_xla
+def test_a_sweep_that_is_ended_goes_on(batch, tmp_path):
+    """In the middle of a group and between groups, with lists; ended by an error, too. Same bits."""
+    model = LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=6.0, skin=0.3)
+    engine = FIRE(model=model, dt=1.0, n_steps=40, hooks=[ConvergenceHook.from_fmax(0.03)])
+    values = {"dt": [0.5, 1.0, 1.5], "model.sigma": [3.35, 3.45]}
+    wanted, states = sweep(engine, batch, values, together=3, with_states=True)
+
+    def again(frequency=15, asks=1, **given):
+        hooked = saved(engine, tmp_path, frequency, [asks])
+        return sweep(hooked, batch, given.pop("values", values), resume=tmp_path, **asked | given)
+
+    asked = {"together": 3, "with_states": True}
+    (table, after), calls = until_done(again)
+    assert calls > 2
+    for name, column in wanted.items():
+        np.testing.assert_array_equal(table[name], column, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, bare(after), bare(states))
+    # It is complete: nothing is run, and another one is told.
+    assert again(asks=0)[0].keys() == wanted.keys()
+    for given, message in (
+        ({"together": 2}, "they differ in together"),
+        ({"values": values | {"dt": [0.5, 1.0, 1.6]}}, "they differ in dt"),
+        ({"key": jax.random.key(1)}, "they differ in the keys"),
+        ({"n_steps": 41}, "they differ in n_steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again(**given)
+    with pytest.raises(ValueError, match="the batch, positions"):
+        sweep(engine, batch.replace(positions=batch.positions + 1), values, resume=tmp_path, **asked)
+    with pytest.raises(ValueError, match="is of a run with a sweep"):
+        engine.run(batch, resume=tmp_path)
 
 
 def test_what_sweep_refuses(batch):

@@ -68,6 +68,8 @@ def _children(node: Any) -> dict[str, Any]:
     if not isinstance(node, eqx.Module):
         return {}
     fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.init and f.repr}
+    # Those that are not set come last.
+    fields = dict(sorted(fields.items(), key=lambda item: item[1] is None))
     return {"model": node.model, **fields} if isinstance(node, FusedStage) else fields
 
 

@@ -1,10 +1,10 @@
 """Sweep: one batch under many values of an engine's parameters, all at once."""
 
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.engine import AbstractDynamics
-from alchemi_jax.dynamics.loop import loop
+from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
+from alchemi_jax.dynamics.lanes import Group, Lanes, Observable, take_lanes, with_keys
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
-from alchemi_jax.dynamics.start import initial_state
+from alchemi_jax.dynamics.saved_sweep import Progress, SweepSaver
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of, public_call
 from alchemi_jax.models.base import with_extra_results
@@ -24,7 +25,12 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.observables import fmax, temperature
 
 
-Observable = Callable[[Batch], Shaped[Array, " systems"]]
+#: Fields of a batch that a sweep depends on.
+_OF_SYSTEMS = (
+    *("positions", "numbers", "masses", "velocities", "fixed", "fixed_components", "cell", "pbc"),
+    *("charge", "spin", "system_id", "atoms_per_system", "atom_extras", "system_extras"),
+)
+_ENDED = ("converged", "failed", "steps_taken")
 _ATOMS = 1024
 """On a CPU, the number of atoms of the combinations that run together."""
 
@@ -41,6 +47,7 @@ def sweep(
     observe: Mapping[str, Observable] | None = None,
     with_states: bool = False,
     together: int | None = None,
+    resume: str | os.PathLike | None = None,
     **more: Any,
 ) -> Any:
     """Run a batch once for each combination of values of parameters, in one compiled program.
@@ -48,8 +55,9 @@ def sweep(
         table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
         table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
 
-    It is `vmap` of `loop`, with lists that grow: if a capacity is too small in any combination, all of them
-    run again with a larger one. Memory is that of one run times the number of combinations that run together.
+    It is `vmap` of `loop`, in segments, with lists that grow: if a capacity is too small in any combination,
+    those that run together take the segment again with a larger one. Memory is that of one run times the
+    number of combinations that run together.
 
     Args:
         engine: gives all other parameters. It must have no host hooks.
@@ -69,6 +77,9 @@ def sweep(
         together: number of combinations that are mapped at once; one group of them runs after another. By
             default all of them; on a CPU as many as have about a thousand atoms together, since larger
             groups do not fit into the cache.
+        resume: a folder: the sweep is saved there as `engine.run(batch, resume=folder)` is, and the same call
+            goes on from there, bit for bit. A CheckpointHook of the engine says how often. Values, keys,
+            structures, `n_steps` and `together` must be the same.
 
     Returns:
         A dict of numpy arrays with one row per combination and system: "combination", "system" (its row in
@@ -78,7 +89,7 @@ def sweep(
     Raises:
         ValueError: for an unknown parameter, with the names of all parameters; for values that the engine
             does not accept; for lists of different lengths if product is False; for host hooks, and for
-            recording hooks unless `with_states` is set.
+            recording hooks unless `with_states` is set; for checkpoints of another sweep.
     """
     given = {**(parameters or {}), **more}
     _check_hooks(engine, with_states)
@@ -94,23 +105,33 @@ def sweep(
     for part in engine.parts:
         part.check(batch)
     batch = jax.device_put(with_extra_results(batch, engine.model))
-    arrays = {name: jnp.asarray(v) for name, v in values.items()}
-    neighbors = nl.unbuilt_list(batch, engine.model.requirements)
     # Room for rows of recording hooks needs a known number of steps.
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     budget = budget if engine.n_stages == 1 else budget + 1
-    most = int(np.max(budget)) if recording else None
     lanes = _together(together, count, batch.atom_capacity)
-    while True:
-        with public_call():
-            out, states = _lanes(
-                engine, arrays, batch, neighbors, keys, start, tuple(observe.items()), most, lanes
-            )
-        lists = states.neighbors
-        if neighbors is None or lists is None or not bool(jnp.any(lists.overflow)):
-            break
-        neighbors = nl.enlarge(neighbors, np.asarray(lists.needs).max(axis=0))
+    impl, key_data = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
+    runner = Lanes(
+        engine.on_device(),
+        batch,
+        start,
+        tuple(observe.items()),
+        nl.unbuilt_list(batch, engine.model.requirements),
+        impl,
+        int(np.max(budget)) if recording else None,
+    )
+    asked = {
+        **{name: v for name, v in values.items()},
+        "the keys": key_data,
+        "the kind of keys": str(impl),
+        "together": lanes,
+        "observe": list(names),
+        "with_states": with_states,
+        "n_steps": np.asarray(budget),
+        "the batch": {name: getattr(batch, name) for name in _OF_SYSTEMS},
+    }
+    progress = _run_groups(SweepSaver(engine, resume, runner, asked), values, key_data, lanes, with_states)
+    found = {name: np.concatenate([c[name] for c in progress.columns]) for name in progress.columns[0]}
 
     systems = int(batch.num_systems)
     table = {
@@ -120,40 +141,53 @@ def sweep(
     for name, v in values.items():
         rows = v if v.ndim == 2 else np.repeat(v[:, None], systems, axis=1)
         table[name] = rows[:, :systems].reshape(-1)
-    final = states.batch
-    columns = {names[name]: out[name] for name in observe}
-    columns |= {name: getattr(final, name) for name in ("converged", "failed", "steps_taken")}
-    for name, v in columns.items():
-        table[name] = np.asarray(v)[:, :systems].reshape(-1)
-    return (table, states) if with_states else table
+    for name, column in found.items():
+        table[names.get(name, name)] = column[:, :systems].reshape(-1)
+    return (table, _join_states(runner, progress.states)) if with_states else table
 
 
-@eqx.filter_jit
-def _lanes(
-    engine: AbstractDynamics,
-    values: dict[str, Shaped[Array, "combinations ..."]],
-    batch: Batch,
-    neighbors: nl.NeighborList | None,
-    keys: Shaped[Array, "combinations ..."],
-    start: Any,
-    observe: tuple[tuple[str, Observable], ...],
-    most: int | None,
+def _run_groups(
+    saver: SweepSaver,
+    values: dict[str, Shaped[np.ndarray, "combinations ..."]],
+    key_data: Shaped[np.ndarray, "combinations ..."],
     lanes: int,
-) -> tuple[dict[str, Shaped[Array, "combinations ..."]], DynamicsState]:
-    def run(
-        values: dict[str, Shaped[Array, "..."]], key: PRNGKeyArray
-    ) -> tuple[dict[str, Shaped[Array, "..."]], DynamicsState]:
-        mine = engine
-        for name, value in values.items():
-            mine = with_leaf(mine, name, value)
-        beginning = batch if start is None else start(mine, batch, key)
-        state = loop(mine, initial_state(mine, beginning, neighbors, key), most, with_fresh=True)
-        return {name: f(state.batch) for name, f in observe}, state
+    with_states: bool,
+) -> Progress:
+    """Run all groups that an earlier call has not finished."""
+    groups = [Group(*take_lanes(n, lanes, (values, key_data))) for n in range(len(key_data) // lanes)]
+    with saver.opened(groups[0]) as progress:
+        for group in groups[progress.groups :]:
+            if progress.unfinished is not None:
+                (group.states, group.columns), progress.unfinished = progress.unfinished, None
+            with public_call():
+                saver.runner.run(group, lambda group: saver.before_segment(progress, group))
+            assert group.states is not None
+            progress.columns.append(_columns(group))
+            if with_states:
+                progress.states.append(group.states)
+            progress.groups, progress.steps = progress.groups + 1, progress.steps + group.step
+            group.states = None
+        saver.save(progress, None)
+    return progress
 
-    if lanes == len(keys):
-        return jax.vmap(run)(values, keys)
-    batch_size = None if lanes == 1 else lanes
-    return jax.lax.map(lambda lane: run(*lane), (values, keys), batch_size=batch_size)
+
+def _columns(group: Group) -> dict[str, Shaped[np.ndarray, "lanes systems"]]:
+    """What the table says of a group: observables, and how each system ended."""
+    assert group.states is not None
+    batch = group.states.batch
+    ended = {name: getattr(batch, name) for name in _ENDED}
+    return jax.tree.map(np.asarray, jax.device_get(group.columns | ended))
+
+
+def _join_states(runner: Lanes, parts: list[DynamicsState]) -> DynamicsState:
+    """The states of all combinations, from those of the groups."""
+    # Lists of groups that ran before a later one needed more room.
+    parts = [runner.fit_lists(states) for states in parts]
+    states = parts[0]
+    if len(parts) > 1:
+        # On the host, where nothing is compiled for it.
+        states = jax.device_put(jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts)))
+    return with_keys(states, runner.impl)
 
 
 def _together(asked: int | None, count: int, atoms: int) -> int:
@@ -169,7 +203,8 @@ def _energy(batch: Batch) -> Float[Array, " systems"]:
 
 
 def _check_hooks(engine: AbstractDynamics, with_states: bool) -> None:
-    host = [name_of(entry.hook) for group in engine.groups for entry in group.hooks.host]
+    host = [hook for group in engine.groups for hook in (entry.hook for entry in group.hooks.host)]
+    host = [name_of(hook) for hook in host if not isinstance(hook, CheckpointHook)]
     if host:
         raise ValueError(
             f"sweep: the host hooks {', '.join(host)} cannot be called for many combinations at once: "

@@ -97,6 +97,7 @@ class Saver:
                 found = None
             if found is not None:
                 self._check_origin(found)
+                self._saved_step = int(found.about["step"])
                 self._set_states(join_tree(found.about["outside"], found.arrays))
             else:
                 begun = self.store.begin() if resume else None
@@ -151,7 +152,6 @@ class Saver:
             states.append(unsafe_replace(state, origin=Origin(self.engine)))
         if key is not None and not _same_key(key, states[-1].key):
             raise AnotherRun(f"{where} is of a run with another key: give the same.")
-        self._saved_step = int(about["step"])
         rest = join_tree(about["rest"], arrays)
         return Saved(found, states, rest, about["ended"])
 
@@ -175,16 +175,23 @@ class Saver:
         """Whether the run is to be saved and to end."""
         return self.hook.should_stop is not None and bool(self.hook.should_stop())
 
-    def save(self, states: list[DynamicsState], rest: dict[str, Any], ended: bool = False) -> None:
+    def save(
+        self,
+        states: list[DynamicsState],
+        rest: dict[str, Any],
+        ended: bool = False,
+        step: int | None = None,
+    ) -> None:
         """Save the run. All rows are written and all hooks of the last step were called.
 
         Args:
             states, rest, ended: as in `Saved`.
+            step: number of completed steps; by default that of the last state.
 
         Raises:
             OSError: naming the folder, if it cannot be written.
         """
-        step = int(states[-1].step_count)
+        step = int(states[-1].step_count) if step is None else step
         # First what is outside: the run goes on only after the state was copied, so both are of one moment.
         outside, arrays = split_tree(self._states(), "outside.")
         plain, more = split_tree(rest, "rest.")

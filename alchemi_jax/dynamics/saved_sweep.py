@@ -1,0 +1,201 @@
+"""A sweep that is saved between two segments, and goes on from there.
+
+A checkpoint has the table of the groups that are finished, the states of the group that is not, and what the
+sweep was asked for, so that another sweep is told. Of lists it has the references, like other checkpoints.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from alchemi_jax.dynamics.engine import AbstractDynamics
+from alchemi_jax.dynamics.interrupt import Interrupted
+from alchemi_jax.dynamics.lanes import REFERENCES, Group, Lanes
+from alchemi_jax.dynamics.saved import AnotherRun, join_tree
+from alchemi_jax.dynamics.saver import Saver, make_saver
+from alchemi_jax.dynamics.state import DynamicsState
+from alchemi_jax.errors import name_of
+from alchemi_jax.neighbors import ListSizes, resized
+from alchemi_jax.systems.levels import unsafe_replace
+
+
+#: name -> its values in all finished combinations.
+Columns = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a sweep is.
+
+    Attributes:
+        groups: number of groups that are finished. `steps`: that they took together.
+        columns: their part of the table. `states`: theirs, if the sweep returns them.
+        unfinished: states of the group that has begun, and its observables.
+        complete: whether all is done.
+    """
+
+    groups: int = 0
+    steps: int = 0
+    columns: list[Columns] = dataclasses.field(default_factory=list)
+    states: list[DynamicsState] = dataclasses.field(default_factory=list)
+    unfinished: tuple[DynamicsState, dict[str, Any]] | None = None
+    complete: bool = False
+
+
+class SweepSaver:
+    """Saves a sweep where its CheckpointHook or `resume` says so; does nothing where there is neither.
+
+    Args:
+        engine: with its hooks. resume: the folder, or None.
+        runner: of the groups. asked: what the sweep was called with, a tree for JSON and arrays.
+    """
+
+    def __init__(
+        self,
+        engine: AbstractDynamics,
+        resume: str | os.PathLike | None,
+        runner: Lanes,
+        asked: dict[str, Any],
+    ):
+        self.engine, self.runner, self.asked = engine, runner, asked
+        self.resume = resume is not None
+        self.saver: Saver | None = make_saver(engine, resume, "sweep")
+
+    @contextmanager
+    def opened(self, first: Group) -> Iterator[Progress]:
+        """A context in which the folder is open. Gives how far an earlier call came.
+
+        Args:
+            first: the first group, for the shapes of states.
+
+        Raises:
+            AnotherRun: naming what differs, if there are checkpoints of another sweep.
+        """
+        if self.saver is None:
+            yield Progress()
+            return
+        with self.saver.opened(self.resume) as found:
+            if found is None:
+                yield Progress()
+                return
+            rest = join_tree(found.about["rest"], found.arrays)
+            where = str(found.path)
+            check_asked(where, rest["asked"], self.asked)
+            if rest["sizes"] is not None and self.runner.neighbors is not None:
+                self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
+            yield Progress(
+                groups=rest["groups"],
+                steps=rest["steps"],
+                columns=rest["columns"],
+                states=[self._unpack(where, packed, first) for packed in rest["states"]],
+                unfinished=None
+                if rest["unfinished"] is None
+                else (self._unpack(where, rest["unfinished"], first), rest["observed"]),
+                complete=found.about["ended"],
+            )
+
+    def before_segment(self, progress: Progress, group: Group) -> int | None:
+        """Save the sweep if it is due. The number of steps of the group at which the segment must end.
+
+        Raises:
+            Interrupted: if the hook says that the sweep is to end; it is saved then.
+        """
+        if self.saver is None:
+            return None
+        step = progress.steps + group.step
+        stops = self.saver.should_stop()
+        if stops or self.saver.is_due(step):
+            self.save(progress, group)
+        if stops:
+            raise Interrupted(f"the sweep of {name_of(self.engine)} was told to stop; it is saved")
+        latest = self.saver.next_step(step)
+        return None if latest is None else latest - progress.steps
+
+    def save(self, progress: Progress, group: Group | None) -> None:
+        """Save the sweep; without a group all of it is done."""
+        if self.saver is None or progress.complete:
+            return
+        lists = self.runner.neighbors
+        begun = None if group is None or group.states is None else group
+        rest = {
+            "asked": self.asked,
+            "sizes": None if lists is None else dataclasses.asdict(lists.sizes),
+            "groups": progress.groups,
+            "steps": progress.steps,
+            "columns": progress.columns,
+            "states": [_pack(states, None) for states in progress.states],
+            "unfinished": None if begun is None else _pack(begun.states, begun.goes_on),
+            "observed": None if begun is None else jax.device_get(begun.columns),
+        }
+        step = progress.steps + (0 if begun is None else begun.step)
+        self.saver.save([], rest, group is None, step)
+
+    def _unpack(self, where: str, packed: dict[str, Any], group: Group) -> DynamicsState:
+        """States from what `_pack` made of them."""
+        like = unsafe_replace(self.runner.empty_states(group), neighbors=None)
+        leaves, tree = jax.tree.flatten(like)
+        found = packed["leaves"]
+        odd = len(found) != len(leaves) or any(
+            x.shape != y.shape or x.dtype != y.dtype for x, y in zip(found, leaves, strict=True)
+        )
+        if odd:
+            raise AnotherRun(f"{where} is of another engine, batch or hooks: its states have other shapes.")
+        states = jax.tree.unflatten(tree, jax.device_put(found))
+        if packed["references"] is None:
+            return states
+        return unsafe_replace(states, neighbors=self.runner.lists_of(packed["references"]))
+
+
+def _pack(states: Any, goes_on: Bool[np.ndarray, " lanes"] | None) -> dict[str, Any]:
+    """The leaves of states, and the references of their lists.
+
+    Args:
+        goes_on: the lanes that take further steps: their lists are built once more, which does not count.
+    """
+    lists = states.neighbors
+    slim = jax.device_get(jax.tree.leaves(unsafe_replace(states, neighbors=None)))
+    references = None
+    if lists is not None:
+        references = jax.device_get({name: getattr(lists, name) for name in REFERENCES})
+        if goes_on is not None:
+            again = np.asarray(lists.built) & goes_on
+            references["builds"] = references["builds"] - again.astype(np.int32)
+    return {"leaves": [np.asarray(x) for x in slim], "references": references}
+
+
+def check_asked(where: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a checkpoint is of the same sweep.
+
+    Raises:
+        AnotherRun: naming what differs.
+    """
+    old, new = dict(_flat("", stored)), dict(_flat("", now))
+    for name in [*old, *new]:
+        if name not in old or name not in new or not _same(old[name], new[name]):
+            raise AnotherRun(
+                f"{where} is of another sweep: they differ in {name}. Give the same, or another folder."
+            )
+
+
+def _flat(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    """Names and leaves of a tree of dictionaries."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(f"{name}, {key}" if name else key, value)
+    else:
+        yield name, tree
+
+
+def _same(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    floats = a.dtype.kind == b.dtype.kind == "f"
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=floats)
+
+
+__all__ = ["Progress", "SweepSaver", "check_asked"]
