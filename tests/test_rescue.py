@@ -220,7 +220,8 @@ def test_whether_hooks_are_overruled_is_up_to_the_rescue():
         out, messages = run(engine.with_hooks(Blame(), frames), batch_of(structures("NVE", bad=False)))
         seen = frames.sink.read()
         steps, time = (getattr(seen, n)[seen.system_id == 1] for n in ("steps_taken", "time"))
-        assert (np.diff(steps) > 0).all()
+        # A system that has failed is shown as it stays.
+        assert (np.diff(steps) > 0).all() or not rescued
         assert bool((np.diff(time) < 0).any()) is rescued
         assert bool(out["rescues"][1]) is rescued
         assert bool(out.failed[1]) is not rescued
