@@ -224,6 +224,18 @@ def sweep_zarr(folder: Path, frames: int = 2, every: int = 1, forks: bool = Fals
     )
 
 
+def sweep_wide(folder: Path) -> int:
+    """A store with so many extras that its attributes take more than a page."""
+
+    def wide(number: int) -> Any:
+        host = frame(number)
+        extras = {f"a rather long name {k}": np.full(len(host), 1.0 * number) for k in range(60)}
+        return host.replace(system_extras=extras)
+
+    make = lambda: ZarrData(folder / "a.zarr")  # noqa: E731
+    return sweep_run(folder, make, [wide(1)], store_contents, 1, False, check_store)
+
+
 def sweep_text(folder: Path, kind: Any) -> int:
     check = check_structures if kind is AseTrajectory else lambda folder, wanted: None
     rows = [frame(k) for k in range(5)]
@@ -274,6 +286,7 @@ CASES = {
     "replace-nothing": lambda folder: sweep_replace(folder, there=False),
     "zarr": sweep_zarr,
     "shards": lambda folder: sweep_zarr(folder, 4, 2, chunk_bytes=32, shard_bytes=64, mode="w"),
+    "wide": sweep_wide,
     "zarr-forked": lambda folder: sweep_zarr(folder, 4, 2, True, chunk_bytes=32),
     "extxyz": lambda folder: sweep_text(folder, ExtXYZ),
     "traj": lambda folder: sweep_text(folder, AseTrajectory),

@@ -162,6 +162,17 @@ def test_the_page_on_failures(capsys):
         assert f"def {test}(" in (ROOT / "tests" / path).read_text(), (path, test)
 
 
+def test_the_page_on_checkpoints(tmp_path, monkeypatch, capsys):
+    """Its code prints what it says."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in code("docs/checkpoints.md"):
+        exec(block, names)
+    text = (ROOT / "docs/checkpoints.md").read_text()
+    for line in capsys.readouterr().out.splitlines():
+        assert f"`{line}`" in text
+
+
 def test_the_page_on_errors(blocks, capsys):
     """Its code says what it says; every message that it quotes is one of ours, word for word."""
     names = {}

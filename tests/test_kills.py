@@ -13,7 +13,7 @@ from kill_cases import CASES
 
 TESTS = Path(__file__).parent
 #: Cases that take longer: the same stores in other forms.
-LONG = ("shards", "zarr-forked")
+LONG = ("shards", "wide", "zarr-forked")
 
 
 @pytest.fixture

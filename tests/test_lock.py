@@ -91,3 +91,26 @@ def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch):
     held.release()
     # A path that does not exist is the business of whoever opens it.
     WriteLock(tmp_path / "none").release()
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_file_system_that_locks_only_what_is_open_to_write(tmp_path, monkeypatch, folder):
+    """As NFS does: a folder has a file beside it that is locked, and goes with the lock."""
+    path = tmp_path / "x"
+    path.mkdir() if folder else path.touch()
+    flock = lock.fcntl.flock
+
+    def strict(file, what):
+        if what != lock.fcntl.LOCK_UN and not lock.fcntl.fcntl(file, lock.fcntl.F_GETFL) & os.O_RDWR:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, what)
+
+    monkeypatch.setattr(lock.fcntl, "flock", strict)
+    held = WriteLock(path)
+    assert held.holds(path)
+    with pytest.raises(LockedError, match=rf"^{re.escape(str(path))} is being written .* in this process"):
+        WriteLock(path)
+    assert [p.name for p in tmp_path.iterdir() if p != path] == [".x.alchemi_jax-lock"] * folder
+    held.release()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    WriteLock(path).release()

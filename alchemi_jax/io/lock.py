@@ -23,9 +23,9 @@ except ImportError:
     # Windows: there is no lock.
     fcntl = None
 
-_ATTRIBUTE = "user.alchemi_jax.lock"
+_ATTRIBUTE, _BESIDE = "user.alchemi_jax.lock", ".alchemi_jax-lock"
 #: What `flock` says where the file system has no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 #: Devices of the file systems without locks that were warned about.
 _WARNED: set[int] = set()
 
@@ -62,36 +62,69 @@ class WriteLock:
     def __init__(self, path: Path):
         self._file: int | None = None
         self._process = os.getpid()
+        #: A file that is locked in place of a folder that cannot be.
+        self._beside: Path | None = None
         if fcntl is None:
             return
         try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError:
-            # What is wrong with the path is said when it is opened.
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = _holder(self._file)
-            self._close()
-            raise LockedError(path, who) from None
+            self._lock(path)
+        except LockedError:
+            raise
         except OSError as e:
-            device = os.fstat(self._file).st_dev
-            self._close()
-            if e.errno in _NO_LOCKS and device not in _WARNED:
-                _WARNED.add(device)
-                warnings.warn(
-                    f"{path}: this file system has no locks ({e.strerror}), so nothing keeps two runs from "
-                    "writing the same files: start one at a time.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+            self._warn(path, e)
+        if self._file is not None:
+            _note_holder(self._file)
+
+    def _lock(self, path: Path) -> None:
+        """Raises OSError if the file system has no locks, or the path cannot be opened."""
+        try:
+            self._try(path, path, os.O_RDONLY)
+        except OSError as e:
+            if e.errno != errno.EBADF:
+                raise
+            # NFS locks only files that are open to write. A folder cannot be, so a file beside it is locked.
+            if not path.is_dir():
+                self._try(path, path, os.O_RDWR)
+                return
+            self._beside = path.with_name(f".{path.name}{_BESIDE}")
+            while self._file is None:
+                self._try(self._beside, path, os.O_RDWR | os.O_CREAT)
+                if not _is_at(self._file, self._beside):
+                    # Whoever had it has removed it meanwhile.
+                    self._close()
+
+    def _try(self, file: Path, path: Path, flags: int) -> None:
+        assert fcntl is not None
+        opened = os.open(file, flags, 0o666)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = _holder(opened)
+            os.close(opened)
+            raise LockedError(path, who) from None
+        except OSError:
+            os.close(opened)
+            raise
+        self._file = opened
+
+    def _warn(self, path: Path, error: OSError) -> None:
+        """If the file system has no locks. What else is wrong with the path is said when it is opened."""
+        try:
+            device = os.stat(path).st_dev
+        except OSError:
             return
-        _note_holder(self._file)
+        if error.errno in _NO_LOCKS and device not in _WARNED:
+            _WARNED.add(device)
+            warnings.warn(
+                f"{path}: this file system has no locks ({error.strerror}), so nothing keeps two runs from "
+                "writing the same files: start one at a time.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def holds(self, path: Path) -> bool:
         """Whether this path is still the file that was locked, and not another that replaced it."""
-        return self._file is None or os.path.samestat(os.fstat(self._file), os.stat(path))
+        return self._file is None or self._beside is not None or _is_at(self._file, path)
 
     def release(self) -> None:
         """Give it up."""
@@ -101,6 +134,9 @@ class WriteLock:
         if os.getpid() == self._process:
             with contextlib.suppress(OSError, AttributeError):
                 os.removexattr(self._file, _ATTRIBUTE)
+            if self._beside is not None:
+                with contextlib.suppress(OSError):
+                    self._beside.unlink()
             with contextlib.suppress(OSError):
                 # Closing is not enough: a forked process may have the same file open.
                 fcntl.flock(self._file, fcntl.LOCK_UN)
@@ -114,6 +150,14 @@ class WriteLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def _is_at(file: int | None, path: Path) -> bool:
+    """Whether an open file is the one at a path; false if there is none."""
+    try:
+        return file is not None and os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _note_holder(file: int) -> None:

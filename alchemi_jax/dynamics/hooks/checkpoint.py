@@ -46,7 +46,7 @@ class CheckpointHook:
         self,
         folder: str | os.PathLike,
         frequency: int | None = None,
-        every_seconds: float | None = 60.0,
+        every_seconds: float | int | None = 60.0,
         keep: int = 3,
         should_stop: Callable[[], bool] | None = None,
     ):

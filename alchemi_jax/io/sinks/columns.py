@@ -41,10 +41,10 @@ def put_json(path: Path, content: dict[str, Any], size: int) -> None:
     """Write JSON in place, at the beginning of a file of fixed size.
 
     A write within one page is complete or absent if the process is killed. A text that does not fit replaces
-    the file.
+    the file, and so does each one after it, since the file has several pages then.
     """
     text = json.dumps(content).encode()
-    if len(text) > size:
+    if len(text) > size or (path.exists() and path.stat().st_size > size):
         size = -(-len(text) // size) * size
         new = path.with_name(path.name + ".new")
         new.write_bytes(text.ljust(size))
@@ -52,9 +52,7 @@ def put_json(path: Path, content: dict[str, Any], size: int) -> None:
         return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        # The file may be longer if another program wrote it.
-        padded = text.ljust(max(size, os.fstat(descriptor).st_size))
-        if os.pwrite(descriptor, padded, 0) < len(padded):
+        if os.pwrite(descriptor, text.ljust(size), 0) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)

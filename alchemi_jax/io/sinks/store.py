@@ -84,8 +84,9 @@ def cut_store(path: Path, state: dict[str, int]) -> None:
     """
     wanted = {name: int(state[name]) for name in COUNTS}
     said = f"the checkpoint says that it has {wanted['systems']} systems"
-    if not path.exists():
-        raise ValueError(f"{path} does not exist, {said}: {ADVICE}.")
+    if not (path / GROUP).exists():
+        what = "holds no store" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}, {said}: {ADVICE}.")
     attributes = attributes_of(path)
     if any(attributes[name] < wanted[name] for name in COUNTS):
         raise ValueError(f"{path} has {attributes['systems']} systems, {said}: {ADVICE}.")
