@@ -24,6 +24,7 @@ from alchemi_jax.dynamics import (
     Sampler,
 )
 from alchemi_jax.dynamics import hooks as h
+from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.levels import PerSystem
 from alchemi_jax.models import AbstractModel, HarmonicModel
@@ -212,10 +213,16 @@ class Blame(TracedHook):
 
 
 def test_whether_hooks_are_overruled_is_up_to_the_rescue():
-    """Steps go on, and time goes back."""
+    """Steps go on, so that no two frames have the same; time goes back."""
     for hooks, rescued in ((True, True), (False, False)):
         engine = NVE(WELL, dt=60.0, n_steps=12, rescue=Rescue(tries=9, every=3, hooks=hooks))
-        out, messages = run(engine.with_hooks(Blame()), batch_of(structures("NVE", bad=False)))
+        frames = h.SnapshotHook(HostMemory())
+        out, messages = run(engine.with_hooks(Blame(), frames), batch_of(structures("NVE", bad=False)))
+        seen = frames.sink.read()
+        steps, time = (getattr(seen, n)[seen.system_id == 1] for n in ("steps_taken", "time"))
+        # A system that has failed is shown as it stays.
+        assert (np.diff(steps) > 0).all() or not rescued
+        assert bool((np.diff(time) < 0).any()) is rescued
         assert bool(out["rescues"][1]) is rescued
         assert bool(out.failed[1]) is not rescued
         assert "Blame: too late" in messages[0]
