@@ -25,7 +25,7 @@ from alchemi_jax.cli.settings import MD, Relax, describe
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended, Prepared, stream
 from alchemi_jax.cli.table import Table, means, picture
-from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
+from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_structures
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -114,7 +114,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     counts = {} if host is None else count_outcomes(host.outcome)
     if host is not None:
         if not begun.complete:
-            with signals.files:
+            with signals.files, after_the_run():
                 write_structures(at / STRUCTURES, host)
         _name_unfinished(host, sources)
     converged, failed, stopped = (
@@ -135,7 +135,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     if not ended.interrupted:
         _summarize(plan, at, draws=not begun.complete)
         if finished == len(sources):
-            with signals.files:
+            with signals.files, after_the_run():
                 begun.finish(results)
     print_rows([("results", ", ".join(results.made()))])
     if ended.interrupted:
@@ -169,5 +169,5 @@ def _summarize(plan: Prepared, at: Path, draws: bool) -> None:
     if not draws:
         return
     stages = plan.settings.stages
-    with whole_file(at / PICTURE) as part:
+    with after_the_run(), whole_file(at / PICTURE) as part:
         picture(table, sizes, part, describe(plan.settings), list(stages))
