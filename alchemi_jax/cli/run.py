@@ -103,7 +103,8 @@ def left(plan: Prepared, results: Results, done: int) -> str:
     text = f"{done} of {len(plan.sources)} structures are finished, in {results.at}"
     if results.at != results.out:
         text += f", and the older results in {results.out} are kept"
-    return f"{text}; the same command goes on with the others"
+    others = "goes on with the others" if done < len(plan.sources) else "ends the run"
+    return f"{text}; the same command {others}"
 
 
 def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> int:

@@ -30,6 +30,7 @@ from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import OutOfMemory, name_of
 from alchemi_jax.io.cut import ADVICE
+from alchemi_jax.io.sinks.checksum import DamagedError
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -230,6 +231,8 @@ def _fault(error: OSError | ValueError, at: Path) -> str:
         path = error.filename if isinstance(error.filename, str) else str(at)
         text = text if "cannot be written: " in text else f"{path} cannot be written: {os_reason(error)}"
         text = f"{text.rstrip('.')}; {KEPT}"
+    elif isinstance(error, DamagedError):
+        text = f"{text.rstrip('.')}: {INSTEAD}"
     # The library speaks of folders of checkpoints, here the user names the folder around them.
     for theirs, ours in ((ADVICE, INSTEAD), ("Give another folder to begin again", f"Here: {INSTEAD}")):
         text = text.replace(theirs, ours)
