@@ -173,7 +173,9 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n == "relax" else n for n in STREAMS]
+)
 def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Finished systems, rows and frames; then all systems get more steps, those that have left, too."""
     make, more, shrinks, structure = STREAMS[name]
