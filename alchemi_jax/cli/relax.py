@@ -37,8 +37,7 @@ def relax(job: Job, signals: Signals) -> int:
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong; later, if results
-        cannot
-            be written.
+            cannot be written.
     """
     with Results(job.settings.out, OUTPUTS) as results, signals.limited(job.options.max_seconds):
         begun = begin(job, results, "relax")

@@ -43,8 +43,7 @@ def run(job: Job, signals: Signals) -> int:
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong; later, if results
-        cannot
-            be written.
+            cannot be written.
     """
     with Results(job.settings.out, RESULTS) as results, signals.limited(job.options.max_seconds):
         begun = begin(job, results, signals.command or "run")
