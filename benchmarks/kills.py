@@ -96,6 +96,12 @@ def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after:
             if kill_at is not None:
                 os.environ |= {"KILL_AT": str(kill_at), "KILL_IN": out}
                 runpy.run_path(str(faults / "sitecustomize.py"))
+            import jax
+
+            # Compiling is most of the time of a call; each program is the same in all of them.
+            jax.config.update("jax_compilation_cache_dir", str(faults.parent / "programs"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
             from alchemi_jax.cli.main import main
 
             code = main(words)
