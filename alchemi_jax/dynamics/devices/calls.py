@@ -47,8 +47,8 @@ class HostCalls:
         self.engine, self.rows, self.team = engine, rows, team
         self._queues = [deque[_Call]() for _ in rows]
         self._passed: list[_Key] = [(-1,)] * len(rows)
-        #: The systems of parts that have ended.
-        self.last: dict[int, HostBatch] = {}
+        #: The systems of parts that have ended, and after how many steps.
+        self._ended: dict[int, tuple[int, HostBatch]] = {}
         groups = engine.groups
         self._order = {
             stage: {id(group): n for n, group in enumerate(in_order(groups, stage))} for stage in DynamicsStage
@@ -72,6 +72,10 @@ class HostCalls:
         """The part has called all hooks of the steps before this one."""
         self._passed[part] = max(self._passed[part], (step, -1))
 
+    def end(self, part: int, step: int, host: HostBatch) -> None:
+        """The part has ended after so many steps, with these systems."""
+        self._ended[part] = step, host
+
     def next_call(self, running: set[int]) -> Callable[[], None] | None:
         """The next call for which all parts have come so far."""
         heads = [queue[0].key for queue in self._queues if queue]
@@ -94,8 +98,11 @@ class HostCalls:
         hosts: list[Any] = [call.ctx.batch for call in mine.values()]
         masks = [(call.ctx.active_mask, call.ctx.converged_mask) for call in mine.values()]
         rows = [self.rows[k] for k in mine]
-        for k, host in self.last.items():
-            if k not in mine:
+        call = next(iter(mine.values()))
+        completed = call.key[0] + (call.stage in (DynamicsStage.AFTER_STEP, DynamicsStage.ON_CONVERGE))
+        for k, (steps, host) in self._ended.items():
+            # One that has ended later was on its way, and not due.
+            if k not in mine and steps <= completed:
                 hosts.append(host)
                 rows.append(self.rows[k])
                 masks.append((np.zeros(len(host), bool), np.zeros(len(host), bool)))
