@@ -51,7 +51,7 @@ def run(
             f"{description(sampler)}."
         )
     if sampler is not None and systems is None and not shrinks:
-        return refill.run(engine, sampler, sink, n_steps, key, resume)
+        return refill.run(engine, sampler, sink, n_steps, key, resume, devices)
     if systems is None or sampler is not None or sink is not None:
         raise TypeError(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "

@@ -73,6 +73,11 @@ class Saver:
         self._saved_at = time.monotonic()
         self._saved_step = -1
 
+    @property
+    def out_of_steps(self) -> Path:
+        """The folder of systems that left a stream without steps."""
+        return self.store.folder / "out_of_steps"
+
     # -- where a run goes on ---------------------------------------------------------------------
 
     @contextlib.contextmanager

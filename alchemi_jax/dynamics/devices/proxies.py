@@ -86,9 +86,13 @@ class RecordingPart(RecordingHook):
         self._final(self._hook, rows["row"], systems)
 
 
+def under_name_of(thing: Any, kind: type) -> Any:
+    """The class under the name of what it stands for, for messages."""
+    return _named(kind, type(thing).__name__)
+
+
 @functools.cache
 def _named(kind: type, name: str) -> Any:
-    """The class under the name of the hook, for messages."""
     return type(name, (kind,), {})
 
 
@@ -114,13 +118,13 @@ class Wrap:
             group: the number of the set among all sets of the engine.
         """
         host = [
-            StaticHook(_named(HostPart, type(h).__name__)(h, functools.partial(self.call, (group, i)), self.final_host))
+            StaticHook(under_name_of(h, HostPart)(h, functools.partial(self.call, (group, i)), self.final_host))
             for i, h in enumerate(entry.hook for entry in hooks.host)
             if not isinstance(h, CheckpointHook)
         ]
         recording = [
             StaticRecorder(
-                _named(RecordingPart, type(h).__name__)(h, functools.partial(self.write, (group, i)), self.final_rows)
+                under_name_of(h, RecordingPart)(h, functools.partial(self.write, (group, i)), self.final_rows)
             )
             for i, h in enumerate(entry.hook for entry in hooks.recording)
         ]
@@ -170,4 +174,4 @@ def _with_rows(engine: Engine, rows: Any, systems: int) -> Engine:
     return unsafe_replace(engine, **changed) if changed else engine
 
 
-__all__ = ["HostPart", "RecordingPart", "Wrap", "engine_of_part"]
+__all__ = ["HostPart", "RecordingPart", "Wrap", "engine_of_part", "under_name_of"]

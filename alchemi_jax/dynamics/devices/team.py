@@ -8,7 +8,9 @@ them.
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -32,6 +34,22 @@ class Deposit:
 
     def __init__(self, states: list[DynamicsState], rest: dict[str, Any], ended: bool):
         self.states, self.rest, self.ended = states, rest, ended
+
+
+class _Posted:
+    """A function that a part waits for."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function, self.done = function, False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self.result = self.function()
+        except BaseException as e:
+            self.error = e
+        self.done = True
 
 
 class Inbox(Protocol):
@@ -67,6 +85,9 @@ class Team:
         #: (part, exception), in the order in which they came.
         self.errors: list[tuple[int, BaseException]] = []
         self.inbox: Inbox | None = None
+        #: Functions that parts want called in the caller's thread.
+        self._posted = deque[_Posted]()
+        self._serves = True
         #: Writes a checkpoint of what all parts have deposited. Called in the caller's thread.
         self.write: Callable[[list[Deposit]], None] = lambda deposits: None
         self.deposits: list[Deposit | None] = [None] * len(self.devices)
@@ -79,6 +100,7 @@ class Team:
         self._asked, self._target = False, 0
         self._rounds, self._waiting = 0, set[int]()
         self._stops_after = False
+        self._heard = False
 
     # -- in the caller's thread --------------------------------------------------------------------
 
@@ -116,8 +138,11 @@ class Team:
             self._serve_until_interrupted()
         except BaseException:
             self.stop()
+            # Parts still write what is finished.
+            self._serve()
             raise
         finally:
+            self._end_serving()
             for thread in threads:
                 thread.join()
         if self.errors:
@@ -143,12 +168,20 @@ class Team:
             error.add_note(f"raised on device {device}, one of {len(self.devices)}")
         return error
 
+    def _end_serving(self) -> None:
+        with self.changed:
+            self.stopping = self.stopping or bool(self.running)
+            self._serves = False
+            self.changed.notify_all()
+
     def _serve(self) -> None:
         """Call what is due until all parts have ended."""
         while True:
             with self.changed:
-                call = None if self.stopping or self.inbox is None else self.inbox.next_call()
-                if call is None and self._all_wait():
+                call = self._posted.popleft() if self._posted else None
+                if call is None and not self.stopping and self.inbox is not None:
+                    call = self.inbox.next_call()
+                if call is None and not self.stopping and self._all_wait():
                     call = self._save
                 if call is None:
                     if not self.running:
@@ -158,11 +191,17 @@ class Team:
                 call()
                 with self.changed:
                     self.changed.notify_all()
-            elif self.saver is not None and not self._stops_after and self.saver.should_stop():
+            elif self._heard and self.saver is not None and self._is_told():
                 with self.changed:
                     self._stops_after = True
                     self._ask()
                     self.changed.notify_all()
+
+    def _is_told(self) -> bool:
+        # Only if a part is at work: while all of them compile, nobody could stop.
+        self._heard = False
+        assert self.saver is not None
+        return not self._stops_after and self.saver.should_stop()
 
     def _all_wait(self) -> bool:
         return self._asked and self._waiting >= self.running and bool(self._waiting)
@@ -189,6 +228,20 @@ class Team:
 
     # -- in the threads of the parts ---------------------------------------------------------------
 
+    def in_caller(self, function: Callable[[], Any]) -> Any:
+        """What a function returns, or raises, that is called in the caller's thread."""
+        posted = _Posted(function)
+        with self.changed:
+            self._posted.append(posted)
+            self.changed.notify_all()
+            while not posted.done:
+                if not self._serves:
+                    raise Stopped("the caller has ended")
+                self.changed.wait()
+        if posted.error is not None:
+            raise posted.error
+        return posted.result
+
     def check(self) -> None:
         """Raises Stopped if the part is to end."""
         if self.stopping:
@@ -203,7 +256,7 @@ class Team:
     def arrive(self, part: int, step: int) -> bool:
         """The part is between two segments. Whether it is to deposit what it has."""
         with self.changed:
-            self.steps[part] = step
+            self.steps[part], self._heard = step, True
             if self.inbox is not None:
                 self.inbox.mark(part, step)
                 self.changed.notify_all()
@@ -255,10 +308,12 @@ class PartSaver:
         self.team, self.part = team, part
 
     @property
-    def store(self) -> Any:
-        """The checkpoints of the run."""
-        assert self.team.saver is not None
-        return self.team.saver.store
+    def out_of_steps(self) -> Path | None:
+        """See `Saver`; each part has files of its own."""
+        saver = self.team.saver
+        if saver is None or self.part == 0:
+            return None if saver is None else saver.out_of_steps
+        return saver.out_of_steps.with_name(f"{saver.out_of_steps.name}-{self.part}")
 
     def should_stop(self) -> bool:
         """Raises Stopped if the part is to end; the run itself is asked in the thread of the caller."""
