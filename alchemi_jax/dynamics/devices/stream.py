@@ -13,12 +13,14 @@ from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics.devices.check import check_follows, check_hooks, check_memories
 from alchemi_jax.dynamics.devices.devices import default_device
+from alchemi_jax.dynamics.devices.gather import on_device
 from alchemi_jax.dynamics.devices.proxies import Wrap, engine_of_part, under_name_of
 from alchemi_jax.dynamics.devices.team import Deposit, PartSaver, Team
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.refilled import First, RefilledRun, Traffic, take_first
 from alchemi_jax.dynamics.saver import Saved, Saver
+from alchemi_jax.dynamics.start import empty_buffers
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.stream import Stream
 from alchemi_jax.errors import name_of, user_errors
@@ -147,6 +149,11 @@ class StreamOverDevices:
         saved = self.saved[part] if part < len(self.saved) else None
         if saved is None and self.first[part] is None:
             return
+        if saved is not None:
+            # All rows were written when it was saved; those of a part also have the step.
+            device = engine.on_device()
+            states = [unsafe_replace(s, records=empty_buffers(device, s)) for s in saved.states]
+            saved = Saved(saved.at, on_device(states, team.devices[part]), saved.rest, saved.ended)
         sink: Any = under_name_of(self.sink, SharedSink)(self.sink, team)
         refilled = RefilledRun(engine, self.stream, sink, self.key, saver, saved, self.first[part])
         self.parts[part] = refilled
