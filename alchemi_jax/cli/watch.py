@@ -29,6 +29,8 @@ class Watch:
     """
 
     stage = DynamicsStage.AFTER_STEP
+    #: On several devices it sees the systems of one at a time.
+    follows_systems = True
 
     def __init__(self, settings: Pipeline, systems: int):
         self.frequency = 1

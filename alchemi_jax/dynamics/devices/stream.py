@@ -5,6 +5,7 @@ called in the thread of the caller, with the systems of one device at a time: wh
 follows from who had room first, and its path does not depend on that.
 """
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.set import call_host
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import unsafe_replace
 
 
@@ -79,10 +81,21 @@ class StreamOverDevices:
         """All steps. If it is interrupted, systems that are finished go to the sink first."""
         began = time.perf_counter()
         works = [functools.partial(self._work, k) for k in range(len(self.parts))]
-        self.team.run(works)
-        if self.team.stopping:
-            raise Interrupted(f"{name_of(self.engine)} was told to stop")
+        try:
+            self.team.run(works)
+            if self.team.stopping:
+                raise Interrupted(f"{name_of(self.engine)} was told to stop")
+        except BaseException as e:
+            with contextlib.suppress(AttributeError):
+                e.in_flight = self._in_flight()  # pyright: ignore[reportAttributeAccessIssue]
+            raise
         return self._traffic(time.perf_counter() - began)
+
+    def _in_flight(self) -> HostBatch | None:
+        """The systems in the batches of all devices."""
+        drivers = [part.driver for part in self.parts if part is not None and part.driver is not None]
+        hosts = [driver.with_names().batch.to_host() for driver in drivers]
+        return HostBatch.concatenate(hosts) if hosts else None
 
     def save_end(self) -> None:
         """Save the run after its last step."""
