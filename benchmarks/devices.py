@@ -4,8 +4,8 @@ Each way is a process of its own, in turn: W2 (32 crystals of 256 atoms, NVE, 20
 to 55 atoms, relaxed, 64 in flight). `pinned`: one core, as other benchmarks measure; `free`: the same, the
 system chooses cores; `threads`: one unchanged run a thread, each on a device of its own; `together`: the same
 threads on one device of the CPU, which runs several programs at a time; `shards`: one program under
-`shard_map`, one loop a device; `devices`: `engine.run(..., devices=N)`. Printed: the first call, which compiles
-(wall and processor), and the median and the least of later ones, s.
+`shard_map`, one loop a device; `devices`: `engine.run(..., devices=N)`. Printed: the first call, which
+compiles (wall and processor), and the median and the least of later ones, s.
 """
 
 import argparse
@@ -90,9 +90,9 @@ def _measured(workload: str, way: str, n: int, systems: int | None, repeats: int
 def _w2(way: str, n: int, systems: int = 32) -> Callable[[], Any]:
     import jax
 
+    from alchemi_jax.dynamics import NVE
     from benchmarks import structures
     from benchmarks.workloads import STEPS, argon, moving
-    from alchemi_jax.dynamics import NVE
 
     atoms, velocities = structures.crystals(systems)
     engine = NVE(model=argon(), dt=4.0, n_steps=STEPS)

@@ -154,7 +154,9 @@ def sweep(
         table[name] = rows[:, :systems].reshape(-1)
     for name, column in found.items():
         table[names.get(name, name)] = column[:, :systems].reshape(-1)
-    return (table, _join_states(runner, [progress.states[n] for n in sorted(progress.states)])) if with_states else table
+    if not with_states:
+        return table
+    return table, _join_states(runner, [progress.states[n] for n in sorted(progress.states)])
 
 
 def _run_groups(

@@ -50,7 +50,8 @@ def run(
         check_sink(f"{name_of(engine)}.run", sink)
     saver = make_saver(engine, resume, "stream", sink)
     if saver is None:
-        return _run(engine, sampler, HostMemory() if sink is None else sink, sink is None, key, None, None, devices)
+        out = HostMemory() if sink is None else sink
+        return _run(engine, sampler, out, sink is None, key, None, None, devices)
     if sink is None:
         # What is finished survives, too.
         saver.sink = ZarrData(saver.store.folder / FINISHED)

@@ -141,9 +141,7 @@ def advance(
                 run = Run(engine, state)
                 run.drain()
                 state = run.with_names()
-            over = OverDevices(
-                engine, state.batch, devices, None, saver, state, shrinks, finalizes=False
-            )
+            over = OverDevices(engine, state.batch, devices, None, saver, state, shrinks, finalizes=False)
             over.run(n_steps)
             return over.state()
 

@@ -6,7 +6,6 @@ another one was too small. The whole run stops and is saved after the same numbe
 that its state and its checkpoints are those of a run on one device, and go on on any number of them.
 """
 
-import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -166,10 +165,8 @@ class OverDevices:
     def _carry(self, error: BaseException) -> None:
         if any(state is None for state in self.states):
             return
-        if hasattr(error, "state"):
-            # Of the part alone.
-            with contextlib.suppress(AttributeError):
-                del error.state
+        # Of the part alone.
+        vars(error).pop("state", None)
         carry_state(error, self.state())
 
     def _save(self, deposits: list[Deposit]) -> None:

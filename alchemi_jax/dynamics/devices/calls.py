@@ -50,15 +50,14 @@ class HostCalls:
         #: The systems of parts that have ended, and after how many steps.
         self._ended: dict[int, tuple[int, HostBatch]] = {}
         groups = engine.groups
-        self._order = {
-            stage: {id(group): n for n, group in enumerate(in_order(groups, stage))} for stage in DynamicsStage
-        }
-        self._groups = groups
+        #: For each stage the numbers of the groups in the order in which they are called.
+        numbers = {id(group): number for number, group in enumerate(groups)}
+        self._order = {s: [numbers[id(g)] for g in in_order(groups, s)] for s in DynamicsStage}
 
     def deposit(self, part: int, where: tuple[int, int], hook: Any, ctx: HookContext, stage: Any) -> None:
         """A hook is due on a device. Called by its driver; waits where it is too far ahead."""
         group, number = where
-        order = self._order[stage][id(self._groups[group])]
+        order = self._order[stage].index(group)
         key = (int(ctx.step_count), list(DynamicsStage).index(stage), order, number)
         team = self.team
         with team.changed:

@@ -46,8 +46,8 @@ def check_memories(engine: Engine, batch: Batch) -> None:
             for path, leaf in jax.tree_util.tree_leaves_with_path(hook):
                 if eqx.is_array(leaf) and leaf.ndim and leaf.shape[0] in lengths:
                     raise ValueError(
-                        f"{name_of(hook)}{jax.tree_util.keystr(path)} has a value for each row, but {_WHERE}: "
-                        "leave devices out."
+                        f"{name_of(hook)}{jax.tree_util.keystr(path)} has a value for each row, but "
+                        f"{_WHERE}: leave devices out."
                     )
             if _has_shared(hook, batch):
                 raise ValueError(

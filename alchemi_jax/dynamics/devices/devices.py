@@ -67,9 +67,7 @@ def as_devices(asked: Any, who: str) -> tuple[Any, ...] | None:
     if asked == "all" and isinstance(asked, str):
         return _unless_default(there)
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise ValueError(
-            f'{who}: devices is "all", a number of devices, or a list of them, not {asked!r}.'
-        )
+        raise ValueError(f'{who}: devices is "all", a number of devices, or a list of them, not {asked!r}.')
     if asked > len(there):
         kind = "cores" if there[0].platform == "cpu" else f"devices ({there[0].platform})"
         raise ValueError(f"{who}: devices is {asked}, but there are {len(there)} {kind}.")

@@ -159,7 +159,9 @@ def whole_state(
     merged = map_by_level(put, slim(whole), *map(slim, states))
     layout = {name: getattr(whole.batch, name) for name in _LAYOUT}
     batch = unsafe_replace(merged.batch, **layout, largest=whole.batch.largest, meta=whole.batch.meta)
-    flags = {name: places.put("system", getattr(whole, name), [getattr(s, name) for s in states]) for name in FLAGS}
+    flags = {
+        name: places.put("system", getattr(whole, name), [getattr(s, name) for s in states]) for name in FLAGS
+    }
     for rows, step in zip(parts, steps, strict=True):
         if step < last:
             # It has ended before: its systems did not move in the last step.

@@ -1,4 +1,4 @@
-"""What stands in for a hook in the engine of one device: it hands on to the one hook that all devices share."""
+"""What stands in for a hook in the engine of one device: it hands on to the hook that all devices share."""
 
 import dataclasses
 import functools
@@ -118,7 +118,9 @@ class Wrap:
             group: the number of the set among all sets of the engine.
         """
         host = [
-            StaticHook(under_name_of(h, HostPart)(h, functools.partial(self.call, (group, i)), self.final_host))
+            StaticHook(
+                under_name_of(h, HostPart)(h, functools.partial(self.call, (group, i)), self.final_host)
+            )
             for i, h in enumerate(entry.hook for entry in hooks.host)
             if not isinstance(h, CheckpointHook)
         ]

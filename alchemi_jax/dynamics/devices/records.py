@@ -89,7 +89,8 @@ def _depends_on_systems(engine: Engine, group: Group, hook: Any, form: dict[str,
     """Whether each leaf of a row depends on arrays with values of systems or atoms."""
     like = state_like(engine, {"batch": form, "list": None})
     closed = jax.make_jaxpr(lambda s: hook.record(_context(engine, group, hook, s)))(like)
-    found = {id(var) for var, leaf in zip(closed.jaxpr.invars, jax.tree.leaves(like), strict=True) if leaf.ndim}
+    pairs = zip(closed.jaxpr.invars, jax.tree.leaves(like), strict=True)
+    found = {id(var) for var, leaf in pairs if leaf.ndim}
     for equation in closed.jaxpr.eqns:
         if any(id(var) in found for var in equation.invars):
             found |= {id(var) for var in equation.outvars}
