@@ -1,10 +1,10 @@
-"""What `test_devices.py` checks with four devices of the host. A process of its own, with the options of users.
+"""What `test_devices.py` checks with four devices of the host, in a process of its own.
 
-One small engine of dynamics and one of relaxation, on clusters without a cutoff: each is compiled once for each
-device, and all checks share it.
+One small engine of relaxation and one of dynamics: what is compiled for one device is shared by most checks.
 """
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -92,6 +92,15 @@ def same(x, y, what):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=what)
 
 
+def raised(kind, function):
+    """The exception that the function must raise."""
+    try:
+        function()
+    except kind as e:
+        return e
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
 def check_hooks(folder):
     """A relaxation with hooks of all kinds: what they see and write is what they do on one device."""
     seen = {}
@@ -144,28 +153,19 @@ def check_errors():
         if ctx.step_count == 20:
             raise RuntimeError("enough")
 
-    try:
-        dynamics(CallbackHook(fail, frequency=10)).run(BATCH, devices=SOME)
-    except RuntimeError as e:
-        assert str(e) == "enough"
-        assert any("CallbackHook at AFTER_STEP of step 20" in note for note in e.__notes__)
-        assert e.state.batch.num_systems == len(SIZES)
-        assert (np.asarray(e.state.batch.steps_taken)[: len(SIZES)] >= 21).all()
-    else:
-        raise AssertionError("the error of a hook was lost")
-    assert threading.active_count() == 1 or not any(
-        t.name.startswith("alchemi-jax part") for t in threading.enumerate()
-    )
+    error = raised(RuntimeError, lambda: dynamics(CallbackHook(fail, frequency=10)).run(BATCH, devices=SOME))
+    assert str(error) == "enough"
+    assert any("CallbackHook at AFTER_STEP of step 20" in note for note in error.__notes__)
+    assert error.state.batch.num_systems == len(SIZES)
+    assert (np.asarray(error.state.batch.steps_taken)[: len(SIZES)] >= 21).all()
+    assert not any(thread.name.startswith("alchemi-jax part") for thread in threading.enumerate())
 
 
 def check_interrupt():
     """After Ctrl-C all systems have taken the same number of steps, and go on."""
     engine = dataclasses.replace(dynamics(), n_steps=10**8)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    try:
-        engine.run(BATCH, devices=SOME)
-    except Interrupted as e:
-        state = e.state
+    state = raised(Interrupted, lambda: engine.run(BATCH, devices=SOME)).state
     n = int(state.step_count)
     assert set(np.asarray(state.batch.steps_taken)[: len(SIZES)].tolist()) == {n}
     begun = engine.init(BATCH)
@@ -192,12 +192,9 @@ def check_checkpoints(folder):
     whole = engine("whole").run(BATCH)
     slow = CallbackHook(lambda ctx: time.sleep(0.05), frequency=5)
     for tag, before, after in (("a", SOME, None), ("b", None, SOME), ("c", SOME, SOME)):
-        try:
-            engine(tag, slow, should_stop=told_after(2)).run(BATCH, devices=before, resume=folder / tag)
-        except Interrupted as e:
-            assert 0 <= int(e.state.step_count) < 60
-        else:
-            raise AssertionError("it was not stopped")
+        begun = engine(tag, slow, should_stop=told_after(2))
+        error = raised(Interrupted, functools.partial(begun.run, BATCH, devices=before, resume=folder / tag))
+        assert 0 <= int(error.state.step_count) < 60
         equal(whole, engine(tag).run(BATCH, devices=after, resume=folder / tag), f"from {before} to {after}")
         assert not EXACT or (folder / f"{tag}.csv").read_text() == (folder / "whole.csv").read_text(), tag
 
@@ -209,11 +206,8 @@ def check_stream(folder):
     def run(tag, devices, n_steps=None, **more):
         frames = HostMemory()
         hooks = [LoggingHook(log_path=folder / f"{tag}.csv", frequency=5)]
-        hooks += (
-            [SnapshotHook(frames, 10, finished=False)]
-            if not more
-            else [CheckpointHook(folder / tag, 20, None, **more)]
-        )
+        last = CheckpointHook(folder / tag, 20, None, **more) if more else SnapshotHook(frames, 10, False)
+        hooks.append(last)
         sampler = Sampler(atoms, max_systems=3, devices=devices)
         resume = folder / tag if more else None
         out = relaxation(*hooks).run(sampler=sampler, n_steps=n_steps, resume=resume)
@@ -227,12 +221,8 @@ def check_stream(folder):
     assert traffic.systems == 14
     assert len(traffic.busy) == len(SOME)
     for tag, before, after in (("s", SOME, SOME), ("t", SOME, None), ("u", None, SOME)):
-        try:
-            run(tag, before, should_stop=told_after(1))
-        except Interrupted as e:
-            assert before is None or len(e.in_flight) > 3
-        else:
-            raise AssertionError("it was not stopped")
+        error = raised(Interrupted, functools.partial(run, tag, before, should_stop=told_after(1)))
+        assert before is None or len(error.in_flight) > 3
         out, mine, _, _ = run(tag, after, keep=2)
         equal(whole, out, f"stream from {before} to {after}")
         assert rows == mine or not EXACT, tag

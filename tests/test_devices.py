@@ -1,7 +1,7 @@
 """Runs over several devices: the same paths, hooks, checkpoints and errors as on one.
 
-Four devices of the host, in one process of its own; what is checked there is in `devices_program.py`. Here: what
-is refused, how systems are dealt, and the devices themselves.
+What needs four devices is in `devices_program.py`, one process of its own. Here: what is refused, how systems
+are dealt, and the devices themselves.
 """
 
 import os
@@ -118,7 +118,10 @@ REFUSED = {
     "clock": (StageTimingHook(), "StageTimingHook measures one device"),
     "shared memory": (Counter(), "Counter has a memory that all systems share"),
     "a sum": (Recorder(lambda b: b.energy.sum()), "Recorder records a number that several systems have"),
-    "pairs": (Recorder(lambda b: b.energy[:, None] - b.energy), "Recorder records a number that several"),
+    "pairs": (
+        Recorder(lambda b: b.energy[:, None] - b.energy[None]),
+        "Recorder records a number that several",
+    ),
     "two stages": (
         Recorder(lambda b: b.energy, (DynamicsStage.BEFORE_STEP, DynamicsStage.AFTER_STEP)),
         "Recorder records at 2 stages",
