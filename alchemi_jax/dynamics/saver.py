@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -56,6 +56,16 @@ class Saved:
     states: list[DynamicsState]
     rest: dict[str, Any]
     ended: bool
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """What a driver asks between two segments: a `Saver`, or what asks one for several drivers."""
+
+    def should_stop(self) -> bool: ...
+    def is_due(self, step: int) -> bool: ...
+    def next_step(self, step: int) -> int | None: ...
+    def save(self, states: list[DynamicsState], rest: dict[str, Any], ended: bool = False) -> None: ...
 
 
 class Saver:
@@ -284,4 +294,4 @@ def _same_key(a: Any, b: Any) -> bool:
     return np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
 
 
-__all__ = ["Saved", "Saver", "make_saver"]
+__all__ = ["Asked", "Saved", "Saver", "make_saver"]

@@ -231,7 +231,7 @@ class OverDevices:
         else:
             state = part_of_state(engine, on_device(self.begun, device), rows, self.room)
         self.first[part] = unsafe_replace(state, neighbors=None, records=())
-        run: Any = Run(engine, state, saver)  # pyright: ignore
+        run = Run(engine, state, saver)
         walk: Any = ShrinkingRun(run) if self.shrinks else run
         try:
             with explain_out_of_memory(engine, lambda: run.with_names().batch):
