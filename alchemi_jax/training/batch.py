@@ -24,18 +24,47 @@ class TrainingBatch(eqx.Module):
             labels are extras.
         sizes: room of the list, static: each other value compiles again. None for a model without a list.
         neighbors: a list that is ready, in place of one that the step makes.
+        requirements: of the list, with `sizes`: `training_requirements(model)`.
     """
 
     batch: Batch
     sizes: ListSizes | None = eqx.field(static=True, default=None)
     neighbors: NeighborList | None = None
+    requirements: Requirements | None = eqx.field(static=True, default=None)
+
+    def unpack(self) -> tuple[Batch, NeighborList | None]:
+        """The systems and their neighbor list, inside the step."""
+        if self.neighbors is not None or self.sizes is None:
+            return self.batch, self.neighbors
+        needs = self.requirements
+        if needs is None or needs.cutoff is None:
+            raise ValueError("a TrainingBatch with sizes needs training_requirements(model), too.")
+        empty = nl.empty_list(self.batch, needs.cutoff, needs.skin, self.sizes, needs)
+        return self.batch, nl.update(self.batch, empty)
+
+    def to_batch(self) -> Batch:
+        """The systems with their names, on the host."""
+        return self.batch
+
+
+@runtime_checkable
+class Item(Protocol):
+    """What the step sees of data: a pytree of arrays."""
+
+    def unpack(self) -> tuple[Batch, NeighborList | None]:
+        """The systems and their complete neighbor list. Pure, called inside the compiled step."""
+        ...
+
+    def to_batch(self) -> Batch:
+        """The systems with their names, on the host."""
+        ...
 
 
 @runtime_checkable
 class TrainingData(Protocol):
     """What `Trainer.run` takes as data.
 
-    A method `fit_to(model)`, if there is one, is called once when a run begins, and returns the data whose
+    A method `fit_to(model, loss)`, if there is one, is called when a run begins, and returns the data whose
     batches the model can take.
     """
 
@@ -43,11 +72,11 @@ class TrainingData(Protocol):
         """Number of batches in an epoch."""
         ...
 
-    def epoch(self, key: PRNGKeyArray, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
+    def epoch(self, key: PRNGKeyArray, epoch: int, start: int = 0) -> Iterator[Item]:
         """The batches of an epoch, in an order that depends on key and epoch alone, from `start` on."""
         ...
 
-    def in_order(self) -> Iterator[TrainingBatch]:
+    def in_order(self) -> Iterator[Item]:
         """All batches, in the order of the data."""
         ...
 
@@ -87,7 +116,7 @@ class ListedBatches:
         """The batches as they were given."""
         return iter(self.batches)
 
-    def fit_to(self, model: AbstractModel) -> "ListedBatches":
+    def fit_to(self, model: AbstractModel, loss: Any = None) -> "ListedBatches":
         """With room for neighbor lists, the same for batches of one shape, so that they share a program.
 
         Raises:
@@ -107,7 +136,7 @@ class ListedBatches:
         fitted = [
             entry
             if entry.sizes is not None or entry.neighbors is not None
-            else dataclasses.replace(entry, sizes=room[_shape_of(entry.batch)])
+            else dataclasses.replace(entry, sizes=room[_shape_of(entry.batch)], requirements=needs)
             for entry in self.batches
         ]
         return ListedBatches(fitted)
@@ -135,7 +164,7 @@ def training_requirements(model: AbstractModel) -> Requirements:
     return dataclasses.replace(model.requirements, skin=0.0)
 
 
-def as_data(data: Any, model: AbstractModel, what: str = "data") -> TrainingData:
+def as_data(data: Any, model: AbstractModel, loss: Any = None, what: str = "data") -> TrainingData:
     """Data of a training, ready for a model, from anything that `Trainer.run` takes.
 
     Raises:
@@ -151,10 +180,10 @@ def as_data(data: Any, model: AbstractModel, what: str = "data") -> TrainingData
             f"in_order(), as Batches has: not {description(data)}."
         )
     fit = getattr(data, "fit_to", None)
-    data = data if fit is None else fit(model)
+    data = data if fit is None else fit(model, loss)
     if len(data) < 1:
         raise ValueError(f"{what} of a training, a {name_of(data)}, has no batches.")
     return data
 
 
-__all__ = ["ListedBatches", "TrainingBatch", "TrainingData", "as_data", "training_requirements"]
+__all__ = ["Item", "ListedBatches", "TrainingBatch", "TrainingData", "as_data", "training_requirements"]

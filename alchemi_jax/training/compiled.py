@@ -9,14 +9,14 @@ import numpy as np
 
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.training.batch import TrainingBatch, TrainingData
+from alchemi_jax.training.batch import Item, TrainingData
 from alchemi_jax.training.state import Report, TrainingCarry, TrainingState
 from alchemi_jax.training.step import begin, find_loss, forward, step
 
 
 @functools.partial(jit_loop, donate_argnums=2)
 def compiled_step(
-    trainer: Partitioned, state: TrainingState, rows: Any, given: TrainingBatch
+    trainer: Partitioned, state: TrainingState, rows: Any, given: Item
 ) -> tuple[TrainingState, Any, Report]:
     """A step. The buffers of rows are given apart and not copied; the state comes back without them."""
     after, report = step(trainer.combine(), state.replace(records=rows), given)
@@ -24,7 +24,7 @@ def compiled_step(
 
 
 @jit_loop
-def compiled_loss(trainer: Partitioned, state: TrainingState, given: TrainingBatch) -> Any:
+def compiled_loss(trainer: Partitioned, state: TrainingState, given: Item) -> Any:
     """The loss of a batch and its parts, each times the number of systems; this number; whether the list had
     no room."""
     whole = trainer.combine()
@@ -32,8 +32,8 @@ def compiled_loss(trainer: Partitioned, state: TrainingState, given: TrainingBat
     if state.ema is not None:
         carry = carry.update(params=state.ema)
     results = forward(whole, carry).results
-    loss, losses = find_loss(whole, results, given.batch, state.step_count)
-    count = given.batch.system_mask.sum().astype(loss.dtype)
+    loss, losses = find_loss(whole, results, carry.batch, state.step_count)
+    count = carry.batch.system_mask.sum().astype(loss.dtype)
     overflow = jnp.zeros((), bool) if carry.neighbors is None else carry.neighbors.overflow
     return jax.tree.map(lambda x: x * count, (loss, losses)), count, overflow
 
@@ -41,7 +41,7 @@ def compiled_loss(trainer: Partitioned, state: TrainingState, given: TrainingBat
 class Validation:
     """What a validation found: `loss` and its parts `losses`, means over all systems, and the last batch."""
 
-    def __init__(self, loss: float, losses: dict[str, float], batch: TrainingBatch):
+    def __init__(self, loss: float, losses: dict[str, float], batch: Item):
         self.loss, self.losses, self.batch = loss, losses, batch
 
 

@@ -13,26 +13,29 @@ from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.errors import description, name_of, user_errors
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
-from alchemi_jax.hooks.protocol import RecordingHook, TracedHook, flag, runs_on
+from alchemi_jax.hooks.protocol import flag, runs_on
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.parameters import natural
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.levels import unsafe_replace
-from alchemi_jax.transforms import is_traced
 from alchemi_jax.training import start
-from alchemi_jax.training.batch import TrainingBatch, TrainingData, as_data
-from alchemi_jax.training.compiled import Validation, compiled_step, validate as validate_compiled
+from alchemi_jax.training.batch import Item, TrainingData, as_data
+from alchemi_jax.training.compiled import Validation, compiled_step
+from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.saver import TrainingSaver, make_saver
 from alchemi_jax.training.stage import IN_STEP, MAY_CHANGE, TrainingStage
 from alchemi_jax.training.state import Report, TrainingState, as_model
+from alchemi_jax.transforms import is_traced
 
 
 _BATCH = (TrainingStage.BEFORE_BATCH, TrainingStage.AFTER_BATCH)
 _EPOCH = (TrainingStage.BEFORE_EPOCH, TrainingStage.AFTER_EPOCH)
 #: Seconds between two looks at whether the loss is still finite.
 _SECONDS = 1.0
+#: Steps that may be skipped in a row, at least an epoch.
+_MOST_SKIPPED = 1000
 
 
 def run(
@@ -55,10 +58,14 @@ def run(
         raise TypeError(f"state of Trainer.run must be a TrainingState, not {description(state)}.")
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
-    ready = as_data(data, trainer.model)
-    others = None if validation is None else as_data(validation, trainer.model, "validation")
+    ready = as_data(data, trainer.model, trainer.loss)
+    others = None if validation is None else as_data(validation, trainer.model, trainer.loss, "validation")
     example = next(iter(ready.in_order()))
     begun = start.init(trainer, example, key) if state is None else state
+    if state is not None:
+        # Hooks see what they record before they are opened.
+        fresh = start.make_buffers(trainer, state, example)
+        begun = state if state.records else state.replace(records=fresh)
     saver = make_saver(trainer, resume, len(ready))
     with contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun) as found:
         if saver is not None and found is not None:
@@ -86,7 +93,8 @@ def _carry_state(error: BaseException, state: TrainingState) -> None:
     with contextlib.suppress(AttributeError):
         error.state = state  # pyright: ignore[reportAttributeAccessIssue]
         error.add_note(
-            f"the training ended after step {int(state.step_count)}; its state is the `state` of this exception"
+            f"the training ended after {int(state.step_count)} steps; its state is the `state` of this "
+            "exception"
         )
 
 
@@ -103,7 +111,7 @@ class Loop:
         trainer: Any,
         data: TrainingData,
         validation: TrainingData | None,
-        example: TrainingBatch,
+        example: Item,
         state: TrainingState,
         saver: TrainingSaver | None,
     ):
@@ -112,7 +120,7 @@ class Loop:
         self.frozen = trainer.frozen()
         self.hooks = trainer.hooks
         self.observers = [entry.hook for entry in self.hooks.host]
-        self.rows: tuple[RecordBuffer, ...] = state.records or start.make_buffers(trainer, state, example)
+        self.rows: tuple[RecordBuffer, ...] = state.records
         self.state = state.replace(records=())
         self.step, self.epoch = int(state.step_count), int(state.epoch)
         self.position = int(state.position)
@@ -133,7 +141,7 @@ class Loop:
         self.looked = time.monotonic()
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
-            hook.ready = as_data(hook.data, trainer.model, "data of ValidationHook")
+            hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
         self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------
@@ -144,11 +152,11 @@ class Loop:
         self.call(TrainingStage.BEFORE_TRAINING)
         started = self.step
         while not self._ends(epochs, n_steps):
-            before = self.step
             self._epoch(n_steps)
             self.check()
-            if self.step == before and self.position == 0:
-                self._raise(f"none of the {len(self.data)} batches of epoch {self.epoch - 1} counted")
+            skipped = int(self.state.skipped)
+            if skipped > max(_MOST_SKIPPED, len(self.data)):
+                self._raise(f"the last {skipped} steps were skipped")
         if self.validation is not None and self.validated_at != self.step and self.step > started:
             self.validate(self.validation)
         self.drain()
@@ -299,16 +307,17 @@ class Loop:
                 hook(ctx, stage)
         if self.hooks.host_due(stage, due):
             if self.hooks.reads_batch(stage, due):
-                ctx = host_context(ctx, self.batch.batch.meta, step)
+                ctx = host_context(ctx, ctx.batch.meta, step)
             self.hooks.run_host(ctx, stage, step, due)
 
     def context(self, step: int, found: Validation | None) -> TrainingContext:
         """What host hooks see."""
-        state, report, batch = self.state, self.report, self.batch.batch
+        state, report = self.state, self.report
+        batch = (self.batch if found is None else found.batch).to_batch()
         params = state.params
         loss, losses, gradients = None, None, None
         if found is not None:
-            loss, losses, batch = np.float64(found.loss), found.losses, found.batch.batch
+            loss, losses = np.float64(found.loss), found.losses
             params = params if state.ema is None else state.ema
         elif report is not None:
             loss, losses, gradients = report.loss, report.losses, report.gradients
@@ -328,9 +337,9 @@ class Loop:
         )
 
 
-def _odd_systems(given: TrainingBatch) -> str:
+def _odd_systems(given: Item) -> str:
     """Names of systems whose positions or labels are infinite; of NaN labels none train."""
-    batch = given.batch.to_host()
+    batch = given.to_batch().to_host()
     odd = [
         batch.name_of(row)
         for row, system in enumerate(batch)

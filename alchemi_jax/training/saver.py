@@ -47,8 +47,8 @@ class TrainingSaver:
 
     @contextlib.contextmanager
     def opened(self, resume: bool, state: TrainingState) -> Iterator[Checkpoint | None]:
-        """A context in which the folder is open. Gives the checkpoint from which the training goes on, if any;
-        hooks are then as they were at that checkpoint.
+        """A context in which the folder is open. Gives the checkpoint from which the training goes on, if
+        any; hooks are then as they were at that checkpoint.
 
         Raises:
             ValueError: if there are checkpoints of another training.

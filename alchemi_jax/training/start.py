@@ -10,7 +10,7 @@ from alchemi_jax.hooks.calls import make_memory
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.parameters import as_key
-from alchemi_jax.training.batch import TrainingBatch
+from alchemi_jax.training.batch import Item
 from alchemi_jax.training.stage import TrainingStage
 from alchemi_jax.training.state import TrainingCarry, TrainingState
 from alchemi_jax.training.step import STEP, begin, run_phases
@@ -20,12 +20,13 @@ from alchemi_jax.training.step import STEP, begin, run_phases
 _MOST_ROWS = 512
 
 
-def init(trainer: Any, given: TrainingBatch, key: Any = None) -> TrainingState:
+def init(trainer: Any, given: Item, key: Any = None) -> TrainingState:
     """See `Trainer.init`."""
-    dtype = given.batch.dtype
+    batch = given.to_batch()
+    dtype = batch.dtype
     key = as_key(key)
     for hook in trainer.hooks.traced:
-        hook.check_in(trainer, given.batch)
+        hook.check_in(trainer, batch)
     params = jax.tree.map(lambda x: _as_param(x, dtype), trainer.split()[0])
     zero = jnp.zeros((), jnp.int32)
     state = TrainingState(
@@ -35,7 +36,7 @@ def init(trainer: Any, given: TrainingBatch, key: Any = None) -> TrainingState:
         epoch=zero,
         position=zero,
         key=key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key),
-        memory=tuple(_memory_of(hook, given, params) for hook in trainer.hooks.traced),
+        memory=tuple(_memory_of(hook, batch, params) for hook in trainer.hooks.traced),
         records=(),
         skipped=zero,
         failed=jnp.zeros((), bool),
@@ -47,7 +48,7 @@ def init(trainer: Any, given: TrainingBatch, key: Any = None) -> TrainingState:
     return state.replace(records=make_buffers(trainer, state, given))
 
 
-def make_buffers(trainer: Any, state: TrainingState, given: TrainingBatch) -> tuple[RecordBuffer, ...]:
+def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[RecordBuffer, ...]:
     """Empty buffers for the rows of the recording hooks; the step is traced for it, and not compiled."""
     hooks = [entry.hook for entry in trainer.hooks.recording]
     if not any(runs_on(hook, stage) for hook in hooks for stage in TrainingStage):
@@ -79,10 +80,10 @@ def _strong(x: Any) -> Any:
     return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else jnp.asarray(x)
 
 
-def _memory_of(hook: Any, given: TrainingBatch, params: Any) -> Any:
+def _memory_of(hook: Any, batch: Any, params: Any) -> Any:
     """The memory of a traced hook: from the parameters, if it has `init_params`, or from the batch."""
     make = getattr(hook, "init_params", None)
-    return make_memory(hook, given.batch) if make is None else make(params)
+    return make_memory(hook, batch) if make is None else make(params)
 
 
 __all__ = ["init", "make_buffers"]

@@ -8,21 +8,20 @@ fields `MAY_CHANGE` they may change.
 import dataclasses
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from alchemi_jax import neighbors as nl
 from alchemi_jax.errors import UserCodeError, check_same_structure, description, name_of, user_errors
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.dispatch import Dispatcher, dispatch
 from alchemi_jax.hooks.groups import Group
 from alchemi_jax.hooks.protocol import TracedHook, runs_on
 from alchemi_jax.models.base import results_of
-from alchemi_jax.training.batch import TrainingBatch, training_requirements
+from alchemi_jax.training.batch import Item
 from alchemi_jax.training.context import TrainingContext
 from alchemi_jax.training.precision import Precision
 from alchemi_jax.training.stage import AFTER_UPDATE, MAY_CHANGE, TrainingStage
@@ -36,29 +35,35 @@ _SEEN = (
 )
 
 
-class Trains(Protocol):
-    """What the step asks of a trainer."""
+if TYPE_CHECKING:
 
-    @property
-    def model(self) -> Any: ...
-    @property
-    def loss(self) -> Any: ...
-    @property
-    def optimizer(self) -> Any: ...
-    @property
-    def backward(self) -> Any: ...
-    @property
-    def update(self) -> Any: ...
-    @property
-    def precision(self) -> Precision | None: ...
-    @property
-    def groups(self) -> tuple[Group, ...]: ...
-    @property
-    def needs_stress(self) -> bool: ...
-    @property
-    def reads_gradients(self) -> bool: ...
-    def frozen(self) -> Any: ...
-    def _build_context(self, carry: TrainingCarry, stage: Any, group: Group) -> TrainingContext: ...
+    class Trains(Protocol):
+        """What the step asks of a trainer."""
+
+        @property
+        def model(self) -> Any: ...
+        @property
+        def loss(self) -> Any: ...
+        @property
+        def optimizer(self) -> Any: ...
+        @property
+        def backward(self) -> Any: ...
+        @property
+        def update(self) -> Any: ...
+        @property
+        def precision(self) -> Precision | None: ...
+        @property
+        def groups(self) -> tuple[Group, ...]: ...
+        @property
+        def needs_stress(self) -> bool: ...
+        @property
+        def reads_gradients(self) -> bool: ...
+        def frozen(self) -> Any: ...
+        def _build_context(self, carry: TrainingCarry, stage: Any, group: Group) -> TrainingContext: ...
+
+else:
+    # Only for the type checker: a check at run time would evaluate all properties in each call.
+    Trains = Any
 
 
 Phase = Callable[[Any, TrainingCarry], TrainingCarry]
@@ -117,21 +122,17 @@ def _find_layouts(dispatcher: TrainingDispatcher, carry: TrainingCarry, stage: T
                 carry.layouts[id(entry.hook)] = records.allocate(entry.hook, ctx)
 
 
-def begin(trainer: Trains, state: TrainingState, given: TrainingBatch) -> TrainingCarry:
+def begin(trainer: Trains, state: TrainingState, given: Item) -> TrainingCarry:
     """The carry of a step that begins."""
-    neighbors = given.neighbors
-    needs = training_requirements(trainer.model)
-    if neighbors is None and needs.cutoff is not None:
-        if given.sizes is None:
-            raise ValueError(
-                f"{name_of(trainer.model)} needs a neighbor list, and the batch has no room for one: give "
-                "TrainingBatch(batch, sizes) or TrainingBatch(batch, neighbors=...)."
-            )
-        empty = nl.empty_list(given.batch, needs.cutoff, needs.skin, given.sizes, needs)
-        neighbors = nl.update(given.batch, empty)
+    batch, neighbors = given.unpack()
+    if neighbors is None and trainer.model.requirements.cutoff is not None:
+        raise ValueError(
+            f"{name_of(trainer.model)} needs a neighbor list, and the batch has no room for one: give "
+            "TrainingBatch(batch, sizes, requirements=...) or TrainingBatch(batch, neighbors=...)."
+        )
     return TrainingCarry(
         state=state,
-        batch=given.batch,
+        batch=batch,
         neighbors=neighbors,
         params=state.params,
         optimizer=state.optimizer,
@@ -291,7 +292,7 @@ def run_phases(trainer: Trains, carry: TrainingCarry, phases: tuple[Phase, ...])
     return carry
 
 
-def step(trainer: Trains, state: TrainingState, given: TrainingBatch) -> tuple[TrainingState, Report]:
+def step(trainer: Trains, state: TrainingState, given: Item) -> tuple[TrainingState, Report]:
     """One step. Pure."""
     carry = run_phases(trainer, begin(trainer, state, given), STEP)
     after = carry.state

@@ -16,7 +16,7 @@ from alchemi_jax.parameters import Described, function
 from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.training import run as runs
 from alchemi_jax.training import start
-from alchemi_jax.training.batch import TrainingBatch, as_data
+from alchemi_jax.training.batch import Item, TrainingBatch, as_data
 from alchemi_jax.training.context import LearningRate, Optimizer, TrainingContext
 from alchemi_jax.training.hooks.schedule import ScheduleHook, find_rate
 from alchemi_jax.training.parameters import as_filter, check_filters, choose
@@ -79,6 +79,8 @@ class Trainer(Described):
     precision: Precision | None = eqx.field(converter=_as_precision, default=None)
     backward: Any = eqx.field(static=True, converter=function("backward"), default=value_and_grad)
     update: Any = eqx.field(static=True, converter=function("update"), default=update_by_optax)
+    #: Whether a host hook may read the gradients after a step.
+    reads_gradients: bool = eqx.field(static=True, repr=False, default=False)
 
     def __init__(
         self,
@@ -100,12 +102,18 @@ class Trainer(Described):
                 f"loss of a Trainer must be a function of results, batch and step, not {description(loss)}."
             )
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.hooks, self.precision = hooks, precision
+        self.hooks, self.precision = HookSet(hooks), precision
+        self.reads_gradients = any(
+            runs_on(entry.hook, TrainingStage.AFTER_BATCH) and flag(entry.hook, "reads_batch")
+            for entry in self.hooks.host
+        )
         self.trainable, self.frozen_parts = trainable, as_filter("frozen")(frozen)
         self.backward, self.update = backward, update
 
     def __check_init__(self):
         check_filters(self.model, self.trainable, self.frozen_parts)
+        if callable(getattr(self.loss, "check", None)):
+            self.loss.check(self.model)
         self.hooks.check_stages(TrainingStage)
         for hook in self.hooks:
             check_hook_of_training(hook)
@@ -121,12 +129,13 @@ class Trainer(Described):
             batch: one batch of the data: memories of hooks are made for it. key: of the order of the data.
         """
         with public_call():
-            given = batch if isinstance(batch, TrainingBatch) else next(as_data(batch, self.model).in_order())
+            ready = isinstance(batch, Item) and not isinstance(batch, TrainingBatch)
+            given = batch if ready else next(iter(as_data(batch, self.model, self.loss).in_order()))
             return start.init(self, given, key)
 
-    def step(self, state: TrainingState, batch: TrainingBatch) -> TrainingState:
-        """One step, a pure function: for a loop of one's own, under `jax.jit`. Host hooks are not called, and
-        rows of recording hooks wait in the state.
+    def step(self, state: TrainingState, batch: Item) -> TrainingState:
+        """One step, a pure function: for a loop of one's own, under `eqx.filter_jit`. Host hooks are not
+        called, and rows of recording hooks wait in the state.
 
         A step with a loss that is not finite changes nothing but `state.failed`.
         """
@@ -163,9 +172,9 @@ class Trainer(Described):
             return runs.run(self, data, epochs, n_steps, validation, resume, key, state)
 
     def validate(self, state: TrainingState, data: Any) -> tuple[float, dict[str, float]]:
-        """The loss on data and its parts, means over systems, with the averaged parameters if there are any."""
+        """The loss on data and its parts, means over systems, with averaged parameters if there are any."""
         with public_call():
-            found = runs.validate(self, state, as_data(data, self.model))
+            found = runs.validate(self, state, as_data(data, self.model, self.loss))
             return found.loss, found.losses
 
     def trained(self, state: TrainingState) -> AbstractModel:
@@ -196,14 +205,6 @@ class Trainer(Described):
         """Whether the loss or a hook reads the stress."""
         wanted = any(flag(hook, "needs_stress") for hook in self.hooks)
         return bool(getattr(self.loss, "needs_stress", False)) or wanted
-
-    @property
-    def reads_gradients(self) -> bool:
-        """Whether a host hook may read the gradients after a step."""
-        return bool(self.hooks.host) and any(
-            runs_on(entry.hook, TrainingStage.AFTER_BATCH) and flag(entry.hook, "reads_batch")
-            for entry in self.hooks.host
-        )
 
     def split(self) -> tuple[Any, Any]:
         """The parameters that are trained, and the model without them."""

@@ -6,14 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from alchemi_jax.hooks.protocol import TracedHook
 from alchemi_jax.parameters import fraction, natural, number
 from alchemi_jax.training.context import TrainingContext
 from alchemi_jax.training.stage import TrainingStage
-from alchemi_jax.training.state import Average, all_finite, as_model, where
+from alchemi_jax.training.state import Average, all_finite
 
 
 class ClipGradientsHook(TracedHook):
@@ -29,7 +28,7 @@ class ClipGradientsHook(TracedHook):
     stage: TrainingStage = TrainingStage.BEFORE_OPTIMIZER_STEP
 
     def __call__(self, ctx: TrainingContext, stage: Any) -> TrainingContext:
-        norm = optax.global_norm(ctx.gradients)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(g))) for g in jax.tree.leaves(ctx.gradients)))
         factor = self.limit / jnp.maximum(norm, self.limit)
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), ctx.gradients)
         return dataclasses.replace(ctx, gradients=clipped)
