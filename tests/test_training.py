@@ -2,7 +2,12 @@
 
 import csv
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -539,7 +544,9 @@ def test_low_precision_with_a_factor_on_the_loss(data):
 
 
 class Power(CallbackHook):
-    """Fails once, after so many steps."""
+    """Fails once, after so many steps; or kills the process."""
+
+    kills = False
 
     def __init__(self, at):
         super().__init__(self.cut, S.AFTER_BATCH)
@@ -547,6 +554,8 @@ class Power(CallbackHook):
 
     def cut(self, ctx):
         if ctx.step_count == self.at:
+            if self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("no power")
 
 
@@ -564,6 +573,20 @@ def everything(folder, data, at=-1):
     ]
     adam = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
     return make(*hooks, optimizer=adam), (observe, best, every)
+
+
+def source():
+    """Batches, one of them with a label that is not finite, and what to validate with."""
+    data = batches(4)
+    bad = data[2].replace(energy=data[2].energy.at[0].set(jnp.inf))
+    return [*data[:2], bad, data[3]], data[:1]
+
+
+def run_until_killed(folder, at):
+    """For a process of its own."""
+    data, others = source()
+    trainer, _ = everything(folder, others, at)
+    trainer.run(data, epochs=7, validation=others, resume=folder / "checkpoints")
 
 
 def outcome(folder, state, watched):
@@ -591,16 +614,26 @@ def check_same(a, b):
             assert value == b[name], name
 
 
-@pytest.mark.cheap_xla
-def test_going_on_after_a_failure(tmp_path):
-    """Cut in the middle of an epoch: the rest gives the same bits, files and tables, and the same order."""
-    data = batches(4)
-    bad = data[2].replace(energy=data[2].energy.at[0].set(jnp.inf))
-    data, others = [*data[:2], bad, data[3]], data[:1]
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_going_on(tmp_path, killed):
+    """Cut twice in the middle of an epoch, by SIGKILL or an error: the same bits, files and tables."""
+    data, others = source()
     results = []
     for cuts in ((), (5, 13)):
         folder = tmp_path / str(len(cuts))
+        folder.mkdir()
         for at in cuts:
+            if killed and at == 5:
+                done = subprocess.run(
+                    [sys.executable, "-c", KILLED.format(folder=str(folder))],
+                    cwd=Path(__file__).parent,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+                continue
             trainer, _ = everything(folder, others, at)
             with pytest.raises(RuntimeError, match="no power"):
                 trainer.run(data, epochs=7, validation=others, resume=folder / "checkpoints")
@@ -618,3 +651,70 @@ def test_going_on_after_a_failure(tmp_path):
         trainer.run(data[:1], epochs=7, resume=folder / "checkpoints")
     with pytest.raises(ValueError, match="holds checkpoints of an earlier training, up to step 21"):
         trainer.run(data, epochs=7)
+
+
+ROOT = Path(__file__).parent.parent
+KILLED = """
+from pathlib import Path
+import jax
+jax.config.update("jax_enable_x64", True)
+import test_training
+test_training.Power.kills = True
+test_training.run_until_killed(Path({folder!r}), 5)
+"""
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+def lossy(value):
+    """A trainer whose loss returns a value."""
+    return make(loss=lambda results, batch, step: value(results))
+
+
+MISTAKES = {
+    "a loss for each system": (
+        lambda: lossy(lambda r: (r.energy, {})),
+        r"returned float64\[2\]; it must be one float: take the mean over systems or atoms",
+    ),
+    "a part for each atom": (
+        lambda: lossy(lambda r: (r.energy.sum(), {"forces": r.forces})),
+        r"returned 'forces' float64\[16, 3\]; it must be one float",
+    ),
+    "no parts": (lambda: lossy(lambda r: r.energy.sum()), "must return a number and its parts by name"),
+    "gradients of another shape": (
+        lambda: make(backward=lambda f, p: ((0.0, f(p)[1]), jax.tree.map(lambda x: x[None], p))),
+        r"backward of the Trainer returned gradients\.k as float64\[1\]; it must stay float64\[\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_mistakes_in_a_step(name, data):
+    make_it, message = MISTAKES[name]
+    trainer = make_it()
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(trainer.step, trainer.init(data[0]), ListedBatches(data).batches[0])
+
+
+def test_mistakes_in_arguments(data, lj):
+    sgd = optax.sgd(0.1)
+    for given, message in (
+        ((lambda: Trainer("a", loss, sgd)), "model of a Trainer must be a model"),
+        ((lambda: Trainer(HarmonicModel(), 1.0, sgd)), "loss of a Trainer must be a function"),
+        ((lambda: Trainer(HarmonicModel(), loss, 0.1)), "optimizer of a Trainer must be a transformation"),
+        ((lambda: make(ScheduleHook(lambda step: 0.1))), "ScheduleHook sets 'learning_rate', which is not"),
+        ((lambda: make(precision=3)), "precision of a Trainer must be a Precision or a dtype"),
+        ((lambda: make().run(data)), "Trainer.run takes either epochs or n_steps"),
+        ((lambda: make().run(data, 1, n_steps=1)), "Trainer.run takes either epochs or n_steps"),
+        ((lambda: make().run(3, 1)), "data of a training must be a list of batches, or have len"),
+        ((lambda: make().run([data[0], 3], 1)), "batch 1 of the data is the number 3, not a Batch"),
+        ((lambda: make().run(data, 1, validation=3)), "validation of a training must be a list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            given()
+    with pytest.raises(ValueError, match="epochs of Trainer\\.run must be a positive int"):
+        make().run(data, 0)
+    trainer = Trainer(lj, loss, sgd)
+    with pytest.raises(ValueError, match="LennardJones needs a neighbor list, and the batch has no room"):
+        jax.eval_shape(trainer.step, trainer.init(data[0]), ListedBatches(data).batches[0])

@@ -174,7 +174,7 @@ class Loop:
         if self.position == 0:
             self.call(TrainingStage.BEFORE_EPOCH)
         key = jax.random.fold_in(self.state.key, 1)
-        batches = self.data.epoch(key, self.epoch, self.position)
+        batches: Any = self.data.epoch(key, self.epoch, self.position)
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
             for self.batch in batches:
                 self._save_if_due()
@@ -201,10 +201,11 @@ class Loop:
         self.call(TrainingStage.BEFORE_BATCH)
         if any(2 * n > buffer.capacity for n, buffer in zip(self.waiting, self.rows, strict=True)):
             self.drain()
-        self.state, self.rows, self.report = compiled_step(self.device, self.state, self.rows, self.batch)
+        self.state, self.rows, report = compiled_step(self.device, self.state, self.rows, self.batch)
+        self.report = report
         self.waiting = [n + more for n, more in zip(self.waiting, self.per_step, strict=True)]
         self.position += 1
-        counted = not self.counts_exactly or bool(self.report.counts)
+        counted = not self.counts_exactly or bool(report.counts)
         self.step += counted
         if counted:
             self.call(TrainingStage.AFTER_BATCH, step)

@@ -112,7 +112,7 @@ class TrainingSaver:
             )
         new = []
         for name, leaf in named:
-            value = arrays.get(f"state{name}", leaf)
+            value: Any = arrays.get(f"state{name}", leaf)
             if name in keys:
                 value = jax.random.wrap_key_data(jnp.asarray(value), impl=keys[name])
             if value.shape != leaf.shape or value.dtype != leaf.dtype:
