@@ -507,6 +507,9 @@ def test_steps_that_are_not_finite(data, tmp_path):
     assert (int(state.step_count), steps) == (4, [0, 1, 2, 3])
     assert 7 <= 2 * int(state.epoch) + int(state.position) <= 8
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    # The loop does not read the count of steps after each where nobody asks for it.
+    unwatched = make(SkipNonFiniteHook(most=3), optimizer=optax.adam(0.1)).run([data[0], bad], n_steps=4)
+    assert int(unwatched.step_count) == 4
     only = make(optimizer=optax.adam(0.1)).run([data[0]], n_steps=4)
     np.testing.assert_allclose(state.params.k, only.params.k, rtol=1e-6)
     with pytest.raises(

@@ -13,7 +13,7 @@ from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.errors import description, name_of, user_errors
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
-from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.parameters import natural
 from alchemi_jax.partitioned import Partitioned
@@ -132,12 +132,23 @@ class Loop:
             for hook in self.hooks.traced
             for stage in IN_STEP
         )
+        # Looked up once: reading an attribute of a Module takes a microsecond.
+        recording = [entry.hook for entry in self.hooks.recording]
+        self.at_stage = {
+            stage: (
+                [hook for hook in recording if stage not in IN_STEP and runs_on(hook, stage)],
+                [hook for hook in self.observers if runs_on(hook, stage)],
+            )
+            for stage in TrainingStage
+        }
+        self.enders = [hook for hook in self.observers if hasattr(hook, "ends_run")]
         watched = [h for h in self.observers if any(runs_on(h, stage) for stage in _BATCH)]
         self.counts_exactly = self.may_skip and bool(watched or saver)
         self.per_step = [
             sum(runs_on(entry.hook, stage) for stage in IN_STEP) for entry in self.hooks.recording
         ]
         self.waiting = [int(buffer.count) for buffer in self.rows]
+        self.room = [buffer.capacity // 2 for buffer in self.rows]
         self.looked = time.monotonic()
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
@@ -165,7 +176,7 @@ class Loop:
             self.saver.save(self.whole_state(), self.step, ended=True)
 
     def _ends(self, epochs: int | None, n_steps: int | None) -> bool:
-        if any(flag(hook, "ends_run") for hook in self.observers):
+        if any(hook.ends_run for hook in self.enders):
             return True
         return self.epoch >= epochs if epochs is not None else self.step >= (n_steps or 0)
 
@@ -176,17 +187,20 @@ class Loop:
         key = jax.random.fold_in(self.state.key, 1)
         batches: Any = self.data.epoch(key, self.epoch, self.position)
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
+            stops = False
             for self.batch in batches:
                 self._save_if_due()
                 self._one_batch()
-                if self._ends(None, n_steps if n_steps is not None else self.step + 1):
+                stops = self._ends(None, n_steps if n_steps is not None else self.step + 1)
+                if stops:
                     break
         self.check()
         if self.position < len(self.data):
-            if not self._ends(None, n_steps if n_steps is not None else self.step + 1):
+            if not stops:
                 raise RuntimeError(
                     f"epoch {self.epoch} of the data ended after {self.position} of {len(self.data)} batches."
                 )
+            # If steps were skipped, there are fewer than was thought, and the epoch goes on.
             return
         self.drain()
         self.call(TrainingStage.AFTER_EPOCH)
@@ -199,7 +213,7 @@ class Loop:
     def _one_batch(self) -> None:
         step = self.step
         self.call(TrainingStage.BEFORE_BATCH)
-        if any(2 * n > buffer.capacity for n, buffer in zip(self.waiting, self.rows, strict=True)):
+        if self.rows and any(n > most for n, most in zip(self.waiting, self.room, strict=True)):
             self.drain()
         self.state, self.rows, report = compiled_step(self.device, self.state, self.rows, self.batch)
         self.report = report
@@ -289,18 +303,17 @@ class Loop:
 
     def call(self, stage: TrainingStage, step: int | None = None, found: Validation | None = None) -> None:
         """Call the host hooks of a stage, and the recording hooks of a stage outside of the step."""
+        if self.at_stage[stage] == ([], []):
+            return
         step = self.step if step is None else step
 
         def due(hook: Any) -> bool:
             count = step if stage in _BATCH else self.epoch if stage in _EPOCH else 0
             return count % hook.frequency == 0
 
-        outside = [
-            entry.hook
-            for entry in self.hooks.recording
-            if stage not in IN_STEP and runs_on(entry.hook, stage) and due(entry.hook)
-        ]
-        if not outside and not self.hooks.host_due(stage, due):
+        recording, observers = self.at_stage[stage]
+        outside = [hook for hook in recording if due(hook)]
+        if not outside and not any(due(hook) for hook in observers):
             return
         ctx = self.context(step, found)
         for hook in outside:
