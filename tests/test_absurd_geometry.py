@@ -102,6 +102,22 @@ def test_a_cell_that_collapses_in_a_run_ends_one_system(kind, monkeypatch):
     assert out.steps_taken[1] == 25
 
 
+@pytest.mark.cheap_xla
+def test_a_cell_that_collapses_step_by_step_ends_one_system():
+    """Lists could follow it, larger and larger, until the memory is full."""
+    gas = LennardJones(epsilon=0.0, sigma=3.4, cutoff=1.5, skin=0.1)
+    batch = Batch.from_ase([crystal(0, 1, a=0.9), crystal(1, 1, a=3.0)], system_capacity=2)
+    relax = FIREVariableCell(gas, scalar_pressure=[2e3, 0.0], dt=20.0, dt_max=20.0, max_step=2.0, n_steps=3)
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"system 0 \(Ar4\) failed in step \d: its cell collapsed: .* more than 10 atoms per Å³",
+    ):
+        out = relax.run(batch).take()
+    assert out.failed.tolist() == [True, False]
+    assert abs(np.linalg.det(out.cell[0])) > 0.4
+    assert out.steps_taken[1] == 3
+
+
 # -- far from the origin ---------------------------------------------------------------------------
 
 

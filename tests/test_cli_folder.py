@@ -233,3 +233,15 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     with whole_file(path) as part:
         part.write_text("new")
     assert (path.read_text(), list(tmp_path.iterdir())) == ("new", [path])
+
+
+def test_a_file_that_a_killed_process_began_is_removed(tmp_path):
+    """Not those of processes that live, and not of other files."""
+    dead = next(n for n in range(2**22 - 1, 0, -1) if not os.path.exists(f"/proc/{n}"))
+    left = tmp_path / f".part-{dead}-x.csv"
+    others = [tmp_path / f".part-{os.getppid()}-x.csv", tmp_path / f".part-{dead}-y.csv", tmp_path / "x.csv"]
+    for path in [left, *others]:
+        path.touch()
+    with whole_file(tmp_path / "x.csv") as part:
+        part.write_text("new")
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -15,6 +15,7 @@ import pytest
 from ase import Atoms
 from ase.constraints import FixAtoms
 
+from alchemi_jax.cli.finished import FinishedSystems, read_finished
 from alchemi_jax.cli.folder import CHECKPOINTS, find_store, is_ours
 from alchemi_jax.cli.inputs import Structure, change, content_hash, structures_of
 from alchemi_jax.cli.main import main
@@ -400,7 +401,8 @@ def test_readers_repair_a_swap(folder, engine, kill, capsys):
     # Killed in the swap: the new results have a longer log.
     shutil.copytree("o", "o/unfinished")
     Path("o/unfinished/swap.json").write_text(json.dumps({"new": ["finished.zarr"], "old": ["log.csv"]}))
-    assert call("show", "o") == 0
+    # As `show` and `convert` look for it.
+    assert find_store("o") == Path("o/finished.zarr")
     assert not Path("o/unfinished/swap.json").exists()
     assert not Path("o/log.csv").exists()
     Path("o/unfinished/swap.json").write_text("{")
@@ -460,6 +462,23 @@ def test_a_killed_beginning_begins_again(folder, engine):
     Path("o/inputs.json").write_text('{"structures": [\n["x", 0, "a"]\n]}\n')
     assert call(*MD) == 0
     assert len(json.loads(Path("o/inputs.json").read_text())["structures"]) == 3
+
+
+def test_finished_systems_are_counted_as_they_come(tmp_path):
+    """Also where none comes, as when a run is interrupted; what the store held is told when it is opened."""
+    begun, counted = [], []
+    host = Batch.from_ase(STRUCTURES).to_host()
+    for mask in (np.array([False, True, False]), None, np.zeros(3, bool)):
+        sink = FinishedSystems(tmp_path, lambda found: begun.append(0 if found is None else len(found)))
+        sink.count = lambda ids: counted.append(ids.tolist())
+        sink.open()
+        sink.write(host, mask)
+        sink.close()
+    assert begun == [0, 1, 3]
+    assert counted == [[1], [0, 1, 2], []]
+    found = read_finished(tmp_path)
+    assert found.system_id.tolist() == [0, 1, 2]
+    assert len(ZarrData(tmp_path / "finished.zarr")) == 4
 
 
 # -- time ------------------------------------------------------------------------------------------------

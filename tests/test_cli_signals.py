@@ -14,8 +14,10 @@ from pathlib import Path
 import ase.io
 import pytest
 from ase import Atoms
+from cli_folders import same_folders
 from conftest import cluster
 
+from alchemi_jax.cli.main import main
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics.sinks import ZarrData
 
@@ -135,6 +137,32 @@ def test_while_it_runs(folder, begin):
 
 def has_rows(path):
     return path.exists() and path.read_text().count("\n") > 3
+
+
+def test_killed_at_a_change_of_a_file_the_same_command_goes_on(folder, monkeypatch):
+    """A whole process; the sweep over all changes is in `benchmarks`."""
+    arguments = ["md", "x.extxyz", "--temperature", "20", "--save-every", "5", "--steps", "200"]
+    arguments += ["--checkpoint-every", "0.1", "--out"]
+    monkeypatch.chdir(folder)
+    code = main([*arguments, "whole"], Signals())
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    dies = [sys.executable, "-c", DIES, "alchemi-jax", str(folder / "o"), "60"]
+    assert subprocess.run([*dies, *arguments, "o"], cwd=folder, env=env, check=False).returncode == -9
+    assert main([*arguments, "o"], Signals()) == code
+    same_folders(folder / "whole", folder / "o")
+
+
+#: A process that dies at its n-th change of a file in a folder.
+DIES = """
+import os, sys
+from pathlib import Path
+from killing import Injector, injected
+folder, n = sys.argv[2], int(sys.argv[3])
+sys.argv = [sys.argv[1], *sys.argv[4:]]
+from alchemi_jax.cli.main import start
+with injected(Injector(Path(folder), n, lambda: os.kill(os.getpid(), 9))):
+    start()
+"""
 
 
 def test_the_process_does_not_leave_while_files_are_written(monkeypatch):

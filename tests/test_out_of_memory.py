@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from alchemi_jax.dynamics import NVE, Sampler, driver, out_of_memory
+from alchemi_jax import Batch
+from alchemi_jax.dynamics import NVE, Sampler, driver, out_of_memory, sweep
 from alchemi_jax.dynamics import hooks as h
 from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.errors import OutOfMemory
@@ -52,6 +53,13 @@ def test_an_allocation_that_fails_says_what_fits(monkeypatch):
     assert fits.atoms == 2 * fits.systems
     assert isinstance(caught.value, MemoryError)
     assert "RESOURCE_EXHAUSTED" in str(caught.value.__cause__)
+    with pytest.raises(OutOfMemory, match=r"sweep with 4 combinations at once .*: give together=3\.$"):
+        sweep(
+            NVE(Hungry(), dt=1.0, n_steps=3),
+            Batch.from_ase(structures(1)),
+            dt=[1.0, 2.0, 3.0, 4.0],
+            together=4,
+        )
     monkeypatch.setattr(out_of_memory, "memory", lambda: HUGE)
     with pytest.raises(OutOfMemory, match=r"not even system 0 \(Ar2\), the largest system, fits alone"):
         NVE(Hungry(), dt=1.0, n_steps=3).run(structures(2))

@@ -29,7 +29,7 @@ ENGINES = {
     and name not in ("AbstractDynamics", "FusedStage")
 }
 #: Fields that are no numbers.
-OTHERS = {"model", "hooks", "optimizer", "cell", "mask", "hydrostatic"}
+OTHERS = {"model", "hooks", "rescue", "optimizer", "cell", "mask", "hydrostatic"}
 COUNTS = {"n_steps", "n_min", "memory"}
 SIGNED = {"pressure", "scalar_pressure"}
 #: Zero means something: no friction, no noise, velocities at rest, no turning.

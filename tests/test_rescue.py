@@ -1,5 +1,6 @@
 """A system that would fail goes back to its last good copy, with shorter steps; nobody else notices."""
 
+import contextlib
 import warnings
 
 import equinox as eqx
@@ -21,8 +22,9 @@ from alchemi_jax.dynamics import (
     OptaxOptimizer,
     Rescue,
     Sampler,
-    checkpoint,
 )
+from alchemi_jax.dynamics import hooks as h
+from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.levels import PerSystem
 from alchemi_jax.models import AbstractModel, HarmonicModel
@@ -133,7 +135,7 @@ def test_where_none_is_needed_a_rescue_changes_no_bit():
 
 
 def test_refilled_shrunk_and_mapped_runs_rescue_the_same(tmp_path):
-    """Also one that goes on from a checkpoint; memories of hooks are taken back, too."""
+    """Also one that was ended and goes on from its checkpoint; memories of hooks are taken back, too."""
     many = [Atoms(x, [[0.1 + i / 50, 0, 0], [0, 0.3, 0]]) for i, x in enumerate(["Ar2", "H2"] * 3)]
     engine = NVE(WELL, dt=60.0, n_steps=40, rescue=RESCUE, hooks=[Count()])
     expected, messages = run(engine, Batch.from_ase(many, system_capacity=6, atom_capacity=12))
@@ -149,12 +151,14 @@ def test_refilled_shrunk_and_mapped_runs_rescue_the_same(tmp_path):
     begun = engine.init(Batch.from_ase(many, system_capacity=6, atom_capacity=12))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        state = engine.advance(begun, 25)
-        assert int(state.batch["rescues"].sum()) > 0
-        checkpoint.save(tmp_path / "state", state)
-        after = engine.advance(checkpoint.load(tmp_path / "state", begun), 100)
+        after = engine.advance(begun, 100)
+    interrupted = engine.with_hooks(h.CheckpointHook(tmp_path, frequency=5), Interrupt(20))
+    for ends in (True, False):
+        with warnings.catch_warnings(), contextlib.suppress(Stop) if ends else contextlib.nullcontext():
+            warnings.simplefilter("ignore")
+            whole = (interrupted if ends else engine).run(begun.batch, resume=tmp_path)
     for system in range(6):
-        assert_same(rows(after.batch, system), rows(expected, system))
+        assert_same(rows(whole, system), rows(expected, system))
     # What a hook counted since the copy is taken back, as the memory of the system is its own.
     counted = np.asarray(after.memory[0].value)
     assert (counted[1::2] < 40).all()
@@ -165,6 +169,23 @@ def test_refilled_shrunk_and_mapped_runs_rescue_the_same(tmp_path):
     np.testing.assert_array_equal(mapped["rescues"][0], expected["rescues"])
     np.testing.assert_allclose(mapped.positions[0], expected.positions, rtol=1e-9)
     assert not mapped["rescues"][1].any()
+
+
+class Stop(Exception):
+    pass
+
+
+class Interrupt:
+    """Ends a run at a step."""
+
+    stage = DynamicsStage.AFTER_STEP
+
+    def __init__(self, step):
+        self.frequency = step
+
+    def __call__(self, ctx, stage):
+        if ctx.step_count:
+            raise Stop
 
 
 class Count(TracedHook):
@@ -192,10 +213,16 @@ class Blame(TracedHook):
 
 
 def test_whether_hooks_are_overruled_is_up_to_the_rescue():
-    """Steps go on, and time goes back."""
+    """Steps go on, so that no two frames have the same; time goes back."""
     for hooks, rescued in ((True, True), (False, False)):
         engine = NVE(WELL, dt=60.0, n_steps=12, rescue=Rescue(tries=9, every=3, hooks=hooks))
-        out, messages = run(engine.with_hooks(Blame()), batch_of(structures("NVE", bad=False)))
+        frames = h.SnapshotHook(HostMemory())
+        out, messages = run(engine.with_hooks(Blame(), frames), batch_of(structures("NVE", bad=False)))
+        seen = frames.sink.read()
+        steps, time = (getattr(seen, n)[seen.system_id == 1] for n in ("steps_taken", "time"))
+        # A system that has failed is shown as it stays.
+        assert (np.diff(steps) > 0).all() or not rescued
+        assert bool((np.diff(time) < 0).any()) is rescued
         assert bool(out["rescues"][1]) is rescued
         assert bool(out.failed[1]) is not rescued
         assert "Blame: too late" in messages[0]

@@ -1,8 +1,12 @@
 """Runs that go on from a checkpoint: bit for bit, for every engine, fused, refilled, shrunk, extended."""
 
+import itertools
+import json
+import shutil
 import warnings
 from pathlib import Path
 
+import google_crc32c
 import jax
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from alchemi_jax.dynamics import (
 )
 from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import (
+    CallbackHook,
     CheckpointHook,
     EnergyDriftMonitorHook,
     LoggingHook,
@@ -57,6 +62,7 @@ def crystal(i):
 def molecule(i):
     atoms = Atoms("Ar2", np.random.default_rng(i).normal(0, 1 + 0.3 * i, (2, 3)))
     atoms.set_velocities(np.random.default_rng(i).normal(0, 0.01, (2, 3)))
+    atoms.info["number"] = i
     return atoms
 
 
@@ -104,7 +110,7 @@ ENGINES = {
 
 
 #: The others are of the same kinds.
-SHORT = ("Langevin", "FIRE", "LBFGS", "NPT")
+SHORT = ("Langevin", "FIRE", "LBFGS")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
 
 
 def relax(*hooks, n_steps=40):
-    return FIRE(LJ, dt=1.0, n_steps=n_steps, hooks=[*CONVERGES, *hooks])
+    return FIRE(WELL, dt=0.5, n_steps=n_steps, hooks=[*CONVERGES, *hooks])
 
 
 def relax_and_move(*hooks, n_steps=12):
@@ -149,7 +155,7 @@ def relax_and_move(*hooks, n_steps=12):
 
 
 def move(*hooks, n_steps=14):
-    return NVTNoseHoover(LJ, dt=2.0, temperature=60.0, n_steps=n_steps, hooks=hooks)
+    return NVTNoseHoover(WELL, dt=2.0, temperature=60.0, n_steps=n_steps, hooks=hooks)
 
 
 def observers(folder):
@@ -159,14 +165,21 @@ def observers(folder):
     return [log, SnapshotHook(ZarrData(folder / "frames.zarr"), frequency=5, finished=False, **first)]
 
 
-STREAMS = {"relax": (relax, 60, True), "pipeline": (relax_and_move, 20, False), "dynamics": (move, 20, False)}
+#: Engine, more steps, whether the batch shrinks, structures. One has a neighbor list.
+STREAMS = {
+    "relax": (relax, 60, False, molecule),
+    "pipeline": (relax_and_move, 20, True, crystal),
+    "dynamics": (move, 20, False, molecule),
+}
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n == "relax" else n for n in STREAMS]
+)
 def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Finished systems, rows and frames; then all systems get more steps, those that have left, too."""
-    make, more, shrinks = STREAMS[name]
-    source = [crystal(i) for i in range(11)]
+    make, more, shrinks, structure = STREAMS[name]
+    source = [structure(i) for i in range(9)]
 
     def run(folder, *hooks, sink=True, **given):
         out = ZarrData(folder / "finished.zarr") if sink else None
@@ -174,13 +187,24 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
         resume = folder / "checkpoints" if hooks or given else None
         return make(*observers(folder), *hooks, **given).run(sampler=sampler, sink=out, resume=resume)
 
+    first_steps = []
+
     def part():
-        stops = CheckpointHook(tmp_path / "b" / "checkpoints", frequency=6, should_stop=Stops(3))
-        return run(tmp_path / "b", stops)
+        """Observed, so that no step is seen twice."""
+        stops = CheckpointHook(tmp_path / "b" / "checkpoints", frequency=6, should_stop=Stops(5))
+        seen = []
+        look = CallbackHook(lambda ctx: seen.append(ctx.step_count), DynamicsStage.BEFORE_STEP)
+        look.follows_systems = True
+        try:
+            return run(tmp_path / "b", stops, look)
+        finally:
+            first_steps.append((seen[0], seen[-1]))
 
     expected = run(tmp_path / "a")
     found, stops = go_on_until_done(part)
     assert stops > 2
+    # No step that a checkpoint covers is taken again.
+    assert all(last + 1 == first for (_, last), (first, _) in itertools.pairwise(first_steps))
     assert_equal(expected.read(), found.read())
     assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
     frames = [ZarrData(tmp_path / f / "frames.zarr").read() for f in "ab"]
@@ -196,16 +220,16 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
 
 
 def test_a_batch_that_shrinks_goes_on_bit_for_bit(tmp_path):
-    """Stopped at every step, so that it is saved in each of the batches that it goes through."""
-    batch = Batch.from_ase([crystal(2 * i) for i in range(8)])
+    """Stopped so often that it is saved in several of the batches that it goes through."""
+    batch = Batch.from_ase([molecule(i) for i in range(8)])
     expected = relax().run(batch, shrink=True)
 
     def part():
-        stops = CheckpointHook(tmp_path / "c", frequency=1, should_stop=Stops(2))
+        stops = CheckpointHook(tmp_path / "c", frequency=1, should_stop=Stops(4))
         return relax(stops).run(batch, resume=tmp_path / "c", shrink=True)
 
     found, stops = go_on_until_done(part)
-    assert stops > 10
+    assert stops > 3
     assert_equal(expected, found)
 
 
@@ -259,10 +283,22 @@ def test_a_checkpoint_of_another_run_is_refused(name, saved):
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_another_version_is_refused(saved, tmp_path):
+    """Its form is another; it is not taken for a damaged one."""
+    folder, batch = saved
+    copy = tmp_path / "c"
+    shutil.copytree(folder, copy)
+    for path in copy.glob("*/about/metadata"):
+        content = json.loads(path.read_text())
+        content["about"]["format"] = 1
+        content["sum"] = google_crc32c.value(json.dumps(content["about"], sort_keys=True).encode())
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="written by another version of alchemi_jax"):
+        ENGINES["Langevin"](n_steps=12).run(batch, resume=copy)
+
+
 def test_a_damaged_checkpoint_is_passed_over(saved, tmp_path):
     """Half written, a byte changed, a file lost: the one before is taken, and it is said."""
-    import shutil
-
     folder, batch = saved
     copy = tmp_path / "c"
     shutil.copytree(folder, copy)

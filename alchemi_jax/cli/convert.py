@@ -14,6 +14,7 @@ from alchemi_jax.cli.outcome import OK, UsageError
 from alchemi_jax.cli.read import open_trajectory
 from alchemi_jax.cli.settings import Convert
 from alchemi_jax.cli.signals import Signals
+from alchemi_jax.cli.write import part_of
 from alchemi_jax.dynamics.sinks import AseTrajectory, ExtXYZ, Sink
 from alchemi_jax.io.trajectory import Trajectory
 from alchemi_jax.io.write import WriteError, format_of_name, write_structures
@@ -47,8 +48,7 @@ def convert(args: Convert, signals: Signals | None = None) -> int:
             f"{out}: a file of format {format} holds one structure, and there are {rows}; choose another "
             "format, extxyz for example."
         )
-    # The name says the format, so it comes last.
-    part = out.with_name(f".part-{os.getpid()}-{out.name}")
+    part = part_of(out)
     if signals is not None:
         signals.on_leave(lambda: part.unlink(missing_ok=True))
     try:

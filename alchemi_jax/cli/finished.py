@@ -76,6 +76,5 @@ class FinishedSystems(ZarrData):
             self._begun(read_finished(self._at))
 
     def write(self, batch: Any, mask: Any = None) -> None:
-        host = batch.to_host(mask)
-        super().write(host)
-        self.count(np.asarray(host.system_id))
+        super().write(batch, mask)
+        self.count(np.asarray(batch.to_host().system_id)[slice(None) if mask is None else np.asarray(mask)])

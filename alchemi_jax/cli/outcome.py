@@ -14,6 +14,9 @@ OK, USAGE, INCOMPLETE, TIME_IS_UP = 0, 2, 3, 4
 #: What to do about a file of results that is not what the run left.
 INSTEAD = "put it back as the run left it, or give another out, or --overwrite to begin again"
 
+#: And about one that cannot be written.
+KEPT = "what was saved is kept, and the same command goes on when this is put right"
+
 
 class UsageError(Exception):
     """What the user can put right, in one sentence."""

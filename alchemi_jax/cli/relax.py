@@ -23,7 +23,7 @@ from alchemi_jax.cli.run import carry_out, left
 from alchemi_jax.cli.settings import Relax
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended, Prepared
-from alchemi_jax.cli.write import count_outcomes, whole_file, write_store, write_structures
+from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_store, write_structures
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 
@@ -37,18 +37,17 @@ def relax(job: Job, signals: Signals) -> int:
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong; later, if results
-        cannot
-            be written.
+            cannot be written.
     """
     with Results(job.settings.out, OUTPUTS) as results, signals.limited(job.options.max_seconds):
         begun = begin(job, results, "relax")
         ended = carry_out(begun, job, results, signals, [])
         final = _in_order(results.at, ended)
         if final is not None and not begun.complete:
-            with signals.files:
+            with signals.files, after_the_run():
                 _write(begun.plan, results.at, final, ended.interrupted)
         if not ended.interrupted and final is not None and len(final) == len(begun.plan.sources):
-            with signals.files:
+            with signals.files, after_the_run():
                 begun.finish(results)
         return _report(final, begun, results, ended, signals)
 

@@ -25,7 +25,7 @@ from alchemi_jax.cli.settings import MD, Relax, describe
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended, Prepared, stream
 from alchemi_jax.cli.table import Table, means, picture
-from alchemi_jax.cli.write import count_outcomes, whole_file, write_structures
+from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_structures
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -43,8 +43,7 @@ def run(job: Job, signals: Signals) -> int:
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong; later, if results
-        cannot
-            be written.
+            cannot be written.
     """
     with Results(job.settings.out, RESULTS) as results, signals.limited(job.options.max_seconds):
         begun = begin(job, results, signals.command or "run")
@@ -104,7 +103,8 @@ def left(plan: Prepared, results: Results, done: int) -> str:
     text = f"{done} of {len(plan.sources)} structures are finished, in {results.at}"
     if results.at != results.out:
         text += f", and the older results in {results.out} are kept"
-    return f"{text}; the same command goes on with the others"
+    others = "goes on with the others" if done < len(plan.sources) else "ends the run"
+    return f"{text}; the same command {others}"
 
 
 def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> int:
@@ -114,7 +114,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     counts = {} if host is None else count_outcomes(host.outcome)
     if host is not None:
         if not begun.complete:
-            with signals.files:
+            with signals.files, after_the_run():
                 write_structures(at / STRUCTURES, host)
         _name_unfinished(host, sources)
     converged, failed, stopped = (
@@ -135,7 +135,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     if not ended.interrupted:
         _summarize(plan, at, draws=not begun.complete)
         if finished == len(sources):
-            with signals.files:
+            with signals.files, after_the_run():
                 begun.finish(results)
     print_rows([("results", ", ".join(results.made()))])
     if ended.interrupted:
@@ -169,5 +169,5 @@ def _summarize(plan: Prepared, at: Path, draws: bool) -> None:
     if not draws:
         return
     stages = plan.settings.stages
-    with whole_file(at / PICTURE) as part:
+    with after_the_run(), whole_file(at / PICTURE) as part:
         picture(table, sizes, part, describe(plan.settings), list(stages))

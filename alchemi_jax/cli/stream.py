@@ -18,7 +18,7 @@ from alchemi_jax.cli.finished import FinishedSystems, is_done
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import INSTEAD, UsageError, os_reason
+from alchemi_jax.cli.outcome import INSTEAD, KEPT, UsageError, one_line, os_reason
 from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
@@ -28,8 +28,9 @@ from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
-from alchemi_jax.errors import name_of
+from alchemi_jax.errors import OutOfMemory, name_of
 from alchemi_jax.io.cut import ADVICE
+from alchemi_jax.io.sinks.checksum import DamagedError
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
 from alchemi_jax.systems.atoms import AtomicData
@@ -216,6 +217,9 @@ def stream(
             in_flight = None if state is None else state.batch.to_host()
         except (OSError, ValueError) as e:
             raise UsageError(_fault(e, at)) from None
+        except OutOfMemory as e:
+            bounds = "--max-systems and --max-atoms bound the batch of a run that begins"
+            raise UsageError(f"{one_line(e).rstrip('.')}; {bounds}.") from None
     seconds = time.perf_counter() - started
     return Ended(interrupted, seconds, compiling.seconds, in_flight, watch.atom_steps)
 
@@ -226,9 +230,9 @@ def _fault(error: OSError | ValueError, at: Path) -> str:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else str(at)
         text = text if "cannot be written: " in text else f"{path} cannot be written: {os_reason(error)}"
-        text = (
-            f"{text.rstrip('.')}; what was saved is kept, and the same command goes on when this is put right"
-        )
+        text = f"{text.rstrip('.')}; {KEPT}"
+    elif isinstance(error, DamagedError):
+        text = f"{text.rstrip('.')}: {INSTEAD}"
     # The library speaks of folders of checkpoints, here the user names the folder around them.
     for theirs, ours in ((ADVICE, INSTEAD), ("Give another folder to begin again", f"Here: {INSTEAD}")):
         text = text.replace(theirs, ours)

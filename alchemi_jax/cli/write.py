@@ -1,6 +1,7 @@
 """Files of results that are written as a whole."""
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alchemi_jax.cli.outcome import UsageError, os_reason
+from alchemi_jax.cli.outcome import KEPT, UsageError, os_reason
 from alchemi_jax.io.replace import replacing
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -22,8 +23,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: naming the file, if it cannot be written. What was there before is there still.
     """
-    # The end of the name says the format.
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
@@ -32,6 +32,41 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it is complete. Those that killed processes have left are removed."""
+    with contextlib.suppress(OSError):
+        for left in path.parent.glob(f".part-*-{glob.escape(path.name)}"):
+            process = left.name.removeprefix(".part-").partition("-")[0]
+            ours = process.isdecimal() and left.name == f".part-{process}-{path.name}"
+            if ours and not _lives(int(process)):
+                left.unlink(missing_ok=True)
+    # The end of the name says the format.
+    return path.with_name(f".part-{os.getpid()}-{path.name}")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def after_the_run() -> Iterator[None]:
+    """Around files that are made of a run that is saved: errors say that it is.
+
+    Raises:
+        UsageError: as inside, with what to do.
+    """
+    try:
+        yield
+    except UsageError as e:
+        raise UsageError(f"{str(e).rstrip('.')}; {KEPT}.") from None
 
 
 def write_structures(path: Path, systems: Batch | HostBatch | Iterable[Any]) -> None:

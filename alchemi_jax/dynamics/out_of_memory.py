@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from alchemi_jax.dynamics.footprint import Capacity, max_batch, readable
+from alchemi_jax.dynamics.footprint import Capacity, footprint, max_batch, readable
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.errors import OutOfMemory, name_of
 from alchemi_jax.neighbors.limits import memory
@@ -34,6 +34,28 @@ def explain_out_of_memory(engine: Engine, batch: Callable[[], Batch]) -> Iterato
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise _explain(engine, batch(), str(e)) from e
+
+
+@contextlib.contextmanager
+def explain_sweep(engine: Engine, batch: Batch, lanes: int) -> Iterator[None]:
+    """The same around a sweep in which so many combinations run together."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        text = (
+            f"sweep with {lanes} combinations at once does not fit the device: there are {readable(memory())}"
+        )
+        try:
+            one = footprint(engine, batch).total
+        except Exception as second:
+            error = OutOfMemory(f"{text}. Give a smaller `together`.")
+            error.add_note(f"what would fit could not be found: {type(second).__name__}: {second}")
+            raise error from e
+        most = int(_USABLE * memory() // one)
+        advice = f"give together={min(most, lanes - 1)}" if min(most, lanes - 1) else "take fewer systems"
+        raise OutOfMemory(f"{text}, and one needs about {readable(one)}: {advice}.") from e
 
 
 def _explain(engine: Engine, batch: Batch, message: str) -> OutOfMemory:
@@ -88,4 +110,4 @@ def _size(number: str, unit: str) -> str:
     return readable(float(number)) if unit == "bytes" else f"{number} {unit}"
 
 
-__all__ = ["explain_out_of_memory"]
+__all__ = ["explain_out_of_memory", "explain_sweep"]

@@ -15,6 +15,7 @@ from alchemi_jax.dynamics.check import with_budget
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.lanes import Group, Lanes, Observable, take_lanes, with_keys
+from alchemi_jax.dynamics.out_of_memory import explain_sweep
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
 from alchemi_jax.dynamics.saved_sweep import Progress, SweepSaver
 from alchemi_jax.dynamics.state import DynamicsState
@@ -159,7 +160,7 @@ def _run_groups(
         for group in groups[progress.groups :]:
             if progress.unfinished is not None:
                 (group.states, group.columns), progress.unfinished = progress.unfinished, None
-            with public_call():
+            with public_call(), explain_sweep(saver.runner.engine, saver.runner.batch, lanes):
                 saver.runner.run(group, lambda group: saver.before_segment(progress, group))
             assert group.states is not None
             progress.columns.append(_columns(group))

@@ -6,19 +6,20 @@ from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.check import MOST_REASONS
 from alchemi_jax.hooks.protocol import TracedHook, flag
-from alchemi_jax.neighbors.limits import memory
+from alchemi_jax.neighbors.limits import MOST_DENSE, memory
 
 
 #: Fields that must be finite, in the order of their numbers, from 1 on.
 FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge", "time")
 #: Further reasons, with the numbers that follow: their texts.
-TOO_FAR, TOO_DENSE = len(FIELDS) + 1, len(FIELDS) + 2
+TOO_FAR, TOO_DENSE, COLLAPSED = len(FIELDS) + 1, len(FIELDS) + 2, len(FIELDS) + 3
 _OTHERS = {
     TOO_FAR: "its atoms are so far from the origin that rounding would change their distances",
     TOO_DENSE: (
         "its cell became too small for a cutoff of {cutoff:g} Å and a skin of {skin:g} Å: "
         "the neighbor list would not fit into {memory:.3g} GiB of memory"
     ),
+    COLLAPSED: f"its cell collapsed: there would be more than {MOST_DENSE:g} atoms per Å³",
 }
 _FIRST_HOOK = 16
 _PER_HOOK = MOST_REASONS + len(FIELDS)
@@ -87,6 +88,7 @@ def _not_finite(field: str) -> str:
 
 
 __all__ = [
+    "COLLAPSED",
     "FIELDS",
     "TOO_DENSE",
     "TOO_FAR",

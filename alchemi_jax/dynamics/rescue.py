@@ -39,8 +39,8 @@ class Rescue(Described):
 
     Steps count on: the step that failed and those since the copy stay in `steps_taken` and in the budget, so
     that no two rows or frames have the same step, and noise is drawn anew. `time` is that of the copy. Rows
-    and frames that were recorded since the copy stay; `time` shows the jump. In the step of a rescue hooks
-    see the system as failed, and nothing is recorded of it.
+    and frames that were recorded since the copy stay; `time` shows the jump. In the step of a rescue the
+    system does not move: hooks see it as failed, and logs have no row of it.
 
     `batch["rescues"]` counts the rescues of each system, and a warning tells of each one. The two copies cost
     memory, twice the fields above, and a pass over them in each `every` steps.

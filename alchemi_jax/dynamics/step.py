@@ -16,7 +16,7 @@ from alchemi_jax.dynamics.enter import enter_parts, shapes_forces, start_evaluat
 from alchemi_jax.dynamics.fail import fail, find_lost, find_lost_results
 from alchemi_jax.dynamics.hook_calls import StepDispatcher
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.reasons import TOO_DENSE
+from alchemi_jax.dynamics.reasons import COLLAPSED, TOO_DENSE
 from alchemi_jax.dynamics.restore import keep_copies, rescue_failed, shortened
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
@@ -124,8 +124,9 @@ def compute(engine: Engine, carry: StepCarry) -> StepCarry:
     batch, neighbors = carry.state.batch, carry.state.neighbors
     if neighbors is not None and engine.needs_stress and neighbors.sizes.periodic:
         # Before a list is made for them: only these algorithms change cells.
-        dense = carry.active & nl.too_dense(batch, neighbors)
-        carry = fail(engine, carry, dense, jnp.full(dense.shape, TOO_DENSE, jnp.int32))
+        large = nl.too_dense(batch, neighbors)
+        dense = carry.active & (large | nl.collapsed(batch))
+        carry = fail(engine, carry, dense, jnp.where(large, jnp.int32(TOO_DENSE), COLLAPSED))
         batch = carry.state.batch
     if neighbors is not None:
         neighbors = nl.update(batch, neighbors)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from alchemi_jax.neighbors.edges import edge_capacity as edge_capacity
     from alchemi_jax.neighbors.edges import edge_list as edge_list
     from alchemi_jax.neighbors.limits import check_needs as check_needs
+    from alchemi_jax.neighbors.limits import collapsed as collapsed
     from alchemi_jax.neighbors.limits import excess as excess
     from alchemi_jax.neighbors.limits import too_dense as too_dense
     from alchemi_jax.neighbors.list import FAR as FAR

@@ -112,4 +112,19 @@ def too_dense(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
     return periodic & ((near > slots) | (everyone > min(places, MOST))) & jnp.isfinite(everyone)
 
 
-__all__ = ["check_needs", "check_sizes", "excess", "memory", "too_dense"]
+MOST_DENSE = 10.0
+"""Atoms per Å³ that no matter has: hydrogen at the highest pressures of a laboratory has about one."""
+
+
+def collapsed(batch: Batch) -> Bool[Array, " systems"]:
+    """[systems] Those that are periodic in all directions and denser than any matter. Traced.
+
+    A list that grows step by step would follow a cell that collapses until it fills the memory.
+    """
+    a, b, c = (batch.cell[:, k] for k in range(3))
+    volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))
+    dense = batch.atoms_per_system.astype(batch.dtype) > MOST_DENSE * volume
+    return dense & jnp.all(batch.pbc, axis=-1) & batch.system_mask
+
+
+__all__ = ["MOST_DENSE", "check_needs", "check_sizes", "collapsed", "excess", "memory", "too_dense"]

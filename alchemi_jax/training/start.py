@@ -1,0 +1,89 @@
+"""The state before the first step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alchemi_jax.hooks.calls import make_memory
+from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.hooks.records import RecordBuffer
+from alchemi_jax.parameters import as_key
+from alchemi_jax.training.batch import Item
+from alchemi_jax.training.stage import TrainingStage
+from alchemi_jax.training.state import TrainingCarry, TrainingState
+from alchemi_jax.training.step import STEP, begin, run_phases
+
+
+#: Rows that wait on the device at most.
+_MOST_ROWS = 512
+
+
+def init(trainer: Any, given: Item, key: Any = None) -> TrainingState:
+    """See `Trainer.init`."""
+    batch = given.to_batch()
+    dtype = batch.dtype
+    key = as_key(key)
+    for hook in trainer.hooks.traced:
+        hook.check_in(trainer, batch)
+    params = jax.tree.map(lambda x: _as_param(x, dtype), trainer.split()[0])
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainingState(
+        params=params,
+        optimizer=trainer.optimizer.init(params),
+        step_count=zero,
+        epoch=zero,
+        position=zero,
+        key=key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key),
+        memory=tuple(_memory_of(hook, batch, params) for hook in trainer.hooks.traced),
+        records=(),
+        skipped=zero,
+        failed=jnp.zeros((), bool),
+        overflow=jnp.zeros((), bool),
+        scale=None if trainer.precision is None else trainer.precision.init(),
+    )
+    # Of weak types the next step would make other ones, and be compiled twice.
+    state = jax.tree.map(_strong, state)
+    return state.replace(records=make_buffers(trainer, state, given))
+
+
+def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[RecordBuffer, ...]:
+    """Empty buffers for the rows of the recording hooks; the step is traced for it, and not compiled."""
+    hooks = [entry.hook for entry in trainer.hooks.recording]
+    if not any(runs_on(hook, stage) for hook in hooks for stage in TrainingStage):
+        return ()
+    layouts: dict[int, Any] = {}
+    device = trainer.on_device()
+
+    def trace(state: TrainingState) -> Any:
+        carry: TrainingCarry = begin(device, state.replace(records=()), given).update(layouts=layouts)
+        return run_phases(device, carry, STEP).loss
+
+    jax.eval_shape(trace, state)
+    out = []
+    for hook in hooks:
+        buffer = layouts[id(hook)]
+        rows = min(buffer.words.shape[0], _MOST_ROWS)
+        words = jnp.zeros((rows, buffer.words.shape[1]), jnp.uint32)
+        out.append(RecordBuffer(words, jnp.zeros((), jnp.int32), buffer.layout))
+    return tuple(out)
+
+
+def _as_param(x: Any, dtype: Any) -> Any:
+    """A copy; a number of Python in the model takes the dtype of the batch."""
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    return jnp.array(x, dtype=dtype if getattr(x, "weak_type", False) else x.dtype)
+
+
+def _strong(x: Any) -> Any:
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else jnp.asarray(x)
+
+
+def _memory_of(hook: Any, batch: Any, params: Any) -> Any:
+    """The memory of a traced hook: from the parameters, if it has `init_params`, or from the batch."""
+    make = getattr(hook, "init_params", None)
+    return make_memory(hook, batch) if make is None else make(params)
+
+
+__all__ = ["init", "make_buffers"]
