@@ -32,7 +32,7 @@ from alchemi_jax.dynamics.hooks import (
 )
 from alchemi_jax.hooks import HookContext, RecordingHook, TracedHook
 from alchemi_jax.models import FlaxModel, FunctionModel, GraphFunctionModel, HarmonicModel, LennardJones
-from alchemi_jax.training import ListedBatches, Trainer, TrainingContext, TrainingStage
+from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer, TrainingContext, TrainingStage
 from alchemi_jax.training.hooks import (
     BestCheckpointHook,
     ClipGradientsHook,
@@ -667,6 +667,28 @@ test_training.run_until_killed(Path({folder!r}), 5)
 """
 
 
+@pytest.mark.cheap_xla
+def test_structures_of_ase_as_data(tmp_path):
+    """Batches that a thread packs: cut in an epoch and gone on, the parameters are those of one run."""
+    atoms = [a for batch in batches(3) for a in batch.to_ase()]
+    loss = Loss(energy=1.0, forces=1.0)
+
+    def trainer():
+        return make(EMAHook(0.9), loss=loss, optimizer=optax.adam(0.05))
+
+    def data():
+        return Batches(atoms, max_systems=2, buckets=1)
+
+    whole = trainer().run(data(), n_steps=8)
+    trainer().run(data(), n_steps=4, resume=tmp_path)
+    parts = trainer().run(data(), n_steps=8, resume=tmp_path)
+    assert (int(whole.epoch), int(whole.position)) == (2, 2)
+    assert np.array_equal(whole.params.k, parts.params.k)
+    assert np.array_equal(whole.ema.k, parts.ema.k)
+    assert abs(float(whole.params.k) - TRUE) < abs(BEGIN - TRUE)
+    assert trainer().validate(whole, atoms)[0] > 0
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -710,9 +732,9 @@ def test_mistakes_in_arguments(data, lj):
         ((lambda: make(precision=3)), "precision of a Trainer must be a Precision or a dtype"),
         ((lambda: make().run(data)), "Trainer.run takes either epochs or n_steps"),
         ((lambda: make().run(data, 1, n_steps=1)), "Trainer.run takes either epochs or n_steps"),
-        ((lambda: make().run(3, 1)), "data of a training must be a list of batches, or have len"),
+        ((lambda: make().run(3, 1)), "data of a training must be structures with labels"),
         ((lambda: make().run([data[0], 3], 1)), "batch 1 of the data is the number 3, not a Batch"),
-        ((lambda: make().run(data, 1, validation=3)), "validation of a training must be a list"),
+        ((lambda: make().run(data, 1, validation=3)), "validation of a training must be structures"),
     ):
         with pytest.raises(TypeError, match=message):
             given()

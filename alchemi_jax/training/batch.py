@@ -14,6 +14,7 @@ from alchemi_jax.errors import description, name_of
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import ListSizes, NeighborList, Requirements
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.training.data import Batches
 
 
 class TrainingBatch(eqx.Module):
@@ -174,11 +175,13 @@ def as_data(data: Any, model: AbstractModel, loss: Any = None, what: str = "data
         data = [data]
     if isinstance(data, list | tuple) and data and isinstance(data[0], Batch | TrainingBatch):
         data = ListedBatches(data)
-    if not isinstance(data, TrainingData):
+    if data is None or isinstance(data, bool | int | float):
         raise TypeError(
-            f"{what} of a training must be a list of batches, or have len, epoch(key, epoch, start) and "
-            f"in_order(), as Batches has: not {description(data)}."
+            f"{what} of a training must be structures with labels, a path, a list of batches, or have "
+            f"len, epoch(key, epoch, start) and in_order(), as Batches has: not {description(data)}."
         )
+    if not isinstance(data, TrainingData):
+        data = Batches(data)
     fit = getattr(data, "fit_to", None)
     data = data if fit is None else fit(model, loss)
     if len(data) < 1:

@@ -156,7 +156,8 @@ class Trainer(Described):
         """Train.
 
         Args:
-            data: batches in memory, or what `Batches` has: `len`, `epoch(key, epoch, start)`, `in_order()`.
+            data: `Batches`, or what they are made of (structures with labels, a path); a list of Batch; or an
+                object with `len`, `epoch(key, epoch, start)` and `in_order()`.
             epochs: total number of epochs of the state that is returned; or
             n_steps: total number of steps.
             validation: data after each epoch; the hooks of AFTER_VALIDATION see the loss on them.
