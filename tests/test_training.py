@@ -436,14 +436,17 @@ def test_hooks_of_both_worlds(data, tmp_path, capsys):
     universal, timing, seen = UniversalLogger(), StageTimingHook(), []
     log = LoggingHook(log_path=tmp_path / "log.csv", stage=S.AFTER_BATCH)
     observe = ObservableHook({"loss": lambda ctx: ctx.loss}, stage=S.AFTER_BATCH, frequency=2)
+    epochs = LoggingHook(log_path=tmp_path / "epochs.csv", stage=S.AFTER_VALIDATION)
     hooks = [
-        *(universal, timing, log, observe),
+        *(universal, timing, log, observe, epochs),
         ProgressHook(2, stage=S.AFTER_BATCH, disable=True),
         CallbackHook(lambda ctx: seen.append(ctx), S.AFTER_EPOCH),
         ScheduleHook(optax.linear_schedule(0.002, 0.0, 4)),
     ]
     trainer = make(*hooks, optimizer=optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
-    trainer.run(data, epochs=2)
+    trainer.run(data, epochs=2, validation=data)
+    with open(tmp_path / "epochs.csv") as file:
+        assert [(row["step"], row["epoch"]) for row in csv.DictReader(file)] == [("2", "1"), ("4", "2")]
     with open(tmp_path / "log.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "epoch", "loss", "energy", "forces", "rate"]

@@ -56,6 +56,11 @@ def run(
     natural("epochs of Trainer.run" if n_steps is None else "n_steps of Trainer.run")(epochs or n_steps)
     if state is not None and not isinstance(state, TrainingState):
         raise TypeError(f"state of Trainer.run must be a TrainingState, not {description(state)}.")
+    if state is not None and len(state.memory) != len(trainer.hooks.traced):
+        raise ValueError(
+            f"the state is of a trainer with {len(state.memory)} traced hooks, this one has "
+            f"{len(trainer.hooks.traced)}."
+        )
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alchemi_jax.hooks import records
 from alchemi_jax.hooks.calls import make_memory
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.hooks.records import RecordBuffer
 from alchemi_jax.parameters import as_key
 from alchemi_jax.training.batch import Item
-from alchemi_jax.training.stage import TrainingStage
+from alchemi_jax.training.stage import IN_STEP
 from alchemi_jax.training.state import TrainingCarry, TrainingState
 from alchemi_jax.training.step import STEP, begin, run_phases
 
@@ -51,7 +52,7 @@ def init(trainer: Any, given: Item, key: Any = None) -> TrainingState:
 def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[RecordBuffer, ...]:
     """Empty buffers for the rows of the recording hooks; the step is traced for it, and not compiled."""
     hooks = [entry.hook for entry in trainer.hooks.recording]
-    if not any(runs_on(hook, stage) for hook in hooks for stage in TrainingStage):
+    if not any(runs_on(hook, stage) for hook in hooks for stage in IN_STEP):
         return ()
     layouts: dict[int, Any] = {}
     device = trainer.on_device()
@@ -63,7 +64,10 @@ def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[Recor
     jax.eval_shape(trace, state)
     out = []
     for hook in hooks:
-        buffer = layouts[id(hook)]
+        # A hook of stages outside of the step has no rows here.
+        buffer = layouts.get(id(hook)) or records.RecordBuffer(
+            jnp.zeros((1, 0), jnp.uint32), jnp.zeros((), jnp.int32), records.Layout.of({})
+        )
         rows = min(buffer.words.shape[0], _MOST_ROWS)
         words = jnp.zeros((rows, buffer.words.shape[1]), jnp.uint32)
         out.append(RecordBuffer(words, jnp.zeros((), jnp.int32), buffer.layout))
