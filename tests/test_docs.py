@@ -173,6 +173,21 @@ def test_the_page_on_checkpoints(tmp_path, monkeypatch, capsys):
         assert f"`{line}`" in text
 
 
+def test_the_page_on_training(tmp_path, monkeypatch, capsys):
+    """It trains, and goes on from its checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in code("docs/training.md"):
+        exec(block, names)
+    if names:
+        assert int(names["state"].epoch) == 5
+        assert len((tmp_path / "training.csv").read_text().splitlines()) == 11
+        chosen = names["only_depth"].split()[0]
+        assert chosen.epsilon is not None
+        assert chosen.sigma is None
+        assert capsys.readouterr().out.startswith("epoch 0: loss ")
+
+
 def test_the_page_on_errors(blocks, capsys):
     """Its code says what it says; every message that it quotes is one of ours, word for word."""
     names = {}

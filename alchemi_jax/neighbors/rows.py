@@ -107,7 +107,7 @@ def _places(positions: Any, cell: Any, pbc: Any, reach: float) -> tuple[Any, Any
         # Unit vectors normal to the others along directions that are not periodic.
         full[~pbc] = np.linalg.svd(cell[pbc])[2][int(pbc.sum()) :]
     inverse = np.linalg.inv(full)
-    along = positions @ inverse
+    along = np.matmul(positions, inverse)
     wrap = -np.where(pbc, np.floor(along), 0)
     along = along + wrap
     margin = reach * np.linalg.norm(inverse, axis=0) * (1 + 1e-9)
@@ -121,7 +121,8 @@ def _places(positions: Any, cell: Any, pbc: Any, reach: float) -> tuple[Any, Any
     images = along[None] + shifts[:, None]
     step, source = np.nonzero(((images >= low) & (images <= high)).all(axis=2))
     shift = (shifts[step] + wrap[source]).astype(np.int32)
-    return along @ full, wrap.astype(np.int32), source, shift, images[step, source] @ full
+    entries = np.matmul(images[step, source], full)
+    return np.matmul(along, full), wrap.astype(np.int32), source, shift, entries
 
 
 __all__ = ["NeighborRows", "neighbor_rows"]
