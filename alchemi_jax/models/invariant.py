@@ -1,5 +1,6 @@
 """InvariantNetwork: a small network on distances, for a first potential of one's own."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ class InvariantNetwork(AbstractModel):
         self.spread = _array("spread", spread, (n, features), 1.0)
         widths = [features, *(natural("hidden")(width) for width in hidden), 1]
         layers = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             key, mine = jax.random.split(key)
             layers.append((jax.random.normal(mine, (n, a, b)) / np.sqrt(a), jnp.zeros((n, b))))
         self.layers = tuple(layers)

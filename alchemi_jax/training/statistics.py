@@ -1,4 +1,4 @@
-"""Statistics of labels, with which a network is prepared: energies of elements, a scale of forces, features."""
+"""Statistics of data, with which a network is prepared: energies of elements, a scale of forces."""
 
 from typing import Any
 
@@ -61,8 +61,10 @@ _LEAST_SPREAD = 1e-3
 
 
 def network_for(data: Any, *, key: PRNGKeyArray, **options: Any) -> InvariantNetwork:
-    """An `InvariantNetwork` that is ready to be trained on data: for their elements, with energies of elements
-    by least squares, scaled by the forces, and with standardized features.
+    """An `InvariantNetwork` that is ready to be trained on data.
+
+    It is for their elements, with energies of elements by least squares, the scale of the forces, and
+    standardized features.
 
     Args:
         data: Batches or a Mixture.
@@ -75,12 +77,18 @@ def network_for(data: Any, *, key: PRNGKeyArray, **options: Any) -> InvariantNet
     options["energies"] = [energies.get(symbol, 0.0) for symbol in symbols]
     options["scale"] = force_scale(data)
     first = InvariantNetwork(symbols, key=key, **options)
-    features: Any = eqx.filter_jit(lambda item: (first.features(*item.unpack()), item.unpack()[0].numbers))
+
+    def of_item(item: Any) -> tuple[Any, Any]:
+        batch, neighbors = item.unpack()
+        # Padding is no element.
+        return first.features(batch, neighbors), jnp.where(batch.atom_mask, batch.numbers, -1)
+
+    features: Any = eqx.filter_jit(of_item)
     found, numbers, seen = [], [], 0
     for item in data.fit_to(first).in_order():
         rows, kinds = features(item)
         found.append(np.asarray(rows, np.float64))
-        numbers.append(np.asarray(kinds) * (np.arange(len(kinds)) < int(item.to_batch().num_atoms)))
+        numbers.append(np.asarray(kinds))
         seen += item.num_systems
         if seen >= _LOOKED_AT:
             break
