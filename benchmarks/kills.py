@@ -79,11 +79,11 @@ def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
 
 def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after: float | None = None) -> int:
     """Run a command in a forked process; its exit code, negative for a signal."""
-    out = next(w for w in words[::-1] if "/" in w and not w.endswith((".extxyz", ".toml")))
     if words[0] == "run":
-        out = next(
-            line.split('"')[1] for line in Path(words[1]).read_text().splitlines() if line.startswith("out")
-        )
+        lines = Path(words[1]).read_text().splitlines()
+        out = next(line.split('"')[1] for line in lines if line.startswith("out"))
+    else:
+        out = words[words.index("--out") + 1]
     pid = os.fork()
     if pid == 0:
         code = 99

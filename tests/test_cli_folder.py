@@ -102,6 +102,14 @@ def test_interrupted_before_anything_was_reached_nothing_is_left(tmp_path):
     (results.at / "log.csv").write_text("step,system_id,status,energy\n0,0,0,1\n")
     results.forget()
     assert (tmp_path / "o" / "log.csv").exists()
+    # A damaged store is no reason to hide the error that ended the run.
+    (results.at / "log.csv").unlink()
+    ZarrData(results.at / "relaxed.zarr").write(Batch.from_ase(Atoms("Ar")))
+    group = results.at / "relaxed.zarr" / "zarr.json"
+    group.write_text(group.read_text().replace('"systems": 1', '"systems": 0'))
+    assert is_ours(results.at / "relaxed.zarr")
+    results.forget()
+    assert group.exists()
 
 
 def test_overwriting_never_touches_the_input(tmp_path, batch, capsys, monkeypatch):

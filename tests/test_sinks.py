@@ -85,6 +85,18 @@ def test_what_goes_in_comes_out(tmp_path, make):
     assert batch.dtype == np.float64
 
 
+def test_a_batch_without_systems_adds_nothing(tmp_path):
+    host = Batch.from_ase(cluster(0, 4)).to_host()
+    none = host.take(np.zeros(0, int))
+    sinks = [ZarrData(tmp_path / "a.zarr"), ExtXYZ(tmp_path / "a.extxyz")]
+    for sink in [*sinks, AseTrajectory(tmp_path / "a.traj"), HostMemory()]:
+        sink.open()
+        for batch in (none, host, none):
+            sink.write(batch)
+        sink.close()
+        assert len(sink) == len(sink.read()) == 1
+
+
 def test_results_and_bookkeeping_survive(tmp_path):
     batch = Batch.from_ase([cluster(0, 5), crystal(0, 1)])
     rng = np.random.default_rng(0)

@@ -176,6 +176,7 @@ def host():
     return {
         "SnapshotHook": h.SnapshotHook(sink=HostMemory()),
         "ConvergedSnapshotHook": h.ConvergedSnapshotHook(sink=HostMemory()),
+        "CheckpointHook": h.CheckpointHook("never"),
         "ProgressHook": h.ProgressHook(),
         "LivePlotHook": h.LivePlotHook(path="never.png"),
         "CallbackHook": h.CallbackHook(nothing),

@@ -204,15 +204,19 @@ class Results:
         begun goes last.
         """
         paths = [self.at / name for name in self.names if os.path.lexists(self.at / name)]
-        if not all(_holds_nothing(path) for path in paths):
+        try:
+            if not all(_holds_nothing(path) for path in paths):
+                return
+        except (OSError, ValueError):
+            # What is damaged stays for somebody to look at.
             return
         last = (CHECKPOINTS, SETTINGS, INPUTS)
-        for path in sorted(paths, key=lambda path: last.index(path.name) if path.name in last else -1):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
         with contextlib.suppress(OSError):
+            for path in sorted(paths, key=lambda path: last.index(path.name) if path.name in last else -1):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             self.at.rmdir()
             if self.at != self.out:
                 self.out.rmdir()

@@ -223,7 +223,7 @@ class ZarrData(Sink):
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
         check_batch(self, batch)
         which = None if mask is None else systems_mask(batch, mask)
-        if which is not None and not which.any():
+        if not (which if which is not None else systems_mask(batch)).any():
             return
         if self.mode == "r":
             raise ValueError(f"{self.path} was opened to read, mode 'r'.")
