@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alchemi_jax.training.state import TrainingState as TrainingState
     from alchemi_jax.training.statistics import fit_element_energies as fit_element_energies
     from alchemi_jax.training.statistics import force_scale as force_scale
+    from alchemi_jax.training.statistics import network_for as network_for
     from alchemi_jax.training.trainer import Trainer as Trainer
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)

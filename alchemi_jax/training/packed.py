@@ -168,8 +168,14 @@ class PackedBatch(eqx.Module):
 
     @classmethod
     def of(cls, floats: Any, integers: Any, ids: Any, layout: Layout, meta: Metadata) -> "PackedBatch":
-        """Without the checks of a Module, on the device."""
-        arrays = jax.device_put({"floats": floats, "integers": integers, "ids": ids})
+        """Without the checks of a Module, on the device.
+
+        On a CPU the arrays stay those of numpy: a compiled step takes them in a tenth of the time that it
+        takes to put them first.
+        """
+        arrays = {"floats": floats, "integers": integers, "ids": ids}
+        if jax.default_backend() != "cpu":
+            arrays = jax.device_put(arrays)
         return unsafe_make(cls, {**arrays, "layout": layout, "meta": meta})
 
     @property
