@@ -191,6 +191,8 @@ def _wrong(found: Any) -> str:
         return "must be positive" if ctx["gt"] == 0 else f"must be greater than {ctx['gt']}"
     if kind == "greater_than_equal":
         return f"must be at least {ctx['ge']}"
+    if kind == "less_than":
+        return f"must be less than {ctx['lt']:g}"
     if kind == "less_than_equal":
         return f"must be at most {ctx['le']}"
     if kind == "literal_error":

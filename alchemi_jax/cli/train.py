@@ -128,12 +128,16 @@ def _run(begun: TrainBegun, job: TrainJob, results: Results, signals: Signals) -
     if step < begun.plan.n_steps:
         rows.append(("ended early", "the loss on validation fell no longer"))
     print_rows(rows)
-    signals.describe = lambda: f"the training is done, its report is not, in {results.at}; the same command ends it"
+    signals.describe = lambda: (
+        f"the training is done, its report is not, in {results.at}; the same command ends it"
+    )
     report = _make_report(begun.plan, ended, results, signals)
     with signals.files, after_the_run():
         begun.finish(results)
     _print_report(results.out, report)
-    print_rows([("results", ", ".join(results.made())), ("to use it", f"--model trained:{results.out / MODEL}")])
+    print_rows(
+        [("results", ", ".join(results.made())), ("to use it", f"--model trained:{results.out / MODEL}")]
+    )
     return OK
 
 
@@ -220,9 +224,7 @@ def _save_model(at: Path, plan: TrainPlan, ended: TrainEnded, more: dict[str, An
         raise UsageError(f"{one_line(e).rstrip('.')}.") from None
 
 
-def _make_report(
-    plan: TrainPlan, ended: TrainEnded, results: Results, signals: Signals
-) -> dict[str, Any]:
+def _make_report(plan: TrainPlan, ended: TrainEnded, results: Results, signals: Signals) -> dict[str, Any]:
     """Compute the errors, and write report, pictures, and the model with its errors."""
     model, names, at = ended.model, named_results(plan), results.at
     report: dict[str, Any] = {"step": ended.model_step, "steps": int(ended.state.step_count)}
@@ -231,7 +233,9 @@ def _make_report(
     if plan.validation is not None:
         report["validation"], points = compare(model, plan.validation, names, keep=True)
     with signals.files, after_the_run():
-        _save_model(at, plan, ended, {"errors": {k: report[k] for k in ("train", "validation") if k in report}})
+        _save_model(
+            at, plan, ended, {"errors": {k: report[k] for k in ("train", "validation") if k in report}}
+        )
         with whole_file(at / LOSSES) as part:
             best = ended.model_step if plan.settings.keeps_best else None
             loss_picture(part, describe_training(plan), read_log(at / LOG), read_log(at / VALIDATIONS), best)

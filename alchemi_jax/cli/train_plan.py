@@ -255,7 +255,13 @@ def describe_training(plan: TrainPlan) -> str:
     """What is trained, in a line."""
     settings = plan.settings
     kind = settings.model.kind
-    name = "a new invariant network" if kind == INVARIANT else kind if isinstance(kind, str) else " + ".join(kind)
+    name = (
+        "a new invariant network"
+        if kind == INVARIANT
+        else kind
+        if isinstance(kind, str)
+        else " + ".join(kind)
+    )
     run = settings.run
     length = f"{run.n_steps} steps" if run.n_steps is not None else f"{run.epochs} epochs"
     n, others = sum(map(len, plan.sets.train)), len(plan.sets.validation or ())
@@ -276,9 +282,7 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
         atoms = [len(s) for s in structures]
         sizes = f"{min(atoms)}" if min(atoms) == max(atoms) else f"{min(atoms)} to {max(atoms)}"
         files = len({structure.file for structure, _ in part})
-        rows.append(
-            (name, f"{len(part)} structures of {sizes} atoms, from {files} file{'s' * (files > 1)}")
-        )
+        rows.append((name, f"{len(part)} structures of {sizes} atoms, from {files} file{'s' * (files > 1)}"))
         rows.append(("  labels", _labels(structures)))
     rows.append(("elements", symbols_of(elements_of(sets))))
     for name, batches in (("batches", plan.data), ("  validation", plan.validation)):
@@ -292,7 +296,10 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
     trained, frozen = plan.trainer([]).split()
     count, rest = _count(trained), _count(frozen)
     rows.append(
-        ("parameters", f"{count} of {name_of(plan.model)} are trained" + (f", {rest} are not" if rest else ""))
+        (
+            "parameters",
+            f"{count} of {name_of(plan.model)} are trained" + (f", {rest} are not" if rest else ""),
+        )
     )
     weights = ", ".join(f"{name} {weight:g}" for name, weight in settings.loss.weights.items())
     rows.append(("loss", f"{weights}, {settings.loss.kind}"))

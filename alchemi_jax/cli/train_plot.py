@@ -49,7 +49,13 @@ def loss_picture(picture: Path, title: str, log: Any, validations: Any, best: in
     if validations is not None:
         marker = "o" if len(validations["step"]) < 30 else None
         upper.plot(
-            validations["step"], validations["loss"], color="C1", lw=1.4, marker=marker, ms=3, label="validation"
+            validations["step"],
+            validations["loss"],
+            color="C1",
+            lw=1.4,
+            marker=marker,
+            ms=3,
+            label="validation",
         )
     upper.set(ylabel="loss", title=title)
     upper.set_yscale("log")
@@ -73,7 +79,9 @@ def _errors(axes: Any, validations: dict[str, np.ndarray], names: list[str]) -> 
         values = factor * validations[f"{name}_mae"]
         if np.isfinite(values).any():
             label = f"{name} ({unit})" if unit else name
-            axes.plot(validations["step"], values, color=f"C{k + 2}", lw=1.4, marker=marker, ms=3, label=label)
+            axes.plot(
+                validations["step"], values, color=f"C{k + 2}", lw=1.4, marker=marker, ms=3, label=label
+            )
     axes.set(ylabel="MAE on validation")
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)

@@ -49,7 +49,9 @@ RATE, DECAY = 5e-3, 1e-4
 class TrainData(Settings):
     """The table [data]."""
 
-    train: list[str] = setting(..., "files with labels that ASE reads, stores, folders; wildcards are allowed")
+    train: list[str] = setting(
+        ..., "files with labels that ASE reads, stores, folders; wildcards are allowed"
+    )
     validation: Any = setting(None, "files to validate on, or the fraction of train that is kept for it")
     weights: list[float] | None = setting(
         None, "shares of the entries of train in the batches", shown="by their numbers of structures"

@@ -10,7 +10,8 @@ import numpy as np
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.training.batch import Item, TrainingData
-from alchemi_jax.training.losses import Errors, errors
+from alchemi_jax.training.losses import Errors
+from alchemi_jax.training.losses import errors as error_sums
 from alchemi_jax.training.state import Report, TrainingCarry, TrainingState
 from alchemi_jax.training.step import begin, find_loss, forward, step
 
@@ -36,7 +37,8 @@ def compiled_loss(trainer: Partitioned, state: TrainingState, given: Item) -> An
     loss, losses = find_loss(whole, results, carry.batch, state.step_count)
     count = carry.batch.system_mask.sum().astype(loss.dtype)
     overflow = jnp.zeros((), bool) if carry.neighbors is None else carry.neighbors.overflow
-    found = errors(results, carry.batch, names) if (names := names_of(whole.loss)) else {}
+    names = names_of(whole.loss)
+    found = error_sums(results, carry.batch, names) if names else {}
     return jax.tree.map(lambda x: x * count, (loss, losses)), count, overflow, found
 
 
@@ -68,9 +70,10 @@ def validate(device: Partitioned, state: TrainingState, data: TrainingData) -> V
     if any(bool(overflow) for _, _, overflow, _ in fetched):
         raise RuntimeError("a batch of the validation has more neighbors than its list has room for.")
     systems = sum(float(count) for _, count, _, _ in fetched)
-    sums = [jax.tree.map(_sum, *parts) for parts in zip(*((s, e) for s, _, _, e in fetched), strict=True)]
-    loss, losses = jax.tree.map(lambda x: float(x) / systems, sums[0])
-    return Validation(loss, losses, sums[1], last)
+    sums, errors = (jax.tree.map(_sum, *parts) for parts in zip(*((s, e) for s, _, _, e in fetched), strict=True))
+    loss, losses = jax.tree.map(lambda x: float(x) / systems, sums)
+    errors = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), errors, fetched[0][3])
+    return Validation(loss, losses, errors, last)
 
 
 def _sum(*values: Any) -> Any:
