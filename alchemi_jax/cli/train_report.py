@@ -44,16 +44,10 @@ def compare(
         labels; and the results, empty if they are not kept.
     """
 
-    def of_batch(model: AbstractModel, item: Any) -> dict[str, Any]:
-        batch, neighbors = item.unpack()
-        results = results_of(model, batch, neighbors, stress="stress" in names)
-        return {name: (*label_errors(name, results, batch), _label(batch, name)) for name in names}
-
-    compiled: Any = eqx.filter_jit(of_batch)
     sums = {name: np.zeros(3) for name in names}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
     for item in data.in_order():
-        for name, (error, there, label) in jax.device_get(compiled(model, item)).items():
+        for name, (error, there, label) in jax.device_get(_of_batch(model, item, names)).items():
             mask = np.asarray(there, bool)
             e = np.asarray(error, np.float64)[mask]
             sums[name] += np.abs(e).sum(), (e * e).sum(), len(e)
@@ -73,13 +67,21 @@ def compare(
     return errors, points
 
 
+@eqx.filter_jit
+def _of_batch(model: AbstractModel, item: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Error, whether there is a label, and label, by name."""
+    batch, neighbors = item.unpack()
+    results = results_of(model, batch, neighbors, stress="stress" in names)
+    return {name: (*label_errors(name, results, batch), _label(batch, name)) for name in names}
+
+
 def _label(batch: Batch, name: str) -> Any:
     label = batch[name]
     return label / batch.atoms_per_system.clip(1).astype(label.dtype) if name == "energy" else label
 
 
 def named_results(plan: TrainPlan) -> tuple[str, ...]:
-    """The results that are reported: those of the loss, and of energy, forces and stress those with labels."""
+    """The results that are reported: those of the loss, and energy, forces and stress if they have labels."""
     structures = [s for part in (*plan.sets.train, plan.sets.validation or ()) for _, s in part]
     own = [
         name

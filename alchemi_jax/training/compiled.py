@@ -70,7 +70,8 @@ def validate(device: Partitioned, state: TrainingState, data: TrainingData) -> V
     if any(bool(overflow) for _, _, overflow, _ in fetched):
         raise RuntimeError("a batch of the validation has more neighbors than its list has room for.")
     systems = sum(float(count) for _, count, _, _ in fetched)
-    sums, errors = (jax.tree.map(_sum, *parts) for parts in zip(*((s, e) for s, _, _, e in fetched), strict=True))
+    sums = jax.tree.map(_sum, *(s for s, _, _, _ in fetched))
+    errors = jax.tree.map(_sum, *(e for _, _, _, e in fetched))
     loss, losses = jax.tree.map(lambda x: float(x) / systems, sums)
     errors = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), errors, fetched[0][3])
     return Validation(loss, losses, errors, last)
