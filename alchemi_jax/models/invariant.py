@@ -22,7 +22,7 @@ from alchemi_jax.models.base import (
 )
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.neighbors import NeighborList, pair_vectors
-from alchemi_jax.parameters import as_key, as_parameter, finite, natural, number, positive, positive_length
+from alchemi_jax.parameters import as_key, finite, natural, number, positive, positive_length
 from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
@@ -96,7 +96,7 @@ class InvariantNetwork(AbstractModel):
         self.gaussians = natural("gaussians")(gaussians)
         features = n * self.gaussians
         self.energies = _array("energies", energies, (n,), 0.0)
-        self.scale = number("scale")(as_parameter(scale))
+        self.scale = number("scale")(scale)
         self.mean = _array("mean", mean, (n, features), 0.0)
         self.spread = positive("spread")(_array("spread", spread, (n, features), 1.0))
         if isinstance(hidden, str) or not isinstance(hidden, Sequence):
