@@ -17,7 +17,7 @@ from alchemi_jax.cli.cache import CompileTime
 from alchemi_jax.cli.flags import TrainJob
 from alchemi_jax.cli.folder import CHECKPOINTS, MODEL
 from alchemi_jax.cli.inputs import INPUTS
-from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, one_line, os_reason
+from alchemi_jax.cli.outcome import INCOMPLETE, OK, UsageError, one_line
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.report import print_rows
 from alchemi_jax.cli.results import Results
@@ -33,7 +33,6 @@ from alchemi_jax.cli.train_report import REPORT, compare, named_results, read_re
 from alchemi_jax.cli.write import after_the_run, whole_file
 from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import OutOfMemory
-from alchemi_jax.models.trained import save
 from alchemi_jax.training.trainer import Trainer
 
 
@@ -194,7 +193,7 @@ def _train(plan: TrainPlan, job: TrainJob, results: Results, signals: Signals) -
     return TrainEnded(trainer, best, state, fault, interrupted, steps, seconds, compiling.seconds)
 
 
-def _not_finite(error: FloatingPointError) -> str:
+def _not_finite(error: BaseException) -> str:
     text = one_line(error).partition(": look at")[0]
     return (
         f"{text}: look at the labels of these structures, or begin again with a lower optimizer.rate or with "
@@ -216,12 +215,7 @@ def _about(plan: TrainPlan, ended: TrainEnded) -> dict[str, Any]:
 
 
 def _save_model(at: Path, plan: TrainPlan, ended: TrainEnded, more: dict[str, Any]) -> None:
-    try:
-        save(at / MODEL, ended.model, {**_about(plan, ended), **more})
-    except OSError as e:
-        raise UsageError(f"{at / MODEL} cannot be written: {os_reason(e)}.") from None
-    except (TypeError, ValueError) as e:
-        raise UsageError(f"{one_line(e).rstrip('.')}.") from None
+    plan.save(at / MODEL, ended.model, {**_about(plan, ended), **more})
 
 
 def _make_report(plan: TrainPlan, ended: TrainEnded, results: Results, signals: Signals) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From the settings of a training to its parts: data, model, loss, optimizer and hooks."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ase.data import chemical_symbols
 from alchemi_jax.cli.cache import use_cache
 from alchemi_jax.cli.flags import TrainJob
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.outcome import UsageError, one_line, os_reason
 from alchemi_jax.cli.train_data import Sets, batches_of, read_sets, warn_twice
 from alchemi_jax.cli.train_hooks import BestModel
 from alchemi_jax.cli.train_settings import DECAY, INVARIANT, OPTIMIZERS, Training
@@ -22,6 +23,7 @@ from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.invariant import InvariantNetwork
 from alchemi_jax.models.registry import advice
 from alchemi_jax.models.symbols import symbols_of
+from alchemi_jax.models.trained import save
 from alchemi_jax.training.data import Batches
 from alchemi_jax.training.hooks import (
     ClipGradientsHook,
@@ -83,10 +85,6 @@ class TrainPlan:
             UsageError: for paths of parameters that the model does not have.
         """
         settings, chosen = self.settings, self.settings.model
-        trainable = chosen.trainable
-        if trainable is None and isinstance(self.model, InvariantNetwork):
-            # The others have no gradient, but a weight decay would shrink them.
-            trainable = ["layers"]
         precision = settings.run.precision
         if precision is not None:
             precision = Precision(precision, _LOSS_SCALE if precision == "float16" else None)
@@ -96,12 +94,26 @@ class TrainPlan:
                 self.loss,
                 optimizer_of(settings),
                 [*traced_hooks(settings, self.n_steps), *hooks],
-                trainable=trainable,
+                trainable=chosen.trainable,
                 frozen=chosen.frozen,
                 precision=precision,
             )
         except ValueError as e:
             raise UsageError(f"model: {str(e).rstrip('.')}.") from None
+
+    def save(self, folder: Path, model: Any, about: dict[str, Any]) -> None:
+        """Write a model of this training to a folder.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+        kind = self.settings.model.kind
+        try:
+            save(folder, model, about, base=kind if isinstance(kind, str) and kind != INVARIANT else None)
+        except OSError as e:
+            raise UsageError(f"{folder} cannot be written: {os_reason(e)}.") from None
+        except (TypeError, ValueError) as e:
+            raise UsageError(f"the model cannot be saved: {one_line(e).rstrip('.')}.") from None
 
     def host_hooks(self, at: Path) -> tuple[list[Any], BestModel | None]:
         """Logs, validations and what follows from them; the one that has the best model, if it is kept."""
@@ -175,11 +187,11 @@ def traced_hooks(settings: Training, n_steps: int) -> list[Any]:
     options, hooks = settings.optimizer, []
     schedule = schedule_of(settings, n_steps)
     if schedule is not None:
-        hooks.append(ScheduleHook(schedule))
+        hooks.append(ScheduleHook(schedule=schedule))
     if options.clip is not None:
-        hooks.append(ClipGradientsHook(options.clip))
+        hooks.append(ClipGradientsHook(limit=options.clip))
     if options.ema:
-        hooks.append(EMAHook(options.ema))
+        hooks.append(EMAHook(decay=options.ema))
     return hooks
 
 
@@ -222,10 +234,21 @@ def prepare_training(job: TrainJob, *, only_check: bool = False) -> TrainPlan:
     except ValueError as e:
         raise UsageError(f"{str(e).rstrip('.')}.") from None
     plan = TrainPlan(settings, sets, data, validation, model, loss, hashes)
+    _check_can_be_saved(plan)
     plan.trainer([])
     if plan.n_steps <= settings.optimizer.warmup:
         raise UsageError(f"optimizer.warmup must be less than all {plan.n_steps} steps of the training.")
     return plan
+
+
+def _check_can_be_saved(plan: TrainPlan) -> None:
+    """Not found out after the training.
+
+    Raises:
+        UsageError: naming the part of the model that cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plan.save(Path(folder) / "model", plan.model, {})
 
 
 def _network(settings: Training, data: Any, only_check: bool) -> InvariantNetwork:

@@ -62,7 +62,7 @@ def loss_picture(picture: Path, title: str, log: Any, validations: Any, best: in
     if log is not None or validations is not None:
         upper.legend(frameon=False, fontsize=9)
     if found:
-        _errors(panels[1], validations, [name.removesuffix("_mae") for name in found])
+        _errors(panels[1], validations or {}, [name.removesuffix("_mae") for name in found])
     for axes in panels:
         if best is not None:
             axes.axvline(best, color="black", ls=":", lw=1)

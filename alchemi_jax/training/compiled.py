@@ -38,7 +38,7 @@ def compiled_loss(trainer: Partitioned, state: TrainingState, given: Item) -> An
     count = carry.batch.system_mask.sum().astype(loss.dtype)
     overflow = jnp.zeros((), bool) if carry.neighbors is None else carry.neighbors.overflow
     names = names_of(whole.loss)
-    found = error_sums(results, carry.batch, names) if names else {}
+    found = error_sums(results, carry.batch, names) if names and results is not None else {}
     return jax.tree.map(lambda x: x * count, (loss, losses)), count, overflow, found
 
 
