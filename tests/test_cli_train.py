@@ -428,7 +428,9 @@ def test_a_training_goes_on_bit_for_bit_from_wherever_it_was_killed(
     # Pictures follow from the logs; drawing takes longer than all else here.
     monkeypatch.setattr(train_plot, "save_figure", lambda figure, path: path.write_bytes(b"alchemi-jax"))
     wanted |= {name: b"alchemi-jax" for name in ("loss.png", "parity.png")}
-    for moment in (moments[0], moments[len(moments) // 2]):
+    # The last one: with the logs of much later, of which the first checkpoint knows nothing.
+    late = {path: content for path, content in moments[-1].items() if path.endswith(".csv")}
+    for moment in (moments[0], moments[len(moments) // 2], moments[1] | late):
         put_on_disk(folder / "o", moment)
         assert main(["train", "o", "--report"]) == 0
         assert main(command) == 0

@@ -222,6 +222,7 @@ def _make_report(plan: TrainPlan, ended: TrainEnded, results: Results, signals: 
     """Compute the errors, and write report, pictures, and the model with its errors."""
     model, names, at = ended.model, named_results(plan), results.at
     report: dict[str, Any] = {"step": ended.model_step, "steps": int(ended.state.step_count)}
+    report["loss"] = list(plan.loss.names)
     own = plan.validation is None
     report["train"], points = compare(model, plan.data, names, keep=own)
     if plan.validation is not None:
