@@ -246,6 +246,7 @@ def test_the_hash_is_of_labels_too_and_of_what_a_structure_is_for():
         (["loss.magmoms=1"], "the loss has a weight for 'magmoms', but LennardJones gives only"),
         (['model.frozen="sgma"'], "model: frozen 'sgma' is no path of LennardJones, whose floats are"),
         (['model.frozen=["epsilon", "sigma"]'], "model: there is nothing to train"),
+        (['model.kind="ase:ase.calculators.emt:EMT"'], "ASEModel has no arrays of floats"),
         (['model.kind="emt"'], "EMT has no parameters for Ar (atom 0)"),
         (["data.max_atoms=2"], "more than max_atoms=2 of a batch"),
     ],

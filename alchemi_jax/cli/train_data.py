@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.cli.inputs import Structure, content_hash
-from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.outcome import UsageError, sentence
 from alchemi_jax.cli.train_settings import TrainData
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.training.data import Batches, Mixture
@@ -95,7 +95,7 @@ def _read(path: str) -> list[Labelled]:
         try:
             structures, _ = read_labelled(file)
         except ValueError as e:
-            raise UsageError(f"{str(e).rstrip('.')}.") from None
+            raise UsageError(sentence(e)) from None
         out += [(Structure(file, k, labelled_hash(d)), d) for k, d in enumerate(structures)]
     return out
 
@@ -157,7 +157,7 @@ def batches_of(data: TrainData, sets: Sets) -> tuple[Any, Batches | None]:
         pairs = zip(sets.train, data.weights, data.train, strict=True)
         return Mixture([(batches(part, name), weight) for part, weight, name in pairs]), validation
     except ValueError as e:
-        raise UsageError(f"{str(e).rstrip('.')}.") from None
+        raise UsageError(sentence(e)) from None
 
 
 def warn_twice(sets: Sets) -> None:
