@@ -58,6 +58,8 @@ class InvariantNetwork(AbstractModel):
         ValueError: naming the argument; from `check`, naming a system with another element.
     """
 
+    not_trained = ("energies", "scale", "mean", "spread")
+
     elements: tuple[str, ...] = eqx.field(static=True)
     cutoff: float = eqx.field(static=True)
     gaussians: int = eqx.field(static=True)

@@ -124,7 +124,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _written(value: Any, at: str, arrays: dict[str, np.ndarray]) -> Any:
     """A part of a model as JSON, in which names stand for arrays."""
-    if value is None or isinstance(value, bool | str | int | float) and not isinstance(value, enum.Enum):
+    if value is None or (isinstance(value, bool | str | int | float) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, jax.Array | np.ndarray) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return _array(value, arrays)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.errors import description, name_of
+from alchemi_jax.models.base import AbstractModel
 
 
 #: A function of path and leaf, or paths.
@@ -50,13 +51,29 @@ def choose(model: Any, trainable: Any, frozen: Any) -> Any:
     """A tree like the model, true at the leaves that are trained."""
     flat, tree = jax.tree_util.tree_flatten_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    if trainable is None:
+        constants = _not_trained(model)
+        trainable = lambda path, leaf: not _takes(constants, path, leaf)  # noqa: E731
     chosen = [
         is_trainable(leaf)
-        and (trainable is None or _takes(trainable, name, leaf))
+        and _takes(trainable, name, leaf)
         and not (frozen is not None and _takes(frozen, name, leaf))
         for name, (_, leaf) in zip(names, flat, strict=True)
     ]
     return jax.tree.unflatten(tree, chosen)
+
+
+def _not_trained(model: Any, prefix: str = "") -> tuple[str, ...]:
+    """The paths of what models say is no parameter, of a model and those inside it."""
+    found = tuple(f"{prefix}{path}" for path in getattr(model, "not_trained", ()))
+    inside, _ = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda x: isinstance(x, AbstractModel) and x is not model
+    )
+    for path, part in inside:
+        if isinstance(part, AbstractModel):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            found += _not_trained(part, f"{prefix}{name}.")
+    return found
 
 
 def check_filters(model: Any, trainable: Any, frozen: Any) -> None:
