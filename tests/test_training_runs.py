@@ -344,7 +344,7 @@ def test_constants_of_a_model_are_not_trained():
     """What a model names as no parameter stays, also inside a sum and under weight decay."""
 
     class Scaled(HarmonicModel):
-        not_trained = ("k",)
+        untrained = ("k",)
 
     model = Scaled(k=2.0) + HarmonicModel(k=1.0)
 

@@ -1,7 +1,7 @@
 """Which leaves of a model are trained: a filter by paths or by a function."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,29 +51,26 @@ def choose(model: Any, trainable: Any, frozen: Any) -> Any:
     """A tree like the model, true at the leaves that are trained."""
     flat, tree = jax.tree_util.tree_flatten_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
-    if trainable is None:
-        constants = _not_trained(model)
-        trainable = lambda path, leaf: not _takes(constants, path, leaf)  # noqa: E731
+    left = tuple(_untrained(model)) if trainable is None else ()
     chosen = [
         is_trainable(leaf)
-        and _takes(trainable, name, leaf)
+        and (not _takes(left, name, leaf) if trainable is None else _takes(trainable, name, leaf))
         and not (frozen is not None and _takes(frozen, name, leaf))
         for name, (_, leaf) in zip(names, flat, strict=True)
     ]
     return jax.tree.unflatten(tree, chosen)
 
 
-def _not_trained(model: Any, prefix: str = "") -> tuple[str, ...]:
-    """The paths of what models say is no parameter, of a model and those inside it."""
-    found = tuple(f"{prefix}{path}" for path in getattr(model, "not_trained", ()))
-    inside, _ = jax.tree_util.tree_flatten_with_path(
-        model, is_leaf=lambda x: isinstance(x, AbstractModel) and x is not model
-    )
-    for path, part in inside:
-        if isinstance(part, AbstractModel):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            found += _not_trained(part, f"{prefix}{name}.")
-    return found
+def _untrained(model: Any, at: str = "") -> Iterator[str]:
+    """Paths that the model, and models in it, name in `untrained`."""
+    yield from (f"{at}{name}" for name in getattr(model, "untrained", ()))
+
+    def inside(node: Any) -> bool:
+        return node is not model and isinstance(node, AbstractModel)
+
+    for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=inside)[0]:
+        if inside(node):
+            yield from _untrained(node, f"{at}{jax.tree_util.keystr(path, simple=True, separator='.')}.")
 
 
 def check_filters(model: Any, trainable: Any, frozen: Any) -> None:
