@@ -27,8 +27,10 @@ TRUTH = EMT(elements=("Cu",))
 CRYSTAL = bulk("Cu", "fcc", a=3.66, cubic=True).repeat(2)
 #: Runs of a round, and members of the committee.
 SYSTEMS, MEMBERS = 8, 3
+#: Å, how far the atoms of the first data are moved, the standard deviation.
+RATTLE = 0.1
 #: eV/Å, the largest spread of the force on an atom with which a system goes on.
-LIMIT = 0.25
+LIMIT = 0.3
 #: The same for all, so that a step compiles once.
 LOSS = Loss(energy=5.0, forces=1.0, delta={"energy": 0.01, "forces": 0.05})
 
@@ -46,10 +48,10 @@ def label(structures):
 
 
 def rattled(seed):
-    """Crystals whose atoms are moved by 0.05 Å, labelled."""
+    """Crystals whose atoms are moved at random, labelled."""
     crystals = [CRYSTAL.copy() for _ in range(SYSTEMS)]
     for k, atoms in enumerate(crystals):
-        atoms.rattle(0.05, seed=SYSTEMS * seed + k)
+        atoms.rattle(RATTLE, seed=SYSTEMS * seed + k)
     return label(crystals)
 
 
