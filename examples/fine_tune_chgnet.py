@@ -14,8 +14,7 @@ import numpy as np
 import optax
 from ase.build import bulk
 
-from alchemi_jax.models import EMT, CHGNet, evaluate
-from alchemi_jax.models.trained import save
+from alchemi_jax.models import EMT, CHGNet, evaluate, save
 from alchemi_jax.training import Batches, Loss, Trainer
 from alchemi_jax.training.hooks import EMAHook
 from alchemi_jax.training.parameters import paths_of

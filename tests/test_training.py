@@ -31,7 +31,14 @@ from alchemi_jax.dynamics.hooks import (
     StageTimingHook,
 )
 from alchemi_jax.hooks import HookContext, RecordingHook, TracedHook
-from alchemi_jax.models import FlaxModel, FunctionModel, GraphFunctionModel, HarmonicModel, LennardJones
+from alchemi_jax.models import (
+    FlaxModel,
+    FunctionModel,
+    GraphFunctionModel,
+    HarmonicModel,
+    InvariantNetwork,
+    LennardJones,
+)
 from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer, TrainingContext, TrainingStage
 from alchemi_jax.training.hooks import (
     BestCheckpointHook,
@@ -405,6 +412,11 @@ def test_what_is_trained():
         trained(frozen="params.tail")
     with pytest.raises(ValueError, match="there is nothing to train"):
         trained(frozen="params")
+    # Statistics of the data are left alone, also by an optimizer with weight decay, unless they are named.
+    model = InvariantNetwork(["Cu"], key=jax.random.key(0), hidden=()) + LennardJones(0.1, 3.0)
+    layers = ["parts.0.layers.0.0", "parts.0.layers.0.1"]
+    assert trained() == [*layers, "parts.1.epsilon", "parts.1.sigma"]
+    assert trained(trainable=["parts.0.energies", "parts.0.layers"]) == ["parts.0.energies", *layers]
 
 
 # -- hooks of both worlds --------------------------------------------------------------------------

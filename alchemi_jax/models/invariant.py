@@ -1,8 +1,8 @@
 """InvariantNetwork: a small network on distances, for a first potential of one's own."""
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from alchemi_jax.errors import description
 from alchemi_jax.models.base import (
     AbstractModel,
     Results,
@@ -21,7 +22,8 @@ from alchemi_jax.models.base import (
 )
 from alchemi_jax.models.elements import atomic_number, check_elements, types_of
 from alchemi_jax.neighbors import NeighborList, pair_vectors
-from alchemi_jax.parameters import as_parameter, finite, natural, number, positive_length
+from alchemi_jax.parameters import as_key, finite, natural, number, positive, positive_length
+from alchemi_jax.products import einsum
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.segments import sum_by_system
 
@@ -52,12 +54,13 @@ class InvariantNetwork(AbstractModel):
             one by default.
         skin: Å, added to the cutoff of the neighbor list.
 
-    `layers` are trained; no gradient reaches `energies`, `scale`, `mean` and `spread`.
+    `layers` are trained; `energies`, `scale`, `mean` and `spread` only where a training names them.
 
     Raises:
         ValueError: naming the argument; from `check`, naming a system with another element.
     """
 
+    untrained: ClassVar[tuple[str, ...]] = ("energies", "scale", "mean", "spread")
     elements: tuple[str, ...] = eqx.field(static=True)
     cutoff: float = eqx.field(static=True)
     gaussians: int = eqx.field(static=True)
@@ -75,14 +78,15 @@ class InvariantNetwork(AbstractModel):
         key: PRNGKeyArray,
         cutoff: float = 6.0,
         gaussians: int = 32,
-        hidden: Sequence[int] = (32, 32),
+        hidden: Any = (32, 32),
         energies: Any = None,
         scale: Any = 1.0,
         mean: Any = None,
         spread: Any = None,
         skin: float = 1.0,
     ):
-        names = (elements,) if isinstance(elements, str | int) else tuple(elements)
+        names = tuple(elements) if isinstance(elements, Iterable) else (elements,)
+        names = (elements,) if isinstance(elements, str) else names
         self.elements = tuple(chemical_symbols[atomic_number(e)] for e in names)
         n = len(self.elements)
         if not n or len(set(self.elements)) < n:
@@ -92,10 +96,13 @@ class InvariantNetwork(AbstractModel):
         self.gaussians = natural("gaussians")(gaussians)
         features = n * self.gaussians
         self.energies = _array("energies", energies, (n,), 0.0)
-        self.scale = number("scale")(as_parameter(scale))
+        self.scale = number("scale")(scale)
         self.mean = _array("mean", mean, (n, features), 0.0)
-        self.spread = _array("spread", spread, (n, features), 1.0)
+        self.spread = positive("spread")(_array("spread", spread, (n, features), 1.0))
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden must be a list of widths, not {description(hidden)}.")
         widths = [features, *(natural("hidden")(width) for width in hidden), 1]
+        key = as_key(key)
         layers = []
         for a, b in itertools.pairwise(widths):
             key, mine = jax.random.split(key)
@@ -111,6 +118,7 @@ class InvariantNetwork(AbstractModel):
 
     def _gaussians(self, r: Float[Array, "*pairs"]) -> Float[Array, "*pairs gaussians"]:
         c = np.linspace(_NEAREST, self.cutoff, self.gaussians, dtype=np.dtype(r.dtype))
+        c = c.reshape(*(1,) * r.ndim, -1)
         width = (self.cutoff - _NEAREST) / max(self.gaussians - 1, 1)
         smooth = (1 + jnp.cos(np.pi / self.cutoff * r)) / 2
         x = (r[..., None] - c) / width
@@ -140,17 +148,17 @@ class InvariantNetwork(AbstractModel):
         """Energies of atoms, eV, without those of the elements."""
         kinds = types_of(self._numbers, batch.numbers)
         total = jnp.zeros(features.shape[0], features.dtype)
-        mean, spread, scale = jax.lax.stop_gradient((self.mean, self.spread, self.scale))
+        mean, spread = self.mean, self.spread
         for k in range(len(self.elements)):
-            h = (features - mean[k].astype(features.dtype)) / spread[k].astype(features.dtype)
+            h = (features - mean[k].astype(features.dtype)[None]) / spread[k].astype(features.dtype)[None]
             for n, (w, b) in enumerate(self.layers):
-                h = h @ w[k].astype(h.dtype) + b[k].astype(h.dtype)
+                h = einsum("ai,io->ao", h, w[k].astype(h.dtype)) + b[k].astype(h.dtype)[None]
                 h = h if n == len(self.layers) - 1 else jax.nn.silu(h)
             total = total + jnp.where(kinds == k, h[:, 0], 0)
-        return total * scale.astype(features.dtype)
+        return total * self.scale.astype(features.dtype)
 
     def _sum(self, batch: Batch, energies: Float[Array, " atoms"]) -> Float[Array, " systems"]:
-        own = jax.lax.stop_gradient(self.energies)[types_of(self._numbers, batch.numbers)]
+        own = self.energies[types_of(self._numbers, batch.numbers)]
         return sum_by_system(batch, jnp.where(batch.atom_mask, energies + own.astype(energies.dtype), 0))
 
     def node_energies(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " atoms"]:
@@ -195,7 +203,9 @@ class InvariantNetwork(AbstractModel):
 
 
 def _array(name: str, given: Any, shape: tuple[int, ...], default: float) -> Float[Array, "..."]:
-    value = finite(name)(jnp.full(shape, default) if given is None else jnp.asarray(given, float))
+    value = finite(name)(jnp.full(shape, default, float) if given is None else given)
+    # An array of numpy is one of JAX from here on, and numbers of Python are of the default precision.
+    value = jnp.asarray(value, float if isinstance(given, list | tuple) else None)
     if value.shape != shape:
         raise ValueError(f"{name} of an InvariantNetwork must be {list(shape)}, not {list(value.shape)}.")
     return value

@@ -1,7 +1,7 @@
 """Which leaves of a model are trained: a filter by paths or by a function."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.errors import description, name_of
+from alchemi_jax.models.base import AbstractModel
 
 
 #: A function of path and leaf, or paths.
@@ -50,13 +51,26 @@ def choose(model: Any, trainable: Any, frozen: Any) -> Any:
     """A tree like the model, true at the leaves that are trained."""
     flat, tree = jax.tree_util.tree_flatten_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    left = tuple(_untrained(model)) if trainable is None else ()
     chosen = [
         is_trainable(leaf)
-        and (trainable is None or _takes(trainable, name, leaf))
+        and (not _takes(left, name, leaf) if trainable is None else _takes(trainable, name, leaf))
         and not (frozen is not None and _takes(frozen, name, leaf))
         for name, (_, leaf) in zip(names, flat, strict=True)
     ]
     return jax.tree.unflatten(tree, chosen)
+
+
+def _untrained(model: Any, at: str = "") -> Iterator[str]:
+    """Paths that the model, and models in it, name in `untrained`."""
+    yield from (f"{at}{name}" for name in getattr(model, "untrained", ()))
+
+    def inside(node: Any) -> bool:
+        return node is not model and isinstance(node, AbstractModel)
+
+    for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=inside)[0]:
+        if inside(node):
+            yield from _untrained(node, f"{at}{jax.tree_util.keystr(path, simple=True, separator='.')}.")
 
 
 def check_filters(model: Any, trainable: Any, frozen: Any) -> None:

@@ -57,8 +57,8 @@ class Trainer(Described):
             steps. An attribute `needs_stress` that is true asks for the stress.
         optimizer: a transformation of optax.
         hooks: see `TrainingStage`.
-        trainable: what is trained: None, all arrays of floats of the model; paths such as
-            "variables.params", with wildcards; or a function of path and leaf.
+        trainable: what is trained: None, all arrays of floats of the model except those that it names in
+            `untrained`; paths such as "variables.params", with wildcards; or a function of path and leaf.
         frozen: what of it is not; given like `trainable`.
         precision: a `Precision`, or the dtype in which the model computes.
         backward: the function for DO_BACKWARD: `backward(function, params)` gives
