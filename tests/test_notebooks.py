@@ -10,7 +10,14 @@ import alchemi_jax
 BOOKS = sorted((Path(alchemi_jax.__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", BOOKS, ids=[p.stem for p in BOOKS])
+#: They compile for half a minute; the tests of training and of `examples/` have the same parts.
+LONG = ("10_train_a_potential",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.long] if p.stem in LONG else []) for p in BOOKS],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     # They compile more than they compute.
