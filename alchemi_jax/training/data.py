@@ -20,6 +20,7 @@ from alchemi_jax.systems.bounds import check_positions
 from alchemi_jax.systems.capacity import float_dtype
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
 from alchemi_jax.training.buckets import batch_size, split_by_size
+from alchemi_jax.training.fingerprint import fingerprint
 from alchemi_jax.training.packed import Layout, PackedBatch, pack_rows
 from alchemi_jax.training.prefetch import prefetch
 from alchemi_jax.training.source import FIELDS, label_of, read_labelled
@@ -235,6 +236,10 @@ class Batches:
         order = random.permutation(len(plan))[start:]
         return prefetch((self._take(*plan[k]) for k in order), self.ahead)
 
+    def fingerprint(self) -> str:
+        """A checksum of structures, labels and batch sizes: checkpoints keep it."""
+        return fingerprint([(b.layout.systems, b.numbers, b.floats, b.integers) for b in self._ready])
+
     def in_order(self) -> Iterator[PackedBatch]:
         """All structures once, bucket by bucket, in their order there: for validation."""
         plan = [
@@ -351,6 +356,11 @@ class Mixture:
         while True:
             yield from source.epoch(jax.random.fold_in(key, again), epoch, start)
             again, start = again + 1, 0
+
+    def fingerprint(self) -> str:
+        """A checksum of all sources, weights and the number of batches."""
+        parts = [(getattr(s, "fingerprint", s.__len__)(), weight) for s, weight in self.parts]
+        return f"{parts} {len(self)}"
 
     def in_order(self) -> Iterator[PackedBatch]:
         """All structures of all sources once, whatever the weights."""
