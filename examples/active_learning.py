@@ -5,7 +5,7 @@ medium theory of copper. The first data are crystals whose atoms are moved by 0.
 1200 K, where the networks have seen nothing. In each round eight systems run with the committee until the
 forces of its members differ by more than a limit. Those that stopped are labelled by the truth and join the
 data, and the members train on from their present parameters. Prints for each round how many systems stopped
-and after how many steps, and the error of the forces where the runs ended.
+and after how many steps, and the error of the forces where the runs ended; ends when none has stopped.
 """
 
 import sys
@@ -96,6 +96,8 @@ def main(rounds=3, md_steps=500, train_steps=800):
         size, count, steps, error = table[-1]
         print(f"{size} structures known: {count} of {SYSTEMS} systems stopped, {steps:.0f} steps", end="; ")
         print(f"error of the forces there {error:.0f} meV/Å", flush=True)
+        if not stopped.any():
+            break
         known = known + [atoms for atoms, at in zip(labelled, stopped, strict=True) if at]
     return table
 
