@@ -242,6 +242,31 @@ def test_the_pipeline_of_the_page_on_commands(tmp_path):
     assert tables.strip() == reference().strip(), "python -m alchemi_jax.cli.reference docs/commands.md"
 
 
+def test_the_training_of_the_page_on_commands(tmp_path):
+    """What it gives is the default, where there is one."""
+    from alchemi_jax.cli.load import load_training
+    from alchemi_jax.cli.reference import BEGIN_TRAIN, END, reference_of_training
+    from alchemi_jax.cli.train_plan import loss_of
+
+    text = (ROOT / "docs/commands.md").read_text()
+    (tmp_path / "s.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    settings = load_training(str(tmp_path / "s.toml"), ["run.n_steps=8000", "run.out=short"])
+    (tmp_path / "s.toml").write_text('[data]\ntrain = "a"\n[run]\nn_steps = 8000\n')
+    least = load_training(str(tmp_path / "s.toml"), [])
+    assert (settings.run.n_steps, settings.run.out) == (8000, "short")
+    assert repr(loss_of(settings)) == repr(loss_of(least))
+    assert settings.loss.deltas == least.loss.deltas
+    assert settings.rate == least.rate
+    for table in ("model", "optimizer"):
+        for key, value in getattr(least, table).model_dump().items():
+            given = getattr(getattr(settings, table), key)
+            shown = type(getattr(least, table)).model_fields[key].json_schema_extra["shown"]
+            assert value in (given, None), (table, key)
+            assert value is not None or given is None or key == "rate" or str(given) == shown, (table, key)
+    tables = text.partition(BEGIN_TRAIN)[2].partition(END)[0]
+    assert tables.strip() == reference_of_training().strip()
+
+
 def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     crystals = Batch.from_ase([crystal(i, 1) for i in range(3)])

@@ -32,11 +32,13 @@ class TrainingContext(HookContext):
         results: of the model, from AFTER_FORWARD on.
         updates: from AFTER_OPTIMIZER_STEP on, what is added to the parameters.
         skipped: whether this step is left out: parameters and optimizer stay, and it does not count.
+        errors: at AFTER_VALIDATION, of the results that the loss names: `ctx.errors["forces"].mae`.
     """
 
     results: Any = None
     updates: Any = None
     skipped: Any = None
+    errors: Any = None
 
     def skip(self, condition: Bool[Array, ""]) -> "TrainingContext":
         """The context with this step left out if the condition is true; from AFTER_BACKWARD on."""

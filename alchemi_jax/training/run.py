@@ -175,8 +175,11 @@ class Loop:
             skipped = int(self.state.skipped)
             if skipped > max(_MOST_SKIPPED, len(self.data)):
                 self._raise(f"the last {skipped} steps were skipped")
-        if self.validation is not None and self.validated_at != self.step and self.step > started:
-            self.validate(self.validation)
+        if self.validated_at != self.step and self.step > started:
+            for hook in self.validations:
+                hook.put(self.step, self.epoch, self.validate(hook.ready))
+            if self.validation is not None:
+                self.validate(self.validation)
         self.drain()
         self.call(TrainingStage.AFTER_TRAINING)
         if self.saver is not None:
@@ -355,6 +358,7 @@ class Loop:
             epoch=self.epoch,
             global_rank=jax.process_index(),
             workflow=self.trainer,
+            errors=None if found is None else found.errors,
         )
 
 

@@ -57,11 +57,11 @@ def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[Recor
     layouts: dict[int, Any] = {}
     device = trainer.on_device()
 
-    def trace(state: TrainingState) -> Any:
+    def trace(state: TrainingState, given: Item) -> Any:
         carry: TrainingCarry = begin(device, state.replace(records=()), given).update(layouts=layouts)
         return run_phases(device, carry, STEP).loss
 
-    jax.eval_shape(trace, state)
+    jax.eval_shape(trace, state, given)
     out = []
     for hook in hooks:
         # A hook of stages outside of the step has no rows here.

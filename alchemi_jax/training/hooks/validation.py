@@ -14,7 +14,8 @@ from alchemi_jax.training.stage import TrainingStage
 
 
 class ValidationHook:
-    """Validates after every so many steps, besides what `run(validation=)` does after each epoch. Host.
+    """Validates after every so many steps and at the end, besides what `run(validation=)` does after each
+    epoch. Host.
 
     The hooks of AFTER_VALIDATION are called then. `table` has what was found: a dictionary for each
     validation with step, epoch, loss and its parts.
