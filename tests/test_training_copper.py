@@ -1,4 +1,4 @@
-"""A first potential, of copper, from data that are not in the repository: how good, and a committee of them."""
+"""A first potential, of copper, from data that are not in the repository; a committee of them."""
 
 import jax
 import pytest
