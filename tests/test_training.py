@@ -528,7 +528,7 @@ def test_steps_that_are_not_finite(data, tmp_path):
     only = make(optimizer=optax.adam(0.1)).run([data[0]], n_steps=4)
     np.testing.assert_allclose(state.params.k, only.params.k, rtol=1e-6)
     with pytest.raises(
-        FloatingPointError, match=r"a gradient of batch 0 of epoch 0 is not finite \(its systems"
+        FloatingPointError, match=r"a gradient of batch 0 of epoch 0 is not finite \(numbers of "
     ):
         make().run([bad], epochs=1)
     with pytest.raises(FloatingPointError, match="batch 3 of epoch 0") as caught:

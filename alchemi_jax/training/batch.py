@@ -15,6 +15,7 @@ from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import ListSizes, NeighborList, Requirements
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.training.data import Batches
+from alchemi_jax.training.fingerprint import fingerprint
 
 
 class TrainingBatch(eqx.Module):
@@ -66,7 +67,8 @@ class TrainingData(Protocol):
     """What `Trainer.run` takes as data.
 
     A method `fit_to(model, loss)`, if there is one, is called when a run begins, and returns the data whose
-    batches the model can take.
+    batches the model can take. A method `fingerprint()`, if there is one, gives a text that follows from the
+    contents; a training goes on from a checkpoint only with data of the same text.
     """
 
     def __len__(self) -> int:
@@ -121,10 +123,12 @@ class ListedBatches:
         """With room for neighbor lists, the same for batches of one shape, so that they share a program.
 
         Raises:
-            ValueError: naming the system that the model cannot treat.
+            ValueError: naming the system that the model cannot treat, or that has an infinite label; naming a
+                label of the loss that no system has.
         """
         for entry in self.batches:
             model.check(entry.batch)
+        self._check_labels(getattr(loss, "names", ()))
         needs = training_requirements(model)
         if needs.cutoff is None:
             return self
@@ -141,6 +145,33 @@ class ListedBatches:
             for entry in self.batches
         ]
         return ListedBatches(fitted)
+
+    def _check_labels(self, names: Sequence[str]) -> None:
+        there = dict.fromkeys(names, False)
+        for number, entry in enumerate(self.batches):
+            batch, known = entry.batch, entry.batch.keys()
+            for name in names:
+                if name not in known:
+                    continue
+                values = np.asarray(jax.device_get(batch[name]))
+                there[name] |= bool(np.isfinite(values).any())
+                if np.isinf(values).any():
+                    row = np.argwhere(np.isinf(values))[0, 0]
+                    row = np.asarray(batch.batch_idx)[row] if batch.level(name) == "atom" else row
+                    raise ValueError(
+                        f"{batch.name_of(int(row))} of batch {number} of the data has an infinite label "
+                        f"{name!r}: make it NaN, which stands for a label that is missing, or remove it."
+                    )
+        for name in names:
+            if not there[name]:
+                found = ", ".join(n for n, yes in there.items() if yes) or "none of those that it asks for"
+                raise ValueError(
+                    f"no system of the data has a label {name!r}, which the loss asks for; they have {found}."
+                )
+
+    def fingerprint(self) -> str:
+        """A checksum of systems and labels."""
+        return fingerprint([entry.batch for entry in self.batches])
 
 
 def _shape_of(batch: Batch) -> Any:
@@ -180,6 +211,8 @@ def as_data(data: Any, model: AbstractModel, loss: Any = None, what: str = "data
             f"{what} of a training must be structures with labels, a path, a list of batches, or have "
             f"len, epoch(key, epoch, start) and in_order(), as Batches has: not {description(data)}."
         )
+    if isinstance(data, list | tuple) and not data:
+        raise ValueError(f"{what} of a training is an empty list.")
     if not isinstance(data, TrainingData):
         data = Batches(data)
     fit = getattr(data, "fit_to", None)

@@ -20,6 +20,7 @@ from alchemi_jax.systems.bounds import check_positions
 from alchemi_jax.systems.capacity import float_dtype
 from alchemi_jax.systems.metadata import Metadata, SystemMeta
 from alchemi_jax.training.buckets import batch_size, split_by_size
+from alchemi_jax.training.fingerprint import fingerprint
 from alchemi_jax.training.packed import Layout, PackedBatch, pack_rows
 from alchemi_jax.training.prefetch import prefetch
 from alchemi_jax.training.references import without_elements
@@ -266,6 +267,10 @@ class Batches:
         ]
         order = random.permutation(len(plan))[start:]
         return prefetch((self._take(*plan[k]) for k in order), self.ahead)
+
+    def fingerprint(self) -> str:
+        """A checksum of structures, labels and batch sizes: checkpoints keep it."""
+        return fingerprint([(b.layout.systems, b.numbers, b.floats, b.integers) for b in self._ready])
 
     def in_order(self) -> Iterator[PackedBatch]:
         """All structures once, bucket by bucket, in their order there: for validation."""

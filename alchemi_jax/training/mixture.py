@@ -81,6 +81,11 @@ class Mixture:
             yield from source.epoch(jax.random.fold_in(key, again), epoch, start)
             again, start = again + 1, 0
 
+    def fingerprint(self) -> str:
+        """A checksum of all sources, weights and the number of batches."""
+        parts = [(getattr(s, "fingerprint", s.__len__)(), weight) for s, weight in self.parts]
+        return f"{parts} {len(self)}"
+
     def in_order(self) -> Iterator[PackedBatch]:
         """All structures of all sources once, whatever the weights."""
         for source, _ in self.parts:

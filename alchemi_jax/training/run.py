@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alchemi_jax.dynamics.interrupt import Interrupted
-from alchemi_jax.errors import description, name_of, user_errors
+from alchemi_jax.errors import name_of, user_errors
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
@@ -24,6 +24,7 @@ from alchemi_jax.training.compiled import Validation, compiled_step
 from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
 from alchemi_jax.training.hooks.validation import ValidationHook
+from alchemi_jax.training.origin import describe
 from alchemi_jax.training.references import check_same_references
 from alchemi_jax.training.saver import TrainingSaver, make_saver
 from alchemi_jax.training.stage import IN_STEP, MAY_CHANGE, TrainingStage
@@ -33,6 +34,7 @@ from alchemi_jax.transforms import is_traced
 
 _BATCH = (TrainingStage.BEFORE_BATCH, TrainingStage.AFTER_BATCH)
 _EPOCH = (TrainingStage.BEFORE_EPOCH, TrainingStage.AFTER_EPOCH)
+_BEFORE = (TrainingStage.BEFORE_BATCH, TrainingStage.BEFORE_EPOCH, TrainingStage.BEFORE_TRAINING)
 #: Seconds between two looks at whether the loss is still finite.
 _SECONDS = 1.0
 #: Steps that may be skipped in a row, at least an epoch.
@@ -55,13 +57,8 @@ def run(
     if (epochs is None) == (n_steps is None):
         raise TypeError("Trainer.run takes either epochs or n_steps.")
     natural("epochs of Trainer.run" if n_steps is None else "n_steps of Trainer.run")(epochs or n_steps)
-    if state is not None and not isinstance(state, TrainingState):
-        raise TypeError(f"state of Trainer.run must be a TrainingState, not {description(state)}.")
-    if state is not None and len(state.memory) != len(trainer.hooks.traced):
-        raise ValueError(
-            f"the state is of a trainer with {len(state.memory)} traced hooks, this one has "
-            f"{len(trainer.hooks.traced)}."
-        )
+    if state is not None:
+        start.check_state(trainer, state)
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)
@@ -73,7 +70,7 @@ def run(
         # Hooks see what they record before they are opened.
         fresh = start.make_buffers(trainer, state, example)
         begun = state if state.records else state.replace(records=fresh)
-    saver = make_saver(trainer, resume, len(ready))
+    saver = make_saver(trainer, resume, lambda: describe(trainer, ready, others, begun.params))
     with contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun) as found:
         if saver is not None and found is not None:
             begun = saver.restore(found, begun)
@@ -193,13 +190,16 @@ class Loop:
     def _epoch(self, n_steps: int | None) -> None:
         """The rest of an epoch."""
         if self.position == 0:
+            # Saved before the hooks are called, which a run that goes on calls, too.
+            self._save_if_due()
             self.call(TrainingStage.BEFORE_EPOCH)
         key = jax.random.fold_in(self.state.key, 1)
         batches: Any = self.data.epoch(key, self.epoch, self.position)
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
             stops = False
             for self.batch in batches:
-                self._save_if_due()
+                if self.position > 0:
+                    self._save_if_due()
                 self._one_batch()
                 stops = self._ends(None, n_steps if n_steps is not None else self.step + 1)
                 if stops:
@@ -325,7 +325,10 @@ class Loop:
         outside = [hook for hook in recording if due(hook)]
         if not outside and not any(due(hook) for hook in observers):
             return
-        ctx = self.context(step, found)
+        if stage is TrainingStage.AFTER_BATCH and not self.counts_exactly:
+            # Hooks are not shown a step that has failed.
+            self.check()
+        ctx = self.context(stage, step, found)
         for hook in outside:
             with note_errors(hook, f"at {stage.name} of step {step}"):
                 hook(ctx, stage)
@@ -334,9 +337,9 @@ class Loop:
                 ctx = host_context(ctx, ctx.batch.meta, step)
             self.hooks.run_host(ctx, stage, step, due)
 
-    def context(self, step: int, found: Validation | None) -> TrainingContext:
-        """What host hooks see."""
-        state, report = self.state, self.report
+    def context(self, stage: TrainingStage, step: int, found: Validation | None) -> TrainingContext:
+        """What host hooks see; before a batch or an epoch there is no loss yet."""
+        state, report = self.state, None if stage in _BEFORE else self.report
         batch = (self.batch if found is None else found.batch).to_batch()
         params = state.params
         loss, losses, gradients = None, None, None
@@ -372,7 +375,7 @@ def _odd_systems(given: Item) -> str:
         or np.isinf(np.asarray(system.energy)).any()
         or np.isinf(np.asarray(system.forces)).any()
     ]
-    return f" (its systems {', '.join(odd[:5])} have numbers that are not finite)" if odd else ""
+    return f" (numbers of {', '.join(odd[:5])} are not finite)" if odd else ""
 
 
 __all__ = ["Loop", "run", "validate"]

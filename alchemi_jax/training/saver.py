@@ -8,7 +8,7 @@ rows are written and all hooks of the last step were called.
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import TracedHook
 from alchemi_jax.parameters import as_path
+from alchemi_jax.training.origin import difference
 from alchemi_jax.training.state import TrainingState
 
 
@@ -30,18 +31,12 @@ class TrainingSaver:
     """The checkpoints of one training.
 
     Args:
-        trainer: with its hooks. hook: says when and where. batches: number of them in an epoch.
+        trainer: with its hooks. hook: says when and where. origin: what `describe` says of the training.
     """
 
-    def __init__(self, trainer: Any, hook: CheckpointHook, batches: int):
-        self.trainer, self.hook = trainer, hook
+    def __init__(self, trainer: Any, hook: CheckpointHook, origin: dict[str, Any]):
+        self.trainer, self.hook, self.origin = trainer, hook, origin
         self.store = Checkpoints(hook.folder, hook.keep)
-        self.origin = {
-            "model": repr(trainer.model),
-            "loss": repr(trainer.loss) if not hasattr(trainer.loss, "__name__") else trainer.loss.__name__,
-            "hooks": [name_of(hook) for hook in trainer.hooks.traced],
-            "batches per epoch": batches,
-        }
         self._saved_at = time.monotonic()
         self._saved_step = -1
 
@@ -56,6 +51,8 @@ class TrainingSaver:
         self.store.open()
         try:
             found = self.store.newest()
+            if found is not None and found.about.get("kind") != "training":
+                raise AnotherRun(f"{found.path} is no checkpoint of a training: give another folder.")
             if not resume:
                 if found is not None and found.about["step"] > int(state.step_count):
                     raise ValueError(
@@ -82,15 +79,12 @@ class TrainingSaver:
         self.store.close()
 
     def _check_origin(self, found: Checkpoint) -> None:
-        about = found.about
-        if about.get("kind") != "training":
-            raise AnotherRun(f"{found.path} is no checkpoint of a training.")
-        for name, now in self.origin.items():
-            if about["origin"][name] != now:
-                raise AnotherRun(
-                    f"{found.path} is of another training: {name} was {about['origin'][name]} and is {now}. "
-                    "Give another folder."
-                )
+        other = difference(found.about["origin"], self.origin)
+        if other:
+            raise AnotherRun(
+                f"{found.path} is of another training: {other}. Give another folder, or go on with the "
+                "state of that training, run(..., state=...)."
+            )
 
     def restore(self, found: Checkpoint, like: TrainingState) -> TrainingState:
         """The state of a checkpoint.
@@ -191,8 +185,13 @@ class TrainingSaver:
                         thing.set_state(states[name])
 
 
-def make_saver(trainer: Any, resume: str | os.PathLike | None, batches: int) -> TrainingSaver | None:
+def make_saver(
+    trainer: Any, resume: str | os.PathLike | None, describe: Callable[[], dict[str, Any]]
+) -> TrainingSaver | None:
     """The saver of a training, by its CheckpointHook or by `resume`; None if there is neither.
+
+    Args:
+        describe: gives the origin.
 
     Raises:
         ValueError: if the trainer has several of these hooks, or one for another folder.
@@ -208,7 +207,7 @@ def make_saver(trainer: Any, resume: str | os.PathLike | None, batches: int) -> 
                 "one folder."
             )
         hooks = hooks or [CheckpointHook(folder)]
-    return TrainingSaver(trainer, hooks[0], batches) if hooks else None
+    return TrainingSaver(trainer, hooks[0], describe()) if hooks else None
 
 
 __all__ = ["TrainingSaver", "make_saver"]

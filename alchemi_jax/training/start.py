@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alchemi_jax.errors import description
 from alchemi_jax.hooks import records
 from alchemi_jax.hooks.calls import make_memory
 from alchemi_jax.hooks.protocol import runs_on
@@ -32,7 +33,7 @@ def init(trainer: Any, given: Item, key: Any = None) -> TrainingState:
     zero = jnp.zeros((), jnp.int32)
     state = TrainingState(
         params=params,
-        optimizer=trainer.optimizer.init(params),
+        optimizer=_begin_optimizer(trainer.optimizer, params),
         step_count=zero,
         epoch=zero,
         position=zero,
@@ -74,6 +75,41 @@ def make_buffers(trainer: Any, state: TrainingState, given: Item) -> tuple[Recor
     return tuple(out)
 
 
+def _begin_optimizer(optimizer: Any, params: Any) -> Any:
+    try:
+        return optimizer.init(params)
+    except (TypeError, ValueError) as e:
+        raise type(e)(
+            f"the optimizer cannot begin with the parameters that are trained: {str(e).rstrip('. ')}; a mask "
+            "or labels must be a function of the parameters, or have their structure, that of "
+            "`trainer.split()[0]`."
+        ) from e
+
+
+def check_state(trainer: Any, state: Any) -> None:
+    """Raises TypeError or ValueError for a state that is not of such a trainer, saying what differs."""
+    if not isinstance(state, TrainingState):
+        raise TypeError(f"state of Trainer.run must be a TrainingState, not {description(state)}.")
+    hooks = trainer.hooks.traced
+    if len(state.memory) != len(hooks):
+        raise ValueError(
+            f"the state is of a trainer with {len(state.memory)} traced hooks, this one has {len(hooks)}."
+        )
+    params = trainer.split()[0]
+    optimizer = jax.eval_shape(trainer.optimizer.init, params)
+    for what, mine, given in (
+        ("parameters that are trained", params, state.params),
+        ("numbers of the optimizer", optimizer, state.optimizer),
+    ):
+        if _shapes(mine) != _shapes(given):
+            raise ValueError(f"the state is of another trainer: it has other {what}.")
+
+
+def _shapes(tree: Any) -> Any:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), np.shape(leaf)) for path, leaf in flat]
+
+
 def _as_param(x: Any, dtype: Any) -> Any:
     """A copy; a number of Python in the model takes the dtype of the batch."""
     x = x if isinstance(x, jax.Array) else np.asarray(x)
@@ -90,4 +126,4 @@ def _memory_of(hook: Any, batch: Any, params: Any) -> Any:
     return make_memory(hook, batch) if make is None else make(params)
 
 
-__all__ = ["init", "make_buffers"]
+__all__ = ["check_state", "init", "make_buffers"]

@@ -212,11 +212,32 @@ def differentiate(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
 
 def optimizer_step(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
     """Updates, by the function of the trainer for this (DO_OPTIMIZER_STEP), and the parameters with them."""
-    updates, optimizer = trainer.update(trainer.optimizer, carry.gradients, carry.optimizer, carry.params)
+    given = carry.gradients, carry.optimizer, carry.params
+    if trainer.update is update_by_optax:
+        updates, optimizer = _update_with_loss(trainer.optimizer, *given, carry.loss)
+    else:
+        updates, optimizer = trainer.update(trainer.optimizer, *given)
     updates = check_same_structure("update of the Trainer", "updates", updates, carry.params)
     optimizer = check_same_structure("update of the Trainer", "state", optimizer, carry.optimizer)
     params = optax.apply_updates(carry.params, updates)
     return carry.update(updates=updates, optimizer=optimizer, params=params)
+
+
+def _update_with_loss(optimizer: Any, gradients: Any, state: Any, params: Any, loss: Any) -> Any:
+    """As `update_by_optax`; transformations that ask for the value of the loss get it."""
+    more: dict[str, Any] = {}
+    if isinstance(optimizer, optax.GradientTransformationExtraArgs | optax.MultiSteps):
+        more = {"value": loss, "grad": gradients}
+    try:
+        return optimizer.update(gradients, state, params, **more)
+    except TypeError as e:
+        if "missing" not in str(e) or "argument" not in str(e):
+            raise
+        raise UserCodeError(
+            f"the optimizer of the Trainer needs more than gradients, state, parameters and loss ({e}): "
+            "one that evaluates the loss again, as the line search of optax.lbfgs does, cannot be used; take "
+            "another, such as optax.adam(1e-3) or optax.lbfgs(1e-3, linesearch=None)."
+        ) from None
 
 
 def end(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
@@ -307,7 +328,8 @@ def value_and_grad(function: Callable[[Any], Any], params: Any) -> Any:
 
 
 def update_by_optax(optimizer: Any, gradients: Any, state: Any, params: Any) -> Any:
-    """DO_OPTIMIZER_STEP by default: (updates, state) of the transformation of optax."""
+    """DO_OPTIMIZER_STEP by default: (updates, state) of the transformation of optax. The Trainer gives the
+    loss, too, to a transformation that takes it (`value`, as `optax.contrib.reduce_on_plateau`)."""
     return optimizer.update(gradients, state, params)
 
 

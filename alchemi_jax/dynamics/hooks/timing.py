@@ -80,20 +80,23 @@ class StageTimingHook:
     @property
     def times(self) -> dict[Enum, np.ndarray]:
         """Seconds from each stage to the next, [steps]."""
-        stages = self._steps[0] if self._steps else _STAGES[:-1]
-        return {s: np.array([step[s] for step in self._steps]) for s in stages}
+        stages = dict.fromkeys(s for step in self._steps for s in step) or _STAGES[:-1]
+        return {s: np.array([step[s] for step in self._steps if s in step]) for s in stages}
 
     def summary(self) -> str:
         """Medians in ms, and their shares of a step."""
         if not self._steps:
             return "StageTimingHook: fewer than two steps were measured."
-        medians = {s: 1e3 * float(np.median(t)) for s, t in self.times.items()}
-        total = sum(medians.values())
-        lines = [f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({len(self._steps)} steps, stage by stage)"]
-        last = _STAGES[-1] if isinstance(self._last, DynamicsStage) else self._last
-        for stage, following in itertools.pairwise([*medians, last]):
-            ms = medians[stage]
-            lines.append(f"{stage.name:22}{following.name:22}{ms:9.3f}{ms / total:8.1%}")
+        lines, times = [], self.times
+        # A table for each workflow that it was in.
+        for kind in dict.fromkeys(type(stage) for stage in times):
+            medians = {s: 1e3 * float(np.median(t)) for s, t in times.items() if isinstance(s, kind)}
+            total, n = sum(medians.values()), len(times[next(iter(medians))])
+            lines.append(f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({n} steps, stage by stage)")
+            last = next(s for s in kind if s.name in _LAST)
+            for stage, following in itertools.pairwise([*medians, last]):
+                ms = medians[stage]
+                lines.append(f"{stage.name:22}{following.name:22}{ms:9.3f}{ms / total:8.1%}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
