@@ -20,6 +20,7 @@ import zarr
 from conftest import cluster, crystal, public
 
 import alchemi_jax
+import alchemi_jax.training
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import (
     FIRE,
@@ -186,6 +187,22 @@ def test_the_page_on_training(tmp_path, monkeypatch, capsys):
         assert chosen.epsilon is not None
         assert chosen.sigma is None
         assert capsys.readouterr().out.startswith("epoch 0: loss ")
+
+
+def test_the_page_from_data_to_dynamics():
+    """Its code is that of a notebook, which has a test of its own, and of scripts in `examples/`."""
+    page = code("docs/from_data_to_dynamics.md")
+    if not page:
+        pytest.skip("installed without its repository")
+    cells = json.loads((ROOT / "notebooks/10_train_a_potential.ipynb").read_text())["cells"]
+    shown = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    same = [ast.dump(ast.parse(text)) for text in page]
+    assert same[: len(shown)] == [ast.dump(ast.parse(text)) for text in shown]
+    scripts = [ast.parse(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
+    known = {ast.dump(node) for script in scripts for node in script.body}
+    parts = [ast.dump(node) for text in page[len(shown) :] for node in ast.parse(text).body]
+    assert len(parts) > 4
+    assert set(parts) <= known
 
 
 def test_the_page_on_errors(blocks, capsys):
@@ -367,7 +384,7 @@ def test_names_in_the_tables_of_other_codes_and_of_the_readme(blocks):
         alchemi_jax.neighbors,
     ]
     modules += [alchemi_jax.dynamics.hooks, alchemi_jax.dynamics.sinks, alchemi_jax.analysis]
-    modules += [alchemi_jax.observables]
+    modules += [alchemi_jax.observables, alchemi_jax.training]
     known = {name for module in modules for name in public(module)} | {"FIRE", "CallbackHook"}
     methods = [
         dir(k) for k in (alchemi_jax.dynamics.AbstractDynamics, Batch, alchemi_jax.dynamics.ConvergenceHook)

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from alchemi_jax.training.batch import TrainingBatch as TrainingBatch
     from alchemi_jax.training.context import TrainingContext as TrainingContext
     from alchemi_jax.training.data import Batches as Batches
-    from alchemi_jax.training.data import Mixture as Mixture
     from alchemi_jax.training.losses import Loss as Loss
     from alchemi_jax.training.losses import errors as errors
+    from alchemi_jax.training.mixture import Mixture as Mixture
     from alchemi_jax.training.packed import PackedBatch as PackedBatch
     from alchemi_jax.training.precision import Precision as Precision
     from alchemi_jax.training.stage import TrainingStage as TrainingStage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +23,12 @@ from alchemi_jax.training.buckets import batch_size, split_by_size
 from alchemi_jax.training.fingerprint import fingerprint
 from alchemi_jax.training.packed import Layout, PackedBatch, pack_rows
 from alchemi_jax.training.prefetch import prefetch
+from alchemi_jax.training.references import without_elements
 from alchemi_jax.training.source import FIELDS, label_of, read_labelled
 
 
+#: eV per atom: energies that would be rounded by more are refused.
+_MOST_LOST = 2e-5
 #: Structures that a model checks at a time.
 _CHECKED_TOGETHER = 256
 
@@ -59,12 +62,20 @@ class Batches:
         max_atoms, max_edges: bounds of one batch; edges are pairs within the cutoff, in both directions.
         dtype: float32 or float64, as in `Batch.from_ase`.
         buckets: the most shapes.
+        subtract: energies of elements, eV, that are subtracted from each energy in double precision, by
+            symbol; or "fit": those of `fit_element_energies`. The model then learns the rest; total energies
+            of most electronic-structure codes are too large for single precision. Give data for validation
+            the same: `Batches(others, subtract=data.subtracted)`.
         extras: names of numbers from `atoms.arrays` or `atoms.info` that the model reads from the batch, such
             as "head".
         ahead: number of batches that a thread makes in advance; 0: no thread.
 
     Raises:
-        ValueError: naming what is no structure, or has an infinite label; for counts that are not positive.
+        ValueError: naming what is no structure, or has an infinite label; for counts that are not positive;
+            an element without an energy in `subtract`.
+
+    Attributes:
+        subtracted: the energies that were subtracted, by symbol; empty without.
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class Batches:
         *,
         dtype: Any = None,
         buckets: int = 4,
+        subtract: Any = None,
         extras: Sequence[str] = (),
         ahead: int = 2,
     ):
@@ -86,7 +98,8 @@ class Batches:
         self.dtype = float_dtype(dtype)
         self.extras = (extras,) if isinstance(extras, str) else tuple(extras)
         self.ahead = ahead if ahead == 0 else natural("ahead")(ahead)
-        self.structures, self.name = read_labelled(source)
+        structures, self.name = read_labelled(source)
+        self.structures, self.subtracted = without_elements(structures, subtract)
         for data in self.structures:
             check_positions(data.name, data.positions, self.dtype)
         self._meta = [SystemMeta(data.name, data.info) for data in self.structures]
@@ -114,9 +127,15 @@ class Batches:
         known = self.labelled(model)
         for name in getattr(loss, "names", ()):
             if name not in known:
-                raise _no_label(self.name, name, known)
+                raise no_label(self.name, name, known)
+        return self.prepare(model, getattr(loss, "names", ()))
+
+    def prepare(self, model: AbstractModel, names: Sequence[str] = ()) -> Batches:
+        """`fit_to` for a loss of these results, of which no structure here needs to have a label."""
         levels = {**self._levels_of_extras(), **model.extra_results}
         labels = [self._labels(data, levels) for data in self.structures]
+        if "energy" in names:
+            self._check_rounding()
         for begin in range(0, len(self.structures), _CHECKED_TOGETHER):
             part = self.structures[begin : begin + _CHECKED_TOGETHER]
             model.check(Batch.from_data_list(part, self.dtype))
@@ -127,6 +146,19 @@ class Batches:
         assert new._lists is not None, "made above"
         new._made = new._pack(required, new._lists[1], levels, labels)
         return new
+
+    def _check_rounding(self) -> None:
+        """An energy is one number of a batch: of a large one single precision leaves little to be learned."""
+        energies = np.array([float(data.energy) for data in self.structures])
+        atoms = np.array([len(data) for data in self.structures])
+        lost = np.nan_to_num(np.abs(np.spacing(energies.astype(self.dtype)))) / 2 / atoms
+        worst = int(np.argmax(lost))
+        if lost[worst] > _MOST_LOST:
+            raise ValueError(
+                f"{self.structures[worst].name} has an energy of {energies[worst]:.6g} eV, of which "
+                f"{np.dtype(self.dtype).name} loses {1000 * lost[worst]:.2g} meV per atom: give Batches "
+                'subtract="fit", which subtracts energies of elements first, or dtype="float64".'
+            )
 
     def _levels_of_extras(self) -> dict[str, str]:
         for name in self.extras:
@@ -271,7 +303,8 @@ def _is_known(label: Any) -> bool:
     return label is not None and bool(np.isfinite(label).any())
 
 
-def _no_label(where: str, name: str, known: set[str]) -> ValueError:
+def no_label(where: str, name: str, known: set[str]) -> ValueError:
+    """The error for a label of a loss that no structure has."""
     return ValueError(
         f"no structure of {where} has a label {name!r}, which the loss asks for; they have "
         f"{', '.join(sorted(known)) or 'no labels at all'}."
@@ -291,83 +324,6 @@ def _neighbors(data: AtomicData, required: Requirements) -> NeighborRows | None:
         raise ValueError(f"{data.name}: {e}.") from None
 
 
-class Mixture:
-    """Several sources, from which batches are taken with given shares.
-
-        data = Mixture([(Batches("pbe.extxyz"), 0.8), (Batches("surfaces.extxyz"), 0.2)])
-
-    Each batch is of one source. Which one follows from key and epoch; over many batches the shares are those
-    of the weights. A source that is used up begins again in another order.
-
-    Args:
-        parts: pairs of Batches and a positive weight.
-        length: batches per epoch; by default those of all sources together.
-
-    Raises:
-        ValueError: for no parts, or weights that are not positive.
-    """
-
-    def __init__(self, parts: Iterable[tuple[Any, float]], length: int | None = None):
-        pairs = [(as_batches(source), weight) for source, weight in parts]
-        if not pairs:
-            raise ValueError("Mixture needs at least one pair of Batches and weight.")
-        for _, weight in pairs:
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < np.inf:
-                raise ValueError(f"weights of a Mixture must be positive numbers, not {weight!r}.")
-        self.parts = tuple(pairs)
-        self.length = optional(natural("length"))(length)
-
-    def fit_to(self, model: AbstractModel, loss: Any = None) -> Mixture:
-        """All sources, ready for a model. A label of the loss must be in one of them.
-
-        Raises:
-            ValueError: as `Batches.fit_to`.
-        """
-        if loss is not None and hasattr(loss, "check"):
-            loss.check(model)
-        known = {name for source, _ in self.parts for name in source.labelled(model)}
-        for name in getattr(loss, "names", ()):
-            if name not in known:
-                raise _no_label("any source of the Mixture", name, known)
-        return Mixture([(source.fit_to(model), weight) for source, weight in self.parts], self.length)
-
-    def __len__(self) -> int:
-        """Number of batches of an epoch."""
-        return sum(len(source) for source, _ in self.parts) if self.length is None else self.length
-
-    def epoch(self, key: Any, epoch: int, start: int = 0) -> Iterator[PackedBatch]:
-        """The batches of an epoch, as `Batches.epoch`."""
-        weights = np.array([weight for _, weight in self.parts], float)
-        chosen = random_of(key, epoch).choice(len(weights), size=len(self), p=weights / weights.sum())
-        used = np.bincount(chosen[:start], minlength=len(weights))
-        streams = [self._stream(part, key, epoch, int(used[part])) for part in range(len(self.parts))]
-        try:
-            for part in chosen[start:]:
-                yield next(streams[part])
-        finally:
-            for stream in streams:
-                stream.close()
-
-    def _stream(self, part: int, key: Any, epoch: int, start: int) -> Any:
-        """The batches of a source in one epoch of the mixture, without end."""
-        source, _ = self.parts[part]
-        again, start = divmod(start, len(source))
-        key = jax.random.fold_in(as_key(key), part)
-        while True:
-            yield from source.epoch(jax.random.fold_in(key, again), epoch, start)
-            again, start = again + 1, 0
-
-    def fingerprint(self) -> str:
-        """A checksum of all sources, weights and the number of batches."""
-        parts = [(getattr(s, "fingerprint", s.__len__)(), weight) for s, weight in self.parts]
-        return f"{parts} {len(self)}"
-
-    def in_order(self) -> Iterator[PackedBatch]:
-        """All structures of all sources once, whatever the weights."""
-        for source, _ in self.parts:
-            yield from source.in_order()
-
-
 def as_batches(source: Any, **options: Any) -> Any:
     """Batches of a source; what gives batches itself is returned as it is."""
     if hasattr(source, "epoch") and hasattr(source, "in_order"):
@@ -375,4 +331,4 @@ def as_batches(source: Any, **options: Any) -> Any:
     return Batches(source, **options)
 
 
-__all__ = ["Batches", "Mixture", "as_batches", "random_of"]
+__all__ = ["Batches", "as_batches", "no_label", "random_of"]

@@ -1,7 +1,7 @@
 """Losses: how far results are from their labels; labels that are missing, and padding, do not count."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +15,6 @@ from alchemi_jax.spelling import did_you_mean
 from alchemi_jax.systems.batch import Batch
 
 
-Kind = Literal["mse", "mae", "huber"]
 _KINDS = ("mse", "mae", "huber")
 #: Results that every model has.
 _OWN = ("energy", "forces", "stress")
@@ -58,7 +57,7 @@ class Loss(Described):
         forces: Any = None,
         stress: Any = None,
         *,
-        kind: Kind | Mapping[str, Kind] = "huber",
+        kind: Any = "huber",
         delta: float | Mapping[str, float] = 0.01,
         **others: Any,
     ):

@@ -130,7 +130,7 @@ def pack_rows(
             floats[name][k] = getattr(data, name)
         for name, level, _ in layout.labels:
             if name in labels[k]:
-                floats[name][k][: atoms if level == "atom" else None] = labels[k][name]
+                floats[name][(k, slice(atoms)) if level == "atom" else k] = labels[k][name]
         integers["count"][k] = atoms
         integers["pbc"][k] = data.pbc
         integers["numbers"][k, :atoms] = data.numbers
@@ -208,9 +208,11 @@ def _take_apart(table: Shaped[Array, "systems n"], parts: Any) -> dict[str, Shap
 def _batch_of(item: PackedBatch) -> tuple[Batch, dict[str, Any], Int[Array, " atoms"]]:
     """The batch, the integers of the rows, and for each atom its place among all rows."""
     layout, n = item.layout, item.layout.atoms
-    f = _take_apart(item.floats, layout.floats)
-    i = _take_apart(item.integers.astype(jnp.int32), layout.integers)
-    systems, there = layout.systems, item.ids >= 0
+    # Outside of compiled code they may be arrays of numpy.
+    table, whole, ids = (jnp.asarray(a) for a in (item.floats, item.integers, item.ids))
+    f = _take_apart(table, layout.floats)
+    i = _take_apart(whole.astype(jnp.int32), layout.integers)
+    systems, there = layout.systems, ids >= 0
     counts = jnp.where(there, i["count"], 0)
     end = jnp.cumsum(counts, dtype=jnp.int32)
     first = end - counts
@@ -227,7 +229,7 @@ def _batch_of(item: PackedBatch) -> tuple[Batch, dict[str, Any], Int[Array, " at
     def of_systems(values: Shaped[Array, "systems *dims"], fill: Any = 0) -> Shaped[Array, "systems *dims"]:
         return jnp.where(there.reshape(-1, *(1,) * (values.ndim - 1)), values, fill)
 
-    dtype, nothing = item.floats.dtype, jnp.zeros(systems, jnp.int32)
+    dtype, nothing = table.dtype, jnp.zeros(systems, jnp.int32)
     held = of_atoms(i["fixed"]) > 0
     whole = held.all(axis=1)
     extras = {"atom": {}, "system": {}}
@@ -250,7 +252,7 @@ def _batch_of(item: PackedBatch) -> tuple[Batch, dict[str, Any], Int[Array, " at
         "spin": of_systems(f["spin"], 1),
         "atoms_per_system": counts,
         "first_atom": first,
-        "system_id": item.ids,
+        "system_id": ids,
         **dict.fromkeys(("status", "outcome", "reason", "steps_taken", "stage_steps"), nothing),
         **dict.fromkeys(("converged", "failed"), nothing > 0),
         "time": jnp.zeros(systems, dtype),

@@ -25,6 +25,7 @@ from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.origin import describe
+from alchemi_jax.training.references import check_same_references
 from alchemi_jax.training.saver import TrainingSaver, make_saver
 from alchemi_jax.training.stage import IN_STEP, MAY_CHANGE, TrainingStage
 from alchemi_jax.training.state import Report, TrainingState, as_model
@@ -62,6 +63,7 @@ def run(
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)
     others = None if validation is None else as_data(validation, trainer.model, trainer.loss, "validation")
+    check_same_references(ready, others, "validation of Trainer.run")
     example = next(iter(ready.in_order()))
     begun = start.init(trainer, example, key) if state is None else state
     if state is not None:

@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.models.invariant import InvariantNetwork
+from alchemi_jax.training.references import least_squares
 
 
 def fit_element_energies(data: Any) -> dict[str, float]:
@@ -16,7 +17,7 @@ def fit_element_energies(data: Any) -> dict[str, float]:
     energy.
 
     Where compositions do not tell elements apart, such as in structures of one compound alone, the energies
-    are the smallest that fit.
+    are the smallest that fit. What `Batches(subtract=...)` has subtracted is not counted.
 
     Args:
         data: Batches or a Mixture; structures without an energy are left out.
@@ -24,16 +25,7 @@ def fit_element_energies(data: Any) -> dict[str, float]:
     Raises:
         ValueError: if no structure has an energy.
     """
-    structures = [s for s in structures_of(data) if np.isfinite(s.energy)]
-    if not structures:
-        raise ValueError("fit_element_energies needs structures with energies, there are none.")
-    numbers = np.unique(np.concatenate([s.numbers for s in structures]))
-    counts = np.array([(s.numbers[:, None] == numbers[None]).sum(axis=0) for s in structures], float)
-    energies = np.array([float(s.energy) for s in structures])
-    # Per atom, so that large structures do not count more than small ones.
-    size = counts.sum(axis=1)
-    found = np.linalg.lstsq(counts / size[:, None], energies / size, rcond=None)[0]
-    return {chemical_symbols[z]: float(e) for z, e in zip(numbers, found, strict=True)}
+    return least_squares(structures_of(data))
 
 
 def force_scale(data: Any) -> float:
