@@ -121,6 +121,7 @@ SHORT = '[data]\ntrain = "a"\n[run]\nn_steps = 10\n'
         (SHORT + "[loss]\nkind = {energi = 'mse'}\n", "loss.kind.energi is of a result that has no weight"),
         (SHORT + "[loss]\ndelta = -1\n", "loss.delta must be a positive number"),
         (SHORT + "[loss]\nothers = {forces = 1.0}\n", "loss.others.forces has a key of its own"),
+        ("[data]\ntrain='a'\nsubtract='fitt'\n[run]\nepochs=1\n", 'data.subtract must be "fit", or a table'),
         (SHORT.replace("'a'", '"a"') + "[data.x]\n", "data.x is unknown"),
         ("[data]\ntrain='a'\nvalidation=1.5\n[run]\nepochs=1\n", "data.validation must be between 0 and 1"),
         ("[data]\ntrain='a'\nweights=[1, 2]\n[run]\nepochs=1\n", "each of the 1 entries of train, not 2"),
@@ -278,6 +279,8 @@ def test_check_says_what_would_be_done_and_writes_nothing(folder, capsys):
     ):
         assert part in text, (part, text)
     assert on_disk(folder) == before
+    assert main(["train", "s.toml", "--check", "--no-cache", *more, 'data.subtract="fit"']) == 0
+    assert "subtracted  Ar " in capsys.readouterr().out
     assert (
         main(["train", "s.toml", "--check", "--no-cache", 'model.kind="invariant"', "model.hidden=[4]"]) == 0
     )

@@ -74,6 +74,12 @@ class TrainPlan:
         return run.n_steps or (run.epochs or 0) * len(self.data)
 
     @property
+    def subtracted(self) -> dict[str, float]:
+        """Energies of elements that labels are without, eV."""
+        source = self.data.parts[0][0] if hasattr(self.data, "parts") else self.data
+        return dict(source.subtracted)
+
+    @property
     def keys(self) -> tuple[Any, Any]:
         """PRNG keys of the first weights and of the order of the data."""
         first, second = jax.random.split(jax.random.key(self.settings.run.seed))
@@ -309,6 +315,8 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
         rows.append((name, f"{len(part)} structures of {sizes} atoms, from {files} file{'s' * (files > 1)}"))
         rows.append(("  labels", _labels(structures, plan.loss.names)))
     rows.append(("elements", symbols_of(elements_of(sets))))
+    if plan.subtracted:
+        rows.append(("  subtracted", energies_text(plan.subtracted)))
     for name, batches in (("batches", plan.data), ("  validation", plan.validation)):
         if batches is not None:
             shapes = [
@@ -343,6 +351,11 @@ def _labels(structures: list[Any], names: tuple[str, ...]) -> str:
         if n:
             found.append(f"{name} of {'all' if n == len(structures) else n}")
     return ", ".join(found) or "none"
+
+
+def energies_text(energies: dict[str, float]) -> str:
+    """Energies of elements in words."""
+    return ", ".join(f"{symbol} {energy:.6g} eV" for symbol, energy in energies.items())
 
 
 def _count(tree: Any) -> int:
