@@ -96,6 +96,8 @@ def train(job: TrainJob, signals: Signals) -> int:
         print_rows([*rows_of(plan), ("this command", what)])
         return OK
     with Results(out, RESULTS) as results, signals.limited(job.options.max_seconds):
+        if (results.out / CHECKPOINTS).exists():
+            signals.describe = lambda: "what was saved is kept, and the same command goes on"
         begun = begin_training(job, results)
         more = "" if not begun.goes_on else ", complete before" if begun.complete else ", going on"
         print(f"{describe_training(begun.plan)}{more}.", flush=True)
