@@ -68,9 +68,9 @@ def silicon(seed=0):
     kinds["amorphous"] = _frames(molten, 300.0, keys[5], 500)[1]
     train, valid = [], {}
     for name, runs in kinds.items():
-        labelled = [evaluate(StillingerWeber(), run).to_ase() for run in runs]
-        train += [atoms for run in labelled[:-2] for atoms in run]
-        valid[name] = [atoms for run in labelled[-2:] for atoms in run]
+        labelled = evaluate(StillingerWeber(), [atoms for run in runs for atoms in run]).to_ase()
+        train += labelled[: -2 * FRAMES]
+        valid[name] = labelled[-2 * FRAMES :]
     return train, valid
 
 
