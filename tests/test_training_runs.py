@@ -19,7 +19,7 @@ from alchemi_jax.dynamics.hooks import (
     ProfilerHook,
     StageTimingHook,
 )
-from alchemi_jax.hooks import TracedHook
+from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models import FunctionModel, HarmonicModel, evaluate
 from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer
 from alchemi_jax.training.hooks import ClipGradientsHook, EarlyStoppingHook, EMAHook, ScheduleHook
@@ -239,7 +239,7 @@ def test_hooks_that_measure(data, tmp_path, monkeypatch):
     make(ProfilerHook(tmp_path), timing).run(data, n_steps=1)
     assert ranges == ["begin", "BEFORE_BATCH", "end", "stop"]
     for stage in [s for s in DynamicsStage if s is not DynamicsStage.ON_CONVERGE]:
-        timing(None, stage)
+        timing(HookContext(batch=data[0]), stage)
     make(timing).run(data, n_steps=1)
     assert {len(times) for times in timing.times.values()} == {1}
     assert timing.summary().count("1 steps") == 2
