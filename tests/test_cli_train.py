@@ -121,6 +121,7 @@ SHORT = '[data]\ntrain = "a"\n[run]\nn_steps = 10\n'
         (SHORT + "[loss]\nkind = {energi = 'mse'}\n", "loss.kind.energi is of a result that has no weight"),
         (SHORT + "[loss]\ndelta = -1\n", "loss.delta must be a positive number"),
         (SHORT + "[loss]\nothers = {forces = 1.0}\n", "loss.others.forces has a key of its own"),
+        ("[data]\ntrain='a'\nsubtract='fitt'\n[run]\nepochs=1\n", 'data.subtract must be "fit", or a table'),
         (SHORT.replace("'a'", '"a"') + "[data.x]\n", "data.x is unknown"),
         ("[data]\ntrain='a'\nvalidation=1.5\n[run]\nepochs=1\n", "data.validation must be between 0 and 1"),
         ("[data]\ntrain='a'\nweights=[1, 2]\n[run]\nepochs=1\n", "each of the 1 entries of train, not 2"),
@@ -246,6 +247,7 @@ def test_the_hash_is_of_labels_too_and_of_what_a_structure_is_for():
         (["loss.magmoms=1"], "the loss has a weight for 'magmoms', but LennardJones gives only"),
         (['model.frozen="sgma"'], "model: frozen 'sgma' is no path of LennardJones, whose floats are"),
         (['model.frozen=["epsilon", "sigma"]'], "model: there is nothing to train"),
+        (['model.kind="ase:ase.calculators.emt:EMT"'], "ASEModel has no arrays of floats"),
         (['model.kind="emt"'], "EMT has no parameters for Ar (atom 0)"),
         (["data.max_atoms=2"], "more than max_atoms=2 of a batch"),
     ],
@@ -277,6 +279,8 @@ def test_check_says_what_would_be_done_and_writes_nothing(folder, capsys):
     ):
         assert part in text, (part, text)
     assert on_disk(folder) == before
+    assert main(["train", "s.toml", "--check", "--no-cache", *more, 'data.subtract="fit"']) == 0
+    assert "subtracted  Ar " in capsys.readouterr().out
     assert (
         main(["train", "s.toml", "--check", "--no-cache", 'model.kind="invariant"', "model.hidden=[4]"]) == 0
     )
@@ -428,7 +432,9 @@ def test_a_training_goes_on_bit_for_bit_from_wherever_it_was_killed(
     # Pictures follow from the logs; drawing takes longer than all else here.
     monkeypatch.setattr(train_plot, "save_figure", lambda figure, path: path.write_bytes(b"alchemi-jax"))
     wanted |= {name: b"alchemi-jax" for name in ("loss.png", "parity.png")}
-    for moment in (moments[0], moments[len(moments) // 2]):
+    # The last one: with the logs of much later, of which the first checkpoint knows nothing.
+    late = {path: content for path, content in moments[-1].items() if path.endswith(".csv")}
+    for moment in (moments[0], moments[len(moments) // 2], moments[1] | late):
         put_on_disk(folder / "o", moment)
         assert main(["train", "o", "--report"]) == 0
         assert main(command) == 0

@@ -26,7 +26,14 @@ from alchemi_jax.cli.stream import describe_fault
 from alchemi_jax.cli.swap import repaired
 from alchemi_jax.cli.train_begin import TrainBegun, begin_training, look_at_training
 from alchemi_jax.cli.train_hooks import BestModel, TrainWatch
-from alchemi_jax.cli.train_plan import LOG, VALIDATIONS, TrainPlan, describe_training, rows_of
+from alchemi_jax.cli.train_plan import (
+    LOG,
+    VALIDATIONS,
+    TrainPlan,
+    describe_training,
+    energies_text,
+    rows_of,
+)
 from alchemi_jax.cli.train_plot import loss_picture, parity_picture, read_log
 from alchemi_jax.cli.train_record import flat, read_train_record
 from alchemi_jax.cli.train_report import REPORT, compare, named_results, read_report, table, write_report
@@ -89,6 +96,8 @@ def train(job: TrainJob, signals: Signals) -> int:
         print_rows([*rows_of(plan), ("this command", what)])
         return OK
     with Results(out, RESULTS) as results, signals.limited(job.options.max_seconds):
+        if (results.out / CHECKPOINTS).exists():
+            signals.describe = lambda: "what was saved is kept, and the same command goes on"
         begun = begin_training(job, results)
         more = "" if not begun.goes_on else ", complete before" if begun.complete else ", going on"
         print(f"{describe_training(begun.plan)}{more}.", flush=True)
@@ -211,6 +220,7 @@ def _about(plan: TrainPlan, ended: TrainEnded) -> dict[str, Any]:
         "step": ended.model_step,
         "structures": sum(map(len, plan.sets.train)),
         "settings": settings,
+        "subtracted": plan.subtracted,
     }
 
 
@@ -222,6 +232,7 @@ def _make_report(plan: TrainPlan, ended: TrainEnded, results: Results, signals: 
     """Compute the errors, and write report, pictures, and the model with its errors."""
     model, names, at = ended.model, named_results(plan), results.at
     report: dict[str, Any] = {"step": ended.model_step, "steps": int(ended.state.step_count)}
+    report |= {"loss": list(plan.loss.names), "subtracted": plan.subtracted}
     own = plan.validation is None
     report["train"], points = compare(model, plan.data, names, keep=own)
     if plan.validation is not None:
@@ -282,3 +293,5 @@ def _print_report(out: Path, report: dict[str, Any]) -> None:
     print()
     print(f"  {'model':20}{out / MODEL}, of step {report['step']} of {report['steps']}")
     print("\n".join(table(report)), flush=True)
+    if report.get("subtracted"):
+        print(f"  its energies are without those of the elements: {energies_text(report['subtracted'])}")

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from alchemi_jax.cli.inputs import Structure, content_hash
-from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.outcome import UsageError, sentence
 from alchemi_jax.cli.train_settings import TrainData
 from alchemi_jax.systems.atoms import AtomicData
-from alchemi_jax.training.data import Batches, Mixture
+from alchemi_jax.training.data import Batches
+from alchemi_jax.training.mixture import Mixture
+from alchemi_jax.training.references import without_elements
 from alchemi_jax.training.source import FIELDS, read_labelled
 
 
@@ -95,7 +97,7 @@ def _read(path: str) -> list[Labelled]:
         try:
             structures, _ = read_labelled(file)
         except ValueError as e:
-            raise UsageError(f"{str(e).rstrip('.')}.") from None
+            raise UsageError(sentence(e)) from None
         out += [(Structure(file, k, labelled_hash(d)), d) for k, d in enumerate(structures)]
     return out
 
@@ -138,7 +140,7 @@ def batches_of(data: TrainData, sets: Sets) -> tuple[Any, Batches | None]:
     Raises:
         UsageError: naming a structure that cannot be used.
     """
-    options = {
+    options: dict[str, Any] = {
         "max_systems": data.max_systems,
         "max_atoms": data.max_atoms,
         "max_edges": data.max_edges,
@@ -151,13 +153,17 @@ def batches_of(data: TrainData, sets: Sets) -> tuple[Any, Batches | None]:
         return found
 
     try:
+        if data.subtract is not None:
+            # The same of all sources.
+            every = [structure for part in sets.train for _, structure in part]
+            options["subtract"] = without_elements(every, data.subtract)[1]
         validation = None if sets.validation is None else batches(sets.validation, "data.validation")
         if data.weights is None:
             return batches([entry for part in sets.train for entry in part], "data.train"), validation
         pairs = zip(sets.train, data.weights, data.train, strict=True)
         return Mixture([(batches(part, name), weight) for part, weight, name in pairs]), validation
     except ValueError as e:
-        raise UsageError(f"{str(e).rstrip('.')}.") from None
+        raise UsageError(sentence(e)) from None
 
 
 def warn_twice(sets: Sets) -> None:

@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 from alchemi_jax.cli.cache import use_cache
 from alchemi_jax.cli.flags import TrainJob
 from alchemi_jax.cli.models import canonical, model_from, model_hashes
-from alchemi_jax.cli.outcome import UsageError, one_line, os_reason
+from alchemi_jax.cli.outcome import UsageError, os_reason, sentence
 from alchemi_jax.cli.train_data import Sets, batches_of, read_sets, warn_twice
 from alchemi_jax.cli.train_hooks import BestModel
 from alchemi_jax.cli.train_settings import DECAY, INVARIANT, OPTIMIZERS, Training
@@ -35,6 +35,7 @@ from alchemi_jax.training.hooks import (
 )
 from alchemi_jax.training.losses import Loss
 from alchemi_jax.training.precision import Precision
+from alchemi_jax.training.source import label_of
 from alchemi_jax.training.stage import TrainingStage
 from alchemi_jax.training.statistics import network_for, structures_of
 from alchemi_jax.training.trainer import Trainer
@@ -73,6 +74,12 @@ class TrainPlan:
         return run.n_steps or (run.epochs or 0) * len(self.data)
 
     @property
+    def subtracted(self) -> dict[str, float]:
+        """Energies of elements that labels are without, eV."""
+        source = self.data.parts[0][0] if hasattr(self.data, "parts") else self.data
+        return dict(source.subtracted)
+
+    @property
     def keys(self) -> tuple[Any, Any]:
         """PRNG keys of the first weights and of the order of the data."""
         first, second = jax.random.split(jax.random.key(self.settings.run.seed))
@@ -99,7 +106,7 @@ class TrainPlan:
                 precision=precision,
             )
         except ValueError as e:
-            raise UsageError(f"model: {str(e).rstrip('.')}.") from None
+            raise UsageError(f"model: {sentence(e)}") from None
 
     def save(self, folder: Path, model: Any, about: dict[str, Any]) -> None:
         """Write a model of this training to a folder.
@@ -113,7 +120,7 @@ class TrainPlan:
         except OSError as e:
             raise UsageError(f"{folder} cannot be written: {os_reason(e)}.") from None
         except (TypeError, ValueError) as e:
-            raise UsageError(f"the model cannot be saved: {one_line(e).rstrip('.')}.") from None
+            raise UsageError(f"the model cannot be saved: {sentence(e)}") from None
 
     def host_hooks(self, at: Path) -> tuple[list[Any], BestModel | None]:
         """Logs, validations and what follows from them; the one that has the best model, if it is kept."""
@@ -232,10 +239,10 @@ def prepare_training(job: TrainJob, *, only_check: bool = False) -> TrainPlan:
     except UnknownElementError as e:
         raise UsageError(f"{e.problem}. {advice(elements_of(sets))}.") from None
     except ValueError as e:
-        raise UsageError(f"{str(e).rstrip('.')}.") from None
+        raise UsageError(sentence(e)) from None
     plan = TrainPlan(settings, sets, data, validation, model, loss, hashes)
-    _check_can_be_saved(plan)
     plan.trainer([])
+    _check_can_be_saved(plan)
     if plan.n_steps <= settings.optimizer.warmup:
         raise UsageError(f"optimizer.warmup must be less than all {plan.n_steps} steps of the training.")
     return plan
@@ -306,8 +313,10 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
         sizes = f"{min(atoms)}" if min(atoms) == max(atoms) else f"{min(atoms)} to {max(atoms)}"
         files = len({structure.file for structure, _ in part})
         rows.append((name, f"{len(part)} structures of {sizes} atoms, from {files} file{'s' * (files > 1)}"))
-        rows.append(("  labels", _labels(structures)))
+        rows.append(("  labels", _labels(structures, plan.loss.names)))
     rows.append(("elements", symbols_of(elements_of(sets))))
+    if plan.subtracted:
+        rows.append(("  subtracted", energies_text(plan.subtracted)))
     for name, batches in (("batches", plan.data), ("  validation", plan.validation)):
         if batches is not None:
             shapes = [
@@ -332,14 +341,21 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
     return rows
 
 
-def _labels(structures: list[Any]) -> str:
+def _labels(structures: list[Any], names: tuple[str, ...]) -> str:
+    """Which of them have labels of energy, forces, stress, and what else the loss names."""
     found = []
-    for name in ("energy", "forces", "stress"):
-        n = sum(bool(np.isfinite(getattr(s, name)).any()) for s in structures)
+    for name in dict.fromkeys(("energy", "forces", "stress", *names)):
+        level = "atom" if any(name in s.atom_extras for s in structures) else "system"
+        labels = (label_of(s, name, level) for s in structures)
+        n = sum(label is not None and bool(np.isfinite(label).any()) for label in labels)
         if n:
             found.append(f"{name} of {'all' if n == len(structures) else n}")
-    extra = sorted({name for s in structures for name in (*s.atom_extras, *s.system_extras)})
-    return ", ".join(found + [f"also {', '.join(extra)}"] * bool(extra)) or "none"
+    return ", ".join(found) or "none"
+
+
+def energies_text(energies: dict[str, float]) -> str:
+    """Energies of elements in words."""
+    return ", ".join(f"{symbol} {energy:.6g} eV" for symbol, energy in energies.items())
 
 
 def _count(tree: Any) -> int:

@@ -1,5 +1,6 @@
 """Pictures of a training: loss and errors against the step, and results against labels."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def loss_picture(picture: Path, title: str, log: Any, validations: Any, best: in
             ms=3,
             label="validation",
         )
-    upper.set(ylabel="loss", title=title)
+    upper.set(ylabel="loss")
+    upper.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=10)
     upper.set_yscale("log")
     if log is not None or validations is not None:
         upper.legend(frameon=False, fontsize=9)

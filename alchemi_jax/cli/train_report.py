@@ -131,6 +131,11 @@ def table(report: Mapping[str, Any]) -> list[str]:
             pair = ("", "") if found is None else (number(factor * found[key]) for key in ("mae", "rmse"))
             cells += "".join(f"{text:>12}" for text in pair)
         lines.append(f"  {f'{name}, {unit}' if unit else name:20}{cells}")
+    others = [name for name in names if name not in report.get("loss", names)]
+    if others:
+        lines.append(
+            f"  not trained: {', '.join(others)} {'have' if len(others) > 1 else 'has'} no weight in loss"
+        )
     return lines
 
 

@@ -60,6 +60,23 @@ class TrainData(Settings):
     max_atoms: int | None = setting(None, "atoms in one batch, at most", ge=1, le=MOST_ATOMS)
     max_edges: int | None = setting(None, "pairs of neighbors in one batch, at most", ge=1, le=MOST_STEPS)
     dtype: Literal["float32", "float64"] = setting("float32", "precision: float32 or float64")
+    subtract: Any = setting(
+        None,
+        "energies of elements that are subtracted from labels before these are rounded: fit, by least "
+        "squares, or a table by symbol; the model then gives energies without them",
+    )
+
+    @validator("subtract", mode="plain")
+    @classmethod
+    def _energies(cls, value: Any) -> Any:
+        if value is None or value == "fit":
+            return value
+        if not isinstance(value, dict) or not value:
+            raise ValueError('must be "fit", or a table of energies of elements in eV, as in {Cu = -1640.1}')
+        for symbol, energy in value.items():
+            if isinstance(energy, bool) or not isinstance(energy, int | float) or not abs(energy) < 1e12:
+                raise ValueError(f"has {symbol}: {energy!r}, which is no energy in eV")
+        return {str(symbol): float(energy) for symbol, energy in value.items()}
 
     @validator("train", mode="before")
     @classmethod

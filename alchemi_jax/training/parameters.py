@@ -76,6 +76,8 @@ def _untrained(model: Any, at: str = "") -> Iterator[str]:
 def check_filters(model: Any, trainable: Any, frozen: Any) -> None:
     """Raises ValueError for a path that no leaf has, or if nothing is left to train."""
     known = paths_of(model)
+    if not known:
+        raise ValueError(f"there is nothing to train: {name_of(model)} has no arrays of floats.")
     some = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
     for name, given in (("trainable", trainable), ("frozen", frozen)):
         for path in given if isinstance(given, tuple) else ():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hooks.events import TensorBoardWriter
 from alchemi_jax.dynamics.hooks.shown import BEFORE_MOVING, Shown, completed_steps
-from alchemi_jax.dynamics.hooks.whole import columns_of, is_whole, record_whole, table_of
+from alchemi_jax.dynamics.hooks.whole import FIRST, columns_of, is_whole, record_whole, table_of
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
@@ -189,6 +189,8 @@ class LoggingHook(RecordingHook):
     def set_state(self, state: dict[str, Any] | None) -> None:
         """Go back to the point of a state; what the writer raises."""
         self._shown.set_state(None if state is None else state["shown"])
+        if isinstance(self.writer, CSVWriter) and not isinstance(self.stage, DynamicsStage):
+            self.writer.first = FIRST if self._whole is None else None
         if hasattr(self.writer, "set_state") and (state is None or "writer" in state):
             self.writer.set_state(None if state is None else state["writer"])
 
