@@ -186,6 +186,7 @@ MODELS = {
             "key": ["x", 1.5, np.ones(3)],
             "cutoff": CUTOFF,
             "gaussians": COUNT,
+            "angular": [n for n in COUNT if n != 0],
             "hidden": [[n] for n in COUNT] + [3, None, "x"],
             "energies": [NAN, [1.0], [INF, 0.0], "x", 1j],
             "scale": ONE,

@@ -186,7 +186,10 @@ def test_the_page_on_training(tmp_path, monkeypatch, capsys):
         chosen = names["only_depth"].split()[0]
         assert chosen.epsilon is not None
         assert chosen.sigma is None
-        assert capsys.readouterr().out.startswith("epoch 0: loss ")
+        printed = capsys.readouterr().out
+        assert printed.startswith("LennardJones(epsilon=0.0125")
+        assert "sigma=3.33" in printed
+        assert "\nepoch 0: loss " in printed
 
 
 def test_the_page_from_data_to_dynamics():

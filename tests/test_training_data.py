@@ -364,6 +364,7 @@ def test_energies_of_elements_and_the_scale_of_forces():
     assert fit_element_energies(data) == pytest.approx(truth, abs=1e-9)
     # One compound alone does not tell them apart: the smallest energies that fit.
     water = Batches([labelled(Atoms("OHH", cluster(i, 3).positions), -9.0) for i in range(3)])
+    assert fit_element_energies(water.structures) == fit_element_energies(water)
     assert fit_element_energies(water) == pytest.approx({"H": -3.6, "O": -1.8}, abs=1e-9)
     assert 1.7 < force_scale(data) < 2.3
     assert force_scale(water) == 1.0
@@ -376,7 +377,7 @@ def test_a_network_is_prepared_for_data():
     """Features have mean zero and spread one for each element; the energies are those of the elements."""
     atoms = alloys(20, Cu=-3.5, Ni=-4.25)
     data = Batches(atoms, max_systems=20, buckets=1)
-    network = network_for(data, key=KEY, gaussians=6, hidden=(3,), cutoff=5.0)
+    network = network_for(data.structures, key=KEY, gaussians=6, hidden=(3,), cutoff=5.0)
     assert network.elements == ("Ni", "Cu")
     np.testing.assert_allclose(network.energies, [-4.25, -3.5])
     (item,) = data.prepare(network).in_order()

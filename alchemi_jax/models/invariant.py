@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from alchemi_jax.errors import description
+from alchemi_jax.models.angles import POWERS, sums_of_angles
 from alchemi_jax.models.base import (
     AbstractModel,
     Results,
@@ -40,9 +41,15 @@ class InvariantNetwork(AbstractModel):
         g_i,z,n = sum_j in z exp(-(r_ij - c_n)² / 2 w²) (1 + cos(pi r_ij / rc)) / 2
 
     N is a perceptron with a set of weights for each element of the atom; z runs over the elements of the
-    neighbors, c_n over centers from 0.5 Å to the cutoff, w apart. It sees distances and no angles: that is
-    enough for simple metals and noble gases, not for covalent bonds. Work and memory grow with the number
-    of elements. `alchemi_jax.training.network_for(data, key=key)` prepares one for data.
+    neighbors, c_n over centers from 0.5 Å to the cutoff, w apart. These are distances and no angles: that is
+    enough for simple metals and noble gases, not for covalent bonds. With `angular` Gaussians m of their own
+    width it also sees the angles at each atom, as sums over pairs of its neighbors, for l = 1, 2, 3:
+
+        a_i,m,m',l = sum_jk g_m(r_ij) g_m'(r_ik) cos^l(angle j i k)
+
+    They are made of sums over single neighbors, so that the work grows with the neighbors and not with their
+    pairs. Work and memory grow with the number of elements; with angles, as its square.
+    `alchemi_jax.training.network_for(data, key=key)` prepares one for data.
 
     Args:
         elements: symbols or atomic numbers.
@@ -50,8 +57,9 @@ class InvariantNetwork(AbstractModel):
         cutoff: rc, Å. gaussians: their number. hidden: widths of the hidden layers.
         energies: e, eV, of each element in order; zero by default.
         scale: eV.
-        mean, spread: of each g, [elements, elements * gaussians], for each element of the atom; zero and
-            one by default.
+        angular: the number of Gaussians for angles.
+        mean, spread: of each g and a, [elements, `n_features`], for each element of the atom; zero and one
+            by default.
         skin: Å, added to the cutoff of the neighbor list.
 
     `layers` are trained; `energies`, `scale`, `mean` and `spread` only where a training names them.
@@ -64,6 +72,7 @@ class InvariantNetwork(AbstractModel):
     elements: tuple[str, ...] = eqx.field(static=True)
     cutoff: float = eqx.field(static=True)
     gaussians: int = eqx.field(static=True)
+    angular: int = eqx.field(static=True)
     energies: Float[Array, " elements"] = eqx.field(repr=False)
     scale: Float[Array, ""]
     mean: Float[Array, "elements features"] = eqx.field(repr=False)
@@ -79,6 +88,7 @@ class InvariantNetwork(AbstractModel):
         cutoff: float = 6.0,
         gaussians: int = 32,
         hidden: Any = (32, 32),
+        angular: int = 0,
         energies: Any = None,
         scale: Any = 1.0,
         mean: Any = None,
@@ -94,7 +104,9 @@ class InvariantNetwork(AbstractModel):
         self.cutoff = positive_length("cutoff")(cutoff)
         self.skin = positive_length("skin", zero=True)(skin)
         self.gaussians = natural("gaussians")(gaussians)
-        features = n * self.gaussians
+        zero = angular == 0 and not isinstance(angular, bool)
+        self.angular = 0 if zero else natural("angular")(angular)
+        features = self.n_features
         self.energies = _array("energies", energies, (n,), 0.0)
         self.scale = number("scale")(scale)
         self.mean = _array("mean", mean, (n, features), 0.0)
@@ -109,6 +121,12 @@ class InvariantNetwork(AbstractModel):
             layers.append((jax.random.normal(mine, (n, a, b)) / np.sqrt(a), jnp.zeros((n, b))))
         self.layers = tuple(layers)
 
+    @property
+    def n_features(self) -> int:
+        """How many numbers describe the surroundings of an atom."""
+        n, m = len(self.elements), len(self.elements) * self.angular
+        return n * self.gaussians + len(POWERS) * m * (m + 1) // 2
+
     def check(self, batch: Batch) -> None:
         check_elements(self, batch, "parameters", self._numbers)
 
@@ -116,10 +134,11 @@ class InvariantNetwork(AbstractModel):
     def _numbers(self) -> tuple[int, ...]:
         return tuple(atomic_number(name) for name in self.elements)
 
-    def _gaussians(self, r: Float[Array, "*pairs"]) -> Float[Array, "*pairs gaussians"]:
-        c = np.linspace(_NEAREST, self.cutoff, self.gaussians, dtype=np.dtype(r.dtype))
+    def _gaussians(self, r: Float[Array, "*pairs"], number: int | None = None) -> Float[Array, "*pairs n"]:
+        number = self.gaussians if number is None else number
+        c = np.linspace(_NEAREST, self.cutoff, number, dtype=np.dtype(r.dtype))
         c = c.reshape(*(1,) * r.ndim, -1)
-        width = (self.cutoff - _NEAREST) / max(self.gaussians - 1, 1)
+        width = (self.cutoff - _NEAREST) / max(number - 1, 1)
         smooth = (1 + jnp.cos(np.pi / self.cutoff * r)) / 2
         x = (r[..., None] - c) / width
         return jnp.exp(-x * x / 2) * smooth[..., None]
@@ -141,8 +160,13 @@ class InvariantNetwork(AbstractModel):
     def features(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, "atoms features"]:
         """The sums of Gaussians around each atom: what `mean` and `spread` are taken of."""
         neighbors = need_list(self, neighbors)
-        _, r, _, of = self._pairs(batch, neighbors)
-        return self._features(self._gaussians(r), of)
+        d, r, _, of = self._pairs(batch, neighbors)
+        of_distances = self._features(self._gaussians(r), of)
+        if not self.angular:
+            return of_distances
+        g = self._gaussians(r, self.angular)
+        g = jnp.concatenate([jnp.where(there[..., None], g, 0) for there in of], axis=-1)
+        return jnp.concatenate([of_distances, sums_of_angles(g, *(c / r for c in d))], axis=-1)
 
     def _of_features(self, batch: Batch, features: Float[Array, "atoms n"]) -> Float[Array, " atoms"]:
         """Energies of atoms, eV, without those of the elements."""
@@ -171,6 +195,8 @@ class InvariantNetwork(AbstractModel):
         return self._sum(batch, self._of_features(batch, self.features(batch, neighbors)))
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
+        if self.angular:
+            return super().evaluate(batch, neighbors, stress=stress)
         # Gaussians and their slopes do not depend on the weights: a training takes each of them once.
         neighbors = need_list(self, neighbors)
         d, r, inside, of = self._pairs(batch, neighbors)

@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.models.invariant import InvariantNetwork
+from alchemi_jax.training.data import as_batches
 from alchemi_jax.training.references import least_squares
 
 
@@ -20,7 +21,7 @@ def fit_element_energies(data: Any) -> dict[str, float]:
     are the smallest that fit. What `Batches(subtract=...)` has subtracted is not counted.
 
     Args:
-        data: Batches or a Mixture; structures without an energy are left out.
+        data: Batches, what they are made of, or a Mixture; structures without an energy are left out.
 
     Raises:
         ValueError: if no structure has an energy.
@@ -32,7 +33,7 @@ def force_scale(data: Any) -> float:
     """Root of the mean square of the components of forces, eV/Å; 1 without forces.
 
     Args:
-        data: Batches or a Mixture.
+        data: Batches, what they are made of, or a Mixture.
     """
     components = np.concatenate([s.forces[np.isfinite(s.forces)] for s in structures_of(data)])
     scale = float(np.sqrt(np.mean(components**2))) if len(components) else 1.0
@@ -40,10 +41,10 @@ def force_scale(data: Any) -> float:
 
 
 def structures_of(data: Any) -> list[Any]:
-    """The structures of Batches, or of all sources of a Mixture."""
+    """The structures of Batches, of what they are made of, or of all sources of a Mixture."""
     if hasattr(data, "parts"):
         return [s for source, _ in data.parts for s in structures_of(source)]
-    return list(data.structures)
+    return list(as_batches(data).structures)
 
 
 #: Structures of which the features of a network are standardized.
@@ -59,10 +60,11 @@ def network_for(data: Any, *, key: PRNGKeyArray, **options: Any) -> InvariantNet
     standardized features.
 
     Args:
-        data: Batches or a Mixture.
+        data: Batches, what they are made of, or a Mixture.
         key: of the first weights.
         options: `cutoff`, `gaussians`, `hidden` and others of InvariantNetwork.
     """
+    data = as_batches(data)
     energies = fit_element_energies(data)
     elements = sorted({int(z) for s in structures_of(data) for z in np.unique(s.numbers)})
     symbols = [chemical_symbols[z] for z in elements]
