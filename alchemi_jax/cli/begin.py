@@ -125,7 +125,10 @@ def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
 
 
 def _can_go_on(at: Path, found: Record) -> bool:
-    if (at / CHECKPOINTS).is_dir() and any((at / CHECKPOINTS).iterdir()):
+    folder = at / CHECKPOINTS
+    if (folder / "begin.json").exists() or (
+        folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+    ):
         return found.structures is not None
     return not any((at / name).exists() for name in (FINISHED, "trajectory.zarr", "relaxed.zarr", "log.csv"))
 
