@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import NVE, Sampler
+from alchemi_jax.dynamics import NVE, FusedStage, Rescue, Sampler
 from alchemi_jax.dynamics.checkpoints import Checkpoints
 from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import (
@@ -20,6 +20,7 @@ from alchemi_jax.dynamics.hooks import (
     ObservableHook,
     SnapshotHook,
 )
+from alchemi_jax.dynamics.origin import Origin, difference
 from alchemi_jax.dynamics.outside import check_traced, collect, match, put_back, traced_hooks
 from alchemi_jax.dynamics.sameness import SourceMarks, marks_of
 from alchemi_jax.dynamics.saved import AnotherRun, join_tree, split_tree
@@ -121,6 +122,16 @@ def test_traced_hooks_are_a_part_of_the_run():
         check_traced("here", stored, engine(far, hot))
     with pytest.raises(AnotherRun, match=r"number 3 was none and is EnergyDriftMonitorHook .*They act"):
         check_traced("here", stored, engine(hot, far, EnergyDriftMonitorHook()))
+
+
+def test_the_rescue_of_a_pipeline_is_compared():
+    """It is of all its parts that have none of their own."""
+    found = [
+        Origin(FusedStage([engine(), engine(rescue=Rescue(tries=9))], rescue=rescue)).describe()
+        for rescue in (Rescue(tries=3), Rescue(tries=5), None)
+    ]
+    assert difference(found[0], found[1])[1] == "stage 0, NVE.rescue.tries was 3 and is 5"
+    assert "stage 0, NVE.rescue was " in difference(found[1], found[2])[1]
 
 
 def test_systems_of_a_source_are_known_again():

@@ -44,8 +44,8 @@ def run(
     if saver is None:
         return _run(engine, sampler, HostMemory() if sink is None else sink, sink is None, key, None, None)
     if sink is None:
-        # What is finished survives, too.
-        saver.sink = ZarrData(saver.store.folder / FINISHED)
+        # What is finished survives, too. Without `resume` the run begins again, and so does the store.
+        saver.sink = ZarrData(saver.store.folder / FINISHED, "w" if resume is None else "a")
     with saver.opened(resume is not None) as found:
         saved = None if found is None else saver.restore(found, None, as_key(key))
         assert saver.sink is not None

@@ -245,8 +245,10 @@ def _check_known(known: HostBatch, host: HostBatch) -> None:
     Raises:
         AnotherRun: naming the system.
     """
-    if known.dtype != host.dtype:
-        raise AnotherRun(f"the checkpoint is in {known.dtype}, the source in {host.dtype}: give the same.")
+    # Without x64 a store in float64 is a batch in float32.
+    dtype = jax.dtypes.canonicalize_dtype(host.dtype)
+    if known.dtype != dtype:
+        raise AnotherRun(f"the checkpoint is in {known.dtype}, the source in {dtype}: give the same.")
     places = {i: row for row, i in enumerate(known.system_id.tolist())}
     for row in np.flatnonzero(np.isin(host.system_id, known.system_id)).tolist():
         old, new = known[places[int(host.system_id[row])]], host[row]
