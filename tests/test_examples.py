@@ -49,7 +49,7 @@ def test_what_of_chgnet_is_trained():
 @pytest.mark.long
 def test_fine_tuning_lowers_the_errors_on_other_structures(capsys):
     chgnet()
-    fine_tune_chgnet.main(epochs=10)
+    fine_tune_chgnet.main()
     before, after = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
     assert float(after[2]) < float(before[2])
     assert float(after[5]) < 0.7 * float(before[5])

@@ -442,6 +442,10 @@ class UniversalLogger:
     def __call__(self, ctx: HookContext, stage: TrainingStage) -> None:  # noqa: F811
         self.lines.append(f"[training] epoch {ctx.epoch}: loss={ctx.loss.item():.4f}")
 
+    @plum.dispatch
+    def __call__(self, ctx: HookContext, stage: Enum) -> None:  # noqa: F811
+        self.lines.append(f"[custom] step {ctx.step_count}: stage={stage.name}")
+
 
 def test_hooks_of_both_worlds(data, tmp_path, capsys):
     """The same objects, but for their stage; a log has loss, parts and rate of each step."""

@@ -11,8 +11,15 @@ import pytest
 from conftest import cluster
 from test_training import BEGIN, Rows, S, batches, loss, make
 
-from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook
-from alchemi_jax.hooks import TracedHook
+from alchemi_jax.dynamics import DynamicsStage
+from alchemi_jax.dynamics.hooks import (
+    CallbackHook,
+    CheckpointHook,
+    LoggingHook,
+    ProfilerHook,
+    StageTimingHook,
+)
+from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models import FunctionModel, HarmonicModel, evaluate
 from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer
 from alchemi_jax.training.hooks import ClipGradientsHook, EarlyStoppingHook, EMAHook, ScheduleHook
@@ -209,6 +216,33 @@ def test_one_compilation_per_bucket(compilations):
     assert int(state.step_count) == 8
     assert sum("compiled_step" in name for name in count) == 2
     assert sum("compiled_loss" in name for name in count) == 1
+
+
+def test_hooks_that_measure(data, tmp_path, monkeypatch):
+    """ProfilerHook and StageTimingHook: a step is one range, and one object serves both workflows."""
+    ranges = []
+
+    class Annotation:
+        def __init__(self, name, step):
+            self.name = name
+
+        def __enter__(self):
+            ranges.append(self.name)
+
+        def __exit__(self, *exc):
+            ranges.append("end")
+
+    monkeypatch.setattr(jax.profiler, "TraceAnnotation", Annotation)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *given, **more: ranges.append("begin"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: ranges.append("stop"))
+    timing = StageTimingHook()
+    make(ProfilerHook(tmp_path), timing).run(data, n_steps=1)
+    assert ranges == ["begin", "BEFORE_BATCH", "end", "stop"]
+    for stage in [s for s in DynamicsStage if s is not DynamicsStage.ON_CONVERGE]:
+        timing(HookContext(batch=data[0]), stage)
+    make(timing).run(data, n_steps=1)
+    assert {len(times) for times in timing.times.values()} == {1}
+    assert timing.summary().count("1 steps") == 2
 
 
 # -- what fails ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rescue import policy_of
 from alchemi_jax.errors import name_of
 
 
@@ -31,7 +32,11 @@ class Origin:
         #: Name and parameters of each part of the pipeline.
         self.parts: tuple[tuple[str, dict[str, Any]], ...] = ()
         if engine is not None:
-            self.parts = tuple((name_of(part), _parameters(part)) for part in engine.parts)
+            # A part without a rescue has that of the pipeline.
+            self.parts = tuple(
+                (name_of(part), _parameters(part) | {"rescue": policy_of(engine, part)})
+                for part in engine.parts
+            )
 
     def describe(self) -> dict[str, Any]:
         """What identifies engine and model, as JSON has it; empty if they are not known."""

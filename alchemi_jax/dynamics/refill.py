@@ -44,8 +44,8 @@ def run(
     if saver is None:
         return _run(engine, sampler, HostMemory() if sink is None else sink, sink is None, key, None, None)
     if sink is None:
-        # What is finished survives, too.
-        saver.sink = ZarrData(saver.store.folder / FINISHED)
+        # What is finished survives, too. Without `resume` the run begins again, and so does the store.
+        saver.sink = ZarrData(saver.store.folder / FINISHED, "w" if resume is None else "a")
     with saver.opened(resume is not None) as found:
         saved = None if found is None else saver.restore(found, None, as_key(key))
         assert saver.sink is not None
@@ -63,7 +63,7 @@ def _run(
 ) -> Any:
     """`is_own`: whether the sink is ours, and the systems are returned."""
     refilled = None
-    stream = _open_stream(engine, sampler, saved)
+    stream = _open_stream(engine, sampler, saved, saver is not None)
     try:
         with engine:
             _open_sink(out)
@@ -91,13 +91,14 @@ def _run(
     return Batch.from_host(host.take(np.array([last[system] for system in sorted(last)])))
 
 
-def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None) -> Stream:
+def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: bool) -> Stream:
     def check(batch: Batch) -> None:
         check_systems(engine, batch)
 
     if saved is None:
-        return Stream(sampler, engine.model, check)
-    return Stream(sampler, engine.model, check, saved.rest["stream"], saved.states[0].batch.to_host())
+        return Stream(sampler, engine.model, check, marks=marks)
+    known = saved.states[0].batch.to_host()
+    return Stream(sampler, engine.model, check, saved.rest["stream"], known, marks)
 
 
 def _open_sink(sink: Sink) -> None:

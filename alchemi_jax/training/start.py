@@ -79,8 +79,9 @@ def _begin_optimizer(optimizer: Any, params: Any) -> Any:
     try:
         return optimizer.init(params)
     except (TypeError, ValueError) as e:
+        reason = str(e).split("\n")[0].rstrip(". ")
         raise type(e)(
-            f"the optimizer cannot begin with the parameters that are trained: {str(e).rstrip('. ')}; a mask "
+            f"the optimizer cannot begin with the parameters that are trained: {reason}; a mask "
             "or labels must be a function of the parameters, or have their structure, that of "
             "`trainer.split()[0]`."
         ) from e
