@@ -68,7 +68,8 @@ class Batches:
             the same: `Batches(others, subtract=data.subtracted)`.
         extras: names of numbers from `atoms.arrays` or `atoms.info` that the model reads from the batch, such
             as "head".
-        ahead: number of batches that a thread makes in advance; 0: no thread.
+        ahead: number of batches that a thread makes in advance; 0: no thread. By default 2, on a CPU 0: there a
+            batch is made while the step before it runs, and a thread would take more time than it saves.
 
     Raises:
         ValueError: naming what is no structure, or has an infinite label; for counts that are not positive;
@@ -89,7 +90,7 @@ class Batches:
         buckets: int = 4,
         subtract: Any = None,
         extras: Sequence[str] = (),
-        ahead: int = 2,
+        ahead: int | None = None,
     ):
         self.max_systems = natural("max_systems")(max_systems)
         self.max_atoms = optional(natural("max_atoms"))(max_atoms)
@@ -97,7 +98,7 @@ class Batches:
         self.buckets = natural("buckets")(buckets)
         self.dtype = float_dtype(dtype)
         self.extras = (extras,) if isinstance(extras, str) else tuple(extras)
-        self.ahead = ahead if ahead == 0 else natural("ahead")(ahead)
+        self.ahead = ahead if ahead in (None, 0) else natural("ahead")(ahead)
         structures, self.name = read_labelled(source)
         self.structures, self.subtracted = without_elements(structures, subtract)
         for data in self.structures:
@@ -105,6 +106,12 @@ class Batches:
         self._meta = [SystemMeta(data.name, data.info) for data in self.structures]
         self._made: list[_Bucket] | None = None
         self._lists: tuple[Requirements, list[NeighborRows | None]] | None = None
+
+    @property
+    def _depth(self) -> int:
+        if self.ahead is None:
+            return 0 if jax.default_backend() == "cpu" else 2
+        return self.ahead
 
     def __repr__(self) -> str:
         atoms = sum(map(len, self.structures))
@@ -266,7 +273,7 @@ class Batches:
             for rows in _cut(random.permutation(len(bucket.numbers)), bucket.layout.systems)
         ]
         order = random.permutation(len(plan))[start:]
-        return prefetch((self._take(*plan[k]) for k in order), self.ahead)
+        return prefetch((self._take(*plan[k]) for k in order), self._depth)
 
     def fingerprint(self) -> str:
         """A checksum of structures, labels and batch sizes: checkpoints keep it."""
@@ -279,7 +286,7 @@ class Batches:
             for bucket in self._ready
             for rows in _cut(np.arange(len(bucket.numbers)), bucket.layout.systems)
         ]
-        return prefetch((self._take(*entry) for entry in plan), self.ahead)
+        return prefetch((self._take(*entry) for entry in plan), self._depth)
 
     def _take(self, bucket: _Bucket, rows: Int[np.ndarray, " some"]) -> PackedBatch:
         numbers, missing = bucket.numbers[rows], bucket.layout.systems - len(rows)
