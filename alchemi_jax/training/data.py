@@ -68,8 +68,8 @@ class Batches:
             the same: `Batches(others, subtract=data.subtracted)`.
         extras: names of numbers from `atoms.arrays` or `atoms.info` that the model reads from the batch, such
             as "head".
-        ahead: number of batches that a thread makes in advance; 0: no thread. By default 2, on a CPU 0: there a
-            batch is made while the step before it runs, and a thread would take more time than it saves.
+        ahead: number of batches that a thread makes in advance; 0: no thread. By default 2, on a CPU 0: there
+            a batch is made while the step before it runs, and a thread takes more time than it saves.
 
     Raises:
         ValueError: naming what is no structure, or has an infinite label; for counts that are not positive;
