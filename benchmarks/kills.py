@@ -7,7 +7,8 @@ at random moments. Then it is called to the end. Results, frames and rows must b
 killed, bit for bit.
 
 Each process is forked from one that has imported everything and has not touched the devices of JAX. With
-`--every k` each k-th number is tried.
+`--every k` each k-th number is tried. All of it takes hours: with `--done FILE` what was tried and right is
+written to a file, and a later call goes on behind it.
 """
 
 import argparse
@@ -159,8 +160,17 @@ def check_same(one: Path, two: Path) -> None:
 class Sweep:
     """The kills of one command."""
 
-    def __init__(self, kind: str, words: Callable[[Path], list[str]], folder: Path, faults: Path):
+    def __init__(
+        self,
+        kind: str,
+        words: Callable[[Path], list[str]],
+        folder: Path,
+        faults: Path,
+        done: Path | None = None,
+    ):
         self.kind, self.words, self.folder, self.faults = kind, words, folder, faults
+        self.done = done
+        self.known = set(done.read_text().splitlines()) if done is not None and done.exists() else set()
         self.reference = folder / f"{kind}-whole"
         self.out = folder / f"{kind}-killed"
         self.bad: list[str] = []
@@ -189,6 +199,10 @@ class Sweep:
 
     def attempt(self, *kills: dict[str, Any]) -> None:
         """Kill the command at each of these, call it to the end, and compare."""
+        name = f"{self.kind} {kills}"
+        if name in self.known:
+            self.tried += 1
+            return
         shutil.rmtree(self.out, ignore_errors=True)
         for kill in kills:
             call(self.words(self.out), self.faults, **kill)
@@ -197,8 +211,11 @@ class Sweep:
         wrong = "" if codes[-1] == self.code else f"ends with {codes[-1]}, not {self.code}"
         wrong = wrong or in_child(lambda: check_same(self.reference, self.out))
         if wrong:
-            self.bad.append(f"{self.kind} {kills}: {wrong}")
+            self.bad.append(f"{name}: {wrong}")
             print(self.bad[-1][:600], flush=True)
+        elif self.done is not None:
+            with open(self.done, "a") as file:
+                file.write(f"{name}\n")
 
 
 def main() -> None:
@@ -210,6 +227,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--random", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--done", type=Path)
     given = parser.parse_args()
     faults = given.faults.absolute()
     # Imported once, before the forks; no device is touched.
@@ -227,7 +245,7 @@ def main() -> None:
     bad, began = [], time.time()
     kinds = commands(folder)
     for kind in given.kinds.split(","):
-        sweep = Sweep(kind, kinds[kind], folder, own)
+        sweep = Sweep(kind, kinds[kind], folder, own, given.done)
         whole = sweep.count()
 
         def half_done(sweep: Sweep = sweep, whole: int = whole) -> None:

@@ -286,6 +286,7 @@ def test_event_files_go_back(tmp_path):
         return found
 
     (tmp_path / "events.out.tfevents.1.mine").touch()
+    other = TensorBoardWriter(tmp_path)
     log = TensorBoardWriter(tmp_path)
     log.write(table(0))
     log.open()
@@ -294,13 +295,17 @@ def test_event_files_go_back(tmp_path):
     log.write(table(2))
     log.close()
     log.write(table(3))
-    assert sorted(points()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    # Another run writes into the same folder.
+    other.write(table(9))
+    assert sorted(points()) == [0, 0, 1, 1, 2, 2, 3, 3, 9, 9]
     again = TensorBoardWriter(tmp_path)
     again.set_state(state)
-    assert sorted(points()) == [0, 0, 1, 1]
+    assert sorted(points()) == [0, 0, 1, 1, 9, 9]
     again.write(table(2))
-    assert sorted(points()) == [0, 0, 1, 1, 2, 2]
+    assert sorted(points()) == [0, 0, 1, 1, 2, 2, 9, 9]
     again.set_state(None)
+    assert points() == [9, 9]
+    other.set_state(None)
     assert [p.name for p in tmp_path.iterdir()] == ["events.out.tfevents.1.mine"]
     with pytest.raises(ValueError, match="does not exist, the checkpoint says"):
         again.set_state(state)

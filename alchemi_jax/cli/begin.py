@@ -12,7 +12,7 @@ from pathlib import Path
 from alchemi_jax.cli.finished import FINISHED, is_done, read_finished
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
-from alchemi_jax.cli.inputs import structures_of, write_inputs
+from alchemi_jax.cli.inputs import INPUTS, structures_of, write_inputs
 from alchemi_jax.cli.models import canonical, model_files
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.record import Record, check_same, difference, extends, read_record, write_settings
@@ -125,9 +125,14 @@ def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
 
 
 def _can_go_on(at: Path, found: Record) -> bool:
-    if (at / CHECKPOINTS).is_dir() and any((at / CHECKPOINTS).iterdir()):
+    if _has_checkpoints(at / CHECKPOINTS):
         return found.structures is not None
     return not any((at / name).exists() for name in (FINISHED, "trajectory.zarr", "relaxed.zarr", "log.csv"))
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether there is a checkpoint, or what a run began with; other files alone are of no use."""
+    return folder.is_dir() and any(p.name == "begin.json" or p.name.isdecimal() for p in folder.iterdir())
 
 
 def _check_goes_on(results: Results, found: Record) -> None:
@@ -138,8 +143,11 @@ def _check_goes_on(results: Results, found: Record) -> None:
     """
     if _can_go_on(results.at, found):
         return
-    why = f"{results.at / CHECKPOINTS} is missing or empty, so that its structures cannot go on"
-    if found.structures is None:
+    folder = results.at / CHECKPOINTS
+    why = f"{folder} is missing or empty, so that its structures cannot go on"
+    if found.structures is None and _has_checkpoints(folder):
+        why = f"{results.at / INPUTS} is missing, so that nobody knows whether the structures are the same"
+    elif found.structures is None:
         why = f"{results.out} was begun by an earlier version, without checkpoints to go on from"
     raise UsageError(
         f"{why}: give another out, or --overwrite to begin again; what it holds is kept as it is."

@@ -50,6 +50,8 @@ class Checkpoints:
         self._manager: Any = None
         self._lock: WriteLock | None = None
         self._next = 0
+        #: Whether a checkpoint was written by this object, and whether that is written down.
+        self._written = self._noted = False
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -139,20 +141,34 @@ class Checkpoints:
         return None
 
     def begin(self) -> Any:
-        """What was there when the run began: a tree as from `state()`; None if no run has begun."""
+        """What was there when the run began: a tree as from `state()`; None if no run has begun.
+
+        Raises:
+            ValueError: if it is damaged, or if there were checkpoints, which are gone.
+            AnotherRun: if it was written by another version of alchemi_jax.
+        """
+        path = self.folder / _BEGIN
         try:
-            content = json.loads((self.folder / _BEGIN).read_bytes())
+            content = json.loads(path.read_bytes())
+            if content["format"] != FORMAT:
+                raise AnotherRun(f"{self.folder} was written by another version of alchemi_jax.")
+            arrays = {
+                name: np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
+                for name, (dtype, shape, data) in content["arrays"].items()
+            }
+            begin, saved = join_tree(content["begin"], arrays), content["saved"]
         except FileNotFoundError:
             return None
-        except ValueError as e:
-            raise ValueError(f"{self.folder / _BEGIN} is damaged: {e}.") from None
-        if content["format"] != FORMAT:
-            raise AnotherRun(f"{self.folder} was written by another version of alchemi_jax.")
-        arrays = {
-            name: np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
-            for name, (dtype, shape, data) in content["arrays"].items()
-        }
-        return join_tree(content["begin"], arrays)
+        except AnotherRun:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"{path} is damaged. Give another folder to begin again.") from None
+        if saved and not self.numbers():
+            # Going back to the beginning would remove all that the run has written.
+            raise ValueError(
+                f"{self.folder} had checkpoints, which are gone. Give another folder to begin again."
+            )
+        return begin
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -162,7 +178,9 @@ class Checkpoints:
         coded = {
             name: (x.dtype.str, x.shape, base64.b64encode(x.tobytes()).decode()) for name, x in arrays.items()
         }
-        content = {"format": FORMAT, "begin": plain, "arrays": coded}
+        self._put_begin({"format": FORMAT, "begin": plain, "arrays": coded, "saved": False})
+
+    def _put_begin(self, content: dict[str, Any]) -> None:
         part = self.folder / f".part-{os.getpid()}-{_BEGIN}"
         try:
             part.write_text(json.dumps(content))
@@ -191,16 +209,27 @@ class Checkpoints:
                         create=False,
                     ),
                 )
-            self._manager.wait_until_finished()
+            self.wait()
             items = {_STATE: ocp.args.StandardSave(arrays), _ABOUT: ocp.args.JsonSave(content)}
             self._manager.save(self._next, args=ocp.args.Composite(**items), force=True)
-        self._next += 1
+        self._next, self._written = self._next + 1, True
 
     def wait(self) -> None:
         """Wait until what was begun is written."""
-        if self._manager is not None:
-            with self._named_errors():
-                self._manager.wait_until_finished()
+        if self._manager is None:
+            return
+        with self._named_errors():
+            self._manager.wait_until_finished()
+        if self._written and not self._noted:
+            self._noted = True
+            self._note_saved()
+
+    def _note_saved(self) -> None:
+        """Write down that there are checkpoints: if they are removed, the run does not begin again."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            content = json.loads((self.folder / _BEGIN).read_bytes())
+            if not content["saved"]:
+                self._put_begin(content | {"saved": True})
 
     @contextlib.contextmanager
     def _named_errors(self) -> Any:

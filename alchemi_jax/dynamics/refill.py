@@ -53,8 +53,8 @@ def run(
         out = HostMemory() if sink is None else sink
         return _run(engine, sampler, out, sink is None, key, None, None, devices)
     if sink is None:
-        # What is finished survives, too.
-        saver.sink = ZarrData(saver.store.folder / FINISHED)
+        # What is finished survives, too. Without `resume` the run begins again, and so does the store.
+        saver.sink = ZarrData(saver.store.folder / FINISHED, "w" if resume is None else "a")
     with saver.opened(resume is not None) as found:
         saved = None if found is None else saver.restore(found, None, as_key(key))
         assert saver.sink is not None
@@ -76,13 +76,14 @@ def _run(
     if devices is None and saved is not None and len(parts_of(saved)) > 1:
         # It was begun on several devices, and goes on with as many batches.
         devices = (default_device(),)
-    stream = _open_stream(engine, sampler, saved, 0 if devices is None else len(devices))
+    stream = _open_stream(engine, sampler, saved, saver is not None, 0 if devices is None else len(devices))
     try:
         with engine:
             _open_sink(out)
             try:
                 if devices is None:
-                    refilled = RefilledRun(engine, stream, out, key, saver, saved)
+                    one = None if saved is None else parts_of(saved)[0]
+                    refilled = RefilledRun(engine, stream, out, key, saver, one)
                 else:
                     refilled = StreamOverDevices(engine, stream, out, key, saver, saved, devices)
                 sampler.traffic = refilled.run()
@@ -107,15 +108,15 @@ def _run(
     return Batch.from_host(host.take(np.array([last[system] for system in sorted(last)])))
 
 
-def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, devices: int) -> Stream:
+def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: bool, devices: int) -> Stream:
     def check_batch(batch: Batch) -> None:
         check_systems(engine, batch)
 
     if saved is None:
-        return Stream(sampler, engine.model, check_batch, shares=max(devices, 1))
+        return Stream(sampler, engine.model, check_batch, marks=marks, shares=max(devices, 1))
     known = HostBatch.concatenate([part.states[0].batch.to_host() for part in parts_of(saved)])
     shares = max(devices, len(parts_of(saved)))
-    return Stream(sampler, engine.model, check_batch, saved.rest["stream"], known, shares)
+    return Stream(sampler, engine.model, check_batch, saved.rest["stream"], known, marks, shares)
 
 
 def _open_sink(sink: Sink) -> None:

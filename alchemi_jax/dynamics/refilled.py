@@ -114,8 +114,7 @@ class RefilledRun:
         saved: Saved | None = None,
         first: First | None = None,
     ):
-        """`saver`: a `Saver`, or what asks like one. `first`: of one of several batches; by default it is
-        taken here."""
+        """`saver`: a `Saver`, or what asks like one. `first`: of one of several batches."""
         self.engine, self.stream, self.sink, self.saver = engine, stream, sink, saver
         self.traffic = Traffic()
         self.steps_taken = 0.0
@@ -209,9 +208,12 @@ class RefilledRun:
         in_flight = np.zeros(0, int)
         if not self.ended:
             in_flight = np.asarray(begun.states[0].batch.system_id)[: len(self.sizes)]
-            begun = reopen_all(self.engine, begun, saved)
         if found["waiting"] or found["budgets"] != budgets_of(self.engine):
             self.out_of_steps.find(self.engine, begun.states[0], str(saved.at.path), in_flight)
+        if not self.ended:
+            # A batch that others enter is not a smaller one.
+            shrinks = self.stream.sampler.shrink and not self._more()
+            begun = reopen_all(self.engine, begun, saved, shrinks)
         if self.stream.sampler.shrink:
             shrink.check(self.engine, begun.states[0].batch)
         self.begun = begun

@@ -15,7 +15,6 @@ from alchemi_jax.dynamics.shrink import merge_back
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.status import waits_for_convergence
 from alchemi_jax.errors import name_of
-from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.systems.metadata import Metadata
 from alchemi_jax.systems.outcome import Outcome
@@ -30,34 +29,42 @@ class Begun:
         stayed: for each larger batch [stay], the rows of the systems that went on in the next.
         min_active: of a batch that shrinks, see `ShrinkingRun`.
         ended: whether nothing is left to do.
+        interrupted: whether Ctrl-C ended the steps in a notebook, which gets the state so far.
     """
 
     states: list[DynamicsState]
     stayed: list[np.ndarray] = dataclasses.field(default_factory=list)
     min_active: int | None = None
     ended: bool = False
+    interrupted: bool = False
 
 
-def go_on(engine: Engine, saved: Saved, batch: Batch) -> Begun:
-    """The states of a checkpoint, with the names of the batch; where the budget is larger systems go on.
+def go_on(engine: Engine, saved: Saved, meta: Metadata, shrinks: bool) -> Begun:
+    """The states of a checkpoint; where the budget is larger systems go on.
+
+    Args:
+        meta: names of the systems of the largest batch.
+        shrinks: whether the batch may go on being smaller than it was; otherwise it is whole again.
 
     Raises:
         AnotherRun: if systems have taken more steps than the budget allows.
     """
     stayed = [np.asarray(rows) for rows in saved.rest.get("stayed", [])]
-    states = name_systems(saved.states, stayed, batch.meta)
-    return reopen_all(engine, Begun(states, stayed, saved.rest.get("min_active"), saved.ended), saved)
+    states = name_systems(saved.states, stayed, meta)
+    begun = Begun(states, stayed, saved.rest.get("min_active"), saved.ended)
+    return reopen_all(engine, begun, saved, shrinks)
 
 
-def reopen_all(engine: Engine, begun: Begun, saved: Saved) -> Begun:
+def reopen_all(engine: Engine, begun: Begun, saved: Saved, shrinks: bool) -> Begun:
     """What `reopen` makes of all states of a run; larger batches are whole again if any of their systems goes
-    on."""
+    on, or if the batch does not shrink any more."""
     where = str(saved.at.path)
     states = [reopen(engine, state, where) for state in begun.states]
-    if all(new is old for new, old in zip(states, begun.states, strict=True)):
+    goes_on = any(new is not old for new, old in zip(states, begun.states, strict=True))
+    if not goes_on and (shrinks or not begun.stayed):
         return begun
-    whole = reopen(engine, merge_all(begun.states, begun.stayed), where)
-    return Begun([whole])
+    whole = merge_all(begun.states, begun.stayed)
+    return Begun([reopen(engine, whole, where)], ended=begun.ended and not goes_on)
 
 
 def merge_all(states: list[DynamicsState], stayed: list[np.ndarray]) -> DynamicsState:

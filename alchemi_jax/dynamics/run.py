@@ -20,6 +20,7 @@ from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.resume import Begun, go_on, merge_all
+from alchemi_jax.dynamics.sameness import marks_of
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saver import Saver, make_saver
 from alchemi_jax.dynamics.state import DynamicsState
@@ -77,11 +78,14 @@ def run_batch(
         # Before anything is compiled.
         shrink.check(engine, batch)
     saver, state = make_saver(engine, resume), None
+    if saver is not None:
+        saver.marks = marks_of(batch.to_host())
     try:
         with contextlib.nullcontext() if saver is None else saver.opened(resume is not None) as found:
             begun = None
             if saver is not None and found is not None:
-                begun = go_on(engine, saver.restore(found, prepare_batch(engine, batch), as_key(key)), batch)
+                saved = saver.restore(found, prepare_batch(engine, batch), as_key(key))
+                begun = go_on(engine, saved, batch.meta, shrinks)
             with engine:
                 if devices is not None:
                     return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
@@ -92,6 +96,9 @@ def run_batch(
                 state = _advance(engine, begun, left, shrinks, saver)
                 with explain_out_of_memory(engine, lambda: batch):
                     out = finalize(engine, state)
+                if saver is not None and begun.interrupted:
+                    # Hooks may not have been called for the last step: the run goes on from its checkpoint.
+                    return out
                 record_final(engine, state, out)
                 if saver is not None and not begun.ended:
                     saver.save([state], {}, ended=True)
@@ -116,6 +123,9 @@ def _run_over(
     over = OverDevices(engine, batch, devices, key, saver, whole, shrinks)
     out = over.run(max(most - (0 if whole is None else int(whole.step_count)), 0))
     assert out is not None
+    if saver is not None and over.interrupted:
+        # Hooks may not have been called for the last step: the run goes on from its checkpoint.
+        return out
     is_saved = saver is not None and not (begun is not None and begun.ended)
     if is_saved or has_final(engine):
         state = over.state()
@@ -166,6 +176,7 @@ def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: S
                     raise
                 text = f"{name_of(engine)} was interrupted after step {run.report.step}"
                 if in_notebook():
+                    begun.interrupted = True
                     warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=4)
                     return run.with_names()
                 raise interrupted(e, text, run.with_names()) from e

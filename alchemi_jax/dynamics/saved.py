@@ -24,7 +24,7 @@ from alchemi_jax.systems.levels import level_fields, unsafe_replace
 
 
 #: Of the form of a checkpoint; others are refused.
-FORMAT = 2
+FORMAT = 3
 #: What is kept of a neighbor list.
 _REFERENCES = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
 #: Fields of the batch that no run changes.
@@ -251,7 +251,7 @@ def _batch_like(format: dict[str, Any]) -> Batch:
 
 # -- trees of JSON and arrays ----------------------------------------------------------------------
 
-_ARRAY, _EMPTY = "__array__", "__empty__"
+_ARRAY, _EMPTY, _BYTES = "__array__", "__empty__", "__bytes__"
 
 
 def split_tree(tree: Any, prefix: str) -> tuple[Any, Arrays]:
@@ -268,7 +268,13 @@ def split_tree(tree: Any, prefix: str) -> tuple[Any, Arrays]:
             if not x.size:
                 # Orbax refuses arrays without elements.
                 return {_EMPTY: [x.dtype.str, *x.shape]}
+            if x.dtype.hasobject or x.dtype.names:
+                raise TypeError(f"an array of {x.dtype} cannot be in a checkpoint: give arrays of numbers.")
             name = f"{prefix}{len(arrays)}"
+            if x.dtype.kind in "SUMm" or not x.dtype.isnative:
+                # Of these orbax has no form.
+                arrays[name] = np.frombuffer(x.tobytes(), np.uint8)
+                return {_BYTES: [name, x.dtype.str, *x.shape]}
             arrays[name] = x
             return {_ARRAY: name}
         if isinstance(x, np.generic):
@@ -295,6 +301,9 @@ def join_tree(tree: Any, arrays: Arrays) -> Any:
         if set(tree) == {_EMPTY}:
             dtype, *shape = tree[_EMPTY]
             return np.zeros(shape, dtype)
+        if set(tree) == {_BYTES}:
+            name, dtype, *shape = tree[_BYTES]
+            return np.frombuffer(np.asarray(arrays[name]).tobytes(), dtype).reshape(shape).copy()
         return {key: join_tree(value, arrays) for key, value in tree.items()}
     return [join_tree(value, arrays) for value in tree] if isinstance(tree, list) else tree
 

@@ -19,8 +19,11 @@ import numpy as np
 from alchemi_jax._version import __version__
 from alchemi_jax.dynamics.checkpoints import Checkpoint, Checkpoints
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
+from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin, difference
+from alchemi_jax.dynamics.outside import check_traced, collect, put_back, traced_hooks
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.sameness import Marks, check_marks
 from alchemi_jax.dynamics.saved import (
     AnotherRun,
     batch_format,
@@ -33,8 +36,6 @@ from alchemi_jax.dynamics.saved import (
 )
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of
-from alchemi_jax.hooks import TracedHook
-from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.batch import Batch
@@ -82,6 +83,8 @@ class Saver:
         self._origin = Origin(engine).describe()
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        #: Of the systems with which the run begins, if it was given a batch.
+        self.marks: Marks | None = None
 
     @property
     def out_of_steps(self) -> Path:
@@ -113,17 +116,23 @@ class Saver:
             if found is not None:
                 self._check_origin(found)
                 self._saved_step = int(found.about["step"])
-                self._set_states(join_tree(found.about["outside"], found.arrays))
+                outside = join_tree(found.about["outside"], found.arrays)
+                put_back(self.engine, self.sink, outside, str(found.path))
             else:
                 begun = self.store.begin() if resume else None
                 if begun is not None:
-                    self._set_states(begun)
-                self.store.write_begin(self._states())
+                    put_back(self.engine, self.sink, begun, str(self.store.folder))
+                self.store.write_begin(collect(self.engine, self.sink))
             yield found
-        except BaseException:
-            # The error that ended the run matters more than one of its last checkpoint.
-            with contextlib.suppress(Exception):
+        except BaseException as e:
+            try:
                 self.store.close()
+            except Exception as second:
+                # Who was told that the run is saved must know that it is not. Other errors matter more.
+                if isinstance(e, Interrupted):
+                    carry_state(second, getattr(e, "state", None))
+                    raise second from e
+                e.add_note(str(second))
             raise
         self.store.close()
 
@@ -142,12 +151,14 @@ class Saver:
         other, changed = difference(about["origin"], self._origin)
         if other or changed:
             raise AnotherRun(f"{found.path} is of another run: {other or changed}. Give another folder.")
+        check_traced(str(found.path), about["traced"], self.engine)
 
     def restore(self, found: Checkpoint, batch: Batch | None = None, key: Any = None) -> Saved:
         """The states of a checkpoint.
 
         Args:
-            batch: the systems of the run, which must be those of the checkpoint; None for a stream.
+            batch: the systems of the run, which must be those of the checkpoint; None for a stream. Compared
+            with `marks`, if these are set.
             key: with which the run was called.
 
         Raises:
@@ -156,6 +167,8 @@ class Saver:
         about, arrays, where = found.about, found.arrays, str(found.path)
         if batch is not None:
             check_same_systems(where, arrays, batch, "0")
+            if self.marks is not None:
+                check_marks(where, join_tree(about["marks"], arrays), self.marks, batch.to_host())
         states = []
         for number, one in enumerate(about["states"]):
             form = one
@@ -208,9 +221,10 @@ class Saver:
         """
         step = int(states[-1].step_count) if step is None else step
         # First what is outside: the run goes on only after the state was copied, so both are of one moment.
-        outside, arrays = split_tree(self._states(), "outside.")
+        outside, arrays = split_tree(collect(self.engine, self.sink), "outside.")
         plain, more = split_tree(rest, "rest.")
-        arrays |= more
+        marks, of_systems = split_tree(self.marks, "marks.")
+        arrays |= more | of_systems
         abouts = []
         for number, state in enumerate(states):
             packed, about = pack_state(state)
@@ -221,45 +235,15 @@ class Saver:
             "step": step,
             "ended": ended,
             "origin": self._origin,
+            "traced": traced_hooks(self.engine),
             "versions": {"alchemi_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
             "states": abouts,
             "outside": outside,
             "rest": plain,
+            "marks": marks,
         }
         self.store.write(arrays, about)
         self._saved_at, self._saved_step = time.monotonic(), step
-
-    # -- hooks and sinks -------------------------------------------------------------------------
-
-    def _outside(self) -> dict[str, Any]:
-        """Hooks and sinks that have a state of their own, by name and number."""
-        found: dict[str, Any] = {} if self.sink is None else {"sink": self.sink}
-        counts: dict[str, int] = {}
-        for group in self.engine.groups:
-            for hook in group.hooks:
-                if isinstance(hook, TracedHook) or not hasattr(hook, "set_state"):
-                    continue
-                name = name_of(hook)
-                counts[name] = counts.get(name, 0) + 1
-                found[f"{name} {counts[name]}"] = hook
-        return found
-
-    def _states(self) -> dict[str, Any]:
-        states = {}
-        for name, thing in self._outside().items():
-            with note_errors(thing, "when its state was saved"):
-                states[name] = thing.state()
-        return states
-
-    def _set_states(self, states: dict[str, Any]) -> None:
-        """Let hooks and sinks go back; those that were not there stay as they are."""
-        with contextlib.ExitStack() as stack:
-            for group in self.engine.groups:
-                stack.enter_context(group.hooks.openings.suspended(group.hooks))
-            for name, thing in self._outside().items():
-                if name in states:
-                    with note_errors(thing, "when it went back to a checkpoint"):
-                        thing.set_state(states[name])
 
 
 def make_saver(

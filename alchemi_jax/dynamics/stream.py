@@ -4,7 +4,6 @@ Structures are read ahead in another thread, a window at a time, and are kept as
 the sampler decides which of them is next.
 """
 
-import functools
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from alchemi_jax.dynamics.sameness import SourceMarks
 from alchemi_jax.dynamics.sampler import Sampler
+from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.errors import public_call
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
@@ -28,8 +29,9 @@ class Stream:
     """One pass through the source of a sampler: the systems that wait, and which is next.
 
     `check` raises a ValueError for a batch with a system that cannot be treated. `saved`: what `saved` gave,
-    of a run that goes on; `known` are the systems that are in its batch. `shares`: number of batches that are
-    filled from the stream, each by a thread of its own.
+    of a run that goes on; `known` are the systems that are in its batch. `marks`: whether systems are to be
+    known again by a run that goes on. `shares`: number of batches that are filled from the stream, each by a
+    thread of its own.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Stream:
         check: Callable[[Batch], None],
         saved: Mapping[str, Any] | None = None,
         known: HostBatch | None = None,
+        marks: bool = False,
         shares: int = 1,
     ):
         self.sampler, self.model, self.check, self.shares = sampler, model, check, shares
@@ -48,8 +51,9 @@ class Stream:
         sampler.skipped = [(int(i), str(name), str(reason)) for i, name, reason in before.get("skipped", [])]
         #: Ids of the systems that were taken or left out.
         self._gone: list[Any] = [np.asarray(before.get("gone", np.zeros(0, np.int32)))]
-        look = None if known is None else functools.partial(_check_known, known)
-        self._chunks = sampler.chunks(self._gone[0].tolist(), look)
+        self._known = known
+        self._marks = SourceMarks(before.get("marks")) if marks else None
+        self._chunks = sampler.chunks(self._gone[0].tolist(), self._look if marks else None)
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
         self._x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore
         self._coming: Future | None = self._reader.submit(self._next_chunk)
@@ -82,17 +86,29 @@ class Stream:
         """The next chunk; None at the end. In the thread that reads ahead."""
         # Settings made by `with` hold in the thread that made them alone.
         with jax.enable_x64(self._x64), public_call():
-            return next(self._chunks, None)
+            chunk = next(self._chunks, None)
+            if chunk is None and self._marks is not None:
+                self._marks.end()
+            return chunk
+
+    def _look(self, host: HostBatch) -> None:
+        """Compare systems with those of a checkpoint. In the thread that reads ahead."""
+        assert self._marks is not None
+        if self._known is not None:
+            _check_known(self._known, host)
+        self._marks.look(host)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of the stream."""
-        self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
-        return {
-            "gone": self._gone[0],
-            "max_atoms": self.max_atoms,
-            "largest": self.largest,
-            "skipped": [list(entry) for entry in self.sampler.skipped],
-        }
+        with self.lock:
+            self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
+            return {
+                "gone": self._gone[0],
+                "max_atoms": self.max_atoms,
+                "largest": self.largest,
+                "skipped": [list(entry) for entry in self.sampler.skipped],
+                "marks": None if self._marks is None else self._marks.of(self._gone[0]),
+            }
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -252,13 +268,17 @@ def _check_known(known: HostBatch, host: HostBatch) -> None:
     """Check that systems of a source are those that a checkpoint has under their ids.
 
     Raises:
-        ValueError: naming the system.
+        AnotherRun: naming the system.
     """
+    # Without x64 a store in float64 is a batch in float32.
+    dtype = jax.dtypes.canonicalize_dtype(host.dtype)
+    if known.dtype != dtype:
+        raise AnotherRun(f"the checkpoint is in {known.dtype}, the source in {dtype}: give the same.")
     places = {i: row for row, i in enumerate(known.system_id.tolist())}
     for row in np.flatnonzero(np.isin(host.system_id, known.system_id)).tolist():
         old, new = known[places[int(host.system_id[row])]], host[row]
         if not np.array_equal(old.numbers, new.numbers):
-            raise ValueError(
+            raise AnotherRun(
                 f"{host.name_of(row)} has other atoms than the system that the checkpoint has in its place, "
                 f"number {int(host.system_id[row])} of the source: give the same source."
             )

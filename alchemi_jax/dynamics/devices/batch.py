@@ -108,7 +108,7 @@ class OverDevices:
             )
             for where, group, hook in recording
         }
-        n = len(self.rows)
+        n, self.interrupted = len(self.rows), False
         self.engines: list[Any] = [None] * n
         #: Of each part, where it begins and what it has reached, without the list, and what it ends with.
         self.first: list[Any] = [None] * n
@@ -143,6 +143,7 @@ class OverDevices:
                 raise
             if not in_notebook():
                 raise interrupted(e, text, self.state()) from e
+            self.interrupted = True
             warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=5)
         if not self.finalizes:
             return None

@@ -6,6 +6,7 @@ replaces the file of the first.
 
 import contextlib
 import os
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from alchemi_jax.io.cut import ADVICE, cut_file
 from alchemi_jax.io.lock import WriteLock
 
 
-#: At the end of the names of our files: others' are never cut or removed.
+#: At the end of the names of our files, after the run that wrote them: others' are never cut or removed.
 _SUFFIX = ".alchemi_jax"
 
 
@@ -27,10 +28,13 @@ class TensorBoardWriter:
 
     Each opening begins a file. Going back to a state cuts the files to the lengths that they had, and removes
     those that were begun later; a TensorBoard that has read them already shows these points until it reloads.
+    Several runs may write into one folder: the names of their files differ.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        #: In the names of the files of a run, also when it goes on.
+        self._run = secrets.token_hex(4)
         self._file: Any = None
         self._at = 0
         self._lock: WriteLock | None = None
@@ -56,7 +60,7 @@ class TensorBoardWriter:
         stem = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         for number in range(10**6):
             with contextlib.suppress(FileExistsError):
-                file = self.path / f"{stem}.{number}{_SUFFIX}"
+                file = self.path / f"{stem}.{number}.{self._run}{_SUFFIX}"
                 self._file = open(file, "xb", buffering=0)  # noqa: SIM115
                 self._lock, self._at = WriteLock(file), 0
                 return
@@ -71,8 +75,13 @@ class TensorBoardWriter:
         for name in table:
             if name in ("step", "system_id", "steps_taken"):
                 continue
-            for step, system, value in zip(table["step"], table["system_id"], table[name], strict=True):
-                summary = scalar(f"{name}/system {system}", float(value))
+            # Rows of a training are of no system.
+            systems = table.get("system_id")
+            labels = (
+                [name] * len(table["step"]) if systems is None else [f"{name}/system {i}" for i in systems]
+            )
+            for step, label, value in zip(table["step"], labels, table[name], strict=True):
+                summary = scalar(label, float(value))
                 records.append(_event(step=int(step), summary=summary))
         self._append(b"".join(records))
         if own:
@@ -91,20 +100,22 @@ class TensorBoardWriter:
         self._at += len(content)
 
     def _own_files(self) -> list[Path]:
-        return sorted(self.path.glob(f"events.out.tfevents.*{_SUFFIX}"))
+        return sorted(self.path.glob(f"events.out.tfevents.*.{self._run}{_SUFFIX}"))
 
-    def state(self) -> dict[str, int]:
-        """Bytes of each of our files in the folder."""
-        return {file.name: file.stat().st_size for file in self._own_files()}
+    def state(self) -> dict[str, Any]:
+        """Bytes of each file of this run in the folder."""
+        return {"run": self._run, "files": {file.name: file.stat().st_size for file in self._own_files()}}
 
-    def set_state(self, state: dict[str, int] | None) -> None:
+    def set_state(self, state: dict[str, Any] | None) -> None:
         """Go back to a state.
 
         Raises:
             ValueError: naming the file, if one is missing or shorter, or another process writes it.
         """
         self.close()
-        lengths = state or {}
+        lengths: dict[str, int] = {} if state is None else state["files"]
+        if state is not None:
+            self._run = str(state["run"])
         for name, length in lengths.items():
             file = self.path / name
             size = file.stat().st_size if file.exists() else -1
