@@ -75,7 +75,7 @@ class Traffic:
     occupancy: float = 0.0
     seconds: float = 0.0
     host_seconds: float = 0.0
-    busy: tuple[float, ...] = ()
+    busy: list[float] = dataclasses.field(default_factory=list)
 
 
 class First(NamedTuple):

@@ -133,7 +133,7 @@ class StreamOverDevices:
             occupancy=sum(part.steps_taken for part in found) / max(places, 1),
             seconds=seconds,
             host_seconds=sum(part.traffic.host_seconds for part in found) / len(found),
-            busy=tuple(mine / max(seconds, 1e-9) for mine in self.seconds),
+            busy=[mine / max(seconds, 1e-9) for mine in self.seconds],
         )
 
     # -- in the threads of the parts -----------------------------------------------------------------
