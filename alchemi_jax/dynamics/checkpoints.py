@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
+import jax
 import numpy as np
 
 from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, Arrays, join_tree, split_tree
@@ -207,6 +208,7 @@ class Checkpoints:
                         preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
                         enable_async_checkpointing=True,
                         create=False,
+                        multiprocessing_options=this_process(),
                     ),
                 )
             self.wait()
@@ -240,6 +242,16 @@ class Checkpoints:
             raise not_written(e, self.folder) from e
 
 
+def this_process() -> Any:
+    """Options of orbax that let this process write and read by itself, also where there are others."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    rank = jax.process_index()
+    return ocp.options.MultiprocessingOptions(rank, {rank}, f"process-{rank}")
+
+
 def read(path: Path) -> Checkpoint:
     """A checkpoint, after a check of all its sums. Errors of any type if it is damaged."""
     import orbax.checkpoint as ocp
@@ -247,7 +259,11 @@ def read(path: Path) -> Checkpoint:
     for name in (_STATE, _ABOUT):
         if not (path / name).is_dir():
             raise ValueError(f"{path / name} is missing")
-    with _without_late_reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    options = this_process()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options)  # pyright: ignore
+    )
+    with _without_late_reads(), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
         found = reader.restore(
             path,
             args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _ABOUT: ocp.args.JsonRestore()}),
@@ -296,4 +312,4 @@ def not_written(error: Exception, path: Path) -> OSError:
     return OSError(f"no checkpoint was written: {where}{reason.rstrip('.')}.")
 
 
-__all__ = ["Checkpoint", "Checkpoints", "not_written", "read"]
+__all__ = ["Checkpoint", "Checkpoints", "not_written", "read", "this_process"]

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
+from alchemi_jax.distributed import others_ended
 from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
 from alchemi_jax.dynamics.init import init, without_hooks
@@ -155,6 +156,8 @@ class Run:
         while self.report.step < stop and self.report.active > min_active:
             if self.saver is not None:
                 self._save_if_due(self.saver)
+            elif others_ended():
+                raise Interrupted(f"{name_of(self.engine)} ends with another process")
             step = self.report.step
             self._call(DynamicsStage.BEFORE_STEP)
             if self.host_steps.any_due(self.inside, step):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from alchemi_jax._version import __version__
+from alchemi_jax.distributed import others_ended
 from alchemi_jax.dynamics.checkpoints import Checkpoint, Checkpoints
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -36,6 +37,7 @@ from alchemi_jax.dynamics.saved import (
 )
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of
+from alchemi_jax.io.parts import check_parts, own_path
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.batch import Batch
@@ -79,7 +81,7 @@ class Saver:
 
     def __init__(self, engine: Engine, hook: CheckpointHook, kind: str = "batch", sink: Sink | None = None):
         self.engine, self.hook, self.kind, self.sink = engine, hook, kind, sink
-        self.store = Checkpoints(hook.folder, hook.keep)
+        self.store = Checkpoints(own_path(hook.folder), hook.keep)
         self._origin = Origin(engine).describe()
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -107,6 +109,7 @@ class Saver:
         Raises:
             ValueError: if there are checkpoints of another run.
         """
+        check_parts(self.hook.folder)
         self.store.open()
         try:
             found = self.store.newest()
@@ -201,7 +204,7 @@ class Saver:
 
     def should_stop(self) -> bool:
         """Whether the run is to be saved and to end."""
-        return self.hook.should_stop is not None and bool(self.hook.should_stop())
+        return others_ended() or (self.hook.should_stop is not None and bool(self.hook.should_stop()))
 
     def save(
         self,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from alchemi_jax.distributed import world
 from alchemi_jax.dynamics.sameness import SourceMarks
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saved import AnotherRun
@@ -70,7 +71,7 @@ class Stream:
             return
         sizes = sampler.sizes()
         self._read()
-        if self.waiting is None and not sampler.skipped:
+        if self.waiting is None and not sampler.skipped and world().size == 1:
             raise ValueError(f"the source of {sampler!r} holds no systems.")
         first = sizes if sizes is not None else self._sizes()
         if len(first):
