@@ -14,10 +14,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alchemi_jax.dynamics.checkpoints import not_written, this_process
+from alchemi_jax.dynamics.checkpoint_files import this_process
+from alchemi_jax.dynamics.checkpoints import not_written
 from alchemi_jax.dynamics.origin import difference
 from alchemi_jax.dynamics.saved import (
     FORMAT,
@@ -42,7 +44,13 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
     Raises:
         FileExistsError: if the path exists and `overwrite` is not set, or what is there is no checkpoint.
         OSError: naming the path, if it cannot be written; a checkpoint that is there stays.
+        ValueError: in another process than the first.
     """
+    if jax.process_index() > 0:
+        raise ValueError(
+            f"{path} is not written: of several processes only process 0 can save a state. A CheckpointHook, "
+            "or run(..., resume=folder), saves those of all."
+        )
     path = Path(path).absolute()
     try:
         repair(path)
