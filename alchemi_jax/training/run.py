@@ -56,9 +56,13 @@ def run(
         raise ValueError("Trainer.run calls the host, so it cannot be traced: inside transforms use step.")
     if (epochs is None) == (n_steps is None):
         raise TypeError("Trainer.run takes either epochs or n_steps.")
-    natural("epochs of Trainer.run" if n_steps is None else "n_steps of Trainer.run")(epochs or n_steps)
+    if n_steps is None:
+        natural("epochs of Trainer.run")(epochs)
+    else:
+        natural("n_steps of Trainer.run")(n_steps)
     if state is not None:
         start.check_state(trainer, state)
+        start.check_length(state, epochs, n_steps, "the state")
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)
@@ -71,9 +75,13 @@ def run(
         fresh = start.make_buffers(trainer, state, example)
         begun = state if state.records else state.replace(records=fresh)
     saver = make_saver(trainer, resume, lambda: describe(trainer, ready, others, begun.params))
-    with contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun) as found:
-        if saver is not None and found is not None:
-            begun = saver.restore(found, begun)
+
+    def check(restored: TrainingState) -> None:
+        start.check_length(restored, epochs, n_steps, f"the checkpoint in {resume}")
+
+    opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun, check)
+    with opened as restored:
+        begun = begun if restored is None else restored
         loop = Loop(trainer, ready, others, example, begun, saver)
         with trainer:
             try:
@@ -157,6 +165,7 @@ class Loop:
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
             hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            check_same_references(data, hook.ready, "the data of ValidationHook")
         self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------

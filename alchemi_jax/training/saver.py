@@ -41,14 +41,21 @@ class TrainingSaver:
         self._saved_step = -1
 
     @contextlib.contextmanager
-    def opened(self, resume: bool, state: TrainingState) -> Iterator[Checkpoint | None]:
-        """A context in which the folder is open. Gives the checkpoint from which the training goes on, if
-        any; hooks are then as they were at that checkpoint.
+    def opened(
+        self, resume: bool, state: TrainingState, check: Callable[[TrainingState], None]
+    ) -> Iterator[TrainingState | None]:
+        """A context in which the folder is open. Gives the state with which the training goes on, if there is
+        a checkpoint; hooks are then as they were at that checkpoint.
+
+        Args:
+            check: raises an error for a state with which the training cannot go on. It is called before
+                hooks cut their files.
 
         Raises:
             ValueError: if there are checkpoints of another training.
         """
         self.store.open()
+        restored = None
         try:
             found = self.store.newest()
             if found is not None and found.about.get("kind") != "training":
@@ -63,6 +70,8 @@ class TrainingSaver:
                 found = None
             if found is not None:
                 self._check_origin(found)
+                restored = self.restore(found, state)
+                check(restored)
                 self._saved_step = int(found.about["step"])
                 self._set_states(join_tree(found.about["outside"], found.arrays))
             else:
@@ -70,7 +79,7 @@ class TrainingSaver:
                 if begun is not None:
                     self._set_states(begun)
                 self.store.write_begin(self._states())
-            yield found
+            yield restored
         except BaseException:
             # The error that ended the training matters more than one of its last checkpoint.
             with contextlib.suppress(Exception):

@@ -13,6 +13,9 @@ from alchemi_jax.parameters import as_path, natural, number
 from alchemi_jax.training.stage import TrainingStage
 
 
+_BEGIN_AND_VALIDATIONS = (TrainingStage.BEFORE_TRAINING, TrainingStage.AFTER_VALIDATION)
+
+
 class ValidationHook:
     """Validates after every so many steps and at the end, besides what `run(validation=)` does after each
     epoch. Host.
@@ -69,15 +72,24 @@ class EarlyStoppingHook:
     reads_batch = False
 
     def __init__(self, patience: int = 10, least: float = 0.0):
-        self.stage = TrainingStage.AFTER_VALIDATION
+        self.stage = None
         self.patience = natural("patience")(patience)
         number("least", zero=True)(least)
         self.least = float(least)
         self.best, self.waited = float("inf"), 0
 
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        return stage in _BEGIN_AND_VALIDATIONS
+
     def __call__(self, ctx: HookContext, stage: Any) -> None:
+        if stage is TrainingStage.BEFORE_TRAINING:
+            if int(ctx.step_count) == 0:
+                # Another training with the same hook begins anew.
+                self.set_state(None)
+            return
         loss = float(ctx.loss)
-        if loss < self.best - self.least or self.best == float("inf"):
+        # A loss that is not finite is not lower, and is no measure for later ones.
+        if loss < self.best - self.least:
             self.best, self.waited = loss, 0
         else:
             self.waited += 1
@@ -115,11 +127,19 @@ class BestCheckpointHook:
     reads_batch = False
 
     def __init__(self, path: str | os.PathLike):
-        self.stage = TrainingStage.AFTER_VALIDATION
+        self.stage = None
         self.path: Path = as_path("path of BestCheckpointHook")(path)
         self.best, self.step = float("inf"), -1
 
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        return stage in _BEGIN_AND_VALIDATIONS
+
     def __call__(self, ctx: HookContext, stage: Any) -> None:
+        if stage is TrainingStage.BEFORE_TRAINING:
+            if int(ctx.step_count) == 0:
+                # Another training with the same hook begins anew; the file stays until it has validated.
+                self.set_state(None)
+            return
         loss = float(ctx.loss)
         if not loss < self.best:
             return
