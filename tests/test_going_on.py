@@ -23,7 +23,7 @@ from alchemi_jax.dynamics.hooks import (
 from alchemi_jax.dynamics.origin import Origin, difference
 from alchemi_jax.dynamics.outside import check_traced, collect, match, put_back, traced_hooks
 from alchemi_jax.dynamics.sameness import SourceMarks, marks_of
-from alchemi_jax.dynamics.saved import AnotherRun, join_tree, split_tree
+from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, join_tree, split_tree
 from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -231,7 +231,7 @@ def test_checkpoints_that_are_gone_do_not_take_the_rows_with_them(run, tmp_path)
         called(copy)
     assert rows(copy) == rows(folder)
     begin = copy / "c" / "begin.json"
-    for text in ("", "{}", "[1]", '{"format": 3}'):
+    for text in ("", "{}", "[1]", f'{{"format": {FORMAT}}}'):
         begin.write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"{begin} is damaged")):
             Checkpoints(copy / "c").begin()

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
+from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
 from alchemi_jax.dynamics.final import record_final
 from alchemi_jax.dynamics.finish import finalize
@@ -75,12 +76,15 @@ def run_batch(
     saver, state = make_saver(engine, resume), None
     if saver is not None:
         saver.marks = marks_of(batch.to_host())
+
+    def look(found: Checkpoint) -> Begun:
+        assert saver is not None
+        saved = saver.restore(found, prepare_batch(engine, batch), as_key(key))
+        return go_on(engine, saved, batch.meta, shrinks)
+
     try:
-        with contextlib.nullcontext() if saver is None else saver.opened(resume is not None) as found:
-            begun = None
-            if saver is not None and found is not None:
-                saved = saver.restore(found, prepare_batch(engine, batch), as_key(key))
-                begun = go_on(engine, saved, batch.meta, shrinks)
+        opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, look=look)
+        with opened as begun:
             with engine:
                 if begun is None:
                     begun = Begun([driver.init(engine, batch, key)])
