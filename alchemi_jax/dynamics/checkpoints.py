@@ -227,7 +227,7 @@ class Checkpoints:
         """
         if self._lock is not None and not self._lock.holds(self.folder):
             raise OSError(
-                f"no checkpoint was written: {self.folder} was removed, moved or replaced while the run used it."
+                f"no checkpoint was written: {self.folder} was removed or replaced while the run used it."
             )
         if self._manager is None:
             return

@@ -180,7 +180,8 @@ class OutOfSteps:
         fits = self.waiting and systems >= 1 and int(self.waiting[0].sizes.sum()) <= atoms
         return self.waiting.pop(0) if fits else None
 
-    def _read(self, number: int, like: DynamicsState) -> Rows:
+    def _content(self, number: int) -> bytes:
+        """A file as it was written."""
         path = self.folder / f"{number}.npz"
         try:
             content = path.read_bytes()
@@ -192,7 +193,10 @@ class OutOfSteps:
             raise ValueError(
                 f"{path}, with systems that were out of steps, is not what was written: {ADVICE}."
             )
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return content
+
+    def _read(self, number: int, like: DynamicsState) -> Rows:
+        with np.load(io.BytesIO(self._content(number)), allow_pickle=False) as file:
             arrays = dict(file)
         slim = unsafe_replace(like, neighbors=None, records=())
         leaves = []

@@ -84,22 +84,21 @@ def run_batch(
 
     try:
         opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, look=look)
-        with opened as begun:
-            with engine:
-                if begun is None:
-                    begun = Begun([driver.init(engine, batch, key)])
-                state = begun.states[-1]
-                left = max(int(most) - int(state.step_count), 0)
-                state = _advance(engine, begun, left, shrinks, saver)
-                with explain_out_of_memory(engine, lambda: batch):
-                    out = finalize(engine, state)
-                if saver is not None and begun.interrupted:
-                    # Hooks may not have been called for the last step: the run goes on from its checkpoint.
-                    return out
-                record_final(engine, state, out)
-                if saver is not None and not begun.ended:
-                    saver.save([state], {}, ended=True)
+        with opened as begun, engine:
+            if begun is None:
+                begun = Begun([driver.init(engine, batch, key)])
+            state = begun.states[-1]
+            left = max(int(most) - int(state.step_count), 0)
+            state = _advance(engine, begun, left, shrinks, saver)
+            with explain_out_of_memory(engine, lambda: batch):
+                out = finalize(engine, state)
+            if saver is not None and begun.interrupted:
+                # Hooks may not have been called for the last step: the run goes on from its checkpoint.
                 return out
+            record_final(engine, state, out)
+            if saver is not None and not begun.ended:
+                saver.save([state], {}, ended=True)
+            return out
     except BaseException as e:
         carry_state(e, state)
         raise
