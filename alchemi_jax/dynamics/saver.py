@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,9 +40,6 @@ from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
-
-
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass
@@ -83,8 +80,8 @@ class Saver:
 
     @contextlib.contextmanager
     def opened(
-        self, resume: bool, step: int = 0, look: Callable[[Checkpoint], _T] = lambda found: None
-    ) -> Iterator[_T | None]:
+        self, resume: bool, step: int = 0, look: Callable[[Checkpoint], Any] = lambda found: None
+    ) -> Iterator[Any]:
         """A context in which the folder is open. Gives what `look` made of the checkpoint from which the run
         goes on, if there is one.
 
