@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
@@ -17,6 +18,7 @@ from conftest import zoo
 from potential_references import (
     MGO,
     EwaldReference,
+    NetworkReference,
     PairReference,
     buckingham,
     manybody,
@@ -33,6 +35,7 @@ from alchemi_jax.models import (
     ASEModel,
     Buckingham,
     Ewald,
+    InvariantNetwork,
     LennardJones,
     Morse,
     SoftSphere,
@@ -291,6 +294,22 @@ def _sum():
     return Case(model, geometries(["Ar"], 3.7), lambda: PairReference(sum_of_three, 7.0))
 
 
+def _network():
+    rng = np.random.default_rng(3)
+    model = InvariantNetwork(
+        ["Cu", "Ni"],
+        key=jax.random.key(0),
+        cutoff=4.5,
+        gaussians=5,
+        hidden=(4,),
+        energies=[1.5, -0.7],
+        scale=0.8,
+        mean=rng.normal(0, 1, (2, 10)),
+        spread=rng.uniform(1, 2, (2, 10)),
+    )
+    return Case(model, geometries(["Ni", "Cu"], 2.5), lambda: NetworkReference(model))
+
+
 CASES = {
     "Buckingham": _buckingham,
     "SoftSphere": _soft_sphere,
@@ -302,6 +321,7 @@ CASES = {
         lambda: Tersoff.from_entries(platinum_carbide()), "Albe_PRB_65_195124_PtC", ["Pt", "C"], (4.5,), 2.3
     ),
     "Ewald": _ewald,
+    "InvariantNetwork": _network,
     "SumModel": _sum,
     "ASEModel": lambda: Case(ASEModel(ASEEMT()), geometries(["Cu", "Ag"], 2.7), ASEEMT, 1e-13),
 }

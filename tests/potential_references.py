@@ -142,3 +142,44 @@ def manybody(form, parameters):
     source = stillinger_weber if form == "StillingerWeber" else tersoff_brenner
     made = getattr(explicit_forms, form)(getattr(source, parameters))
     return lambda: matscipy.Manybody(**made)
+
+
+class NetworkReference(Calculator):
+    """An InvariantNetwork in numpy, over ASE's neighbor list, with slopes written out by hand."""
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def calculate(self, atoms=None, properties=(), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        m = self.model
+        rc, n, symbols = m.cutoff, m.gaussians, np.array(atoms.get_chemical_symbols())
+        i, j, r, d = neighbor_list("ijdD", atoms, rc)
+        width = (rc - 0.5) / (n - 1)
+        x = (r[:, None] - np.linspace(0.5, rc, n)) / width
+        bell, smooth = np.exp(-x * x / 2), (1 + np.cos(np.pi * r / rc))[:, None] / 2
+        bends = -np.pi / rc / 2 * np.sin(np.pi * r / rc)[:, None]
+        value, slope = bell * smooth, bell * (bends - x / width * smooth)
+        kind = np.array([m.elements.index(s) for s in symbols])
+        g = np.zeros((len(atoms), len(m.elements), n))
+        np.add.at(g, (i, kind[j]), value)
+        energy, pulls = 0.0, np.zeros_like(g)
+        for a, k in enumerate(kind):
+            mean, spread = (np.asarray(p[k], float) for p in (m.mean, m.spread))
+            (w1, b1), (w2, b2) = ((np.asarray(w[k], float), np.asarray(b[k], float)) for w, b in m.layers)
+            h = ((g[a].ravel() - mean) / spread) @ w1 + b1
+            sigmoid = 1 / (1 + np.exp(-h))
+            energy += float(m.energies[k]) + float(m.scale) * ((h * sigmoid) @ w2 + b2)[0]
+            back = w2[:, 0] * sigmoid * (1 + h * (1 - sigmoid))
+            pulls[a] = (float(m.scale) * (w1 @ back) / spread).reshape(g[a].shape)
+        f = ((slope * pulls[i, kind[j]]).sum(1) / r)[:, None] * d
+        forces = np.zeros((len(atoms), 3))
+        np.add.at(forces, i, f)
+        np.add.at(forces, j, -f)
+        self.results = {"energy": energy, "forces": forces}
+        if atoms.pbc.all():
+            s = np.einsum("pa,pb->ab", d, f) / atoms.get_volume()
+            self.results["stress"] = s.flat[[0, 4, 8, 5, 2, 1]]

@@ -94,8 +94,8 @@ def test_one_sentence_for_flags(capsys):
         ("relax", "--steps", "2147483648"): f"--steps must be at most {MOST_STEPS}, not '2147483648'.",
         ("md", "--temperature", "1", "--seed", "9" * 20): "--seed must be at most 4294967295, not '9999",
         ("relax", "--fmx", "1"): "--fmx is no option of relax; did you mean --fmax?",
-        ("rlax",): "there is no command 'rlax', the commands are relax, md, run, show, convert, models, "
-        "info; did you mean relax?",
+        ("rlax",): "there is no command 'rlax', the commands are relax, md, run, train, show, "
+        "convert, models, info; did you mean relax?",
         ("relax", "--steps"): "--steps needs a value",
         ("relax", "--cell", "--optimizer", "bfgs"): "--optimizer must be fire or fire2 to relax cells",
         ("relax", "--pressure", "1"): "--pressure is only for relaxations of the cell (--cell)",

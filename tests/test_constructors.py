@@ -179,6 +179,22 @@ MODELS = {
         },
     ),
     "HarmonicModel": ({}, {"k": NUMBER, "center": [NAN, [0.0, INF, 0.0], 1j, None], "cutoff": None}),
+    "InvariantNetwork": (
+        {"elements": ["Cu", "Ni"], "key": jax.random.key(0)},
+        {
+            "elements": ["Nope", (), ("Cu", "Cu"), None, 3.5, 300],
+            "key": ["x", 1.5, np.ones(3)],
+            "cutoff": CUTOFF,
+            "gaussians": COUNT,
+            "angular": [n for n in COUNT if n != 0],
+            "hidden": [[n] for n in COUNT] + [3, None, "x"],
+            "energies": [NAN, [1.0], [INF, 0.0], "x", 1j],
+            "scale": ONE,
+            "mean": [np.zeros(3), np.full((2, 64), NAN), "x"],
+            "spread": [np.zeros((2, 64)), np.ones(3), -np.ones((2, 64)), "x"],
+            "skin": SKIN,
+        },
+    ),
     "FlaxModel": (
         {"module": Plain(), "variables": {}},
         {"module": ["x", None, Plain], "variables": None, "cutoff": CUTOFF, "skin": SKIN},

@@ -20,6 +20,7 @@ import zarr
 from conftest import cluster, crystal, public
 
 import alchemi_jax
+import alchemi_jax.training
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import (
     FIRE,
@@ -173,6 +174,40 @@ def test_the_page_on_checkpoints(tmp_path, monkeypatch, capsys):
         assert f"`{line}`" in text
 
 
+def test_the_page_on_training(tmp_path, monkeypatch, capsys):
+    """It trains, and goes on from its checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in code("docs/training.md"):
+        exec(block, names)
+    if names:
+        assert int(names["state"].epoch) == 5
+        assert len((tmp_path / "training.csv").read_text().splitlines()) == 11
+        chosen = names["only_depth"].split()[0]
+        assert chosen.epsilon is not None
+        assert chosen.sigma is None
+        printed = capsys.readouterr().out
+        assert printed.startswith("LennardJones(epsilon=0.0125")
+        assert "sigma=3.33" in printed
+        assert "\nepoch 0: loss " in printed
+
+
+def test_the_page_from_data_to_dynamics():
+    """Its code is that of a notebook, which has a test of its own, and of scripts in `examples/`."""
+    page = code("docs/from_data_to_dynamics.md")
+    if not page:
+        pytest.skip("installed without its repository")
+    cells = json.loads((ROOT / "notebooks/10_train_a_potential.ipynb").read_text())["cells"]
+    shown = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    same = [ast.dump(ast.parse(text)) for text in page]
+    assert same[: len(shown)] == [ast.dump(ast.parse(text)) for text in shown]
+    scripts = [ast.parse(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
+    known = {ast.dump(node) for script in scripts for node in script.body}
+    parts = [ast.dump(node) for text in page[len(shown) :] for node in ast.parse(text).body]
+    assert len(parts) > 4
+    assert set(parts) <= known
+
+
 def test_the_page_on_errors(blocks, capsys):
     """Its code says what it says; every message that it quotes is one of ours, word for word."""
     names = {}
@@ -225,6 +260,31 @@ def test_the_pipeline_of_the_page_on_commands(tmp_path):
     assert (settings.stages[0].fmax, settings.max_systems, settings.out) == (0.05, 16, "other")
     tables = text.partition(BEGIN)[2].partition(END)[0]
     assert tables.strip() == reference().strip(), "python -m alchemi_jax.cli.reference docs/commands.md"
+
+
+def test_the_training_of_the_page_on_commands(tmp_path):
+    """What it gives is the default, where there is one."""
+    from alchemi_jax.cli.load import load_training
+    from alchemi_jax.cli.reference import BEGIN_TRAIN, END, reference_of_training
+    from alchemi_jax.cli.train_plan import loss_of
+
+    text = (ROOT / "docs/commands.md").read_text()
+    (tmp_path / "s.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    settings = load_training(str(tmp_path / "s.toml"), ["run.n_steps=8000", "run.out=short"])
+    (tmp_path / "s.toml").write_text('[data]\ntrain = "a"\n[run]\nn_steps = 8000\n')
+    least = load_training(str(tmp_path / "s.toml"), [])
+    assert (settings.run.n_steps, settings.run.out) == (8000, "short")
+    assert repr(loss_of(settings)) == repr(loss_of(least))
+    assert settings.loss.deltas == least.loss.deltas
+    assert settings.rate == least.rate
+    for table in ("model", "optimizer"):
+        for key, value in getattr(least, table).model_dump().items():
+            given = getattr(getattr(settings, table), key)
+            shown = type(getattr(least, table)).model_fields[key].json_schema_extra["shown"]
+            assert value in (given, None), (table, key)
+            assert value is not None or given is None or key == "rate" or str(given) == shown, (table, key)
+    tables = text.partition(BEGIN_TRAIN)[2].partition(END)[0]
+    assert tables.strip() == reference_of_training().strip()
 
 
 def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
@@ -327,7 +387,7 @@ def test_names_in_the_tables_of_other_codes_and_of_the_readme(blocks):
         alchemi_jax.neighbors,
     ]
     modules += [alchemi_jax.dynamics.hooks, alchemi_jax.dynamics.sinks, alchemi_jax.analysis]
-    modules += [alchemi_jax.observables]
+    modules += [alchemi_jax.observables, alchemi_jax.training]
     known = {name for module in modules for name in public(module)} | {"FIRE", "CallbackHook"}
     methods = [
         dir(k) for k in (alchemi_jax.dynamics.AbstractDynamics, Batch, alchemi_jax.dynamics.ConvergenceHook)

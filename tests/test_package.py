@@ -37,6 +37,7 @@ LAYERS = [
     ["dynamics.stage", "dynamics.updates"],
     ["dynamics.hooks"],
     ["dynamics"],
+    ["training"],
     ["cli"],
 ]
 #: Named by the design: these do not know one another.

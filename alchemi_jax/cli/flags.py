@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import os
 from typing import Any, NoReturn, get_args
 
 from pydantic.fields import FieldInfo
 
-from alchemi_jax.cli.load import check, load
+from alchemi_jax.cli.load import check, load, load_training
 from alchemi_jax.cli.outcome import UsageError, did_you_mean
 from alchemi_jax.cli.settings import (
     MD,
@@ -22,6 +23,7 @@ from alchemi_jax.cli.settings import (
     Settings,
     Show,
 )
+from alchemi_jax.cli.train_settings import Training, TrainOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,18 @@ COMMANDS = {
         None,
         RunOptions,
     ),
+    "train": Command(
+        "alchemi_jax.cli.train:train",
+        "a potential of your own: train a model on energies and forces, from a file",
+        "Trains the model that a TOML file describes, and draws its loss and errors. The same command again "
+        "goes on where it was interrupted. --model trained:FOLDER/model then names the model. "
+        "docs/commands.md has the settings.",
+        {"this call": TrainOptions},
+        {},
+        ", 3 the loss is not finite, 4 the time of --max-seconds is up",
+        None,
+        TrainOptions,
+    ),
     "show": Command(
         "alchemi_jax.cli.show:show",
         "what results hold: means with error bars, and a picture",
@@ -118,6 +132,19 @@ COMMANDS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """What `train` is asked to do.
+
+    Attributes:
+        settings: of the training; None if only the report of a folder is asked for.
+        options: of this call.
+    """
+
+    settings: Training | None
+    options: TrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """What `relax`, `md` and `run` are asked to do.
 
@@ -146,6 +173,11 @@ def parse(command: str, arguments: list[str]) -> Any:
     if command == "run":
         options = check(RunOptions, given, _name_in(known))
         return Job(load(options.pipeline, options.overrides), options)
+    if command == "train":
+        options = check(TrainOptions, given, _name_in(known))
+        only_shown = options.report and os.path.isdir(options.settings)
+        settings = None if only_shown else load_training(options.settings, options.overrides)
+        return TrainJob(settings, options)
     if known.stage is None:
         return check(known.models["options"], given, _name_in(known))
     given = known.defaults | given

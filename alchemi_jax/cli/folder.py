@@ -7,10 +7,11 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from alchemi_jax.cli.inputs import is_inputs
 from alchemi_jax.cli.outcome import UsageError, os_reason
-from alchemi_jax.cli.record import is_complete
+from alchemi_jax.cli.record import SETTINGS, is_complete
 from alchemi_jax.cli.swap import UNFINISHED, repaired
 
 
@@ -23,6 +24,12 @@ _STORE_FILES = re.compile(r"(zarr\.json|c(\.\d+)*|\d+)(\.new|\.begun)?")
 _CHECKPOINT_FILES = re.compile(
     r"begin\.json|out_of_steps|\d+|\d+\.orbax-checkpoint-tmp.*|\.probe-\d+|\.part-\d+-begin\.json"
 )
+
+
+#: A trained model in a folder of results, and its files.
+MODEL, _MODEL_FILES = "model", ("model.json", "arrays.npz")
+#: Keys of settings.json, of that of a training, and of the report of one.
+_JSON_KEYS = ({"stages", "model"}, {"training", "complete"}, {"step", "steps", "train"})
 
 
 #: Stores of results, the one to be shown first, of a run that is complete.
@@ -53,6 +60,8 @@ def find_store(path: str) -> Path:
     except (OSError, ValueError) as e:
         reason = os_reason(e) if isinstance(e, OSError) else str(e)
         raise UsageError(f"{path!r} cannot be read: {reason}.") from None
+    if "training" in _json_of(at / SETTINGS):
+        raise UsageError(f"{path} holds a training: alchemi-jax train {path} --report shows it.")
     raise UsageError(f"{path} holds no results: none of {', '.join(_STORES)} is in it.")
 
 
@@ -63,6 +72,8 @@ def is_ours(path: Path) -> bool:
     if path.is_dir():
         if path.name == CHECKPOINTS:
             return all(_CHECKPOINT_FILES.fullmatch(p.name) and not p.is_symlink() for p in path.iterdir())
+        if path.name == MODEL:
+            return _is_model(path)
         return path.suffix == ".zarr" and _is_store(path)
     try:
         with path.open("rb") as f:
@@ -73,11 +84,11 @@ def is_ours(path: Path) -> bool:
         return True
     lines = start.split(b"\n", 2)
     if path.suffix == ".csv":
-        return lines[0].startswith(b"step,system_id,status,")
+        return lines[0].startswith((b"step,system_id,status,", b"step,epoch,loss,"))
     if path.suffix == ".extxyz":
         return len(lines) > 1 and b"outcome=" in lines[1]
     if path.suffix == ".json":
-        return _is_settings(path)
+        return _is_json_of_ours(path)
     return SOFTWARE.encode() in start
 
 
@@ -99,12 +110,28 @@ def _is_store(path: Path) -> bool:
         return False
 
 
-def _is_settings(path: Path) -> bool:
+def _is_model(path: Path) -> bool:
+    """Whether a folder is a trained model, or a part of one."""
+    entries = list(path.iterdir())
+    if any(entry.name not in _MODEL_FILES or entry.is_symlink() for entry in entries):
+        return False
+    about = path / _MODEL_FILES[0]
+    return not about.exists() or {"format", "model"} <= _json_of(about).keys()
+
+
+def _is_json_of_ours(path: Path) -> bool:
+    content = _json_of(path)
+    keys = content.keys()
+    return is_inputs(content) or any(known <= keys for known in _JSON_KEYS)
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
-        return False
-    return is_inputs(content) or (isinstance(content, dict) and {"stages", "model"} <= content.keys())
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_target(path: Path, overwrite: bool, source: str) -> None:

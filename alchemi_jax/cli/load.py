@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from alchemi_jax.cli.outcome import Mistakes, UsageError, did_you_mean, one_line, os_reason
 from alchemi_jax.cli.settings import MD, Pipeline, Problems, Relax, Settings
+from alchemi_jax.cli.train_settings import Training
 
 
 _S = TypeVar("_S", bound=Settings)
@@ -26,10 +27,34 @@ def load(path: str, overrides: list[str]) -> Pipeline:
     Raises:
         UsageError: naming the file, and every setting that is wrong.
     """
+    return check(Pipeline, _content(path, overrides, "run"), dotted, path, strict=True)
+
+
+def load_training(path: str, overrides: list[str]) -> Training:
+    """The settings of a training in a file, some of them replaced by `run.n_steps=100` and the like.
+
+    Raises:
+        UsageError: naming the file, and every setting that is wrong.
+    """
+    return check(Training, _content(path, overrides, "train"), dotted, path, strict=True)
+
+
+#: Keys of the file that only one of the commands reads.
+_OF_ONE = {"run": ("stages",), "train": ("data", "optimizer")}
+
+
+def _content(path: str, overrides: list[str], command: str) -> dict[str, Any]:
     content = _read(path)
+    for other, keys in _OF_ONE.items():
+        if other != command and any(k in content for k in keys) and not _knows(content, command):
+            raise UsageError(f"{path} has the settings of another command: alchemi-jax {other} {path}.")
     for text in overrides:
-        _override(content, text)
-    return check(Pipeline, content, dotted, path, strict=True)
+        _override(content, text, "stages.0.fmax=0.02" if command == "run" else "run.n_steps=8000")
+    return content
+
+
+def _knows(content: dict[str, Any], command: str) -> bool:
+    return any(key in content for key in _OF_ONE[command])
 
 
 def check(
@@ -85,10 +110,10 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"{path!r} cannot be read: {one_line(e)}.") from None
 
 
-def _override(content: dict[str, Any], text: str) -> None:
+def _override(content: dict[str, Any], text: str, example: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"{text!r} is no setting: write FIELD=VALUE, as in stages.0.fmax=0.02.")
+        raise UsageError(f"{text!r} is no setting: write FIELD=VALUE, as in {example}.")
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
@@ -112,7 +137,7 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _mistakes(error: ValidationError, model: type[Settings], name_of: NameOf) -> Iterator[str]:
     for found in error.errors(include_url=False):
-        place, kind = tuple(found["loc"]), model
+        place, kind = tuple(found["loc"]), _table_of(model, found["loc"])
         if len(place) > 2 and place[0] == "stages":
             # Behind the number stands the kind of the stage, which is no field.
             kind = {"relax": Relax, "md": MD}.get(str(place[2]), model)
@@ -136,6 +161,17 @@ def _mistakes(error: ValidationError, model: type[Settings], name_of: NameOf) ->
         yield f"{name} {text}{f', not {_short(given)}' if shown else ''}{near}"
 
 
+def _table_of(model: type[Settings], place: tuple[Any, ...]) -> type[Settings]:
+    """The model of the table in which a place is."""
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = None if field is None else field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+            break
+        model = inner
+    return model
+
+
 _WORDS = {
     "missing": "is missing",
     "finite_number": "must be finite",
@@ -155,6 +191,8 @@ def _wrong(found: Any) -> str:
         return "must be positive" if ctx["gt"] == 0 else f"must be greater than {ctx['gt']}"
     if kind == "greater_than_equal":
         return f"must be at least {ctx['ge']}"
+    if kind == "less_than":
+        return f"must be less than {ctx['lt']:g}"
     if kind == "less_than_equal":
         return f"must be at most {ctx['le']}"
     if kind == "literal_error":

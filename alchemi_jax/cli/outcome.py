@@ -32,6 +32,13 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:397]}..."
 
 
+def sentence(error: BaseException) -> str:
+    """The message of an exception in one line, with one stop, or three, at its end."""
+    text = one_line(error)
+    end = "..." if text.endswith("...") else "."
+    return text.rstrip(".") + end
+
+
 def os_reason(error: OSError) -> str:
     """Why the operating system refused, without the path."""
     # Sinks have put the path into the message.

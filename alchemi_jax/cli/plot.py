@@ -62,7 +62,7 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
     for axes in (forces, energies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    _save(figure, picture)
+    save_figure(figure, picture)
 
 
 #: So many systems are drawn, evenly chosen from all.
@@ -113,7 +113,7 @@ def quantities(
     panels[0].set_title(title if len(drawn) == len(systems) else f"{title}, {len(drawn)} systems drawn")
     panels[-1].set_xlabel(label)
     _legend(figure, panels[0], drawn, names)
-    _save(figure, picture)
+    save_figure(figure, picture)
 
 
 def _legend(figure: Figure, axes: Any, drawn: np.ndarray, names: list[str] | None) -> None:
@@ -130,7 +130,7 @@ def _legend(figure: Figure, axes: Any, drawn: np.ndarray, names: list[str] | Non
         line.set_alpha(1)
 
 
-def _save(figure: Figure, picture: Path) -> None:
+def save_figure(figure: Figure, picture: Path) -> None:
     """The file, with a mark by which it is known as ours."""
     key = "Software" if picture.suffix.lower() == ".png" else "Creator"
     known = picture.suffix.lower() in (".png", ".pdf", ".svg")

@@ -65,6 +65,8 @@ def read_record(at: Path) -> Record | None:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError
+        if content.get(_COMMAND) == "train":
+            raise UsageError(f"{at} holds results of alchemi-jax train: give another out.")
         settings = _settings(content)
     except FileNotFoundError:
         return None

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from alchemi_jax.cli.flags import COMMANDS, described_default, flag_of
 from alchemi_jax.cli.settings import MD, Options, Pipeline, Relax, Settings
+from alchemi_jax.cli.train_settings import TABLES
 
 
 BEGIN, END = "<!-- settings: made by alchemi_jax/cli/reference.py -->", "<!-- end of settings -->"
@@ -16,8 +17,10 @@ _TABLES: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (
     ("Settings of a run", Pipeline, ("relax", "md")),
     ('Settings of a stage of kind "relax"', Relax, ("relax",)),
     ('Settings of a stage of kind "md"', MD, ("md",)),
-    ("Flags of one call, which are not in files", Options, ("relax", "md", "run")),
+    ("Flags of one call, which are not in files", Options, ("relax", "md", "run", "train")),
 )
+BEGIN_TRAIN = "<!-- settings of a training: made by alchemi_jax/cli/reference.py -->"
+_OF_TRAINING = tuple((f"Settings of a training, table [{name}]", model, ()) for name, model in TABLES.items())
 
 
 def reference() -> str:
@@ -25,15 +28,21 @@ def reference() -> str:
     return "\n".join(line for table in _TABLES for line in _table(*table))
 
 
+def reference_of_training() -> str:
+    """The same of the settings of a training, which have no flags."""
+    return "\n".join(line for table in _OF_TRAINING for line in _table(*table))
+
+
 def _table(title: str, model: type[Settings], commands: tuple[str, ...]) -> Iterator[str]:
     yield f"**{title}**\n"
-    yield "| key | flag | default | bounds | what |"
-    yield "|---|---|---|---|---|"
+    flags = bool(commands)
+    yield "| key | flag | default | bounds | what |" if flags else "| key | default | bounds | what |"
+    yield "|---|---|---|---|---|" if flags else "|---|---|---|---|"
     for name, field in model.model_fields.items():
-        if name in ("kind", "stages"):
+        if flags and name in ("kind", "stages"):
             continue
         extra: Any = field.json_schema_extra
-        flag = "" if extra["positional"] else f"`{flag_of(name, field)}`"
+        flag = "" if extra["positional"] or not flags else f"`{flag_of(name, field)}`"
         used_by = [c for c in commands if any(name in m.model_fields for m in COMMANDS[c].models.values())]
         if len(used_by) < len(commands):
             flag += f" ({', '.join(used_by)})"
@@ -44,7 +53,8 @@ def _table(title: str, model: type[Settings], commands: tuple[str, ...]) -> Iter
         default = "; ".join(filter(None, [default, *(f"{v} ({c})" for v, c in others.items())]))
         unit = f", {extra['unit']}" if extra["unit"] else ""
         key = "" if model is Options else f"`{name}`"
-        yield f"| {key} | {flag} | {default} | {_bounds(field)} | {field.description}{unit} |"
+        flag = f" {flag} |" if flags else ""
+        yield f"| {key} |{flag} {default} | {_bounds(field)} | {field.description}{unit} |"
     yield ""
 
 
@@ -62,9 +72,12 @@ def _bounds(field: FieldInfo) -> str:
 
 def renew(path: Path) -> None:
     """Put the tables between the marks of the page."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{reference()}\n{END}{after}")
+    text = path.read_text()
+    for begin, tables in ((BEGIN, reference()), (BEGIN_TRAIN, reference_of_training())):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(END)
+        text = f"{before}{begin}\n{tables}\n{END}{after}"
+    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Relax(Settings):
     @validator("optimizer")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, OPTIMIZERS)
+        return one_of(name, OPTIMIZERS)
 
     @model_validator(mode="after")
     def _fits(self) -> "Relax":
@@ -129,7 +129,7 @@ class MD(Settings):
     @validator("ensemble")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, ENSEMBLES)
+        return one_of(name, ENSEMBLES)
 
     @model_validator(mode="after")
     def _complete(self) -> "MD":
@@ -188,7 +188,7 @@ class Run(Settings):
     @validator("out")
     @classmethod
     def _path(cls, path: str) -> str:
-        return _usable_path(path)
+        return usable_path(path)
 
 
 class Pipeline(Run):
@@ -264,13 +264,15 @@ class Info(Settings):
     """Arguments of `info`: none."""
 
 
-def _one_of(name: str, known: Any) -> str:
+def one_of(name: str, known: Any) -> str:
+    """The name, if it is one of those that are known."""
     if name not in known:
         raise ValueError(f"must be {', '.join(known)}, not {name[:80]!r}{did_you_mean(name, known)}")
     return name
 
 
-def _usable_path(path: str) -> str:
+def usable_path(path: str) -> str:
+    """The path, if it may be one."""
     if not path or "\0" in path:
         raise ValueError(f"is no path: {path!r}")
     return path

@@ -216,7 +216,7 @@ def stream(
             state = getattr(e, "state", None)
             in_flight = None if state is None else state.batch.to_host()
         except (OSError, ValueError) as e:
-            raise UsageError(_fault(e, at)) from None
+            raise UsageError(describe_fault(e, at)) from None
         except OutOfMemory as e:
             bounds = "--max-systems and --max-atoms bound the batch of a run that begins"
             raise UsageError(f"{one_line(e).rstrip('.')}; {bounds}.") from None
@@ -224,7 +224,7 @@ def stream(
     return Ended(interrupted, seconds, compiling.seconds, in_flight, watch.atom_steps)
 
 
-def _fault(error: OSError | ValueError, at: Path) -> str:
+def describe_fault(error: OSError | ValueError, at: Path) -> str:
     """What went wrong with a file or a structure, and what to do."""
     text = str(error)
     if isinstance(error, OSError):

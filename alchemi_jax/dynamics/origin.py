@@ -46,11 +46,11 @@ class Origin:
         for number, (name, fields) in enumerate(self.parts):
             part = name if len(self.parts) == 1 else f"stage {number}, {name}"
             for field, value in fields.items():
-                parameters |= _entries(f"{part}.{field}", value)
+                parameters |= entries(f"{part}.{field}", value)
         return {
             "engine": [name for name, _ in self.parts],
             "parameters": parameters,
-            "model": dict(_entries(type(self.model).__name__, self.model)),
+            "model": dict(entries(type(self.model).__name__, self.model)),
         }
 
 
@@ -63,27 +63,27 @@ def _parameters(part: Any) -> dict[str, Any]:
     return {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name not in _FREE}
 
 
-def _entries(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def entries(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Names and values of all numbers and texts in a tree; other objects count by their type."""
     if isinstance(value, eqx.Module):
         yield name, type(value).__name__
         for f in dataclasses.fields(value):
-            yield from _entries(f"{name}.{f.name}", getattr(value, f.name, None))
+            yield from entries(f"{name}.{f.name}", getattr(value, f.name, None))
     elif isinstance(value, Mapping):
         for key in value:
-            yield from _entries(f"{name}[{key!r}]", value[key])
+            yield from entries(f"{name}[{key!r}]", value[key])
     elif isinstance(value, tuple | list):
         for number, entry in enumerate(value):
-            yield from _entries(f"{name}[{number}]", entry)
+            yield from entries(f"{name}[{number}]", entry)
     elif isinstance(value, jax.Array | np.ndarray | np.generic):
-        yield name, _digest(np.asarray(value))
+        yield name, digest(np.asarray(value))
     elif value is None or isinstance(value, str | int | float | bool):
         yield name, repr(value)
     else:
         yield name, type(value).__name__
 
 
-def _digest(array: np.ndarray) -> str:
+def digest(array: np.ndarray) -> str:
     """The number itself, or shape and checksum."""
     if array.ndim == 0:
         return repr(array.item())
@@ -100,10 +100,13 @@ def difference(stored: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
     engines = [" + ".join(d["engine"]) for d in (stored, now)]
     if engines[0] != engines[1]:
         return f"the engine was {engines[0]} and is {engines[1]}", ""
-    return _first(stored["model"], now["model"]), _first(stored["parameters"], now["parameters"])
+    return first_difference(stored["model"], now["model"]), first_difference(
+        stored["parameters"], now["parameters"]
+    )
 
 
-def _first(old: dict[str, str], new: dict[str, str]) -> str:
+def first_difference(old: dict[str, str], new: dict[str, str]) -> str:
+    """The first entry that differs, as a part of a sentence; empty if there is none."""
     for name in [*old, *new]:
         before, after = old.get(name, "not there"), new.get(name, "not there")
         if before != after:
@@ -111,4 +114,4 @@ def _first(old: dict[str, str], new: dict[str, str]) -> str:
     return ""
 
 
-__all__ = ["UNKNOWN", "Origin", "difference"]
+__all__ = ["UNKNOWN", "Origin", "difference", "digest", "entries", "first_difference"]

@@ -51,13 +51,19 @@ def make_memory(hook: TracedHook, batch: Batch) -> Any:
 
 
 def call_traced(
-    hook: TracedHook, ctx: _C, stage: Enum, fields: tuple[str, ...], due: Bool[Array, ""] | None
+    hook: TracedHook,
+    ctx: _C,
+    stage: Enum,
+    fields: tuple[str, ...],
+    due: Bool[Array, ""] | None,
+    fixed: tuple[str, ...] = (),
 ) -> _C:
     """The context after a traced hook, with the memory and some fields of the context that it returned.
 
     Args:
         fields: the fields that the hook may change.
         due: whether the hook is called; None: always.
+        fixed: fields whose change is an error; changes of all others are dropped.
 
     Raises:
         UserCodeError: naming the hook, in place of an error of the while_loop around it.
@@ -74,6 +80,8 @@ def call_traced(
                 f"context, for example ctx.with_batch(forces=...){location(function)}."
             )
         hook_name = name_of(hook)
+        for name in fixed:
+            _check_unchanged(hook, stage, name, getattr(new, name), getattr(ctx, name), fields)
         return {
             name: check_same_structure(hook_name, name, getattr(new, name), old, function)
             for name, old in values.items()
@@ -81,6 +89,22 @@ def call_traced(
 
     after = call(before) if due is None else cond_changed(due, call, before)
     return dataclasses.replace(ctx, **after)
+
+
+def _check_unchanged(
+    hook: TracedHook, stage: Enum, name: str, new: Any, old: Any, fields: tuple[str, ...]
+) -> None:
+    """Raises UserCodeError if a field has another leaf; which it has is known while tracing."""
+    if new is old:
+        return
+    news, olds = jax.tree.leaves(new), jax.tree.leaves(old)
+    if len(news) == len(olds) and all(a is b for a, b in zip(news, olds, strict=True)):
+        return
+    may = " and ".join(fields) or "nothing but its memory"
+    raise UserCodeError(
+        f"{name_of(hook)} changed {name} at {stage.name}, where a traced hook may change {may}"
+        f"{location(type(hook).__call__)}."
+    )
 
 
 def due_at(hook: Any, step_count: Any) -> Bool[Array, ""] | None:

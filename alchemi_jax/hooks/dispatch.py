@@ -48,10 +48,12 @@ class Dispatcher(Generic[_K]):
     Attributes:
         groups: groups of hooks, from `make_groups`.
         fields: fields of the context that traced hooks may change.
+        fixed: fields whose change by a traced hook is an error; changes of all others are dropped.
     """
 
     groups: tuple[Group, ...]
     fields: tuple[str, ...] = ("batch",)
+    fixed: tuple[str, ...] = ()
 
     def context(self, carry: _K, stage: Enum, group: Group) -> HookContext:
         """The context for the hooks of a group at a stage."""
@@ -117,6 +119,7 @@ def _run_traced(dispatcher: Dispatcher[_K], carry: _K, stage: Enum, group: Group
             dispatcher.fields,
             lambda ctx, i, hook: dispatcher.before(carry, stage, group, ctx, group.memory + i, hook),
             lambda old, new, i, hook: dispatcher.after(carry, stage, group, old, new, group.memory + i, hook),
+            dispatcher.fixed,
         )
         return {name: getattr(new, name) for name in dispatcher.fields} | {"memories": memories}
 

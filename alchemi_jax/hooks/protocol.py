@@ -76,6 +76,8 @@ class HookFlags:
     """Host and recording hooks: the frequency counts the steps of each system, not those of the run. The hook
     is called in the steps in which it is due for any system, and these are its `ctx.active_mask` (at
     ON_CONVERGE its `ctx.converged_mask`). So what is seen of a system does not depend on when it entered."""
+    ends_run: bool = False
+    """Host hooks of a training: asked after each call; the training ends if it is true."""
     reasons: tuple[str, ...] = ()
     """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
 

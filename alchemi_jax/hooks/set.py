@@ -162,12 +162,14 @@ class HookSet(eqx.Module):
         fields: tuple[str, ...] = ("batch",),
         before: Before | None = None,
         after: After | None = None,
+        fixed: tuple[str, ...] = (),
     ) -> tuple[_C, tuple[Any, ...]]:
         """The context and the memories after the traced hooks of a stage, in order. Traced.
 
         Args:
             memory: of each traced hook, from `init` or the last call.
             fields: fields of the context that hooks may change; other changes are dropped.
+            fixed: fields whose change is an error.
             before: before(ctx, i, hook) -> ctx, due: the context that hook i gets, and whether it is called
                 (None: yes); by default the context as it is, and the frequency of the hook.
             after: after(ctx before, ctx after, i, hook) -> ctx: the context to keep; by default the one
@@ -181,7 +183,7 @@ class HookSet(eqx.Module):
             due = due_at(hook, ctx.step_count)
             if before is not None:
                 given, due = before(given, i, hook)
-            changed = call_traced(hook, given, stage, fields, due)
+            changed = call_traced(hook, given, stage, fields, due, fixed)
             if after is not None:
                 changed = after(given, changed, i, hook)
             memories[i] = changed.memory

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alchemi_jax.models.graph import AbstractGraphModel as AbstractGraphModel
     from alchemi_jax.models.graph import Graph as Graph
     from alchemi_jax.models.harmonic import HarmonicModel as HarmonicModel
+    from alchemi_jax.models.invariant import InvariantNetwork as InvariantNetwork
     from alchemi_jax.models.nnx import split_nnx as split_nnx
     from alchemi_jax.models.pair import AbstractPair as AbstractPair
     from alchemi_jax.models.pair import LennardJones as LennardJones
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from alchemi_jax.models.repulsive import SoftSphere as SoftSphere
     from alchemi_jax.models.stillinger_weber import StillingerWeber as StillingerWeber
     from alchemi_jax.models.tersoff import Tersoff as Tersoff
+    from alchemi_jax.models.trained import save as save
     from alchemi_jax.neighbors.requirements import Requirements as Requirements
 else:
     __all__, __getattr__, __dir__ = lazy_index(__name__)

@@ -47,6 +47,8 @@ class AbstractModel(Described):
     #: Names of further results, one number per "atom" or per "system", such as {"magmoms": "atom"}: engines
     #: keep them as extras of the batch, where hooks and sinks find them.
     extra_results: ClassVar[Mapping[str, Level]] = MappingProxyType({})
+    #: Fields that a training leaves as they are, unless it names them: such as statistics of the data.
+    untrained: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -19,6 +19,7 @@ import math
 import re
 from pathlib import Path
 
+from alchemi_jax.io.replace import repair
 from alchemi_jax.models.entries import ModelEntry
 from alchemi_jax.models.registered import find, has_module, known_names
 from alchemi_jax.spelling import did_you_mean
@@ -151,6 +152,9 @@ def _numbers(entry: ModelEntry, rest: str) -> dict[str, float]:
 def _check_path(path: str, folder: bool, text: str) -> None:
     what = "folder" if folder else "file"
     try:
+        if folder and not Path(path).exists():
+            # A process may have been killed while it was replaced.
+            repair(path)
         there, right = Path(path).exists(), Path(path).is_dir() == folder
     except (OSError, ValueError):
         there, right = False, False

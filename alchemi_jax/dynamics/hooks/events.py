@@ -77,8 +77,13 @@ class TensorBoardWriter:
         for name in table:
             if name in ("step", "system_id", "steps_taken"):
                 continue
-            for step, system, value in zip(table["step"], table["system_id"], table[name], strict=True):
-                summary = scalar(f"{name}/system {system}", float(value))
+            # Rows of a training are of no system.
+            systems = table.get("system_id")
+            labels = (
+                [name] * len(table["step"]) if systems is None else [f"{name}/system {i}" for i in systems]
+            )
+            for step, label, value in zip(table["step"], labels, table[name], strict=True):
+                summary = scalar(label, float(value))
                 records.append(_event(step=int(step), summary=summary))
         self._append(b"".join(records))
         if own:

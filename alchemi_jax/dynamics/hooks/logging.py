@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from alchemi_jax.dynamics.hooks.events import TensorBoardWriter
 from alchemi_jax.dynamics.hooks.shown import BEFORE_MOVING, Shown, completed_steps
+from alchemi_jax.dynamics.hooks.whole import FIRST, columns_of, is_whole, record_whole, table_of
 from alchemi_jax.dynamics.hooks.writers import CSVWriter, Writer
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext, RecordingHook
@@ -28,6 +30,10 @@ class LoggingHook(RecordingHook):
     that it had completed when the step began, 0, f, 2f, ... with frequency f, and `steps_taken` that of the
     state in the row, 1, f + 1, 2f + 1, ...; with `stage=DynamicsStage.BEFORE_STEP, final=True` the rows are
     of 0, f, 2f, ... and all steps, as in ASE. Rows of one system are in order.
+
+    In a training, with `stage=TrainingStage.AFTER_BATCH`, a row is of a step: step, epoch, loss, the parts of
+    the loss by name, the learning rate (NaN where it is not known) and custom scalars, which are then one
+    number each. `final` means nothing there.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
@@ -63,7 +69,7 @@ class LoggingHook(RecordingHook):
         custom_scalars: Mapping[str, Callable[[HookContext], Shaped[Array, " systems"]]] | None = None,
         mode: str = "a",
         stress: bool = False,
-        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        stage: Enum = DynamicsStage.AFTER_STEP,
         final: bool = False,
     ):
         if backend not in ("csv", "tensorboard") and not isinstance(backend, Writer):
@@ -86,6 +92,9 @@ class LoggingHook(RecordingHook):
         taken = [name for name in self.custom_scalars if name in COLUMNS]
         if taken:
             raise ValueError(f"custom scalar {taken[0]!r} has the name of a column of LoggingHook.")
+        #: Of a training, known when a step was traced.
+        self._whole: list[str] | None = None
+        self._opens_late = False
         self.writer: Any = backend
         if backend == "csv":
             self.writer = CSVWriter(self.log_path, self.columns, mode)
@@ -98,7 +107,7 @@ class LoggingHook(RecordingHook):
     @property
     def columns(self) -> list[str]:
         """Names of the columns, in order."""
-        return [*COLUMNS, *self.custom_scalars]
+        return self._whole or [*COLUMNS, *self.custom_scalars]
 
     #: Its lines name systems.
     follows_systems = True
@@ -108,6 +117,10 @@ class LoggingHook(RecordingHook):
         return tuple(self.custom_scalars.items())
 
     def record(self, ctx: HookContext) -> dict[str, Any]:
+        if not isinstance(self.stage, DynamicsStage) and ctx.loss is not None:
+            row = record_whole(ctx, self.custom_scalars)
+            self._set_columns(row)
+            return row
         batch = ctx.batch
         row = {
             "step": jnp.asarray(ctx.step_count, jnp.int32),
@@ -129,7 +142,21 @@ class LoggingHook(RecordingHook):
             row[name] = value
         return row
 
+    def _set_columns(self, rows: Mapping[str, Any]) -> None:
+        """Take the columns of a training from its rows."""
+        self._whole = columns_of(rows, self.custom_scalars)
+        if isinstance(self.writer, CSVWriter):
+            self.writer.columns = self._whole
+
     def write(self, rows: dict[str, np.ndarray]) -> None:
+        if is_whole(rows):
+            if self._whole is None:
+                self._set_columns(rows)
+            if self._opens_late:
+                self._opens_late = False
+                self.writer.open()
+            self.writer.write(table_of(rows, self.columns))
+            return
         # A row is of a system that moves: at most stages its step is counted in `steps_taken` already.
         self._write(rows, 0 if self.stage in BEFORE_MOVING else 1)
 
@@ -162,11 +189,16 @@ class LoggingHook(RecordingHook):
     def set_state(self, state: dict[str, Any] | None) -> None:
         """Go back to the point of a state; what the writer raises."""
         self._shown.set_state(None if state is None else state["shown"])
+        if isinstance(self.writer, CSVWriter) and not isinstance(self.stage, DynamicsStage):
+            self.writer.first = FIRST if self._whole is None else None
         if hasattr(self.writer, "set_state") and (state is None or "writer" in state):
             self.writer.set_state(None if state is None else state["writer"])
 
     def __enter__(self) -> "LoggingHook":
-        if hasattr(self.writer, "open"):
+        # The columns of a training are not known before a step was traced.
+        training = not isinstance(self.stage, DynamicsStage) and self._whole is None
+        self._opens_late = training and isinstance(self.writer, CSVWriter)
+        if hasattr(self.writer, "open") and not self._opens_late:
             self.writer.open()
         return self
 

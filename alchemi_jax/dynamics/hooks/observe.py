@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
+from enum import Enum
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class ObservableHook(RecordingHook):
         self,
         observables: Mapping[str, Callable[[Any], Shaped[Array, "..."]]],
         frequency: int = 1,
-        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        stage: Enum = DynamicsStage.AFTER_STEP,
         stress: bool = False,
         final: bool = False,
     ):
@@ -119,13 +120,16 @@ class ObservableHook(RecordingHook):
 class ProgressHook:
     """A progress bar, in a terminal or a notebook: systems finished, worst fmax, step. Host, at AFTER_STEP.
 
+    In a training, with `stage=TrainingStage.AFTER_BATCH`, it shows steps, epoch and loss.
+
     Args:
         frequency: look every so many steps; each look ends a compiled segment.
+        stage: where.
         **options: for tqdm.
     """
 
-    def __init__(self, frequency: int = 10, **options: Any):
-        self.stage = DynamicsStage.AFTER_STEP
+    def __init__(self, frequency: int = 10, stage: Enum = DynamicsStage.AFTER_STEP, **options: Any):
+        self.stage = stage
         self.frequency = frequency
         self.options = options
         self._bar: Any = None
@@ -135,6 +139,13 @@ class ProgressHook:
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
         batch = ctx.batch
+        if not isinstance(stage, DynamicsStage):
+            if self._bar is None:
+                self._bar = _progress_bar()(**{"unit": "step", **self.options})
+            self._bar.n = int(ctx.step_count) + 1
+            loss = "" if ctx.loss is None else f", loss {float(ctx.loss):.4g}"
+            self._bar.set_postfix_str(f"epoch {ctx.epoch}{loss}")
+            return
         if self._bar is None:
             self._bar = _progress_bar()(total=batch.num_systems, unit="system", **self.options)
         finished = np.asarray(batch.status) >= ctx.workflow.exit_status
@@ -163,7 +174,7 @@ class CallbackHook:
     def __init__(
         self,
         function: Callable[[HookContext], Any],
-        stage: DynamicsStage = DynamicsStage.AFTER_STEP,
+        stage: Enum = DynamicsStage.AFTER_STEP,
         frequency: int = 1,
     ):
         if not callable(function):

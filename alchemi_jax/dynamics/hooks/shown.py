@@ -19,6 +19,9 @@ def completed_steps(ctx: HookContext, stage: Any) -> Int[Array, " systems"]:
     """Completed steps of the states that a recording hook sees at a stage: the step that it is called in is
     counted at its end."""
     steps = jnp.asarray(ctx.batch.steps_taken)
+    if not isinstance(stage, DynamicsStage):
+        # In another workflow the systems take no steps: those of the run count.
+        return jnp.full_like(steps, jnp.asarray(ctx.step_count, steps.dtype) + 1)
     if stage in BEFORE_MOVING or stage is DynamicsStage.ON_CONVERGE:
         return steps
     return steps + jnp.asarray(ctx.active_mask).astype(steps.dtype)

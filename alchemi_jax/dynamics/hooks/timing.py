@@ -24,6 +24,9 @@ try:
 except ImportError:
     nvtx = None
 
+#: Stages of a training at which a measurement ends, if one does: the compiled step is one interval.
+_LAST = ("AFTER_STEP", "AFTER_BATCH")
+_FIRST = ("BEFORE_STEP", "BEFORE_BATCH")
 _STAGES = tuple(stage for stage in DynamicsStage if stage is not DynamicsStage.ON_CONVERGE)
 
 
@@ -32,7 +35,8 @@ class StageTimingHook:
 
     Host, at all stages but ON_CONVERGE. `times` has an array for each stage: seconds from it to the next one.
     The first measured step compiles the parts and is left out. `print(hook.summary())` prints a table of
-    medians.
+    medians. In a training the stages are BEFORE_BATCH and AFTER_BATCH: the compiled step is one interval,
+    which ends when its loss is there.
 
     Args:
         frequency: number of steps from one measured step to the next.
@@ -47,15 +51,17 @@ class StageTimingHook:
         self.reset()
 
     def _runs_on_stage(self, stage: Enum) -> bool:
-        return stage in _STAGES
+        return stage in _STAGES or stage.name in ("BEFORE_BATCH", "AFTER_BATCH")
 
-    def __call__(self, ctx: HookContext, stage: DynamicsStage) -> None:
+    def __call__(self, ctx: HookContext, stage: Enum) -> None:
+        if not isinstance(stage, DynamicsStage):
+            jax.block_until_ready(ctx.loss)
         now = time.perf_counter()
-        if stage is DynamicsStage.BEFORE_STEP:
+        if stage.name in _FIRST:
             self._step = {}
         else:
             self._step[self._last] = now - self._then
-        if stage is DynamicsStage.AFTER_STEP:
+        if stage.name in _LAST:
             if self._warm:
                 self._steps.append(self._step)
             self._warm = True
@@ -65,27 +71,32 @@ class StageTimingHook:
 
     def reset(self) -> None:
         """Drops all measurements; the next measured step counts as the first."""
-        self._steps: list[dict[DynamicsStage, float]] = []
-        self._step: dict[DynamicsStage, float] = {}
+        self._steps: list[dict[Enum, float]] = []
+        self._step: dict[Enum, float] = {}
         self._warm = False
-        self._last = DynamicsStage.BEFORE_STEP
+        self._last: Enum = DynamicsStage.BEFORE_STEP
         self._then = 0.0
 
     @property
-    def times(self) -> dict[DynamicsStage, np.ndarray]:
+    def times(self) -> dict[Enum, np.ndarray]:
         """Seconds from each stage to the next, [steps]."""
-        return {s: np.array([step[s] for step in self._steps]) for s in _STAGES[:-1]}
+        stages = dict.fromkeys(s for step in self._steps for s in step) or _STAGES[:-1]
+        return {s: np.array([step[s] for step in self._steps if s in step]) for s in stages}
 
     def summary(self) -> str:
         """Medians in ms, and their shares of a step."""
         if not self._steps:
             return "StageTimingHook: fewer than two steps were measured."
-        medians = {s: 1e3 * float(np.median(t)) for s, t in self.times.items()}
-        total = sum(medians.values())
-        lines = [f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({len(self._steps)} steps, stage by stage)"]
-        for stage, following in itertools.pairwise(_STAGES):
-            ms = medians[stage]
-            lines.append(f"{stage.name:22}{following.name:22}{ms:9.3f}{ms / total:8.1%}")
+        lines, times = [], self.times
+        # A table for each workflow that it was in.
+        for kind in dict.fromkeys(type(stage) for stage in times):
+            medians = {s: 1e3 * float(np.median(t)) for s, t in times.items() if isinstance(s, kind)}
+            total, n = sum(medians.values()), len(times[next(iter(medians))])
+            lines.append(f"{'from':22}{'to':22}{'ms':>9}{'share':>8}   ({n} steps, stage by stage)")
+            last = next(s for s in kind if s.name in _LAST)
+            for stage, following in itertools.pairwise([*medians, last]):
+                ms = medians[stage]
+                lines.append(f"{stage.name:22}{following.name:22}{ms:9.3f}{ms / total:8.1%}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -97,7 +108,7 @@ class ProfilerHook:
 
     Host, at all stages but ON_CONVERGE. The trace covers the whole run. Steps in which the hook is due are
     run stage by stage, and each stage is a named range (and an NVTX range if `nvtx` is installed). The other
-    steps run as one compiled program.
+    steps run as one compiled program. In a training a named range is a whole step.
 
     Args:
         folder: where the trace goes; JAX writes it into `plugins/profile/TIME/` there.
@@ -113,11 +124,11 @@ class ProfilerHook:
         self._range: Any = None
 
     def _runs_on_stage(self, stage: Enum) -> bool:
-        return stage in _STAGES
+        return stage in _STAGES or stage.name in ("BEFORE_BATCH", "AFTER_BATCH")
 
-    def __call__(self, ctx: HookContext, stage: DynamicsStage) -> None:
+    def __call__(self, ctx: HookContext, stage: Enum) -> None:
         self._leave()
-        if stage is not DynamicsStage.AFTER_STEP:
+        if stage.name not in _LAST:
             self._range = jax.profiler.TraceAnnotation(stage.name, step=ctx.step_count)
             self._range.__enter__()
             if nvtx is not None:

@@ -41,6 +41,8 @@ class CSVWriter:
 
     def __init__(self, path: Path, columns: list[str], mode: str):
         self.path, self.columns, self.mode = path, columns, mode
+        #: With which columns the file begins, as long as the others are not known.
+        self.first: tuple[str, ...] | None = None
         self._file: Any = None
         self._lock: WriteLock | None = None
         #: Length of the file while it is open; rows in a part of it, and the length of that part.
@@ -200,7 +202,8 @@ class CSVWriter:
             self.open()
 
     def _remove_own(self) -> None:
-        columns = _text([self.columns])
+        columns = _text([self.columns if self.first is None else self.first])
+        columns = columns if self.first is None else columns.rstrip()
         with open(self.path, "rb") as file:
             head = file.read(len(columns))
         # A process may have been killed while it wrote the columns.

@@ -1,0 +1,48 @@
+"""TrainingContext: what hooks see in a training."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from alchemi_jax.hooks.context import HookContext
+
+
+class Optimizer(eqx.Module):
+    """The optimizer in a context: the transformation of optax, and its state."""
+
+    transformation: Any = eqx.field(static=True)
+    state: Any = None
+
+
+class LearningRate(eqx.Module):
+    """The schedule, if it is known, and the present rate, NaN if it is not."""
+
+    schedule: Callable[..., Any] | None = eqx.field(static=True)
+    rate: Any = None
+
+
+class TrainingContext(HookContext):
+    """The context of a training.
+
+    Attributes:
+        results: of the model, from AFTER_FORWARD on.
+        updates: from AFTER_OPTIMIZER_STEP on, what is added to the parameters.
+        skipped: whether this step is left out: parameters and optimizer stay, and it does not count.
+        errors: at AFTER_VALIDATION, of the results that the loss names: `ctx.errors["forces"].mae`.
+    """
+
+    results: Any = None
+    updates: Any = None
+    skipped: Any = None
+    errors: Any = None
+
+    def skip(self, condition: Bool[Array, ""]) -> "TrainingContext":
+        """The context with this step left out if the condition is true; from AFTER_BACKWARD on."""
+        return dataclasses.replace(self, skipped=self.skipped | jnp.asarray(condition))
+
+
+__all__ = ["LearningRate", "Optimizer", "TrainingContext"]

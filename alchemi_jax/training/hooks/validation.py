@@ -1,0 +1,156 @@
+"""Hooks around validations: ValidationHook, EarlyStoppingHook, BestCheckpointHook."""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+
+from alchemi_jax.errors import UserCodeError, name_of
+from alchemi_jax.hooks.context import HookContext
+from alchemi_jax.parameters import as_path, natural, number
+from alchemi_jax.training.stage import TrainingStage
+
+
+class ValidationHook:
+    """Validates after every so many steps and at the end, besides what `run(validation=)` does after each
+    epoch. Host.
+
+    The hooks of AFTER_VALIDATION are called then. `table` has what was found: a dictionary for each
+    validation with step, epoch, loss and its parts.
+
+    Args:
+        data: as for `Trainer.run`.
+        every: number of steps.
+    """
+
+    stage = None
+    reads_batch = False
+
+    def __init__(self, data: Any, every: int):
+        self.data, self.ready = data, data
+        self.every = natural("every of ValidationHook")(every)
+        self.frequency = self.every
+        self.table: list[dict[str, Any]] = []
+
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        # The loop asks this hook between steps.
+        return False
+
+    def __call__(self, ctx: Any, stage: Any) -> None:
+        raise UserCodeError(f"{name_of(self)} is called by the loop of the training alone.")
+
+    def put(self, step: int, epoch: int, found: Any) -> None:
+        """Add what a validation found."""
+        self.table.append({"step": step, "epoch": epoch, "loss": found.loss, **found.losses})
+
+    def state(self) -> dict[str, Any]:
+        """The table."""
+        return {"table": self.table}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Hold the table of a state."""
+        self.table = [] if state is None else list(state["table"])
+
+    def __repr__(self) -> str:
+        return f"ValidationHook(every={self.every})"
+
+
+class EarlyStoppingHook:
+    """Ends the training when the loss of the validations no longer falls. Host, at AFTER_VALIDATION.
+
+    Args:
+        patience: number of validations without a lower loss after which it ends.
+        least: a loss counts as lower if it is so by at least this much.
+    """
+
+    frequency = 1
+    reads_batch = False
+
+    def __init__(self, patience: int = 10, least: float = 0.0):
+        self.stage = TrainingStage.AFTER_VALIDATION
+        self.patience = natural("patience")(patience)
+        number("least", zero=True)(least)
+        self.least = float(least)
+        self.best, self.waited = float("inf"), 0
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        loss = float(ctx.loss)
+        if loss < self.best - self.least or self.best == float("inf"):
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether the training is to end."""
+        return self.waited >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """The lowest loss, and the number of validations since."""
+        return {"best": repr(self.best), "waited": self.waited}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to a state."""
+        self.best = float("inf") if state is None else float(state["best"])
+        self.waited = 0 if state is None else int(state["waited"])
+
+    def __repr__(self) -> str:
+        return f"EarlyStoppingHook(patience={self.patience}, least={self.least:g})"
+
+
+class BestCheckpointHook:
+    """Writes the leaves of the model with the lowest loss of the validations. Host, at AFTER_VALIDATION.
+
+    The model is that of the validation: with averaged parameters if there are any. The file is there
+    completely or not at all; `load(like)` reads it. `best` and `step` say with which loss and after how many
+    steps.
+
+    Args:
+        path: of the file, such as "best.eqx".
+    """
+
+    frequency = 1
+    reads_batch = False
+
+    def __init__(self, path: str | os.PathLike):
+        self.stage = TrainingStage.AFTER_VALIDATION
+        self.path: Path = as_path("path of BestCheckpointHook")(path)
+        self.best, self.step = float("inf"), -1
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        loss = float(ctx.loss)
+        if not loss < self.best:
+            return
+        part = self.path.with_name(f".{self.path.name}.part-{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                eqx.tree_serialise_leaves(file, eqx.filter(ctx.model, eqx.is_array))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        except OSError as e:
+            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+        self.best, self.step = loss, int(ctx.step_count)
+
+    def load(self, like: Any) -> Any:
+        """The model that was written, from one of the same class and shapes."""
+        arrays, rest = eqx.partition(like, eqx.is_array)
+        return eqx.combine(eqx.tree_deserialise_leaves(self.path, arrays), rest)
+
+    def state(self) -> dict[str, Any]:
+        """The lowest loss and its step."""
+        return {"best": repr(self.best), "step": self.step}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to a state. The file stays: a lower loss replaces it again."""
+        self.best = float("inf") if state is None else float(state["best"])
+        self.step = -1 if state is None else int(state["step"])
+
+    def __repr__(self) -> str:
+        return f"BestCheckpointHook({str(self.path)!r})"
+
+
+__all__ = ["BestCheckpointHook", "EarlyStoppingHook", "ValidationHook"]

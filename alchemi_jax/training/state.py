@@ -1,0 +1,142 @@
+"""TrainingState, everything that a training changes, and TrainingCarry, a step between two of its phases."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from alchemi_jax.hooks.records import RecordBuffer
+from alchemi_jax.models.base import AbstractModel, Results
+from alchemi_jax.neighbors import NeighborList
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.training.precision import LossScale
+
+
+class Average(eqx.Module):
+    """The memory of EMAHook: averaged parameters, and the number of steps that are in the average."""
+
+    params: Any
+    count: Int[Array, ""]
+
+
+class TrainingState(eqx.Module):
+    """A training between two steps.
+
+    Attributes:
+        params: the parameters that are trained, as the model has them; None in place of all others.
+        optimizer: the state of the optimizer.
+        step_count: number of completed steps; one that was skipped is none.
+        epoch: number of completed epochs.
+        position: number of batches of this epoch that were seen.
+        key: PRNG key of the run; the order of the data follows from it.
+        memory: of each traced hook.
+        records: rows of each recording hook that were not yet fetched.
+        skipped: number of steps that were skipped since the last that was not.
+        failed: whether loss or gradients were not finite and no hook skipped the step: then nothing changes
+            any more, and the state is the one before that step.
+        overflow: whether the neighbor list of a batch had no room; as `failed`.
+        scale: the factor on the loss in low precision; None without.
+    """
+
+    params: Any
+    optimizer: Any
+    step_count: Int[Array, ""]
+    epoch: Int[Array, ""]
+    position: Int[Array, ""]
+    key: PRNGKeyArray
+    memory: tuple[Any, ...]
+    records: tuple[RecordBuffer, ...]
+    skipped: Int[Array, ""]
+    failed: Bool[Array, ""]
+    overflow: Bool[Array, ""]
+    scale: LossScale | None = None
+
+    @property
+    def ema(self) -> Any:
+        """The averaged parameters of an EMAHook; None without one."""
+        return next((m.params for m in self.memory if isinstance(m, Average)), None)
+
+    def replace(self, **fields: Any) -> "TrainingState":
+        """The state with some fields changed."""
+        return dataclasses.replace(self, **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingCarry:
+    """A step between two of its phases, while it is traced.
+
+    Attributes:
+        state: in which the step began.
+        batch, neighbors: what the step sees.
+        params: of the model, as they are now.
+        optimizer, memory, records: as they are now.
+        results, loss, losses, gradients, updates: None until they are computed.
+        skipped: whether the step is left out.
+        layouts: buffers of recording hooks, by the id of the hook, where these are being made.
+    """
+
+    state: TrainingState
+    batch: Batch
+    neighbors: NeighborList | None
+    params: Any
+    optimizer: Any
+    memory: tuple[Any, ...]
+    records: tuple[RecordBuffer, ...]
+    skipped: Bool[Array, ""]
+    results: Results | None = None
+    loss: Any = None
+    losses: Any = None
+    gradients: Any = None
+    updates: Any = None
+    layouts: dict[int, RecordBuffer] | None = None
+
+    @property
+    def step_count(self) -> Int[Array, ""]:
+        """Number of completed steps."""
+        return self.state.step_count
+
+    def update(self, **fields: Any) -> "TrainingCarry":
+        """The carry with some fields changed."""
+        return dataclasses.replace(self, **fields)
+
+
+class Report(eqx.Module):
+    """What a step leaves for the host besides the state.
+
+    Attributes:
+        loss, losses: of the step. gradients: None unless a host hook may read them.
+        counts: whether the step was neither skipped nor failed.
+        failed, overflow: as in the state.
+    """
+
+    loss: Float[Array, ""]
+    losses: dict[str, Array]
+    gradients: Any
+    counts: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    overflow: Bool[Array, ""]
+
+
+def all_finite(*trees: Any) -> Bool[Array, ""]:
+    """Whether all numbers in some trees are finite."""
+    found = jnp.ones((), bool)
+    for leaf in jax.tree.leaves(trees):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            found = found & jnp.all(jnp.isfinite(leaf))
+    return found
+
+
+def where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Leaves of `new` where the condition is true, those of `old` elsewhere."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
+
+
+def as_model(params: Any, frozen: Any) -> AbstractModel:
+    """The model with these parameters; `frozen` has everything else."""
+    return eqx.combine(params, frozen)
+
+
+__all__ = ["Average", "Report", "TrainingCarry", "TrainingState", "all_finite", "as_model", "where"]
