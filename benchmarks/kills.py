@@ -7,13 +7,15 @@ at random moments. Then it is called to the end. Results, frames and rows must b
 killed, bit for bit.
 
 Each process is forked from one that has imported everything and has not touched the devices of JAX. With
-`--every k` each k-th number is tried. All of it takes hours: with `--done FILE` what was tried and right is
-written to a file, and a later call goes on behind it.
+`--every k` each k-th number is tried. With `--thin` not all in a row of changes of the same kind are: where
+arrays of one store are made or written one after the other, the first two and the last are. All numbers take
+hours: with `--done FILE` what was tried and right is written to a file, and a later call goes on behind it.
 """
 
 import argparse
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -78,8 +80,18 @@ def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
     }
 
 
-def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after: float | None = None) -> int:
-    """Run a command in a forked process; its exit code, negative for a signal."""
+def call(
+    words: list[str],
+    faults: Path,
+    kill_at: int | None = None,
+    kill_after: float | None = None,
+    log: Path | None = None,
+) -> int:
+    """Run a command in a forked process; its exit code, negative for a signal.
+
+    Args:
+        log: a file for its changes of files, a line each.
+    """
     if words[0] == "run":
         lines = Path(words[1]).read_text().splitlines()
         out = next(line.split('"')[1] for line in lines if line.startswith("out"))
@@ -92,7 +104,11 @@ def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after:
             os.environ["XDG_CACHE_HOME"] = str(faults.parent / "cache-of-kills")
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
-            if not os.environ.get("KILLS_LOUD"):
+            if log is not None:
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+                os.environ["KILL_LOG"] = "1"
+                kill_at = 1 << 30
+            elif not os.environ.get("KILLS_LOUD"):
                 os.dup2(quiet, 2)
             if kill_at is not None:
                 os.environ |= {"KILL_AT": str(kill_at), "KILL_IN": out}
@@ -179,23 +195,15 @@ class Sweep:
         assert code in (0, 3), f"{kind} ends with {code}"
         self.code = code
 
-    def count(self, prepare: Callable[[], Any] | None = None) -> int:
-        """Number of changes of a call."""
+    def changes(self, prepare: Callable[[], Any] | None = None) -> list[str]:
+        """The changes of files of a call, a line each."""
         shutil.rmtree(self.out, ignore_errors=True)
         if prepare is not None:
             prepare()
-        # The number at which nothing is killed any more.
-        low, high = 1, 4096
-        while low < high:
-            middle = (low + high) // 2
-            shutil.rmtree(self.out, ignore_errors=True)
-            if prepare is not None:
-                prepare()
-            if call(self.words(self.out), self.faults, middle) == -signal.SIGKILL:
-                low = middle + 1
-            else:
-                high = middle
-        return low - 1
+        log = self.folder / "changes"
+        call(self.words(self.out), self.faults, log=log)
+        lines = log.read_text(errors="replace").splitlines()
+        return [" ".join(line.split()[1:]) for line in lines if re.match(r"\d+ (open|os\.)", line)]
 
     def attempt(self, *kills: dict[str, Any]) -> None:
         """Kill the command at each of these, call it to the end, and compare."""
@@ -218,12 +226,24 @@ class Sweep:
                 file.write(f"{name}\n")
 
 
+def numbers_of(changes: list[str], every: int, thin: bool) -> list[int]:
+    """The numbers of the changes to be tried, from 1."""
+    kinds = [re.sub(r"(\.zarr[^/ ]*)/[^/ ]+", r"\1/*", change) for change in changes]
+    kept = []
+    for n in range(0, len(kinds), every):
+        inside = 1 < n < len(kinds) - 1 and kinds[n - 2] == kinds[n - 1] == kinds[n] == kinds[n + 1]
+        if not (thin and inside):
+            kept.append(n + 1)
+    return kept
+
+
 def main() -> None:
     """The sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=Path, default=Path("../shared/faults"))
     parser.add_argument("--kinds", default="relax,md,run,stream")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--thin", action="store_true")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--random", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -246,16 +266,22 @@ def main() -> None:
     kinds = commands(folder)
     for kind in given.kinds.split(","):
         sweep = Sweep(kind, kinds[kind], folder, own, given.done)
-        whole = sweep.count()
+        changes = sweep.changes()
+        whole = len(changes)
 
         def half_done(sweep: Sweep = sweep, whole: int = whole) -> None:
             call(sweep.words(sweep.out), own, whole // 2)
 
-        going_on = sweep.count(half_done)
-        print(f"{kind}: {whole} changes, {going_on} while it goes on", flush=True)
-        for n in range(1, whole + 1, given.every):
+        later = sweep.changes(half_done)
+        going_on = len(later)
+        first, second = (numbers_of(some, given.every, given.thin) for some in (changes, later))
+        print(
+            f"{kind}: {whole} changes, {going_on} while it goes on; {len(first)} and {len(second)} are tried",
+            flush=True,
+        )
+        for n in first:
             sweep.attempt({"kill_at": n})
-        for n in range(1, going_on + 1, given.every):
+        for n in second:
             sweep.attempt({"kill_at": whole // 2}, {"kill_at": n})
         for _ in range(given.pairs // len(given.kinds.split(","))):
             sweep.attempt({"kill_at": numbers.randint(1, whole)}, {"kill_at": numbers.randint(1, going_on)})

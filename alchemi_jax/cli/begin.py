@@ -7,6 +7,7 @@ and only those of the same structures, settings and model files are gone on with
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from alchemi_jax.cli.finished import FINISHED, is_done, read_finished
@@ -14,7 +15,7 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.inputs import INPUTS, structures_of, write_inputs
 from alchemi_jax.cli.models import canonical, model_files
-from alchemi_jax.cli.outcome import UsageError
+from alchemi_jax.cli.outcome import INSTEAD, UsageError
 from alchemi_jax.cli.record import Record, check_same, difference, extends, read_record, write_settings
 from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.stream import Prepared, prepare
@@ -37,6 +38,10 @@ class Begun:
     goes_on: bool
     extends: bool
 
+    def writes(self, path: Path) -> bool:
+        """Whether a file that is made of the others is to be written: of a complete run, if it is missing."""
+        return not self.complete or not path.exists()
+
     def finish(self, results: Results) -> None:
         """All results are written: say so, and put them in the place of older ones."""
         if not self.complete:
@@ -44,12 +49,15 @@ class Begun:
         results.finish()
 
 
-def begin(job: Job, results: Results, command: str) -> Begun:
+def begin(job: Job, results: Results, command: str, kept: Sequence[str]) -> Begun:
     """Read and check everything, and write down what is run.
+
+    Args:
+        kept: names of the results that a complete run has, and which are not made of others.
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong, or the folder holds
-            results of another run.
+            results of another run, or some of them are missing.
     """
     settings, overwrite = job.settings, job.options.overwrite
     inputs = [*settings.files, *model_files(settings.model)]
@@ -90,7 +98,9 @@ def begin(job: Job, results: Results, command: str) -> Begun:
             "they are not compared.",
             file=sys.stderr,
         )
-    if not complete:
+    if complete:
+        _check_whole(results.at, kept)
+    else:
         _check_goes_on(results, found)
         results.probe()
         if more or found.complete or found.settings != record.settings:
@@ -122,6 +132,18 @@ def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
         return False
     host = read_finished(at)
     return host is not None and len(host) == len(plan.sources) and bool(is_done(host, plan.settings).all())
+
+
+def _check_whole(at: Path, names: Sequence[str]) -> None:
+    """Whether a complete run has all of its results.
+
+    Raises:
+        UsageError: naming the first that is missing.
+    """
+    for name in names:
+        path = at / name / "zarr.json" if name.endswith(".zarr") else at / name
+        if not path.exists():
+            raise UsageError(f"{at / name} is missing, and the run in {at} was complete: {INSTEAD}.")
 
 
 def _can_go_on(at: Path, found: Record) -> bool:

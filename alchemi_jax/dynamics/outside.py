@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from alchemi_jax.dynamics.hooks.logging import LoggingHook
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.errors import name_of
@@ -131,8 +132,25 @@ def _things(engine: Engine, sink: Sink | None) -> Iterator[Any]:
         yield sink
     for group in engine.groups:
         for hook in group.hooks:
-            if not isinstance(hook, TracedHook) and hasattr(hook, "set_state"):
+            if not isinstance(hook, TracedHook) and _has_state(hook):
                 yield hook
+
+
+def _has_state(thing: Any) -> bool:
+    """Whether a hook, or what it writes with, keeps something in checkpoints.
+
+    Raises:
+        TypeError: if it has one of the two methods alone.
+    """
+    for one in (thing.writer, thing) if isinstance(thing, LoggingHook) else (thing,):
+        has = [name for name in ("state", "set_state") if callable(getattr(one, name, None))]
+        if len(has) == 1:
+            lacks = "set_state" if has == ["state"] else "state"
+            raise TypeError(
+                f"{name_of(one)} has {has[0]}() and no {lacks}(), and checkpoints need both: define "
+                f"{lacks}(), or call {has[0]}() something else if it is not meant for checkpoints."
+            )
+    return callable(getattr(thing, "set_state", None))
 
 
 def _ask(thing: Any) -> Any:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.lanes import REFERENCES, Group, Lanes
@@ -80,25 +81,8 @@ class SweepSaver:
         if self.saver is None:
             yield Progress()
             return
-        with self.saver.opened(self.resume) as found:
-            if found is None:
-                yield Progress()
-                return
-            rest = join_tree(found.about["rest"], found.arrays)
-            where = str(found.path)
-            check_asked(where, rest["asked"], self.asked)
-            if rest["sizes"] is not None and self.runner.neighbors is not None:
-                self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
-            yield Progress(
-                groups=rest["groups"],
-                steps=rest["steps"],
-                columns=rest["columns"],
-                states=[self._unpack(where, packed, first) for packed in rest["states"]],
-                unfinished=None
-                if rest["unfinished"] is None
-                else (self._unpack(where, rest["unfinished"], first), rest["observed"]),
-                complete=found.about["ended"],
-            )
+        with self.saver.opened(self.resume, look=lambda found: self._look(found, first)) as progress:
+            yield progress or Progress()
 
     def before_segment(self, progress: Progress, group: Group) -> int | None:
         """Save the sweep if it is due. The number of steps of the group at which the segment must end.
@@ -135,6 +119,24 @@ class SweepSaver:
         }
         step = progress.steps + (0 if begun is None else begun.step)
         self.saver.save([], rest, group is None, step)
+
+    def _look(self, found: Checkpoint, first: Group) -> Progress:
+        """How far a checkpoint is."""
+        rest = join_tree(found.about["rest"], found.arrays)
+        where = str(found.path)
+        check_asked(where, rest["asked"], self.asked)
+        if rest["sizes"] is not None and self.runner.neighbors is not None:
+            self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
+        return Progress(
+            groups=rest["groups"],
+            steps=rest["steps"],
+            columns=rest["columns"],
+            states=[self._unpack(where, packed, first) for packed in rest["states"]],
+            unfinished=None
+            if rest["unfinished"] is None
+            else (self._unpack(where, rest["unfinished"], first), rest["observed"]),
+            complete=found.about["ended"],
+        )
 
     def _unpack(self, where: str, packed: dict[str, Any], group: Group) -> DynamicsState:
         """States from what `_pack` made of them."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from alchemi_jax.systems.levels import unsafe_replace
 
 @dataclasses.dataclass
 class Saved:
-    """What a checkpoint says, hooks and sinks apart, which have gone back to it already.
+    """What a checkpoint says, hooks and sinks apart.
 
     Attributes:
         at: the checkpoint.
@@ -79,8 +79,11 @@ class Saver:
     # -- where a run goes on ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, resume: bool, step: int = 0) -> Iterator[Checkpoint | None]:
-        """A context in which the folder is open. Gives the checkpoint from which the run goes on, if any.
+    def opened(
+        self, resume: bool, step: int = 0, look: Callable[[Checkpoint], Any] = lambda found: None
+    ) -> Iterator[Any]:
+        """A context in which the folder is open. Gives what `look` made of the checkpoint from which the run
+        goes on, if there is one.
 
         Hooks and sinks are then as they were at that checkpoint; where there is none, as they were when the
         run began for the first time.
@@ -88,6 +91,7 @@ class Saver:
         Args:
             resume: whether the run may go on from a checkpoint.
             step: number of steps of the state with which the run goes on otherwise.
+            look: refuses a checkpoint of another run, before files of hooks and sinks are touched.
 
         Raises:
             ValueError: if there are checkpoints of another run.
@@ -98,8 +102,10 @@ class Saver:
             if not resume:
                 self._refuse_later(found, step)
                 found = None
+            seen = None
             if found is not None:
                 self._check_origin(found)
+                seen = look(found)
                 self._saved_step = int(found.about["step"])
                 outside = join_tree(found.about["outside"], found.arrays)
                 put_back(self.engine, self.sink, outside, str(found.path))
@@ -108,7 +114,7 @@ class Saver:
                 if begun is not None:
                     put_back(self.engine, self.sink, begun, str(self.store.folder))
                 self.store.write_begin(collect(self.engine, self.sink))
-            yield found
+            yield seen
         except BaseException as e:
             try:
                 self.store.close()
@@ -117,7 +123,8 @@ class Saver:
                 if isinstance(e, Interrupted):
                     carry_state(second, getattr(e, "state", None))
                     raise second from e
-                e.add_note(str(second))
+                if str(second) != str(e):
+                    e.add_note(str(second))
             raise
         self.store.close()
 
