@@ -1,10 +1,10 @@
 """`python -m benchmarks.kills --faults ../shared/faults`: a run that is killed at every change of a file.
 
-The commands are `relax`, `md`, `run` (a pipeline), and `md` of more structures than fit into the batch. Each
-is killed at the n-th change of a file in its folder, by `sitecustomize.py` in `--faults`, for each
-n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by `kill -9`
-at random moments. Then it is called to the end. Results, frames and rows must be those of a run that nobody
-killed, bit for bit.
+The commands are `relax`, `md`, `run` (a pipeline), `md` of more structures than fit into the batch, and
+`train`. Each is killed at the n-th change of a file in its folder, by `sitecustomize.py` in `--faults`, for
+each n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by
+`kill -9` at random moments. Then it is called to the end. Results, frames and rows must be those of a run
+that nobody killed, bit for bit.
 
 Each process is forked from one that has imported everything and has not touched the devices of JAX. With
 `--every k` each k-th number is tried. With `--thin` not all in a row of changes of the same kind are: where
@@ -47,11 +47,26 @@ ensemble = "nvt"
 temperature = 60.0
 n_steps = 30
 """
+TRAINING = """
+[data]
+train = ["{input}"]
+validation = 0.25
+max_systems = 2
+[model]
+kind = "invariant"
+cutoff = 6.0
+gaussians = 8
+hidden = [8]
+[run]
+n_steps = 40
+out = "{out}"
+"""
 
 
 def write_inputs(folder: Path) -> None:
     """Clusters of argon: three, and seven for the stream; and the pipeline."""
     import ase.io
+    from ase.calculators.lj import LennardJones
     from ase.cluster import Icosahedron
 
     structures = []
@@ -61,6 +76,10 @@ def write_inputs(folder: Path) -> None:
         structures.append(atoms)
     ase.io.write(folder / "three.extxyz", structures[:3])
     ase.io.write(folder / "seven.extxyz", structures)
+    for atoms in structures:
+        atoms.calc = LennardJones(epsilon=0.0104, sigma=3.4, rc=6.0)
+        atoms.get_forces()
+    ase.io.write(folder / "labelled.extxyz", structures)
 
 
 def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
@@ -72,10 +91,15 @@ def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
         (folder / "pipeline.toml").write_text(PIPELINE.format(input=three, out=out))
         return ["run", str(folder / "pipeline.toml"), "--checkpoint-every", "0.2"]
 
+    def training(out: Path) -> list[str]:
+        (folder / "training.toml").write_text(TRAINING.format(input=folder / "labelled.extxyz", out=out))
+        return ["train", str(folder / "training.toml"), "--checkpoint-every", "0.2"]
+
     return {
         "relax": lambda out: ["relax", three, *COMMON, "--fmax", "0.02", "--out", str(out)],
         "md": lambda out: ["md", three, *COMMON, *md, "--out", str(out)],
         "run": pipeline,
+        "train": training,
         "stream": lambda out: ["md", seven, *COMMON, *md, "--max-systems", "3", "--out", str(out)],
     }
 
@@ -92,7 +116,7 @@ def call(
     Args:
         log: a file for its changes of files, a line each.
     """
-    if words[0] == "run":
+    if words[0] in ("run", "train"):
         lines = Path(words[1]).read_text().splitlines()
         out = next(line.split('"')[1] for line in lines if line.startswith("out"))
     else:
@@ -160,7 +184,8 @@ def check_same(one: Path, two: Path) -> None:
     from alchemi_jax.dynamics.sinks import ZarrData
     from alchemi_jax.io.sinks.layout import flat_fields
 
-    for name in ("log.csv", "final.extxyz", "relaxed.extxyz", "inputs.json"):
+    texts = ("log.csv", "final.extxyz", "relaxed.extxyz", "inputs.json", "validation.csv", "report.json")
+    for name in (*texts, "model/model.json", "model/arrays.npz"):
         if (one / name).exists():
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
     for name in ("finished.zarr", "relaxed.zarr", "trajectory.zarr"):
@@ -241,7 +266,7 @@ def main() -> None:
     """The sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=Path, default=Path("../shared/faults"))
-    parser.add_argument("--kinds", default="relax,md,run,stream")
+    parser.add_argument("--kinds", default="relax,md,run,stream,train")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--thin", action="store_true")
     parser.add_argument("--pairs", type=int, default=200)
@@ -255,7 +280,8 @@ def main() -> None:
     import orbax.checkpoint  # noqa: F401
 
     import alchemi_jax.cli.relax
-    import alchemi_jax.cli.run  # noqa: F401
+    import alchemi_jax.cli.run
+    import alchemi_jax.cli.train  # noqa: F401
 
     folder = Path(tempfile.mkdtemp())
     own = folder / "faults"
