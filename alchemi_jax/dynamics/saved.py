@@ -136,6 +136,13 @@ def named_leaves(state: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
 
 
+def same_key(a: Any, b: Any) -> bool:
+    """Whether two keys are of one generator and equal."""
+    if jax.random.key_impl(a) != jax.random.key_impl(b):
+        return False
+    return np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is an array of PRNG keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
@@ -319,6 +326,7 @@ __all__ = [
     "named_leaves",
     "pack_state",
     "plain",
+    "same_key",
     "split_tree",
     "state_like",
     "unpack_state",

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alchemi_jax.dynamics.interrupt import Interrupted
-from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.dynamics.checkpoints import Checkpoint
+from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
-from alchemi_jax.hooks.records import RecordBuffer
+from alchemi_jax.hooks.records import RecordBuffer, emptied, write_rows
 from alchemi_jax.parameters import natural
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.training import start
 from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
@@ -76,10 +75,14 @@ def run(
         begun = state if state.records else state.replace(records=fresh)
     saver = make_saver(trainer, resume, lambda: describe(trainer, ready, others, begun.params))
 
-    def check(restored: TrainingState) -> None:
+    def look(found: Checkpoint) -> TrainingState:
+        assert saver is not None
+        restored = saver.restore(found, begun)
         start.check_length(restored, epochs, n_steps, f"the checkpoint in {resume}")
+        return restored
 
-    opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun, check)
+    step = int(begun.step_count)
+    opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, step, look)
     with opened as restored:
         begun = begun if restored is None else restored
         loop = Loop(trainer, ready, others, example, begun, saver)
@@ -89,7 +92,7 @@ def run(
             except BaseException as e:
                 with contextlib.suppress(Exception):
                     loop.drain()
-                _carry_state(e, loop.whole_state())
+                carry_state(e, loop.whole_state(), "the training ended after {} steps")
                 raise
         return loop.whole_state()
 
@@ -97,17 +100,6 @@ def run(
 def validate(trainer: Any, state: TrainingState, data: TrainingData) -> Validation:
     """The loss on data."""
     return validate_compiled(Partitioned(trainer.on_device()), state, data)
-
-
-def _carry_state(error: BaseException, state: TrainingState) -> None:
-    if hasattr(error, "state"):
-        return
-    with contextlib.suppress(AttributeError):
-        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
-        error.add_note(
-            f"the training ended after {int(state.step_count)} steps; its state is the `state` of this "
-            "exception"
-        )
 
 
 class Loop:
@@ -288,15 +280,9 @@ class Loop:
         if not any(self.waiting):
             return
         buffers = jax.device_get(self.rows)
-        self.rows = tuple(unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.rows)
+        self.rows = emptied(self.rows)
         self.waiting = [0] * len(self.waiting)
-        for entry, buffer in zip(self.hooks.recording, buffers, strict=True):
-            n, hook = int(buffer.count), entry.hook
-            if n:
-                rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
-                when = f"writing rows up to step {self.step}"
-                with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
-                    hook.write(rows)
+        write_rows([entry.hook for entry in self.hooks.recording], buffers, self.step)
 
     def whole_state(self) -> TrainingState:
         """The state with the rows that wait."""
