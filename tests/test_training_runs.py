@@ -16,9 +16,11 @@ from alchemi_jax.dynamics.hooks import (
     CallbackHook,
     CheckpointHook,
     LoggingHook,
+    ObservableHook,
     ProfilerHook,
     StageTimingHook,
 )
+from alchemi_jax.dynamics.outside import collect, put_back
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models import FunctionModel, HarmonicModel, evaluate
 from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer
@@ -436,6 +438,19 @@ def test_a_loss_that_is_not_finite_is_no_lowest_loss(data):
         hook(seen(data, value), S.AFTER_VALIDATION)
         assert not hook.ends_run
     assert hook.best == 1.0
+
+
+def test_hooks_of_a_training_go_on_with_what_is_theirs():
+    """As those of a run: they are known by what they observe, not by their order."""
+
+    def tables(*names):
+        return [ObservableHook({name: lambda ctx: ctx.loss}, stage=S.AFTER_BATCH) for name in names]
+
+    entries = [entry | {"state": entry["kind"]} for entry in collect(make(*tables("a", "b")), None)]
+    (hook,), got = tables("b"), []
+    hook.set_state = got.append
+    put_back(make(hook), None, entries, "here")
+    assert got == ["b"]
 
 
 def test_another_training_with_the_same_hook_begins_anew(data):
