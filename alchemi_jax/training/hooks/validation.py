@@ -61,7 +61,7 @@ class ValidationHook:
 
 
 class LowestLoss:
-    """What hooks have in common that look for the lowest loss of the validations; none of its own.
+    """Base of hooks that look for the lowest loss of the validations. Host, at AFTER_VALIDATION.
 
     Attributes:
         best: that loss; infinite before the first. A loss that is not finite is not lower.
