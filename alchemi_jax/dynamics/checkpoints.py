@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 
 from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, Arrays, join_tree, split_tree
-from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.lock import LockedError, WriteLock
 
 
 _BEGIN = "begin.json"
@@ -70,6 +70,11 @@ class Checkpoints:
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
+        except LockedError as e:
+            who = f": {e.who}" if e.who else ", here or in another process"
+            raise ValueError(
+                f"{self.folder} is in use by another run{who}; wait for its end, or give another folder."
+            ) from None
         except OSError as e:
             self._release()
             raise not_written(e, self.folder) from e
@@ -199,6 +204,7 @@ class Checkpoints:
         about = {"format": FORMAT, **about}
         sums = {name: google_crc32c.value(np.ascontiguousarray(x)) for name, x in arrays.items()}
         content = {"about": about, "sums": sums, "sum": _sum_of(about)}
+        self.wait()
         with self._named_errors():
             if self._manager is None:
                 self._manager = ocp.CheckpointManager(
@@ -209,13 +215,20 @@ class Checkpoints:
                         create=False,
                     ),
                 )
-            self.wait()
             items = {_STATE: ocp.args.StandardSave(arrays), _ABOUT: ocp.args.JsonSave(content)}
             self._manager.save(self._next, args=ocp.args.Composite(**items), force=True)
         self._next, self._written = self._next + 1, True
 
     def wait(self) -> None:
-        """Wait until what was begun is written."""
+        """Wait until what was begun is written.
+
+        Raises:
+            OSError: naming the folder, if it was not written, or the folder is not there any more.
+        """
+        if self._lock is not None and not self._lock.holds(self.folder):
+            raise OSError(
+                f"no checkpoint was written: {self.folder} was removed or replaced while the run used it."
+            )
         if self._manager is None:
             return
         with self._named_errors():

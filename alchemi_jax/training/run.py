@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alchemi_jax.dynamics.interrupt import Interrupted
-from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.dynamics.checkpoints import Checkpoint
+from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
-from alchemi_jax.hooks.records import RecordBuffer
+from alchemi_jax.hooks.records import RecordBuffer, emptied, write_rows
 from alchemi_jax.parameters import natural
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.training import start
 from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
@@ -56,9 +55,13 @@ def run(
         raise ValueError("Trainer.run calls the host, so it cannot be traced: inside transforms use step.")
     if (epochs is None) == (n_steps is None):
         raise TypeError("Trainer.run takes either epochs or n_steps.")
-    natural("epochs of Trainer.run" if n_steps is None else "n_steps of Trainer.run")(epochs or n_steps)
+    if n_steps is None:
+        natural("epochs of Trainer.run")(epochs)
+    else:
+        natural("n_steps of Trainer.run")(n_steps)
     if state is not None:
         start.check_state(trainer, state)
+        start.check_length(state, epochs, n_steps, "the state")
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)
@@ -71,9 +74,17 @@ def run(
         fresh = start.make_buffers(trainer, state, example)
         begun = state if state.records else state.replace(records=fresh)
     saver = make_saver(trainer, resume, lambda: describe(trainer, ready, others, begun.params))
-    with contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun) as found:
-        if saver is not None and found is not None:
-            begun = saver.restore(found, begun)
+
+    def look(found: Checkpoint) -> TrainingState:
+        assert saver is not None
+        restored = saver.restore(found, begun)
+        start.check_length(restored, epochs, n_steps, f"the checkpoint in {resume}")
+        return restored
+
+    step = int(begun.step_count)
+    opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, step, look)
+    with opened as restored:
+        begun = begun if restored is None else restored
         loop = Loop(trainer, ready, others, example, begun, saver)
         with trainer:
             try:
@@ -81,7 +92,7 @@ def run(
             except BaseException as e:
                 with contextlib.suppress(Exception):
                     loop.drain()
-                _carry_state(e, loop.whole_state())
+                carry_state(e, loop.whole_state(), "the training ended after {} steps")
                 raise
         return loop.whole_state()
 
@@ -89,17 +100,6 @@ def run(
 def validate(trainer: Any, state: TrainingState, data: TrainingData) -> Validation:
     """The loss on data."""
     return validate_compiled(Partitioned(trainer.on_device()), state, data)
-
-
-def _carry_state(error: BaseException, state: TrainingState) -> None:
-    if hasattr(error, "state"):
-        return
-    with contextlib.suppress(AttributeError):
-        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
-        error.add_note(
-            f"the training ended after {int(state.step_count)} steps; its state is the `state` of this "
-            "exception"
-        )
 
 
 class Loop:
@@ -157,6 +157,7 @@ class Loop:
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
             hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            check_same_references(data, hook.ready, "the data of ValidationHook")
         self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------
@@ -279,15 +280,9 @@ class Loop:
         if not any(self.waiting):
             return
         buffers = jax.device_get(self.rows)
-        self.rows = tuple(unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.rows)
+        self.rows = emptied(self.rows)
         self.waiting = [0] * len(self.waiting)
-        for entry, buffer in zip(self.hooks.recording, buffers, strict=True):
-            n, hook = int(buffer.count), entry.hook
-            if n:
-                rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
-                when = f"writing rows up to step {self.step}"
-                with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
-                    hook.write(rows)
+        write_rows([entry.hook for entry in self.hooks.recording], buffers, self.step)
 
     def whole_state(self) -> TrainingState:
         """The state with the rows that wait."""

@@ -43,6 +43,17 @@ def _as_precision(value: Any) -> Precision | None:
     return value
 
 
+class _Text(str):
+    """A text whose repr is itself."""
+
+    __repr__ = str.__str__
+
+
+def _named(value: Any) -> Any:
+    plain = callable(value) and not isinstance(value, eqx.Module)
+    return _Text(getattr(value, "__qualname__", name_of(value))) if plain else value
+
+
 class Trainer(Described):
     """Fits the parameters of a model to labels, by gradients of a loss.
 
@@ -193,6 +204,16 @@ class Trainer(Described):
 
     def __exit__(self, *exc: Any) -> None:
         self.hooks.close(*exc)
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        """Functions by their names: addresses differ from process to process."""
+        own = {value_and_grad, update_by_optax}
+        shown = [(name, value) for name, value in super()._shown() if value is not None]
+        return [
+            (name, _Text(name_of(value)) if name == "optimizer" else _named(value))
+            for name, value in shown
+            if not (callable(value) and not isinstance(value, eqx.Module) and value in own)
+        ]
 
     # -- what the step and the loop ask ----------------------------------------------------------
 

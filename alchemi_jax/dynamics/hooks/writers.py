@@ -58,6 +58,8 @@ class CSVWriter:
         """
         if self._file is not None:
             return
+        # The process may change its folder while the file is open.
+        self.path = self.path.absolute()
         if self.mode == "x":
             self._refuse_existing()
         try:

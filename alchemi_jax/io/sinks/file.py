@@ -101,6 +101,8 @@ class AseFile(Sink):
     def _open(self) -> None:
         if self._is_open or self.mode == "r":
             return
+        # The process may change its folder while the file is open.
+        self.path = self.path.absolute()
         exists = self._exists()
         if self.mode == "x":
             self._refuse_existing()

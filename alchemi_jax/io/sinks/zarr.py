@@ -114,7 +114,7 @@ class ZarrData(Sink):
     def _open(self) -> None:
         if self._attributes is not None:
             return
-        exists = self._exists()
+        self.path, exists = self.path.absolute(), self._exists()
         if self.mode != "r" and self._write_lock is None and self.path.is_dir():
             self._write_lock = WriteLock(self.path)
         try:
