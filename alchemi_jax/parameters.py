@@ -218,7 +218,8 @@ def as_seed(name: str) -> Callable[[Any], Any]:
 
 
 def as_key(key: Any) -> Any:
-    """A PRNG key: the one given, by default `jax.random.key(0)`.
+    """A PRNG key: the one given, by default `jax.random.key(0)`. Of numbers, as `jax.random.PRNGKey` gives
+    them, it is a key of the default generator, which draws the same.
 
     Raises:
         ValueError: for anything else, a number among them, and for several keys.
@@ -230,7 +231,7 @@ def as_key(key: Any) -> Any:
     raw = isinstance(key, jax.Array | np.ndarray) and dtype == np.uint32 and len(shape or ()) == 1
     if not (typed or raw):
         raise ValueError(f"key must be one PRNG key, such as jax.random.key(3), not {_one_line(key)}.")
-    return key
+    return jax.random.wrap_key_data(jnp.asarray(key)) if raw else key
 
 
 def names(name: str) -> Callable[[Any], tuple[str, ...]]:

@@ -1,19 +1,21 @@
 """`python -m benchmarks.kills --faults ../shared/faults`: a run that is killed at every change of a file.
 
-The commands are `relax`, `md`, `run` (a pipeline), and `md` of more structures than fit into the batch. Each
-is killed at the n-th change of a file in its folder, by `sitecustomize.py` in `--faults`, for each
-n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by `kill -9`
-at random moments. Then it is called to the end. Results, frames and rows must be those of a run that nobody
-killed, bit for bit.
+The commands are `relax`, `md`, `run` (a pipeline), `md` of more structures than fit into the batch, and
+`train`. Each is killed at the n-th change of a file in its folder, by `sitecustomize.py` in `--faults`, for
+each n; killed again while it goes on, at every change of that; killed twice at numbers by a seed; and by
+`kill -9` at random moments. Then it is called to the end. Results, frames and rows must be those of a run
+that nobody killed, bit for bit.
 
 Each process is forked from one that has imported everything and has not touched the devices of JAX. With
-`--every k` each k-th number is tried. All of it takes hours: with `--done FILE` what was tried and right is
-written to a file, and a later call goes on behind it.
+`--every k` each k-th number is tried. With `--thin` not all in a row of changes of the same kind are: where
+arrays of one store are made or written one after the other, the first two and the last are. All numbers take
+hours: with `--done FILE` what was tried and right is written to a file, and a later call goes on behind it.
 """
 
 import argparse
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -45,11 +47,26 @@ ensemble = "nvt"
 temperature = 60.0
 n_steps = 30
 """
+TRAINING = """
+[data]
+train = ["{input}"]
+validation = 0.25
+max_systems = 2
+[model]
+kind = "invariant"
+cutoff = 6.0
+gaussians = 8
+hidden = [8]
+[run]
+n_steps = 40
+out = "{out}"
+"""
 
 
 def write_inputs(folder: Path) -> None:
     """Clusters of argon: three, and seven for the stream; and the pipeline."""
     import ase.io
+    from ase.calculators.lj import LennardJones
     from ase.cluster import Icosahedron
 
     structures = []
@@ -59,6 +76,10 @@ def write_inputs(folder: Path) -> None:
         structures.append(atoms)
     ase.io.write(folder / "three.extxyz", structures[:3])
     ase.io.write(folder / "seven.extxyz", structures)
+    for atoms in structures:
+        atoms.calc = LennardJones(epsilon=0.0104, sigma=3.4, rc=6.0)
+        atoms.get_forces()
+    ase.io.write(folder / "labelled.extxyz", structures)
 
 
 def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
@@ -70,17 +91,32 @@ def commands(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
         (folder / "pipeline.toml").write_text(PIPELINE.format(input=three, out=out))
         return ["run", str(folder / "pipeline.toml"), "--checkpoint-every", "0.2"]
 
+    def training(out: Path) -> list[str]:
+        (folder / "training.toml").write_text(TRAINING.format(input=folder / "labelled.extxyz", out=out))
+        return ["train", str(folder / "training.toml"), "--checkpoint-every", "0.2"]
+
     return {
         "relax": lambda out: ["relax", three, *COMMON, "--fmax", "0.02", "--out", str(out)],
         "md": lambda out: ["md", three, *COMMON, *md, "--out", str(out)],
         "run": pipeline,
+        "train": training,
         "stream": lambda out: ["md", seven, *COMMON, *md, "--max-systems", "3", "--out", str(out)],
     }
 
 
-def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after: float | None = None) -> int:
-    """Run a command in a forked process; its exit code, negative for a signal."""
-    if words[0] == "run":
+def call(
+    words: list[str],
+    faults: Path,
+    kill_at: int | None = None,
+    kill_after: float | None = None,
+    log: Path | None = None,
+) -> int:
+    """Run a command in a forked process; its exit code, negative for a signal.
+
+    Args:
+        log: a file for its changes of files, a line each.
+    """
+    if words[0] in ("run", "train"):
         lines = Path(words[1]).read_text().splitlines()
         out = next(line.split('"')[1] for line in lines if line.startswith("out"))
     else:
@@ -92,7 +128,11 @@ def call(words: list[str], faults: Path, kill_at: int | None = None, kill_after:
             os.environ["XDG_CACHE_HOME"] = str(faults.parent / "cache-of-kills")
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
-            if not os.environ.get("KILLS_LOUD"):
+            if log is not None:
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+                os.environ["KILL_LOG"] = "1"
+                kill_at = 1 << 30
+            elif not os.environ.get("KILLS_LOUD"):
                 os.dup2(quiet, 2)
             if kill_at is not None:
                 os.environ |= {"KILL_AT": str(kill_at), "KILL_IN": out}
@@ -144,7 +184,8 @@ def check_same(one: Path, two: Path) -> None:
     from alchemi_jax.dynamics.sinks import ZarrData
     from alchemi_jax.io.sinks.layout import flat_fields
 
-    for name in ("log.csv", "final.extxyz", "relaxed.extxyz", "inputs.json"):
+    texts = ("log.csv", "final.extxyz", "relaxed.extxyz", "inputs.json", "validation.csv", "report.json")
+    for name in (*texts, "model/model.json", "model/arrays.npz"):
         if (one / name).exists():
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
     for name in ("finished.zarr", "relaxed.zarr", "trajectory.zarr"):
@@ -179,23 +220,15 @@ class Sweep:
         assert code in (0, 3), f"{kind} ends with {code}"
         self.code = code
 
-    def count(self, prepare: Callable[[], Any] | None = None) -> int:
-        """Number of changes of a call."""
+    def changes(self, prepare: Callable[[], Any] | None = None) -> list[str]:
+        """The changes of files of a call, a line each."""
         shutil.rmtree(self.out, ignore_errors=True)
         if prepare is not None:
             prepare()
-        # The number at which nothing is killed any more.
-        low, high = 1, 4096
-        while low < high:
-            middle = (low + high) // 2
-            shutil.rmtree(self.out, ignore_errors=True)
-            if prepare is not None:
-                prepare()
-            if call(self.words(self.out), self.faults, middle) == -signal.SIGKILL:
-                low = middle + 1
-            else:
-                high = middle
-        return low - 1
+        log = self.folder / "changes"
+        call(self.words(self.out), self.faults, log=log)
+        lines = log.read_text(errors="replace").splitlines()
+        return [" ".join(line.split()[1:]) for line in lines if re.match(r"\d+ (open|os\.)", line)]
 
     def attempt(self, *kills: dict[str, Any]) -> None:
         """Kill the command at each of these, call it to the end, and compare."""
@@ -218,12 +251,24 @@ class Sweep:
                 file.write(f"{name}\n")
 
 
+def numbers_of(changes: list[str], every: int, thin: bool) -> list[int]:
+    """The numbers of the changes to be tried, from 1."""
+    kinds = [re.sub(r"(\.zarr[^/ ]*)/[^/ ]+", r"\1/*", change) for change in changes]
+    kept = []
+    for n in range(0, len(kinds), every):
+        inside = 1 < n < len(kinds) - 1 and kinds[n - 2] == kinds[n - 1] == kinds[n] == kinds[n + 1]
+        if not (thin and inside):
+            kept.append(n + 1)
+    return kept
+
+
 def main() -> None:
     """The sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=Path, default=Path("../shared/faults"))
-    parser.add_argument("--kinds", default="relax,md,run,stream")
+    parser.add_argument("--kinds", default="relax,md,run,stream,train")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--thin", action="store_true")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--random", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -235,7 +280,8 @@ def main() -> None:
     import orbax.checkpoint  # noqa: F401
 
     import alchemi_jax.cli.relax
-    import alchemi_jax.cli.run  # noqa: F401
+    import alchemi_jax.cli.run
+    import alchemi_jax.cli.train  # noqa: F401
 
     folder = Path(tempfile.mkdtemp())
     own = folder / "faults"
@@ -246,16 +292,22 @@ def main() -> None:
     kinds = commands(folder)
     for kind in given.kinds.split(","):
         sweep = Sweep(kind, kinds[kind], folder, own, given.done)
-        whole = sweep.count()
+        changes = sweep.changes()
+        whole = len(changes)
 
         def half_done(sweep: Sweep = sweep, whole: int = whole) -> None:
             call(sweep.words(sweep.out), own, whole // 2)
 
-        going_on = sweep.count(half_done)
-        print(f"{kind}: {whole} changes, {going_on} while it goes on", flush=True)
-        for n in range(1, whole + 1, given.every):
+        later = sweep.changes(half_done)
+        going_on = len(later)
+        first, second = (numbers_of(some, given.every, given.thin) for some in (changes, later))
+        print(
+            f"{kind}: {whole} changes, {going_on} while it goes on; {len(first)} and {len(second)} are tried",
+            flush=True,
+        )
+        for n in first:
             sweep.attempt({"kill_at": n})
-        for n in range(1, going_on + 1, given.every):
+        for n in second:
             sweep.attempt({"kill_at": whole // 2}, {"kill_at": n})
         for _ in range(given.pairs // len(given.kinds.split(","))):
             sweep.attempt({"kill_at": numbers.randint(1, whole)}, {"kill_at": numbers.randint(1, going_on)})

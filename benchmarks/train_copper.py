@@ -48,10 +48,10 @@ def copper(folder=DATA, structures=None):
     return train, valid
 
 
-def make_trainer(data, steps, seed=0, rate=5e-3, energy=5.0, **options):
-    """The recipe. The schedule ends with the steps."""
+def make_trainer(data, steps, seed=0, rate=5e-3, energy=5.0, delta=0.05, **options):
+    """The recipe; `delta` is that of forces. The schedule ends with the steps."""
     model = network_for(data, key=jax.random.key(seed), **options)
-    loss = Loss(energy=energy, forces=1.0, kind="huber", delta={"energy": 0.01, "forces": 0.05})
+    loss = Loss(energy=energy, forces=1.0, kind="huber", delta={"energy": 0.01, "forces": delta})
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     return Trainer(model, loss, optimizer, hooks=[EMAHook(0.999)])
 

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from ase.build import bulk
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVTLangevin, initialize_velocities
 from alchemi_jax.models import StillingerWeber, evaluate, save
-from alchemi_jax.training import Batches, Loss, Trainer, network_for
-from alchemi_jax.training.hooks import EMAHook
-from benchmarks.train_copper import mean_errors
+from alchemi_jax.training import Batches
+from benchmarks.train_copper import mean_errors, train
 
 
 FRAMES, BETWEEN, RUNS = 25, 50, 8
@@ -74,14 +72,6 @@ def silicon(seed=0):
     return train, valid
 
 
-def make_trainer(data, steps, seed=0, rate=5e-3, energy=5.0, **options):
-    """As for copper; a short cutoff, and angles."""
-    model = network_for(data, key=jax.random.key(seed), **options)
-    loss = Loss(energy=energy, forces=1.0, kind="huber", delta={"energy": 0.01, "forces": 0.1})
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    return Trainer(model, loss, optimizer, hooks=[EMAHook(0.999)])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20000)
@@ -94,18 +84,13 @@ def main():
     parser.add_argument("--save", help="a folder for the model")
     given = parser.parse_args()
     begun = time.process_time()
-    train, valid = silicon()
-    forces = np.concatenate([a.get_forces() for a in train])
+    structures, valid = silicon()
+    forces = np.concatenate([a.get_forces() for a in structures])
     size, seconds = np.sqrt(np.mean(forces**2)), time.process_time() - begun
-    print(f"{len(train)} structures in {seconds:.0f} s, forces of {size:.2f} eV/Å", flush=True)
-    data = Batches(train, max_systems=given.systems)
+    print(f"{len(structures)} structures in {seconds:.0f} s, forces of {size:.2f} eV/Å", flush=True)
+    data = Batches(structures, max_systems=given.systems)
     options = {"cutoff": given.cutoff, "gaussians": given.gaussians, "angular": given.angular}
-    trainer = make_trainer(data, given.steps, given.seed, **options)
-    state = trainer.run(data, n_steps=1, key=jax.random.key(given.seed + 1))
-    begun = time.process_time()
-    state = jax.block_until_ready(trainer.run(data, n_steps=given.steps, state=state))
-    seconds = time.process_time() - begun
-    model = trainer.averaged(state)
+    _, model, seconds = train(data, given.steps, given.seed, delta=0.1, **options)
     result = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "load": os.getloadavg()[0],
@@ -114,7 +99,7 @@ def main():
         "features": model.n_features,
         "processor_seconds": round(seconds, 1),
         "mean absolute errors, meV/atom and meV/A": {
-            name: mean_errors(model, Batches(structures)) for name, structures in valid.items()
+            name: mean_errors(model, Batches(some)) for name, some in valid.items()
         },
     }
     print(json.dumps(result, indent=1))

@@ -9,11 +9,12 @@ import pytest
 from ase import Atoms
 
 from alchemi_jax import Batch
+from alchemi_jax.cli.begin import RUN
 from alchemi_jax.cli.cache import cache_folder, use_cache
 from alchemi_jax.cli.folder import check_target, find_store, is_ours
 from alchemi_jax.cli.main import main
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.record import Record, check_same, read_record, write_settings
+from alchemi_jax.cli.record import Record, read_record, write_settings
 from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.settings import Pipeline
 from alchemi_jax.cli.write import whole_file, write_structures
@@ -194,7 +195,7 @@ def test_results_that_were_begun_before_a_setting_was_known_go_on(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(found))
 
     def check(settings):
-        check_same(tmp_path, read_record(tmp_path), Record(settings, {}))
+        RUN.check_same(tmp_path, read_record(tmp_path), Record(settings, {}))
 
     check(settings)
     with pytest.raises(UsageError, match="constraints differs"):

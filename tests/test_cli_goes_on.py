@@ -122,6 +122,8 @@ def engine(monkeypatch):
             (at / CHECKPOINTS / str(self.calls)).mkdir(parents=True, exist_ok=True)
             (at / "log.csv").write_text("step,system_id,status,energy,fmax,temperature\n0,0,0,1,1,1\n")
             ZarrData(at / "finished.zarr").write(host, np.isin(host.system_id, self.ends))
+            if hooks:
+                ZarrData(at / "trajectory.zarr").write(host)
             interrupted = len(self.ends) < len(host)
             if interrupted:
                 signals.number = 2
@@ -150,6 +152,25 @@ def test_a_complete_folder_is_shown_again(folder, engine, capsys, command):
     assert "3 of them done before" in again
     assert table(again) == table(first)
     assert (engine.calls, content(folder / "o")) == (1, before)
+
+
+@pytest.mark.parametrize("command", [MD, RELAX])
+def test_what_is_missing_of_a_complete_folder_is_named_or_made_again(folder, engine, capsys, command):
+    code = call(*command)
+    made = {MD: ("final.extxyz", "summary.png"), RELAX: ("relaxed.zarr", "relaxed.extxyz", "convergence.png")}
+    for name in made[command]:
+        remove = shutil.rmtree if name.endswith("zarr") else os.unlink
+        remove(folder / "o" / name)
+    assert call(*command) == code
+    assert set(made[command]) <= set(os.listdir("o"))
+    capsys.readouterr()
+    for name in ("finished.zarr", "log.csv", "trajectory.zarr")[: 3 if command is MD else 2]:
+        os.rename(f"o/{name}", "aside")
+        assert call(*command) == 2
+        error = capsys.readouterr().err
+        assert f"o/{name} is missing, and the run in o was complete: put it back as the run left it" in error
+        os.rename("aside", f"o/{name}")
+    assert (call(*command), engine.calls) == (code, 1)
 
 
 def table(text):
@@ -285,6 +306,7 @@ def test_overwriting_goes_on_with_what_it_began(folder, engine, capsys):
     assert sorted(p.name for p in Path("o").iterdir()) == sorted(
         [
             "finished.zarr",
+            "trajectory.zarr",
             "log.csv",
             "settings.json",
             "inputs.json",

@@ -429,6 +429,10 @@ def test_a_training_goes_on_bit_for_bit_from_wherever_it_was_killed(
     assert "complete before" in text
     assert "o is complete" in text
     assert contents("o") == wanted
+    (folder / "o" / "model").rename(folder / "gone")
+    assert main(command) == 2
+    assert "model.json is missing, and the run in o was complete: put it back" in capsys.readouterr().err
+    (folder / "gone").rename(folder / "o" / "model")
     # Pictures follow from the logs; drawing takes longer than all else here.
     monkeypatch.setattr(train_plot, "save_figure", lambda figure, path: path.write_bytes(b"alchemi-jax"))
     wanted |= {name: b"alchemi-jax" for name in ("loss.png", "parity.png")}

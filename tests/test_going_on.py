@@ -1,9 +1,13 @@
 """Runs that go on when something about them was changed: hooks, systems, files; what is told and kept."""
 
 import builtins
+import os
 import re
 import shutil
+import zlib
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -21,13 +25,14 @@ from alchemi_jax.dynamics.hooks import (
     SnapshotHook,
 )
 from alchemi_jax.dynamics.origin import Origin, difference
+from alchemi_jax.dynamics.out_of_steps import OutOfSteps
 from alchemi_jax.dynamics.outside import check_traced, collect, match, put_back, traced_hooks
 from alchemi_jax.dynamics.sameness import SourceMarks, marks_of
-from alchemi_jax.dynamics.saved import AnotherRun, join_tree, split_tree
+from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, join_tree, split_tree
 from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.io.sinks import SinkChain
+from alchemi_jax.io.sinks import ExtXYZ, SinkChain
 from alchemi_jax.models import HarmonicModel
 from alchemi_jax.systems.observables import fmax, temperature
 
@@ -177,10 +182,10 @@ def run(tmp_path_factory):
     """A run of six steps in a folder: with what it is called, and what an uninterrupted one gives."""
     batch = Batch.from_ase([molecule(0)])
 
-    def called(folder, *hooks, batch=batch, stop=None, notebook=False):
+    def called(folder, *hooks, batch=batch, stop=None, n_steps=6, key=None):
         log = LoggingHook(log_path=folder / "log.csv", final=True)
         saves = CheckpointHook(folder / "c", frequency=2, should_stop=stop)
-        return engine(log, *hooks, saves, n_steps=6).run(batch, resume=folder / "c")
+        return engine(log, *hooks, saves, n_steps=n_steps).run(batch, resume=folder / "c", key=key)
 
     folder = tmp_path_factory.mktemp("whole")
     return called, called(folder), folder
@@ -219,6 +224,92 @@ def test_other_positions_are_told(run, tmp_path):
     assert len(set(marks_of(Batch.from_ase([molecule(0), molecule(1), molecule(0)]).to_host()).tolist())) == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"key": jax.random.key(5)}, "is of a run with another key"),
+        ({"n_steps": 3}, "has taken 6 steps already, more than the n_steps of NVE now"),
+    ],
+)
+def test_a_run_is_refused_before_its_files_are_cut(run, tmp_path, given, sentence):
+    called, _, folder = run
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    later = rows(copy) + "6,0,0,1,1,1,7\n"
+    (copy / "log.csv").write_text(later)
+    with pytest.raises(AnotherRun, match=sentence):
+        called(copy, **given)
+    assert rows(copy) == later
+
+
+def test_the_process_may_change_its_folder_during_a_run(run, tmp_path, monkeypatch):
+    """Paths are those from where the run began."""
+    called, _, _ = run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    class Moves:
+        stage, frequency = DynamicsStage.AFTER_STEP, 3
+
+        def __call__(self, ctx, stage):
+            os.chdir(tmp_path / "elsewhere")
+
+    frames = [SnapshotHook(ZarrData("f.zarr")), SnapshotHook(ExtXYZ("f.extxyz"))]
+    assert int(called(Path(), *frames, Moves()).steps_taken[0]) == 6
+    assert rows(tmp_path).count("\n") == 7
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert [len(sink(tmp_path / f"f.{end}")) for sink, end in ((ZarrData, "zarr"), (ExtXYZ, "extxyz"))] == [
+        6,
+        6,
+    ]
+
+
+def test_a_folder_of_checkpoints_is_of_one_run_and_stays(tmp_path):
+    """A second run is refused; if somebody removes or moves the folder, the next checkpoint says so."""
+    one, two = (Checkpoints(tmp_path / "c") for _ in range(2))
+    one.open()
+    with pytest.raises(ValueError, match=r"c is in use by another run: in this process.*give another folder"):
+        two.open()
+    os.rename(tmp_path / "c", tmp_path / "d")
+    for again in range(2):
+        if again:
+            (tmp_path / "c").mkdir()
+        with pytest.raises(OSError, match=r"c was removed or replaced while the run used it"):
+            one.wait()
+    with pytest.raises(OSError, match="was removed or replaced"):
+        one.close()
+
+
+def test_systems_out_of_steps_are_those_that_were_written(tmp_path):
+    """Their files have checksums in the checkpoint."""
+    (tmp_path / "0.npz").write_bytes(b"another one")
+    for number, what in ((0, "is not what was written"), (1, "cannot be read: No such file")):
+        found = OutOfSteps(tmp_path, [zlib.crc32(b"another one")] * number + [1])
+        with pytest.raises(
+            ValueError, match=rf"{number}\.npz, with systems .*{what}.*: put it back as the run"
+        ):
+            found._content(number)
+
+
+def test_half_of_what_checkpoints_need_is_told():
+    class Half:
+        stage, frequency = DynamicsStage.AFTER_STEP, 1
+
+        def __call__(self, ctx, stage): ...
+
+        def write(self, table): ...
+
+    for name, lacks in (("state", "set_state"), ("set_state", "state")):
+        half = Half()
+        setattr(half, name, print)
+        for hook in (half, LoggingHook(half)):
+            with pytest.raises(TypeError, match=rf"Half has {name}\(\) and no {lacks}\(\)"):
+                collect(engine(hook), None)
+    half = Half()
+    half.state = "of its own"
+    assert collect(engine(half), None) == []
+
+
 def test_checkpoints_that_are_gone_do_not_take_the_rows_with_them(run, tmp_path):
     """Without them the run would begin again, and remove all rows first."""
     called, _, folder = run
@@ -231,7 +322,7 @@ def test_checkpoints_that_are_gone_do_not_take_the_rows_with_them(run, tmp_path)
         called(copy)
     assert rows(copy) == rows(folder)
     begin = copy / "c" / "begin.json"
-    for text in ("", "{}", "[1]", '{"format": 3}'):
+    for text in ("", "{}", "[1]", f'{{"format": {FORMAT}}}'):
         begin.write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"{begin} is damaged")):
             Checkpoints(copy / "c").begin()

@@ -10,9 +10,11 @@ from counting import Counting
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, DynamicsStage, NVTLangevin, Sampler
+from alchemi_jax.dynamics.checkpoints import Checkpoints
 from alchemi_jax.dynamics.driver import Interrupted
 from alchemi_jax.dynamics.hooks import (
     CallbackHook,
+    CheckpointHook,
     ConvergedSnapshotHook,
     LoggingHook,
     ObservableHook,
@@ -172,6 +174,24 @@ def test_interrupted_everybody_is_in_their_rows(batch, wanted):
     done = np.asarray(wanted.steps_taken) < late
     np.testing.assert_array_equal(np.asarray(state.batch.converged)[done], np.asarray(wanted.converged)[done])
     same(relax().advance(state, 300).batch, wanted.replace(stress=state.batch.stress))
+
+
+def test_a_run_that_had_shrunk_goes_on_without_shrink(batch, wanted, tmp_path):
+    """From a checkpoint of a smaller batch: all systems are in their rows again."""
+
+    class Stop(CallbackHook):
+        follows_systems = True
+
+    def stop(ctx):
+        if ctx.step_count:
+            raise RuntimeError("bang")
+
+    hooks = CheckpointHook(tmp_path / "c", frequency=48), Stop(stop, frequency=50)
+    with pytest.raises(RuntimeError, match="bang"):
+        relax(*hooks).run(batch, resume=tmp_path / "c", shrink=True)
+    about = Checkpoints(tmp_path / "c").newest().about
+    assert [state["batch"]["systems"] for state in about["states"]] == [20, 10, 5]
+    same(relax().run(batch, resume=tmp_path / "c"), wanted)
 
 
 @pytest.mark.parametrize(

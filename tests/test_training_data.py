@@ -494,6 +494,24 @@ MISTAKES = {
         lambda: Mixture([(broken(energy=0.0), 0.0)]),
         "weights of a Mixture must be positive",
     ),
+    "stress without a cell": (
+        lambda: Batches(broken(energy=0.0, stress=np.ones(6))).fit_to(LJ, Loss(stress=1.0)),
+        "has a label 'stress', which the loss asks for; they have energy",
+    ),
+    "another zero of energy in a mixture": (
+        lambda: Mixture(
+            [(Batches(broken(energy=0.0), subtract={"Ar": 1.0}), 1.0), (broken(energy=0.0), 1.0)]
+        ),
+        r"in the Mixture has other energies of elements subtracted \(none\) than .* \(Ar 1 eV\)",
+    ),
+    "a mixture of mixtures": (
+        lambda: Mixture([(Mixture([(broken(energy=0.0), 1.0)]), 1.0)]),
+        "sources of a Mixture must be Batches, or what they are made of, not",
+    ),
+    "no pairs": (
+        lambda: Mixture([broken(energy=0.0)]),
+        "parts of a Mixture must be pairs of Batches and wei",
+    ),
     "no systems": (lambda: Batches(broken(energy=0.0), max_systems=0), "max_systems"),
 }
 

@@ -16,13 +16,21 @@ from alchemi_jax.dynamics.hooks import (
     CallbackHook,
     CheckpointHook,
     LoggingHook,
+    ObservableHook,
     ProfilerHook,
     StageTimingHook,
 )
+from alchemi_jax.dynamics.outside import collect, put_back
 from alchemi_jax.hooks import HookContext, TracedHook
 from alchemi_jax.models import FunctionModel, HarmonicModel, evaluate
 from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer
-from alchemi_jax.training.hooks import ClipGradientsHook, EarlyStoppingHook, EMAHook, ScheduleHook
+from alchemi_jax.training.hooks import (
+    BestCheckpointHook,
+    ClipGradientsHook,
+    EarlyStoppingHook,
+    EMAHook,
+    ScheduleHook,
+)
 
 
 BOTH = Loss(energy=1.0, forces=1.0, kind="mse")
@@ -82,6 +90,32 @@ def test_checkpoints_of_another_training(data, tmp_path):
             run(**given)
     assert np.array_equal(run().params.k, first.params.k)
     assert int(run(epochs=2, validation=None).epoch) == 2
+    # Refused before hooks go back to the checkpoint, and cut their files.
+    files = _Files()
+    hooks = [ClipGradientsHook(1.0), files]
+    with pytest.raises(ValueError, match=r"the checkpoint in .* has 2 epochs already, more than epochs=1"):
+        run(hooks=hooks)
+    with pytest.raises(ValueError, match="is of a training with another key"):
+        run(epochs=3, hooks=hooks, key=jax.random.key(5))
+    assert not files.cut
+
+
+class _Files:
+    """A host hook with files that it cuts."""
+
+    stage, frequency = S.AFTER_EPOCH, 1
+
+    def __init__(self):
+        self.cut = False
+
+    def __call__(self, ctx, stage):
+        pass
+
+    def state(self):
+        return {}
+
+    def set_state(self, state):
+        self.cut = True
 
 
 def test_a_schedule_is_known_again(data):
@@ -389,3 +423,67 @@ def test_constants_of_a_model_are_not_trained():
 
     assert paths() == ["parts.1.k"]
     assert paths(trainable="parts.0.k") == ["parts.0.k"]
+
+
+# -- the same hook and folder again ----------------------------------------------------------------
+
+
+def seen(data, loss=None, step_count=1):
+    return HookContext(batch=data[0], loss=loss, step_count=step_count)
+
+
+def test_a_loss_that_is_not_finite_is_no_lowest_loss(data):
+    hook = EarlyStoppingHook(2)
+    for value in (np.nan, 3.0, 2.0, 1.0):
+        hook(seen(data, value), S.AFTER_VALIDATION)
+        assert not hook.ends_run
+    assert hook.best == 1.0
+
+
+def test_hooks_of_a_training_go_on_with_what_is_theirs():
+    """As those of a run: they are known by what they observe, not by their order."""
+
+    def tables(*names):
+        return [ObservableHook({name: lambda ctx: ctx.loss}, stage=S.AFTER_BATCH) for name in names]
+
+    entries = [entry | {"state": entry["kind"]} for entry in collect(make(*tables("a", "b")), None)]
+    (hook,), got = tables("b"), []
+    hook.set_state = got.append
+    put_back(make(hook), None, entries, "here")
+    assert got == ["b"]
+
+
+def test_another_training_with_the_same_hook_begins_anew(data):
+    hook, best = EarlyStoppingHook(1), BestCheckpointHook("best.eqx")
+    best.best, best.step = 1.0, 4
+    hook(seen(data, 1.0), S.AFTER_VALIDATION)
+    hook(seen(data, 2.0), S.AFTER_VALIDATION)
+    assert hook.ends_run
+    for one in (hook, best):
+        # One that goes on keeps what it has seen.
+        one(seen(data, None, 4), S.BEFORE_TRAINING)
+    assert hook.ends_run
+    assert best.best == 1.0
+    for one in (hook, best):
+        one(seen(data, None, 0), S.BEFORE_TRAINING)
+    assert not hook.ends_run
+    assert best.best == np.inf
+
+
+def test_a_total_that_is_passed_already(data):
+    trainer = make()
+    state = trainer.init(data[0])
+    far = state.replace(step_count=jnp.asarray(9, jnp.int32), epoch=jnp.asarray(4, jnp.int32))
+    with pytest.raises(ValueError, match=r"the state has 9 steps already, more than n_steps=5, the total"):
+        trainer.run(data, n_steps=5, state=far)
+    with pytest.raises(ValueError, match=r"the state has 4 epochs already, more than epochs=3, the total"):
+        trainer.run(data, 3, state=far)
+    with pytest.raises(ValueError, match=r"epochs of Trainer\.run must be a positive int, not 0"):
+        trainer.run(data, 0)
+
+
+def test_a_trainer_is_shown_without_addresses():
+    text = repr(make(EMAHook(0.9)))
+    assert "0x" not in text
+    assert "loss=loss" in text
+    assert "EMAHook" in text

@@ -7,15 +7,17 @@ and only those of the same structures, settings and model files are gone on with
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from alchemi_jax.cli.beginning import Beginning, Kind, has_checkpoints
 from alchemi_jax.cli.finished import FINISHED, is_done, read_finished
 from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
-from alchemi_jax.cli.inputs import INPUTS, structures_of, write_inputs
+from alchemi_jax.cli.inputs import INPUTS, structures_of
 from alchemi_jax.cli.models import canonical, model_files
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.record import Record, check_same, difference, extends, read_record, write_settings
+from alchemi_jax.cli.record import Record, difference, extends, read_record, write_settings
 from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.stream import Prepared, prepare
 
@@ -37,6 +39,10 @@ class Begun:
     goes_on: bool
     extends: bool
 
+    def writes(self, path: Path) -> bool:
+        """Whether a file that is made of the others is to be written: of a complete run, if it is missing."""
+        return not self.complete or not path.exists()
+
     def finish(self, results: Results) -> None:
         """All results are written: say so, and put them in the place of older ones."""
         if not self.complete:
@@ -44,42 +50,25 @@ class Begun:
         results.finish()
 
 
-def begin(job: Job, results: Results, command: str) -> Begun:
+def begin(job: Job, results: Results, command: str, kept: Sequence[str]) -> Begun:
     """Read and check everything, and write down what is run.
+
+    Args:
+        kept: names of the results that a complete run has, and which are not made of others.
 
     Raises:
         UsageError: before anything is written, if something about the input is wrong, or the folder holds
-            results of another run.
+            results of another run, or some of them are missing.
     """
-    settings, overwrite = job.settings, job.options.overwrite
+    settings = job.settings
     inputs = [*settings.files, *model_files(settings.model)]
-    swapped = results.hold()
-    goes_on, found = bool(results.existing()) and (swapped or not overwrite), None
-    given = Record(settings.model_copy(update={"model": canonical(settings.model)}), command=command)
-    if goes_on and not overwrite:
-        # Before the structures are read.
-        found = _record(results)
-        check_same(results.out, found, given)
-    else:
-        results.check(overwrite, inputs)
+    beginning = Beginning(results, RUN, job.options.overwrite)
+    given = settings.model_copy(update={"model": canonical(settings.model)})
+    beginning.compare(Record(given, command=command), lambda: inputs)
     plan = prepare(job)
     wanted = Record(plan.settings, plan.hashes, plan.chosen, command, structures_of(plan.sources))
-    if goes_on and overwrite:
-        # The new results are in their place since this call repaired it: it need not compute them again.
-        found = _same_record(results.out, wanted)
-        goes_on = found is not None and found.complete
-    elif found is not None:
-        check_same(results.out, found, wanted)
-    if not goes_on:
-        results.begin()
-        if overwrite:
-            found = _same_record(results.at, wanted)
-            goes_on = found is not None and _can_go_on(results.at, found)
-            if not goes_on:
-                results.empty()
-    if not goes_on or found is None:
-        write_inputs(results.at, wanted.structures or [])
-        write_settings(results.at, wanted)
+    found = beginning.find(wanted)
+    if found is None:
         return Begun(plan, wanted, False, False, False)
     more = extends(found, wanted)
     complete = not more and (found.complete or _all_done(results.at, found, plan))
@@ -90,30 +79,14 @@ def begin(job: Job, results: Results, command: str) -> Begun:
             "they are not compared.",
             file=sys.stderr,
         )
-    if not complete:
+    if complete:
+        RUN.check_whole(results.at, kept)
+    else:
         _check_goes_on(results, found)
         results.probe()
         if more or found.complete or found.settings != record.settings:
             write_settings(results.at, record)
     return Begun(plan, record, complete, True, more)
-
-
-def _record(results: Results) -> Record:
-    found = read_record(results.out)
-    if found is None:
-        raise UsageError(f"{results.out / results.existing()[0]} exists: give another out, or --overwrite.")
-    return found
-
-
-def _same_record(at: Path, wanted: Record) -> Record | None:
-    """What was begun in a folder, if it is the same run."""
-    try:
-        found = read_record(at)
-    except UsageError:
-        return None
-    if found is None or found.structures is None or difference(found, wanted) is not None:
-        return None
-    return found
 
 
 def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
@@ -125,14 +98,12 @@ def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
 
 
 def _can_go_on(at: Path, found: Record) -> bool:
-    if _has_checkpoints(at / CHECKPOINTS):
+    if has_checkpoints(at / CHECKPOINTS):
         return found.structures is not None
     return not any((at / name).exists() for name in (FINISHED, "trajectory.zarr", "relaxed.zarr", "log.csv"))
 
 
-def _has_checkpoints(folder: Path) -> bool:
-    """Whether there is a checkpoint, or what a run began with; other files alone are of no use."""
-    return folder.is_dir() and any(p.name == "begin.json" or p.name.isdecimal() for p in folder.iterdir())
+RUN = Kind(read_record, write_settings, difference, _can_go_on)
 
 
 def _check_goes_on(results: Results, found: Record) -> None:
@@ -145,7 +116,7 @@ def _check_goes_on(results: Results, found: Record) -> None:
         return
     folder = results.at / CHECKPOINTS
     why = f"{folder} is missing or empty, so that its structures cannot go on"
-    if found.structures is None and _has_checkpoints(folder):
+    if found.structures is None and has_checkpoints(folder):
         why = f"{results.at / INPUTS} is missing, so that nobody knows whether the structures are the same"
     elif found.structures is None:
         why = f"{results.out} was begun by an earlier version, without checkpoints to go on from"

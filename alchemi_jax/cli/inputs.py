@@ -4,9 +4,9 @@ with."""
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from alchemi_jax.io.encoding import NotStorable, encode, encode_constraints
 from alchemi_jax.systems.atoms import AtomicData
 
 
+T = TypeVar("T")
 INPUTS = "inputs.json"
 _LIST = "structures"
 #: Fields of AtomicData that a run begins with. Results that a file holds are computed again.
@@ -95,17 +96,36 @@ def read_inputs(at: Path) -> list[Structure] | None:
     Raises:
         UsageError: if the file is there and cannot be read.
     """
-    path = at / INPUTS
-    try:
-        content = json.loads(path.read_text())
+
+    def parse(content: Any) -> list[Structure]:
         return [Structure(str(file), int(index), str(sha)) for file, index, sha in content[_LIST]]
+
+    return read_json(
+        at / INPUTS, parse, "its content is no list of structures", "whether the structures are the same"
+    )
+
+
+def read_json(
+    path: Path, parse: Callable[[Any], T], odd: str, unknown: str, other: str = "another out"
+) -> T | None:
+    """What `parse` makes of a JSON file in a folder of results; None if it is not there.
+
+    Args:
+        odd: the reason, if `parse` raises. unknown: what nobody knows without the file. other: what to give
+            instead.
+
+    Raises:
+        UsageError: if the file is there and cannot be read.
+    """
+    try:
+        return parse(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "its content is no list of structures"
+        reason = e.strerror if isinstance(e, OSError) else odd
         raise UsageError(
-            f"{path} cannot be read: {reason}; without it nobody knows whether the structures are the same: "
-            "put it back, or give another out, or --overwrite."
+            f"{path} cannot be read: {reason}; without it nobody knows {unknown}: put it back, or give "
+            f"{other}, or --overwrite."
         ) from None
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from alchemi_jax.cli.inputs import Structure, change, read_inputs
+from alchemi_jax.cli.inputs import Structure, change, read_inputs, read_json
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.settings import MD, Pipeline, Relax
 from alchemi_jax.cli.write import whole_file
@@ -22,6 +22,19 @@ _HASHES, _CHOSEN, _COMMAND, _COMPLETE = "model_files", "model_chosen", "command"
 _BESIDE = (_HASHES, _CHOSEN, _COMMAND, _COMPLETE)
 #: The commands that write the same files.
 _KIND = {"relax": "relax", "md": "run", "run": "run"}
+_OTHER_MODEL = "holds results of another {}, whose content has changed since"
+
+
+@runtime_checkable
+class AnyRecord(Protocol):
+    """What a folder of results is the results of, whichever command wrote them."""
+
+    @property
+    def hashes(self) -> dict[str, str] | None: ...
+    @property
+    def structures(self) -> list[Structure] | None: ...
+    @property
+    def complete(self) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +73,18 @@ def read_record(at: Path) -> Record | None:
     Raises:
         UsageError: if it cannot be read.
     """
-    path = at / SETTINGS
-    try:
-        content = json.loads(path.read_text())
+
+    def parse(content: Any) -> tuple[Pipeline, dict[str, Any]]:
         if not isinstance(content, dict):
             raise ValueError
         if content.get(_COMMAND) == "train":
             raise UsageError(f"{at} holds results of alchemi-jax train: give another out.")
-        settings = _settings(content)
-    except FileNotFoundError:
+        return _settings(content), content
+
+    found = read_json(at / SETTINGS, parse, "it holds no settings of a run", "what the results are of")
+    if found is None:
         return None
-    except (OSError, ValueError, RecursionError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it holds no settings of a run"
-        raise UsageError(
-            f"{path} cannot be read: {reason}; without it nobody knows what the results are of: put it back, "
-            "or give another out, or --overwrite."
-        ) from None
+    settings, content = found
     hashes = content.get(_HASHES)
     return Record(
         settings,
@@ -143,10 +152,10 @@ def difference(found: Record, wanted: Record) -> str | None:
     if odd == ["stages"]:
         steps = _steps(before["stages"], now["stages"])
         if steps is not None:
-            return steps or _other_content(found, wanted)
+            return steps or other_content(found, wanted, _OTHER_MODEL)
     if odd:
         return f"holds results of other settings, {', '.join(odd)} differ{'s' * (len(odd) == 1)}"
-    return _other_content(found, wanted)
+    return other_content(found, wanted, _OTHER_MODEL)
 
 
 def _steps(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
@@ -162,11 +171,17 @@ def _steps(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | Non
     return ""
 
 
-def _other_content(found: Record, wanted: Record) -> str | None:
-    if found.hashes is not None and wanted.hashes is not None:
-        changed = [name for name in wanted.hashes if found.hashes.get(name) != wanted.hashes[name]]
-        if changed:
-            return f"holds results of another {changed[0]}, whose content has changed since"
+def other_content(found: AnyRecord, wanted: AnyRecord, model: str) -> str | None:
+    """Which file of the model or which structure is another one, the end of a sentence; None if none is.
+
+    What one of the two does not know is not compared.
+
+    Args:
+        model: what is said of a file whose content has changed, with a place for its name.
+    """
+    if found.hashes is not None and wanted.hashes is not None and found.hashes != wanted.hashes:
+        names = [name for name in wanted.hashes if found.hashes.get(name) != wanted.hashes[name]]
+        return model.format(*names[:1] or ["model"])
     if found.structures is not None and wanted.structures is not None:
         changed = change(found.structures, wanted.structures)
         if changed:
@@ -177,14 +192,3 @@ def _other_content(found: Record, wanted: Record) -> str | None:
 def extends(found: Record, wanted: Record) -> bool:
     """Whether the last stage gets more steps than before."""
     return wanted.settings.stages[-1].n_steps > found.settings.stages[-1].n_steps
-
-
-def check_same(out: Path, found: Record, wanted: Record) -> None:
-    """Whether a run may go on with what an earlier one left.
-
-    Raises:
-        UsageError: naming the settings, files or structures that differ.
-    """
-    why = difference(found, wanted)
-    if why is not None:
-        raise UsageError(f"{out} {why}: give another out, or --overwrite.")

@@ -22,7 +22,7 @@ from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.run import carry_out, left
 from alchemi_jax.cli.settings import Relax
 from alchemi_jax.cli.signals import Signals
-from alchemi_jax.cli.stream import LOG, Ended, Prepared
+from alchemi_jax.cli.stream import LOG, Ended
 from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_store, write_structures
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
@@ -40,12 +40,12 @@ def relax(job: Job, signals: Signals) -> int:
             cannot be written.
     """
     with Results(job.settings.out, OUTPUTS) as results, signals.limited(job.options.max_seconds):
-        begun = begin(job, results, "relax")
+        begun = begin(job, results, "relax", (FINISHED, LOG))
         ended = carry_out(begun, job, results, signals, [])
         final = _in_order(results.at, ended)
-        if final is not None and not begun.complete:
+        if final is not None:
             with signals.files, after_the_run():
-                _write(begun.plan, results.at, final, ended.interrupted)
+                _write(begun, results.at, final, ended.interrupted)
         if not ended.interrupted and final is not None and len(final) == len(begun.plan.sources):
             with signals.files, after_the_run():
                 begun.finish(results)
@@ -67,15 +67,16 @@ def _in_order(at: Path, ended: Ended) -> HostBatch | None:
     return host.take(np.argsort(host.system_id, kind="stable"))
 
 
-def _write(plan: Prepared, at: Path, final: HostBatch, interrupted: bool) -> None:
+def _write(begun: Begun, at: Path, final: HostBatch, interrupted: bool) -> None:
     finished = final.outcome != Outcome.RUNNING
-    if finished.any():
+    if finished.any() and begun.writes(at / STORE):
         write_store(at / STORE, final.take(finished))
-    write_structures(at / STRUCTURES, final)
-    if not interrupted:
+    if begun.writes(at / STRUCTURES):
+        write_structures(at / STRUCTURES, final)
+    if not interrupted and begun.writes(at / PICTURE):
         from alchemi_jax.cli.plot import convergence
 
-        stage = plan.settings.stages[0]
+        stage = begun.plan.settings.stages[0]
         assert isinstance(stage, Relax)
         with whole_file(at / PICTURE) as part:
             convergence(at / LOG, part, stage.fmax, final.atoms_per_system)

@@ -46,7 +46,8 @@ def run(job: Job, signals: Signals) -> int:
             cannot be written.
     """
     with Results(job.settings.out, RESULTS) as results, signals.limited(job.options.max_seconds):
-        begun = begin(job, results, signals.command or "run")
+        kept = (FINISHED, LOG, FRAMES) if job.settings.save_every else (FINISHED, LOG)
+        begun = begin(job, results, signals.command or "run", kept)
         hooks = []
         if job.settings.save_every:
             # Frames begin with the structure that was given and end with the last one.
@@ -113,7 +114,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     finished = 0 if host is None else len(host)
     counts = {} if host is None else count_outcomes(host.outcome)
     if host is not None:
-        if not begun.complete:
+        if begun.writes(at / STRUCTURES):
             with signals.files, after_the_run():
                 write_structures(at / STRUCTURES, host)
         _name_unfinished(host, sources)
@@ -133,7 +134,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
         rows += [("running", f"{ended.running:.1f} s{speed}")]
     print_rows(rows)
     if not ended.interrupted:
-        _summarize(plan, at, draws=not begun.complete)
+        _summarize(plan, at, draws=begun.writes(at / PICTURE))
         if finished == len(sources):
             with signals.files, after_the_run():
                 begun.finish(results)

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alchemi_jax.cli.inputs import Structure, change, read_inputs
+from alchemi_jax.cli.inputs import Structure, read_inputs, read_json
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.record import SETTINGS
+from alchemi_jax.cli.record import SETTINGS, other_content
 from alchemi_jax.cli.train_settings import TABLES, Training
 from alchemi_jax.cli.write import whole_file
 
@@ -17,6 +17,7 @@ _TRAINING, _HASHES, _COMMAND, _COMPLETE = "training", "model_files", "command", 
 #: structures they have counts.
 _FREE = (("run", "out"), ("data", "train"))
 _LENGTH = (("run", "n_steps"), ("run", "epochs"))
+_OTHER_MODEL = "holds results that began with another {}, whose content has changed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +55,17 @@ def read_train_record(at: Path) -> TrainRecord | None:
     Raises:
         UsageError: if it cannot be read, or is of another command.
     """
-    path = at / SETTINGS
-    try:
-        content = json.loads(path.read_text())
+
+    def parse(content: Any) -> TrainRecord:
         if isinstance(content, dict) and "stages" in content:
             command = content.get(_COMMAND) or "run"
             raise UsageError(f"{at} holds results of alchemi-jax {command}: give another run.out.")
-        settings = _settings(content[_TRAINING])
-        hashes = dict(content[_HASHES])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it holds no settings of a training"
-        raise UsageError(
-            f"{path} cannot be read: {reason}; without it nobody knows what the results are of: put it back, "
-            "or give another run.out, or --overwrite."
-        ) from None
-    return TrainRecord(settings, hashes, read_inputs(at), content.get(_COMPLETE) is True)
+        settings, hashes = _settings(content[_TRAINING]), dict(content[_HASHES])
+        return TrainRecord(settings, hashes, complete=content.get(_COMPLETE) is True)
+
+    odd, unknown = "it holds no settings of a training", "what the results are of"
+    found = read_json(at / SETTINGS, parse, odd, unknown, "another run.out")
+    return None if found is None else dataclasses.replace(found, structures=read_inputs(at))
 
 
 def _settings(content: dict[str, Any]) -> Training:
@@ -104,14 +99,7 @@ def difference(found: TrainRecord, wanted: TrainRecord) -> str | None:
     length = _length(found, wanted)
     if length:
         return length
-    if found.hashes is not None and wanted.hashes is not None and found.hashes != wanted.hashes:
-        names = sorted(name for name in wanted.hashes if found.hashes.get(name) != wanted.hashes[name])
-        return f"holds results that began with another {(names or ['model'])[0]}, whose content has changed"
-    if found.structures is not None and wanted.structures is not None:
-        changed = change(found.structures, wanted.structures)
-        if changed:
-            return f"holds results of other structures: {changed}"
-    return None
+    return other_content(found, wanted, _OTHER_MODEL)
 
 
 def _length(found: TrainRecord, wanted: TrainRecord) -> str | None:
@@ -139,14 +127,3 @@ def is_longer(found: TrainRecord, wanted: TrainRecord) -> bool:
     """Whether more steps or epochs are asked for than before."""
     before, now = found.settings.run, wanted.settings.run
     return any((getattr(now, key) or 0) > (getattr(before, key) or 0) for key in ("n_steps", "epochs"))
-
-
-def check_same(out: Path, found: TrainRecord, wanted: TrainRecord) -> None:
-    """Whether a training may go on with what an earlier one left.
-
-    Raises:
-        UsageError: saying what differs.
-    """
-    why = difference(found, wanted)
-    if why is not None:
-        raise UsageError(f"{out} {why}: give another run.out, or --overwrite.")

@@ -18,10 +18,47 @@ _LOOK = 0.3
 _DRAW, _DRAW_IN_FILE = 0.2, 30.0
 
 
-class Watch:
-    """A host hook that looks at the batch about every third of a second.
+class PacedWatch:
+    """A host hook with a progress bar, which is called about every third of a second: its frequency follows
+    the speed of the run. The compiled code is the same with and without it.
 
-    Its frequency follows the speed of the run. The compiled code is the same with and without it.
+    Args:
+        total: at which the bar is full. shape: of the bar, behind its percentage and picture.
+    """
+
+    def __init__(self, total: int, shape: str):
+        self.frequency = 1
+        self._looked: tuple[int, float] | None = None
+        on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} " + shape + "{postfix}",
+            mininterval=_DRAW if on_terminal else _DRAW_IN_FILE,
+            smoothing=0.1,
+        )
+        self.bar.set_postfix_str("compiling", refresh=on_terminal)
+
+    def adapt(self, step: int) -> None:
+        """Choose the frequency so that looks are `_LOOK` seconds apart."""
+        now = time.perf_counter()
+        if self._looked is None:
+            # The time so far was compiling, which says nothing about the time that is left.
+            self.bar.start_t = self.bar.last_print_t = time.time()
+        elif step > self._looked[0]:
+            each = (now - self._looked[1]) / (step - self._looked[0])
+            wanted = int(_LOOK / max(each, 1e-9))
+            self.frequency = int(np.clip(wanted, 1, 10 * self.frequency))
+        self._looked = step, now
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.set_postfix_str("", refresh=False)
+        self.bar.close()
+
+
+class Watch(PacedWatch):
+    """Looks at the batch and counts the systems that are finished.
 
     Args:
         settings: of the run.
@@ -33,7 +70,6 @@ class Watch:
     follows_systems = True
 
     def __init__(self, settings: Pipeline, systems: int):
-        self.frequency = 1
         #: Steps of dynamics of each stage; None for one that relaxes.
         self.steps = [stage.n_steps if isinstance(stage, MD) else None for stage in settings.stages]
         self.per_system = sum(filter(None, self.steps))
@@ -41,19 +77,8 @@ class Watch:
         self._seen: set[int] = set()
         #: Steps of systems before this call, by id; those that are not named were not begun.
         self._before: dict[int, int] = {}
-        self._looked: tuple[int, float] | None = None
         unit, total = ("step", self.per_system * systems) if self.per_system else ("structure", systems)
-        left = "{remaining} left" if self.per_system else "{elapsed}"
-        shape = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} " + unit + "s, " + left + "{postfix}"
-        on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total,
-            dynamic_ncols=True,
-            bar_format=shape,
-            mininterval=_DRAW if on_terminal else _DRAW_IN_FILE,
-            smoothing=0.1,
-        )
-        self.bar.set_postfix_str("compiling", refresh=on_terminal)
+        super().__init__(total, f"{unit}s, " + ("{remaining} left" if self.per_system else "{elapsed}"))
 
     def begin(self, host: HostBatch | None, done: np.ndarray) -> None:
         """The run goes on from these finished systems, of which a mask says which stay as they are."""
@@ -67,7 +92,7 @@ class Watch:
         host: HostBatch = ctx.batch
         if self._looked is None:
             self._note_steps(host, 1)
-        self._adapt(int(ctx.step_count))
+        self.adapt(int(ctx.step_count))
         done = host.status >= ctx.workflow.exit_status
         self.count(host.system_id[done])
         self._draw(host, done)
@@ -88,18 +113,6 @@ class Watch:
         taken = np.maximum(host.steps_taken.astype(np.int64) - before, 0)
         return float((taken * host.atoms_per_system).sum())
 
-    def _adapt(self, step: int) -> None:
-        """Choose the frequency so that looks are `_LOOK` seconds apart."""
-        now = time.perf_counter()
-        if self._looked is None:
-            # The time so far was compiling, which says nothing about the time that is left.
-            self.bar.start_t = self.bar.last_print_t = time.time()
-        elif step > self._looked[0]:
-            each = (now - self._looked[1]) / (step - self._looked[0])
-            wanted = int(_LOOK / max(each, 1e-9))
-            self.frequency = int(np.clip(wanted, 1, 10 * self.frequency))
-        self._looked = step, now
-
     def _draw(self, host: HostBatch, done: np.ndarray) -> None:
         if not self.per_system:
             left = ~done[host.batch_idx] & ~host.fixed
@@ -118,5 +131,4 @@ class Watch:
     def close(self) -> None:
         """Show all that is finished, and leave the bar as it is."""
         self.bar.n = max(self.bar.n, self.finished * (self.per_system or 1))
-        self.bar.set_postfix_str("", refresh=False)
-        self.bar.close()
+        super().close()

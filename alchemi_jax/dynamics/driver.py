@@ -16,7 +16,6 @@ import time
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -41,12 +40,12 @@ from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState, StepCarry
 from alchemi_jax.dynamics.status import advance_status, within
 from alchemi_jax.dynamics.step import STEP, HooksAt
-from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.calls import Due
 from alchemi_jax.hooks.groups import Group, in_order
 from alchemi_jax.hooks.host_calls import host_context, host_hooks
-from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
+from alchemi_jax.hooks.records import emptied, write_rows
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.levels import unsafe_replace
 
@@ -312,16 +311,9 @@ class Run:
             return
         hooks = [entry.hook for group in self.groups for entry in group.hooks.recording]
         buffers = jax.device_get(self.state.records)
-        empty = [unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.state.records]
-        self.state = unsafe_replace(self.state, records=tuple(empty))
+        self.state = unsafe_replace(self.state, records=emptied(self.state.records))
         self.report.counts = np.zeros_like(self.report.counts)
-        for hook, buffer in zip(hooks, buffers, strict=True):
-            n = int(buffer.count)
-            if n:
-                rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
-                when = f"writing rows up to step {self.report.step}"
-                with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
-                    hook.write(rows)
+        write_rows(hooks, buffers, self.report.step)
 
     # -- calling host hooks ----------------------------------------------------------------------
 

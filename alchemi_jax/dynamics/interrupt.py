@@ -1,6 +1,7 @@
 """What ends a run early, and the state that it had reached."""
 
 import builtins
+from typing import Any
 
 from alchemi_jax.dynamics.state import DynamicsState
 
@@ -11,16 +12,19 @@ class Interrupted(KeyboardInterrupt):
     state: DynamicsState
 
 
-def carry_state(error: BaseException, state: DynamicsState | None) -> None:
-    """Give an exception that ends a run early the state reached, as its `state`."""
+def carry_state(error: BaseException, state: Any, ended: str = "the run ended after step {}") -> None:
+    """Give an exception that ends a run or a training early the state reached, as its `state`.
+
+    Args:
+        state: None gives nothing. ended: what is said of it, with a place for the number of steps.
+    """
     if state is None or hasattr(error, "state"):
         return
     try:
         error.state = state  # pyright: ignore[reportAttributeAccessIssue]
     except AttributeError:
         return
-    step = int(state.step_count)
-    error.add_note(f"the run ended after step {step}; its state is the `state` of this exception")
+    error.add_note(f"{ended.format(int(state.step_count))}; its state is the `state` of this exception")
 
 
 def interrupted(error: BaseException, text: str, state: DynamicsState) -> Interrupted:

@@ -1,10 +1,13 @@
 """Systems that left a refilled run without steps: their states on disk, from which they go on if a later call
 gives more steps.
 
-Each time that systems leave, those that are out of steps are one file of arrays. A checkpoint says how many
-files there are; files that a killed run wrote after it are written again.
+Each time that systems leave, those that are out of steps are one file of arrays. A checkpoint has a checksum
+of each file; files that a killed run wrote after it are written again.
 """
 
+import io
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +20,7 @@ from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.resume import ended_by_budget, reopen
 from alchemi_jax.dynamics.saved import is_key, named_leaves, plain
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
+from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.io.sinks.layout import meta_from_text, meta_text
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, map_by_level, unsafe_replace
@@ -114,11 +118,11 @@ class OutOfSteps:
     """The states of systems that are out of steps.
 
     Args:
-        folder: of the files. count: number of valid files.
+        folder: of the files. sums: checksums of the valid files, which are numbered from 0.
     """
 
-    def __init__(self, folder: Path, count: int = 0):
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, sums: Iterable[int] = ()):
+        self.folder, self.sums = folder, list(sums)
         #: Those that go on, in the order in which they left.
         self.waiting: list[Rows] = []
 
@@ -137,14 +141,15 @@ class OutOfSteps:
         arrays: dict[str, Any] = {name: np.asarray(plain(x)) for name, x in named_leaves(found.state)}
         arrays |= {f".neighbors.{name}": x for name, x in found.references.items()}
         arrays["names"] = np.array([meta_text(meta).decode() for meta in found.state.batch.meta])
-        path = self.folder / f"{self.count}.npz"
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        path = self.folder / f"{len(self.sums)}.npz"
         try:
             self.folder.mkdir(exist_ok=True)
-            with open(path, "wb") as file:
-                np.savez(file, **arrays)
+            path.write_bytes(content.getbuffer())
         except OSError as e:
             raise OSError(e.errno, f"it cannot be written: {e.strerror or e}", str(path)) from e
-        self.count += 1
+        self.sums.append(zlib.crc32(content.getbuffer()))
 
     def find(self, engine: Engine, like: DynamicsState, where: str, in_flight: Int[np.ndarray, " n"]) -> None:
         """Look for systems that go on with the present budget of steps.
@@ -153,8 +158,11 @@ class OutOfSteps:
             like: a state of the run, for the structure.
             where: the checkpoint, for messages.
             in_flight: ids of systems in the batch.
+
+        Raises:
+            ValueError: naming the file, if one is missing or is not what was written.
         """
-        files = [self._read(number, like) for number in range(self.count)]
+        files = [self._read(number, like) for number in range(len(self.sums))]
         # A system may have been out of steps several times: the last one counts.
         ids = [np.asarray(file.state.batch.system_id).tolist() for file in files]
         last = {i: number for number, of_file in enumerate(ids) for i in of_file}
@@ -172,14 +180,24 @@ class OutOfSteps:
         fits = self.waiting and systems >= 1 and int(self.waiting[0].sizes.sum()) <= atoms
         return self.waiting.pop(0) if fits else None
 
-    def _read(self, number: int, like: DynamicsState) -> Rows:
+    def _content(self, number: int) -> bytes:
+        """A file as it was written."""
         path = self.folder / f"{number}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-        except Exception as e:
-            # The readers below raise errors of all types.
-            raise ValueError(f"{path} is damaged: {e}.") from e
+            content = path.read_bytes()
+        except OSError as e:
+            raise ValueError(
+                f"{path}, with systems that were out of steps, cannot be read: {e.strerror}: {ADVICE}."
+            ) from None
+        if zlib.crc32(content) != self.sums[number]:
+            raise ValueError(
+                f"{path}, with systems that were out of steps, is not what was written: {ADVICE}."
+            )
+        return content
+
+    def _read(self, number: int, like: DynamicsState) -> Rows:
+        with np.load(io.BytesIO(self._content(number)), allow_pickle=False) as file:
+            arrays = dict(file)
         slim = unsafe_replace(like, neighbors=None, records=())
         leaves = []
         for name, leaf in named_leaves(slim):

@@ -6,27 +6,41 @@ which. A table of one observable must not go on with the rows of another.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.hooks.logging import LoggingHook
 from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import TracedHook
+from alchemi_jax.hooks.groups import Group
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import flag
 from alchemi_jax.io.sinks import Sink, SinkChain
+
+
+if TYPE_CHECKING:
+
+    class Workflow(Protocol):
+        """An engine or a trainer: what has hooks."""
+
+        @property
+        def groups(self) -> tuple[Group, ...]: ...
+
+else:
+    # Only for the type checker: a check at run time would evaluate the property in each call.
+    Workflow = Any
 
 
 #: How a hook is known: its class, or "sink"; what it writes to; the name of its file and when it is called.
 _WHO, _KIND, _NAME, _STATE = "who", "kind", "name", "state"
 
 
-def collect(engine: Engine, sink: Sink | None) -> list[dict[str, Any]]:
+def collect(workflow: Workflow, sink: Sink | None) -> list[dict[str, Any]]:
     """Ask all hooks that have something to keep, and the sink of a stream. Entries of a checkpoint."""
-    return [_description(thing) | {_STATE: _ask(thing)} for thing in _things(engine, sink)]
+    return [_description(thing) | {_STATE: _ask(thing)} for thing in _things(workflow, sink)]
 
 
-def put_back(engine: Engine, sink: Sink | None, entries: list[dict[str, Any]], where: str) -> None:
+def put_back(workflow: Workflow, sink: Sink | None, entries: list[dict[str, Any]], where: str) -> None:
     """Let hooks and sink go back to the entries of a checkpoint; hooks that were not there stay as they are.
 
     Args:
@@ -35,10 +49,10 @@ def put_back(engine: Engine, sink: Sink | None, entries: list[dict[str, Any]], w
     Raises:
         AnotherRun: if it is not known which hook an entry is of, or if the sink is another one.
     """
-    things = list(_things(engine, sink))
+    things = list(_things(workflow, sink))
     pairs = match(where, [dict(entry) for entry in entries], [_description(thing) for thing in things])
     with contextlib.ExitStack() as stack:
-        for group in engine.groups:
+        for group in workflow.groups:
             stack.enter_context(group.hooks.openings.suspended(group.hooks))
         for old, new in pairs:
             with note_errors(things[new], "when it went back to a checkpoint"):
@@ -94,13 +108,13 @@ def _pairs(old: list[tuple[int, str]], new: list[tuple[int, str]]) -> list[tuple
     return [*pairs, *zip(left, over, strict=False)]
 
 
-def check_traced(where: str, stored: list[str], engine: Engine) -> None:
+def check_traced(where: str, stored: list[str], workflow: Workflow) -> None:
     """Check that the traced hooks, which are a part of the run, are those of a checkpoint, in their order.
 
     Raises:
         AnotherRun: naming the first that differs.
     """
-    now = traced_hooks(engine)
+    now = traced_hooks(workflow)
     if stored == now:
         return
     both = zip([*stored, *["none"] * len(now)], [*now, *["none"] * len(stored)], strict=False)
@@ -111,10 +125,10 @@ def check_traced(where: str, stored: list[str], engine: Engine) -> None:
     )
 
 
-def traced_hooks(engine: Engine) -> list[str]:
+def traced_hooks(workflow: Workflow) -> list[str]:
     """The traced hooks of an engine, in order: class, reasons, and the parts of a pipeline."""
     found = []
-    for group in engine.groups:
+    for group in workflow.groups:
         parts = "" if group.codes is None else f" of part {', '.join(map(str, group.codes))}"
         for hook in group.hooks.traced:
             reasons = "; ".join(flag(hook, "reasons"))
@@ -125,14 +139,31 @@ def traced_hooks(engine: Engine) -> list[str]:
 # -- who is who ------------------------------------------------------------------------------------
 
 
-def _things(engine: Engine, sink: Sink | None) -> Iterator[Any]:
+def _things(workflow: Workflow, sink: Sink | None) -> Iterator[Any]:
     """The sink, and hooks that have a state of their own."""
     if sink is not None:
         yield sink
-    for group in engine.groups:
+    for group in workflow.groups:
         for hook in group.hooks:
-            if not isinstance(hook, TracedHook) and hasattr(hook, "set_state"):
+            if not isinstance(hook, TracedHook) and _has_state(hook):
                 yield hook
+
+
+def _has_state(thing: Any) -> bool:
+    """Whether a hook, or what it writes with, keeps something in checkpoints.
+
+    Raises:
+        TypeError: if it has one of the two methods alone.
+    """
+    for one in (thing.writer, thing) if isinstance(thing, LoggingHook) else (thing,):
+        has = [name for name in ("state", "set_state") if callable(getattr(one, name, None))]
+        if len(has) == 1:
+            lacks = "set_state" if has == ["state"] else "state"
+            raise TypeError(
+                f"{name_of(one)} has {has[0]}() and no {lacks}(), and checkpoints need both: define "
+                f"{lacks}(), or call {has[0]}() something else if it is not meant for checkpoints."
+            )
+    return callable(getattr(thing, "set_state", None))
 
 
 def _ask(thing: Any) -> Any:
@@ -165,4 +196,4 @@ def _file(path: Any) -> str:
     return str(path).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
 
-__all__ = ["check_traced", "collect", "match", "put_back", "traced_hooks"]
+__all__ = ["Workflow", "check_traced", "collect", "match", "put_back", "traced_hooks"]

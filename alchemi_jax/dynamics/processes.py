@@ -169,7 +169,8 @@ def check_hooks(engine: Engine, batch: Batch | None) -> None:
                         f"{name_of(hook)} relates systems of a batch to one another, but with several "
                         "processes each has some of the systems: run it in one process."
                     )
-            for entry in group.hooks.recording if batch is not None else ():
+            for entry in () if batch is None else group.hooks.recording:
+                assert batch is not None
                 if sum(runs_on(entry.hook, stage) for stage in DynamicsStage) == 1:
                     row_levels(engine, group, entry.hook, batch)
         if batch is not None:

@@ -81,8 +81,9 @@ def _run_share(
     if sink is None:
         # What is finished survives, too. Without `resume` the run begins again, and so does the store.
         saver.sink = ZarrData(saver.store.folder / FINISHED, "w" if resume is None else "a")
-    with saver.opened(resume is not None) as found:
-        saved = None if found is None else saver.restore(found, None, as_key(key))
+    with saver.opened(
+        resume is not None, look=lambda found: saver.restore(found, None, as_key(key))
+    ) as saved:
         assert saver.sink is not None
         return _run(engine, sampler, saver.sink, sink is None, key, saver, saved, devices)
 

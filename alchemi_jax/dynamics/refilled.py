@@ -171,7 +171,7 @@ class RefilledRun:
             "recent": list(self.recent),
             "traffic": dataclasses.asdict(self.traffic),
             "names": [meta_text(meta).decode() for meta in self._all_names()],
-            "out_of_steps": 0 if self.out_of_steps is None else self.out_of_steps.count,
+            "out_of_steps": [] if self.out_of_steps is None else list(self.out_of_steps.sums),
             "waiting": 0 if self.out_of_steps is None else len(self.out_of_steps.waiting),
             "budgets": budgets_of(self.engine),
         }
@@ -204,7 +204,7 @@ class RefilledRun:
         meta = Metadata(meta_from_text(text.encode()) for text in found["names"])
         begun = Begun(name_systems(saved.states, stayed, meta), stayed, saved.rest.get("min_active"))
         assert self.out_of_steps is not None
-        self.out_of_steps.count = found["out_of_steps"]
+        self.out_of_steps.sums = list(found["out_of_steps"])
         in_flight = np.zeros(0, int)
         if not self.ended:
             in_flight = np.asarray(begun.states[0].batch.system_id)[: len(self.sizes)]

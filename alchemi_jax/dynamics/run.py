@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
+from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.devices.batch import OverDevices
 from alchemi_jax.dynamics.devices.devices import as_devices
 from alchemi_jax.dynamics.driver import Run, carry_state
@@ -86,29 +87,31 @@ def run_batch(
     saver, state = make_saver(engine, resume), None
     if saver is not None:
         saver.marks = marks_of(batch.to_host())
+
+    def look(found: Checkpoint) -> Begun:
+        assert saver is not None
+        saved = saver.restore(found, prepare_batch(engine, batch), as_key(key))
+        return go_on(engine, saved, batch.meta, shrinks)
+
     try:
-        with contextlib.nullcontext() if saver is None else saver.opened(resume is not None) as found:
-            begun = None
-            if saver is not None and found is not None:
-                saved = saver.restore(found, prepare_batch(engine, batch), as_key(key))
-                begun = go_on(engine, saved, batch.meta, shrinks)
-            with engine:
-                if devices is not None:
-                    return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
-                if begun is None:
-                    begun = Begun([driver.init(engine, batch, key, builder)])
-                state = begun.states[-1]
-                left = max(int(most) - int(state.step_count), 0)
-                state = _advance(engine, begun, left, shrinks, saver)
-                with explain_out_of_memory(engine, lambda: batch):
-                    out = finalize(engine, state)
-                if saver is not None and begun.interrupted:
-                    # Hooks may not have been called for the last step: the run goes on from its checkpoint.
-                    return out
-                record_final(engine, state, out)
-                if saver is not None and not begun.ended:
-                    saver.save([state], {}, ended=True)
+        opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, look=look)
+        with opened as begun, engine:
+            if devices is not None:
+                return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
+            if begun is None:
+                begun = Begun([driver.init(engine, batch, key, builder)])
+            state = begun.states[-1]
+            left = max(int(most) - int(state.step_count), 0)
+            state = _advance(engine, begun, left, shrinks, saver)
+            with explain_out_of_memory(engine, lambda: batch):
+                out = finalize(engine, state)
+            if saver is not None and begun.interrupted:
+                # Hooks may not have been called for the last step: the run goes on from its checkpoint.
                 return out
+            record_final(engine, state, out)
+            if saver is not None and not begun.ended:
+                saver.save([state], {}, ended=True)
+            return out
     except BaseException as e:
         carry_state(e, state)
         raise

@@ -24,7 +24,7 @@ from alchemi_jax.systems.levels import level_fields, unsafe_replace
 
 
 #: Of the form of a checkpoint; others are refused.
-FORMAT = 3
+FORMAT = 4
 #: What is kept of a neighbor list.
 _REFERENCES = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
 #: Fields of the batch that no run changes.
@@ -134,6 +134,13 @@ def named_leaves(state: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their paths, in order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
+
+
+def same_key(a: Any, b: Any) -> bool:
+    """Whether two keys are of one generator and equal."""
+    if jax.random.key_impl(a) != jax.random.key_impl(b):
+        return False
+    return np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
 
 
 def is_key(leaf: Any) -> bool:
@@ -319,6 +326,7 @@ __all__ = [
     "named_leaves",
     "pack_state",
     "plain",
+    "same_key",
     "split_tree",
     "state_like",
     "unpack_state",

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.lanes import REFERENCES, Group, Lanes
@@ -79,29 +80,8 @@ class SweepSaver:
         if self.saver is None:
             yield Progress()
             return
-        with self.saver.opened(self.resume) as found:
-            if found is None:
-                yield Progress()
-                return
-            rest = join_tree(found.about["rest"], found.arrays)
-            where = str(found.path)
-            check_asked(where, rest["asked"], self.asked)
-            if rest["sizes"] is not None and self.runner.neighbors is not None:
-                self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
-            if "finished" not in rest:
-                raise AnotherRun(f"{where} was written by another version of alchemi_jax.")
-            finished = rest["finished"]
-            states = [self._unpack(where, packed, first) for packed in rest["states"]]
-            yield Progress(
-                steps=rest["steps"],
-                columns=dict(zip(finished, rest["columns"], strict=True)),
-                states=dict(zip(finished, states, strict=True)) if states else {},
-                unfinished={
-                    one["group"]: (self._unpack(where, one["states"], first), one["observed"])
-                    for one in rest["unfinished"]
-                },
-                complete=found.about["ended"],
-            )
+        with self.saver.opened(self.resume, look=lambda found: self._look(found, first)) as progress:
+            yield progress or Progress()
 
     def before_segment(self, progress: Progress, number: int, group: Group) -> int | None:
         """Save the sweep if it is due. The number of steps of the group at which the segment must end.
@@ -145,6 +125,28 @@ class SweepSaver:
         }
         step = progress.steps + sum(group.step for group in begun.values())
         self.saver.save([], rest, ended, step)
+
+    def _look(self, found: Checkpoint, first: Group) -> Progress:
+        """How far a checkpoint is."""
+        rest = join_tree(found.about["rest"], found.arrays)
+        where = str(found.path)
+        check_asked(where, rest["asked"], self.asked)
+        if rest["sizes"] is not None and self.runner.neighbors is not None:
+            self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
+        if "finished" not in rest:
+            raise AnotherRun(f"{where} was written by another version of alchemi_jax.")
+        finished = rest["finished"]
+        states = [self._unpack(where, packed, first) for packed in rest["states"]]
+        return Progress(
+            steps=rest["steps"],
+            columns=dict(zip(finished, rest["columns"], strict=True)),
+            states=dict(zip(finished, states, strict=True)) if states else {},
+            unfinished={
+                one["group"]: (self._unpack(where, one["states"], first), one["observed"])
+                for one in rest["unfinished"]
+            },
+            complete=found.about["ended"],
+        )
 
     def _unpack(self, where: str, packed: dict[str, Any], group: Group) -> DynamicsState:
         """States from what `_pack` made of them."""

@@ -36,6 +36,10 @@ def check_hook(hook: Any, what: str) -> None:
         raise ValueError(f"{what}: reasons must be a tuple of at most {MOST_REASONS} texts.")
 
 
+#: Where most hooks act that observe.
+_USUAL = ("AFTER_STEP", "AFTER_BATCH")
+
+
 def check_stages(hook: Any, types: tuple[type[Enum], ...]) -> None:
     """Check that a hook fits a workflow with stages of these enums.
 
@@ -44,7 +48,12 @@ def check_stages(hook: Any, types: tuple[type[Enum], ...]) -> None:
     """
     if not hasattr(hook, "_runs_on_stage") and not isinstance(hook.stage, types):
         names = " or ".join(t.__name__ for t in types)
-        raise TypeError(f"{name_of(hook)}.stage must be a {names}, not {hook.stage!r}.")
+        known = [member for t in types for member in t]
+        usual = next((m for m in known if m.name in _USUAL), known[0])
+        raise TypeError(
+            f"{name_of(hook)}.stage must be a {names}, not {hook.stage!r}: give {name_of(hook)}(..., "
+            f"stage={usual}), for example."
+        )
     for stage in (member for t in types for member in t):
         if runs_on(hook, stage):
             _check_overload(hook, stage)

@@ -5,6 +5,7 @@ place.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -23,8 +24,9 @@ from alchemi_jax.errors import (
     user_errors,
 )
 from alchemi_jax.hooks.context import HookContext
+from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import RecordingHook
-from alchemi_jax.systems.levels import Data
+from alchemi_jax.systems.levels import Data, unsafe_replace
 
 
 _BYTES = 4 << 20
@@ -183,6 +185,22 @@ def _row(hook: RecordingHook, ctx: HookContext) -> Any:
     return row
 
 
+def emptied(buffers: Iterable[RecordBuffer]) -> tuple[RecordBuffer, ...]:
+    """The buffers without rows."""
+    return tuple(unsafe_replace(buffer, count=jnp.zeros((), jnp.int32)) for buffer in buffers)
+
+
+def write_rows(hooks: Iterable[RecordingHook], buffers: Iterable[RecordBuffer], step: int) -> None:
+    """Give the rows of fetched buffers to their hooks. Exceptions get a note with hook and step."""
+    for hook, buffer in zip(hooks, buffers, strict=True):
+        n = int(buffer.count)
+        if n:
+            rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
+            when = f"writing rows up to step {step}"
+            with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
+                hook.write(rows)
+
+
 def grow(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     """The buffer with room for at least `capacity` rows."""
     more = capacity - buffer.capacity
@@ -191,4 +209,4 @@ def grow(buffer: RecordBuffer, capacity: int) -> RecordBuffer:
     return dataclasses.replace(buffer, words=jnp.pad(buffer.words, [(0, more), (0, 0)]))
 
 
-__all__ = ["Layout", "RecordBuffer", "allocate", "append", "grow"]
+__all__ = ["Layout", "RecordBuffer", "allocate", "append", "emptied", "grow", "write_rows"]

@@ -192,7 +192,12 @@ class Batches:
 
     def labelled(self, model: AbstractModel) -> set[str]:
         """Names of the results of a model that some structure has labels of."""
-        found = {name for name in FIELDS if any(_is_known(getattr(d, name)) for d in self.structures)}
+        # Stress counts where there is a cell, see `Loss`.
+        found = {
+            name
+            for name in FIELDS
+            if any(_is_known(getattr(d, name)) and (name != "stress" or d.pbc.all()) for d in self.structures)
+        }
         for name, level in model.extra_results.items():
             if any(_is_known(label_of(data, name, level)) for data in self.structures):
                 found.add(name)

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from alchemi_jax.errors import description
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.parameters import as_key, natural, optional
 from alchemi_jax.training.data import as_batches, no_label, random_of
 from alchemi_jax.training.packed import PackedBatch
+from alchemi_jax.training.references import check_same_references
 
 
 class Mixture:
@@ -27,18 +29,35 @@ class Mixture:
         length: batches per epoch; by default those of all sources together.
 
     Raises:
-        ValueError: for no parts, or weights that are not positive.
+        ValueError: for no parts, or weights that are not positive; for sources from which different energies
+            of elements were subtracted.
     """
 
-    def __init__(self, parts: Iterable[tuple[Any, float]], length: int | None = None):
+    def __init__(self, parts: Iterable[Any], length: int | None = None):
+        parts = list(parts)
+        for part in parts:
+            if not isinstance(part, tuple | list) or len(part) != 2:
+                raise ValueError(f"parts of a Mixture must be pairs of Batches and weight, not {part!r}.")
         pairs = [(as_batches(source), weight) for source, weight in parts]
         if not pairs:
             raise ValueError("Mixture needs at least one pair of Batches and weight.")
-        for _, weight in pairs:
+        for source, weight in pairs:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < np.inf:
                 raise ValueError(f"weights of a Mixture must be positive numbers, not {weight!r}.")
+            if not hasattr(source, "prepare"):
+                raise ValueError(
+                    "sources of a Mixture must be Batches, or what they are made of, not "
+                    f"{description(source)}."
+                )
         self.parts = tuple(pairs)
         self.length = optional(natural("length"))(length)
+        for source, _ in pairs[1:]:
+            check_same_references(pairs[0][0], source, f"{source!r} in the Mixture")
+
+    @property
+    def subtracted(self) -> dict[str, float]:
+        """The energies of elements that were subtracted from all sources, eV, by symbol."""
+        return self.parts[0][0].subtracted
 
     def fit_to(self, model: AbstractModel, loss: Any = None) -> Mixture:
         """All sources, ready for a model. A label of the loss must be in one of them.

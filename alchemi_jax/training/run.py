@@ -8,21 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from alchemi_jax.dynamics.interrupt import Interrupted
-from alchemi_jax.errors import name_of, user_errors
+from alchemi_jax.dynamics.checkpoints import Checkpoint
+from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.hooks.host_calls import host_context
 from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import runs_on
-from alchemi_jax.hooks.records import RecordBuffer
+from alchemi_jax.hooks.records import RecordBuffer, emptied, write_rows
 from alchemi_jax.parameters import natural
 from alchemi_jax.partitioned import Partitioned
-from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.training import start
 from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
 from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
+from alchemi_jax.training.devices import as_mesh, at_first, deal_to, on_all, on_one
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.origin import describe
 from alchemi_jax.training.references import check_same_references
@@ -50,15 +51,21 @@ def run(
     resume: str | os.PathLike | None,
     key: Any,
     state: TrainingState | None,
+    devices: Any = None,
 ) -> TrainingState:
     """See `Trainer.run`."""
+    mesh = as_mesh(devices, "Trainer.run")
     if is_traced((trainer, data, state)):
         raise ValueError("Trainer.run calls the host, so it cannot be traced: inside transforms use step.")
     if (epochs is None) == (n_steps is None):
         raise TypeError("Trainer.run takes either epochs or n_steps.")
-    natural("epochs of Trainer.run" if n_steps is None else "n_steps of Trainer.run")(epochs or n_steps)
+    if n_steps is None:
+        natural("epochs of Trainer.run")(epochs)
+    else:
+        natural("n_steps of Trainer.run")(n_steps)
     if state is not None:
         start.check_state(trainer, state)
+        start.check_length(state, epochs, n_steps, "the state")
     if state is not None and key is not None:
         raise TypeError("Trainer.run takes a key or a state, which has one.")
     ready = as_data(data, trainer.model, trainer.loss)
@@ -71,17 +78,25 @@ def run(
         fresh = start.make_buffers(trainer, state, example)
         begun = state if state.records else state.replace(records=fresh)
     saver = make_saver(trainer, resume, lambda: describe(trainer, ready, others, begun.params))
-    with contextlib.nullcontext() if saver is None else saver.opened(resume is not None, begun) as found:
-        if saver is not None and found is not None:
-            begun = saver.restore(found, begun)
-        loop = Loop(trainer, ready, others, example, begun, saver)
+
+    def look(found: Checkpoint) -> TrainingState:
+        assert saver is not None
+        restored = saver.restore(found, begun)
+        start.check_length(restored, epochs, n_steps, f"the checkpoint in {resume}")
+        return restored
+
+    step = int(begun.step_count)
+    opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, step, look)
+    with opened as restored:
+        begun = begun if restored is None else restored
+        loop = Loop(trainer, ready, others, example, begun, saver, mesh)
         with trainer:
             try:
                 loop.train(epochs, n_steps)
             except BaseException as e:
                 with contextlib.suppress(Exception):
                     loop.drain()
-                _carry_state(e, loop.whole_state())
+                carry_state(e, loop.whole_state(), "the training ended after {} steps")
                 raise
         return loop.whole_state()
 
@@ -91,22 +106,12 @@ def validate(trainer: Any, state: TrainingState, data: TrainingData) -> Validati
     return validate_compiled(Partitioned(trainer.on_device()), state, data)
 
 
-def _carry_state(error: BaseException, state: TrainingState) -> None:
-    if hasattr(error, "state"):
-        return
-    with contextlib.suppress(AttributeError):
-        error.state = state  # pyright: ignore[reportAttributeAccessIssue]
-        error.add_note(
-            f"the training ended after {int(state.step_count)} steps; its state is the `state` of this "
-            "exception"
-        )
-
-
 class Loop:
     """A training that goes on.
 
     Attributes:
-        state: without the rows that wait on the device, which are in `rows`.
+        mesh: the devices; None: the one that JAX uses anyway.
+        state: without the rows that wait on the device, which are in `rows`; both are on all devices.
         step, epoch, position: as in the state, known on the host.
     """
 
@@ -118,14 +123,16 @@ class Loop:
         example: Item,
         state: TrainingState,
         saver: TrainingSaver | None,
+        mesh: Mesh | None = None,
     ):
-        self.trainer, self.data, self.validation, self.saver = trainer, data, validation, saver
-        self.device = Partitioned(trainer.on_device())
+        self.trainer, self.saver, self.mesh = trainer, saver, mesh
+        self.data, self.validation = deal_to(mesh, data), deal_to(mesh, validation)
+        self.device = on_all(mesh, Partitioned(trainer.on_device()))
         self.frozen = trainer.frozen()
         self.hooks = trainer.hooks
         self.observers = [entry.hook for entry in self.hooks.host]
-        self.rows: tuple[RecordBuffer, ...] = state.records
-        self.state = state.replace(records=())
+        self.rows: tuple[RecordBuffer, ...] = on_all(mesh, state.records)
+        self.state = on_all(mesh, state.replace(records=()))
         self.step, self.epoch = int(state.step_count), int(state.epoch)
         self.position = int(state.position)
         self.batch = example
@@ -156,7 +163,9 @@ class Loop:
         self.looked = time.monotonic()
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
-            hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            others = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            check_same_references(data, others, "the data of ValidationHook")
+            hook.ready = deal_to(mesh, others)
         self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------
@@ -215,8 +224,8 @@ class Loop:
         self.drain()
         self.call(TrainingStage.AFTER_EPOCH)
         self.epoch, self.position = self.epoch + 1, 0
-        zero = jnp.zeros((), jnp.int32)
-        self.state = self.state.replace(epoch=jnp.asarray(self.epoch, jnp.int32), position=zero)
+        counts = on_all(self.mesh, (jnp.asarray(self.epoch, jnp.int32), jnp.zeros((), jnp.int32)))
+        self.state = self.state.replace(epoch=counts[0], position=counts[1])
         if self.validation is not None:
             self.validate(self.validation)
 
@@ -279,19 +288,13 @@ class Loop:
         if not any(self.waiting):
             return
         buffers = jax.device_get(self.rows)
-        self.rows = tuple(unsafe_replace(b, count=jnp.zeros((), jnp.int32)) for b in self.rows)
+        self.rows = on_all(self.mesh, emptied(self.rows))
         self.waiting = [0] * len(self.waiting)
-        for entry, buffer in zip(self.hooks.recording, buffers, strict=True):
-            n, hook = int(buffer.count), entry.hook
-            if n:
-                rows = jax.tree.map(lambda x, n=n: x[:n], buffer.rows)
-                when = f"writing rows up to step {self.step}"
-                with user_errors(f"{name_of(hook)}.write", "hook"), note_errors(hook, when):
-                    hook.write(rows)
+        write_rows([entry.hook for entry in self.hooks.recording], buffers, self.step)
 
     def whole_state(self) -> TrainingState:
-        """The state with the rows that wait."""
-        return self.state.replace(records=self.rows)
+        """The state with the rows that wait, on one device."""
+        return on_one(self.mesh, self.state.replace(records=self.rows))
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -339,7 +342,7 @@ class Loop:
 
     def context(self, stage: TrainingStage, step: int, found: Validation | None) -> TrainingContext:
         """What host hooks see; before a batch or an epoch there is no loss yet."""
-        state, report = self.state, None if stage in _BEFORE else self.report
+        state, report = at_first(self.mesh, (self.state, None if stage in _BEFORE else self.report))
         batch = (self.batch if found is None else found.batch).to_batch()
         params = state.params
         loss, losses, gradients = None, None, None

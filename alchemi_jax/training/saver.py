@@ -5,80 +5,46 @@ the data follows) and what host and recording hooks say of themselves by `state(
 rows are written and all hooks of the last step were called.
 """
 
-import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alchemi_jax._version import __version__
-from alchemi_jax.dynamics.checkpoints import Checkpoint, Checkpoints
+from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
-from alchemi_jax.dynamics.saved import AnotherRun, is_key, join_tree, named_leaves, plain, split_tree
-from alchemi_jax.errors import name_of
-from alchemi_jax.hooks.lifecycle import note_errors
-from alchemi_jax.hooks.protocol import TracedHook
-from alchemi_jax.parameters import as_path
+from alchemi_jax.dynamics.saved import AnotherRun, is_key, named_leaves, plain, same_key
+from alchemi_jax.dynamics.saving import AbstractSaver, checkpoint_hook
 from alchemi_jax.training.origin import difference
 from alchemi_jax.training.state import TrainingState
 
 
-class TrainingSaver:
+class TrainingSaver(AbstractSaver):
     """The checkpoints of one training.
 
     Args:
         trainer: with its hooks. hook: says when and where. origin: what `describe` says of the training.
     """
 
+    what = "training"
+
     def __init__(self, trainer: Any, hook: CheckpointHook, origin: dict[str, Any]):
-        self.trainer, self.hook, self.origin = trainer, hook, origin
-        self.store = Checkpoints(hook.folder, hook.keep)
-        self._saved_at = time.monotonic()
-        self._saved_step = -1
+        super().__init__(trainer, hook)
+        self.origin = origin
 
-    @contextlib.contextmanager
-    def opened(self, resume: bool, state: TrainingState) -> Iterator[Checkpoint | None]:
-        """A context in which the folder is open. Gives the checkpoint from which the training goes on, if
-        any; hooks are then as they were at that checkpoint.
+    def _refuse_later(self, found: Checkpoint | None, step: int) -> None:
+        self._check_kind(found)
+        super()._refuse_later(found, step)
 
-        Raises:
-            ValueError: if there are checkpoints of another training.
-        """
-        self.store.open()
-        try:
-            found = self.store.newest()
-            if found is not None and found.about.get("kind") != "training":
-                raise AnotherRun(f"{found.path} is no checkpoint of a training: give another folder.")
-            if not resume:
-                if found is not None and found.about["step"] > int(state.step_count):
-                    raise ValueError(
-                        f"{self.store.folder} holds checkpoints of an earlier training, up to step "
-                        f"{found.about['step']}: go on from them with run(..., resume="
-                        f"{str(self.hook.folder)!r}), or give another folder."
-                    )
-                found = None
-            if found is not None:
-                self._check_origin(found)
-                self._saved_step = int(found.about["step"])
-                self._set_states(join_tree(found.about["outside"], found.arrays))
-            else:
-                begun = self.store.begin() if resume else None
-                if begun is not None:
-                    self._set_states(begun)
-                self.store.write_begin(self._states())
-            yield found
-        except BaseException:
-            # The error that ended the training matters more than one of its last checkpoint.
-            with contextlib.suppress(Exception):
-                self.store.close()
-            raise
-        self.store.close()
+    def _check_kind(self, found: Checkpoint | None) -> None:
+        if found is not None and found.about.get("kind") != "training":
+            raise AnotherRun(f"{found.path} is no checkpoint of a training: give another folder.")
 
     def _check_origin(self, found: Checkpoint) -> None:
+        """Raises AnotherRun, naming what differs."""
+        self._check_kind(found)
         other = difference(found.about["origin"], self.origin)
         if other:
             raise AnotherRun(
@@ -116,73 +82,19 @@ class TrainingSaver:
                 )
             new.append(value if name in keys else jnp.asarray(value))
         state = jax.tree.unflatten(jax.tree.structure(like.replace(records=())), new)
-        if not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(like.key)):
+        if not same_key(state.key, like.key):
             raise AnotherRun(f"{found.path} is of a training with another key: give the same.")
         return state.replace(records=like.records)
 
-    # -- saving ----------------------------------------------------------------------------------
-
-    def is_due(self, step: int) -> bool:
-        """Whether the training is to be saved after so many steps."""
-        if step == self._saved_step:
-            return False
-        every, seconds = self.hook.every, self.hook.every_seconds
-        if every is not None and step > 0 and step % every == 0:
-            return True
-        return seconds is not None and time.monotonic() - self._saved_at >= seconds
-
-    def should_stop(self) -> bool:
-        """Whether the training is to be saved and to end."""
-        return self.hook.should_stop is not None and bool(self.hook.should_stop())
-
     def save(self, state: TrainingState, step: int, ended: bool = False) -> None:
         """Save a training whose rows are all written."""
+        outside, arrays = self._outside()
         named = named_leaves(state.replace(records=()))
         keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in named if is_key(leaf)}
         fetched = jax.device_get({f"state{name}": plain(leaf) for name, leaf in named if leaf.size})
-        outside, arrays = split_tree(self._states(), "outside.")
-        arrays = arrays | {name: np.asarray(x) for name, x in fetched.items()}
-        about = {
-            "kind": "training",
-            "step": step,
-            "ended": ended,
-            "origin": self.origin,
-            "versions": {"alchemi_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
-            "keys": keys,
-            "outside": outside,
-        }
-        self.store.write(arrays, about)
-        self._saved_at, self._saved_step = time.monotonic(), step
-
-    # -- hooks -----------------------------------------------------------------------------------
-
-    def _outside(self) -> dict[str, Any]:
-        """Hooks that have a state of their own, by name and number."""
-        found: dict[str, Any] = {}
-        counts: dict[str, int] = {}
-        for hook in self.trainer.hooks:
-            if isinstance(hook, TracedHook) or not hasattr(hook, "set_state"):
-                continue
-            name = name_of(hook)
-            counts[name] = counts.get(name, 0) + 1
-            found[f"{name} {counts[name]}"] = hook
-        return found
-
-    def _states(self) -> dict[str, Any]:
-        states = {}
-        for name, thing in self._outside().items():
-            with note_errors(thing, "when its state was saved"):
-                states[name] = thing.state()
-        return states
-
-    def _set_states(self, states: dict[str, Any]) -> None:
-        """Let hooks go back; those that were not there stay as they are."""
-        hooks = self.trainer.hooks
-        with hooks.openings.suspended(hooks):
-            for name, thing in self._outside().items():
-                if name in states:
-                    with note_errors(thing, "when it went back to a checkpoint"):
-                        thing.set_state(states[name])
+        arrays |= {name: np.asarray(x) for name, x in fetched.items()}
+        about = {"kind": "training", "ended": ended, "origin": self.origin, "keys": keys, "outside": outside}
+        self._write(step, arrays, about)
 
 
 def make_saver(
@@ -196,18 +108,8 @@ def make_saver(
     Raises:
         ValueError: if the trainer has several of these hooks, or one for another folder.
     """
-    hooks = [hook for hook in trainer.hooks if isinstance(hook, CheckpointHook)]
-    if len(hooks) > 1:
-        raise ValueError(f"{name_of(trainer)} has {len(hooks)} CheckpointHooks: one training has one folder.")
-    if resume is not None:
-        folder = as_path("resume")(resume)
-        if hooks and os.path.abspath(hooks[0].folder) != os.path.abspath(folder):
-            raise ValueError(
-                f"resume is {str(folder)!r}, but the CheckpointHook saves to {str(hooks[0].folder)!r}: give "
-                "one folder."
-            )
-        hooks = hooks or [CheckpointHook(folder)]
-    return TrainingSaver(trainer, hooks[0], describe()) if hooks else None
+    hook = checkpoint_hook(trainer, resume, "training")
+    return None if hook is None else TrainingSaver(trainer, hook, describe())
 
 
 __all__ = ["TrainingSaver", "make_saver"]

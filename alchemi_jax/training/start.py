@@ -106,6 +106,25 @@ def check_state(trainer: Any, state: Any) -> None:
             raise ValueError(f"the state is of another trainer: it has other {what}.")
 
 
+def check_length(state: TrainingState, epochs: int | None, n_steps: int | None, what: str) -> None:
+    """Check that a training is not asked to end before it goes on: `epochs` and `n_steps` are totals.
+
+    Raises:
+        ValueError: if the state is further than that.
+    """
+    step, epoch, position = int(state.step_count), int(state.epoch), int(state.position)
+    if n_steps is not None and step > n_steps:
+        raise ValueError(
+            f"{what} has {step} steps already, more than n_steps={n_steps}, the total: give a larger total, "
+            "or begin another training."
+        )
+    if epochs is not None and (epoch, min(position, 1)) > (epochs, 0):
+        raise ValueError(
+            f"{what} has {epoch} epochs already{' and a part of the next' if position else ''}, more than "
+            f"epochs={epochs}, the total: give a larger total, or begin another training."
+        )
+
+
 def _shapes(tree: Any) -> Any:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path), np.shape(leaf)) for path, leaf in flat]
@@ -127,4 +146,4 @@ def _memory_of(hook: Any, batch: Any, params: Any) -> Any:
     return make_memory(hook, batch) if make is None else make(params)
 
 
-__all__ = ["check_state", "init", "make_buffers"]
+__all__ = ["check_length", "check_state", "init", "make_buffers"]

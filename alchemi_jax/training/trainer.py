@@ -43,6 +43,17 @@ def _as_precision(value: Any) -> Precision | None:
     return value
 
 
+class _Text(str):
+    """A text whose repr is itself."""
+
+    __repr__ = str.__str__
+
+
+def _named(value: Any) -> Any:
+    plain = callable(value) and not isinstance(value, eqx.Module)
+    return _Text(getattr(value, "__qualname__", name_of(value))) if plain else value
+
+
 class Trainer(Described):
     """Fits the parameters of a model to labels, by gradients of a loss.
 
@@ -152,6 +163,7 @@ class Trainer(Described):
         resume: str | os.PathLike | None = None,
         key: PRNGKeyArray | None = None,
         state: TrainingState | None = None,
+        devices: Any = None,
     ) -> TrainingState:
         """Train.
 
@@ -164,13 +176,15 @@ class Trainer(Described):
             resume: a folder for checkpoints. If there is one, the training goes on from there, bit for bit.
             key: of the order of the data; the same key gives the same training.
             state: of an earlier run, to go on from.
+            devices: "all", a number of them, or a list: each evaluates the model for some systems of a batch.
+                The cores of a CPU are devices after `alchemi_jax.use_cores()`.
 
         Raises:
             FloatingPointError: if the loss or its gradients are not finite. Like all exceptions of a run
                 it has the state reached, as its `state`.
         """
         with public_call():
-            return runs.run(self, data, epochs, n_steps, validation, resume, key, state)
+            return runs.run(self, data, epochs, n_steps, validation, resume, key, state, devices)
 
     def validate(self, state: TrainingState, data: Any) -> tuple[float, dict[str, float]]:
         """The loss on data and its parts, means over systems, with averaged parameters if there are any."""
@@ -193,6 +207,16 @@ class Trainer(Described):
 
     def __exit__(self, *exc: Any) -> None:
         self.hooks.close(*exc)
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        """Functions by their names: addresses differ from process to process."""
+        own = {value_and_grad, update_by_optax}
+        shown = [(name, value) for name, value in super()._shown() if value is not None]
+        return [
+            (name, _Text(name_of(value)) if name == "optimizer" else _named(value))
+            for name, value in shown
+            if not (callable(value) and not isinstance(value, eqx.Module) and value in own)
+        ]
 
     # -- what the step and the loop ask ----------------------------------------------------------
 

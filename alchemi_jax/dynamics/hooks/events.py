@@ -54,6 +54,8 @@ class TensorBoardWriter:
         """
         if self._file is not None:
             return
+        # The process may change its folder while the file is open.
+        self._given = self._given.absolute()
         event = _event(file_version="brain.Event:2")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,8 @@ class CSVWriter:
         if self._file is not None:
             return
         check_parts(self._given)
+        # The process may change its folder while the file is open.
+        self._given = self._given.absolute()
         if self.mode == "x":
             self._refuse_existing()
         try:

@@ -109,6 +109,8 @@ class AseFile(Sink):
         if self._is_open or self.mode == "r":
             return
         check_parts(self.path)
+        # The process may change its folder while the file is open.
+        self.path = self.path.absolute()
         exists = self._exists()
         if self.mode == "x":
             self._refuse_existing()
@@ -235,7 +237,9 @@ class AseFile(Sink):
     def _parts(self) -> list["AseFile"]:
         """The files of all processes; this one if there is one."""
         paths = part_paths(self.path)
-        parts = [self] if paths in ([self.path], [self._own]) else [type(self)(path, "r") for path in paths]
+        parts: list[AseFile] = (
+            [self] if paths in ([self.path], [self._own]) else [type(self)(path, "r") for path in paths]
+        )
         for part in parts:
             part._check()
         return parts

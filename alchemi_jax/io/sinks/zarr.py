@@ -112,7 +112,7 @@ class ZarrData(Sink):
 
     @property
     def _own(self) -> Path:
-        """Where this process writes."""
+        # Where this process writes.
         return self.path if self.mode == "r" else own_path(self.path)
 
     # -- opening ---------------------------------------------------------------------------------
@@ -124,6 +124,7 @@ class ZarrData(Sink):
     def _open(self) -> None:
         if self._attributes is not None:
             return
+        self.path = self.path.absolute()
         if self.mode != "r":
             check_parts(self.path)
         exists = has_store(self._own)
@@ -396,5 +397,4 @@ class ZarrData(Sink):
     def __len__(self) -> int:
         if self._attributes is not None:
             return int(self._attributes["systems"])
-        there = (part for part in part_paths(self.path) if has_store(part))
-        return sum(int(attributes_of(part)["systems"]) for part in there)
+        return sum(attributes_of(part)["systems"] for part in part_paths(self.path) if has_store(part))

@@ -13,6 +13,9 @@ from alchemi_jax.parameters import as_path, natural, number
 from alchemi_jax.training.stage import TrainingStage
 
 
+_BEGIN_AND_VALIDATIONS = (TrainingStage.BEFORE_TRAINING, TrainingStage.AFTER_VALIDATION)
+
+
 class ValidationHook:
     """Validates after every so many steps and at the end, besides what `run(validation=)` does after each
     epoch. Host.
@@ -57,7 +60,44 @@ class ValidationHook:
         return f"ValidationHook(every={self.every})"
 
 
-class EarlyStoppingHook:
+class LowestLoss:
+    """Base of hooks that look for the lowest loss of the validations. Host, at AFTER_VALIDATION.
+
+    Attributes:
+        best: that loss; infinite before the first. A loss that is not finite is not lower.
+    """
+
+    frequency = 1
+    reads_batch = False
+    stage = None
+
+    def __init__(self) -> None:
+        self.best = float("inf")
+
+    def _runs_on_stage(self, stage: Enum) -> bool:
+        return stage in _BEGIN_AND_VALIDATIONS
+
+    def __call__(self, ctx: HookContext, stage: Any) -> None:
+        if stage is not TrainingStage.BEFORE_TRAINING:
+            self.see(float(ctx.loss), ctx)
+        elif int(ctx.step_count) == 0:
+            # Another training with the same hook begins anew.
+            self.set_state(None)
+
+    def see(self, loss: float, ctx: HookContext) -> None:
+        """Look at the loss of a validation."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """The lowest loss, as text: JSON has no infinity."""
+        return {"best": repr(self.best)}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go back to a state; None: to the beginning."""
+        self.best = float("inf") if state is None else float(state["best"])
+
+
+class EarlyStoppingHook(LowestLoss):
     """Ends the training when the loss of the validations no longer falls. Host, at AFTER_VALIDATION.
 
     Args:
@@ -65,19 +105,15 @@ class EarlyStoppingHook:
         least: a loss counts as lower if it is so by at least this much.
     """
 
-    frequency = 1
-    reads_batch = False
-
     def __init__(self, patience: int = 10, least: float = 0.0):
-        self.stage = TrainingStage.AFTER_VALIDATION
+        super().__init__()
         self.patience = natural("patience")(patience)
         number("least", zero=True)(least)
         self.least = float(least)
-        self.best, self.waited = float("inf"), 0
+        self.waited = 0
 
-    def __call__(self, ctx: HookContext, stage: Any) -> None:
-        loss = float(ctx.loss)
-        if loss < self.best - self.least or self.best == float("inf"):
+    def see(self, loss: float, ctx: HookContext) -> None:
+        if loss < self.best - self.least:
             self.best, self.waited = loss, 0
         else:
             self.waited += 1
@@ -89,38 +125,33 @@ class EarlyStoppingHook:
 
     def state(self) -> dict[str, Any]:
         """The lowest loss, and the number of validations since."""
-        return {"best": repr(self.best), "waited": self.waited}
+        return super().state() | {"waited": self.waited}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Go back to a state."""
-        self.best = float("inf") if state is None else float(state["best"])
+        super().set_state(state)
         self.waited = 0 if state is None else int(state["waited"])
 
     def __repr__(self) -> str:
         return f"EarlyStoppingHook(patience={self.patience}, least={self.least:g})"
 
 
-class BestCheckpointHook:
+class BestCheckpointHook(LowestLoss):
     """Writes the leaves of the model with the lowest loss of the validations. Host, at AFTER_VALIDATION.
 
     The model is that of the validation: with averaged parameters if there are any. The file is there
     completely or not at all; `load(like)` reads it. `best` and `step` say with which loss and after how many
-    steps.
+    steps. The file of an earlier training stays until the next has validated.
 
     Args:
         path: of the file, such as "best.eqx".
     """
 
-    frequency = 1
-    reads_batch = False
-
     def __init__(self, path: str | os.PathLike):
-        self.stage = TrainingStage.AFTER_VALIDATION
+        super().__init__()
         self.path: Path = as_path("path of BestCheckpointHook")(path)
-        self.best, self.step = float("inf"), -1
+        self.step = -1
 
-    def __call__(self, ctx: HookContext, stage: Any) -> None:
-        loss = float(ctx.loss)
+    def see(self, loss: float, ctx: HookContext) -> None:
         if not loss < self.best:
             return
         part = self.path.with_name(f".{self.path.name}.part-{os.getpid()}")
@@ -142,15 +173,15 @@ class BestCheckpointHook:
 
     def state(self) -> dict[str, Any]:
         """The lowest loss and its step."""
-        return {"best": repr(self.best), "step": self.step}
+        return super().state() | {"step": self.step}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Go back to a state. The file stays: a lower loss replaces it again."""
-        self.best = float("inf") if state is None else float(state["best"])
+        # The file stays: a lower loss replaces it again.
+        super().set_state(state)
         self.step = -1 if state is None else int(state["step"])
 
     def __repr__(self) -> str:
         return f"BestCheckpointHook({str(self.path)!r})"
 
 
-__all__ = ["BestCheckpointHook", "EarlyStoppingHook", "ValidationHook"]
+__all__ = ["BestCheckpointHook", "EarlyStoppingHook", "LowestLoss", "ValidationHook"]
