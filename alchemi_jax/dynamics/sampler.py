@@ -17,6 +17,7 @@ from ase import Atoms
 from jaxtyping import Int
 
 from alchemi_jax.distributed import world
+from alchemi_jax.dynamics.devices.devices import as_devices
 from alchemi_jax.dynamics.processes import is_own
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.joined import open_stored
@@ -117,6 +118,7 @@ class Sampler:
         self.skip = frozenset(system_ids("skip")(skip))
         self.prepare = optional(function("prepare"))(prepare)
         float_dtype(dtype)
+        as_devices(devices, "Sampler")
         self.source, self.dtype, self.devices = source, dtype, devices
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None
