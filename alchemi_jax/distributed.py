@@ -68,6 +68,8 @@ class _Session:
         #: The message before.
         self.last = ""
         self.looked = 0.0
+        #: How many processes are on this host; 0: not known yet.
+        self.here = 0
         self.ended: _Told | None = None
 
     @property
@@ -225,6 +227,8 @@ def initialize(
 
 
 def _connect(found: Launch, local_devices: Any, heartbeat_seconds: int, start_seconds: int) -> None:
+    # It would take SIGTERM from those who want to be ended by it, or to save first.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         **arguments_of_jax(found, local_devices),
         initialization_timeout=start_seconds,
@@ -258,6 +262,16 @@ def world() -> World:
     return World() if _session is None else _session.world
 
 
+def processes_here() -> int:
+    """How many of the processes are on this host. All of them must call this the first time."""
+    if _session is None:
+        return 1
+    if not _session.here:
+        names = gather(socket.gethostname())
+        _session.here = names.count(socket.gethostname())
+    return _session.here
+
+
 def process_name() -> str:
     """The words "process 1 of 4 (node7)"."""
     rank, size = world()
@@ -289,6 +303,27 @@ def others_ended() -> bool:
     if session.ended is None and time.monotonic() - session.looked > _LOOK:
         session.look()
     return session.ended is not None
+
+
+def note_interrupted() -> None:
+    """Tell the others that this process was interrupted, where nothing is raised.
+
+    Raises:
+        OtherProcessError: if it ends because another one has failed.
+    """
+    session = _session
+    if session is None or session.world.size == 1:
+        return
+    if session.ended is None:
+        session.tell(KeyboardInterrupt(), session.runs)
+    elif not session.ended.interrupted:
+        raise session.error(session.ended)
+
+
+def disconnect() -> None:
+    """Wait until all processes come to their end, and end the connection. Nothing follows."""
+    if _session is not None:
+        jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
@@ -356,10 +391,13 @@ __all__ = [
     "World",
     "alone",
     "barrier",
+    "disconnect",
     "gather",
     "initialize",
+    "note_interrupted",
     "others_ended",
     "process_name",
+    "processes_here",
     "together",
     "world",
 ]

@@ -17,6 +17,7 @@ from alchemi_jax.cli.settings import (
     Models,
     Options,
     Pipeline,
+    ProcessOptions,
     Relax,
     Run,
     RunOptions,
@@ -46,7 +47,7 @@ class Command:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     ends: str = ""
     stage: type[Settings] | None = None
-    options: type[Options] = Options
+    options: type[Options] = ProcessOptions
 
 
 _FAILED = ", 3 some failed or did not converge, 4 the time of --max-seconds is up"
@@ -58,10 +59,11 @@ COMMANDS = {
         "The same command again goes on where it was interrupted, also within a structure, and with more "
         "--steps those go on that were out of steps. Without files: the sample set of noble-gas clusters and "
         "crystals.",
-        {"relaxation": Relax, "run": Run, "this call": Options},
+        {"relaxation": Relax, "run": Run, "this call": ProcessOptions},
         {"out": "alchemi-relaxed", "log_every": 1},
         _FAILED,
         Relax,
+        ProcessOptions,
     ),
     "md": Command(
         "alchemi_jax.cli.run:md",
@@ -153,7 +155,7 @@ class Job:
     """
 
     settings: Pipeline
-    options: Options
+    options: ProcessOptions
 
 
 def parse(command: str, arguments: list[str]) -> Any:

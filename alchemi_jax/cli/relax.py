@@ -16,6 +16,7 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.inputs import INPUTS
 from alchemi_jax.cli.outcome import INCOMPLETE, OK
+from alchemi_jax.cli.processes import begin_together, connected, end_others
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.report import print_rows, print_unfinished
 from alchemi_jax.cli.results import Results
@@ -39,9 +40,15 @@ def relax(job: Job, signals: Signals) -> int:
         UsageError: before anything is written, if something about the input is wrong; later, if results
             cannot be written.
     """
-    with Results(job.settings.out, OUTPUTS) as results, signals.limited(job.options.max_seconds):
-        begun = begin(job, results, "relax", (FINISHED, LOG))
+    with (
+        connected(job.options, signals),
+        Results(job.settings.out, OUTPUTS) as results,
+        signals.limited(job.options.max_seconds),
+    ):
+        begun = begin_together(job, results, lambda: begin(job, results, "relax", (FINISHED, LOG)), "relax")
         ended = carry_out(begun, job, results, signals, [])
+        if (code := end_others(ended, signals)) is not None:
+            return code
         final = _in_order(results.at, ended)
         if final is not None:
             with signals.files, after_the_run():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from alchemi_jax.distributed import world
 from alchemi_jax.dynamics.check import check_systems, with_budget
 from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, default_device
 from alchemi_jax.dynamics.devices.stream import StreamOverDevices, check, parts_of
@@ -45,7 +46,7 @@ def run(
     check_rows_may_move(engine, "with a sampler systems come and go")
     asked = sampler.devices if asked is None else asked
     sizes = sampler.sizes()
-    atoms = None if sizes is None else int(sizes.sum())
+    atoms = None if sizes is None else int(sizes.sum()) // world().size
     devices = as_many_as_pay(asked, as_devices(asked, "Sampler"), engine.model, atoms)
     if devices is not None:
         check(engine)

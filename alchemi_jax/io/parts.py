@@ -61,6 +61,12 @@ def _parts_there(path: Path) -> set[tuple[int, int]]:
     }
 
 
+def parts_there(path: str | os.PathLike) -> list[Path]:
+    """The parts of a path that are there, of whatever number of processes."""
+    found = sorted(_parts_there(Path(path)))
+    return [part_path(path, rank, size) for rank, size in found]
+
+
 def part_paths(path: str | os.PathLike) -> list[Path]:
     """What there is to read of a path: the path itself, or the parts that several processes have written.
 
@@ -118,4 +124,4 @@ def check_parts(path: str | os.PathLike) -> None:
         )
 
 
-__all__ = ["check_parts", "own_path", "part_path", "part_paths", "sizes_there", "whole_name"]
+__all__ = ["check_parts", "own_path", "part_path", "part_paths", "parts_there", "sizes_there", "whole_name"]
