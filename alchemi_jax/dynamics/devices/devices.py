@@ -100,14 +100,15 @@ def as_many_as_pay(
     devices: tuple[Any, ...] | None,
     model: AbstractModel,
     atoms: int | None,
-    n_steps: int | None = None,
+    n_steps: Any = None,
 ) -> tuple[Any, ...] | None:
     """The devices that a run uses of those of `as_devices`: where all cores were asked for, as many as have
     enough to do. `atoms`: of all systems; None if that is not known."""
     cores = devices is not None and asked == "all" and devices[0].platform == "cpu"
     if devices is None or not cores or atoms is None:
         return devices
-    return _unless_default(devices[: cores_that_pay(model, atoms, n_steps)])
+    most = None if n_steps is None else int(n_steps)
+    return _unless_default(devices[: cores_that_pay(model, atoms, most)])
 
 
 def _given(devices: tuple[Any, ...], who: str) -> tuple[Any, ...] | None:
