@@ -27,7 +27,7 @@ from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended, Prepared, stream
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_structures
-from alchemi_jax.distributed import note_interrupted, world
+from alchemi_jax.distributed import alone, note_interrupted, world
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
@@ -64,7 +64,10 @@ def run(job: Job, signals: Signals) -> int:
             hooks = [SnapshotHook(frames, every, finished=False, stage=at_steps, final=True)]
         ended = carry_out(begun, job, results, signals, hooks)
         code = end_others(ended, signals)
-        return code if code is not None else _report(begun, results, ended, signals)
+        if code is not None:
+            return code
+        with alone():
+            return _report(begun, results, ended, signals)
 
 
 md = run
