@@ -163,6 +163,11 @@ class Session:
 
 
 def begin_session(world: World, by: str) -> Session:
+    """A session in which errors that nobody catches are told to the other processes, and once to the user.
+
+    Args:
+        by: who started the processes, see `Launch`.
+    """
     session, before = Session(world, by), sys.excepthook
 
     def tell_uncaught(kind: Any, error: BaseException, trace: Any) -> None:
