@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import zarr
+from cheap_xla import cheap_environment
 from conftest import cluster, crystal, public
 
 import alchemi_jax
@@ -55,6 +56,7 @@ def test_the_first_example(blocks, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", blocks[0]],
         cwd=tmp_path,
+        env=cheap_environment(),
         capture_output=True,
         text=True,
     )

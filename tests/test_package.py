@@ -186,6 +186,7 @@ def test_modules_say_what_is_public():
             assert "import *" not in page.read_text(), page
 
 
+@pytest.mark.cheap_xla
 def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
     """Save after k steps, load into a fresh state, and run the rest: noise goes on, too."""
     atoms = crystal(0)
