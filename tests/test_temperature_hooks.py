@@ -10,7 +10,7 @@ from ase import Atoms
 from conftest import cluster
 from scipy import stats
 
-from alchemi_jax import Batch
+from alchemi_jax import AtomicData, Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage, NVTLangevin
 from alchemi_jax.dynamics.hooks import ObservableHook, ReplicaExchangeHook, TemperatureScheduleHook
 from alchemi_jax.hooks import HookContext
@@ -27,7 +27,7 @@ FALSE_ALARM = 1e-6
 
 def wells(n):
     """n systems of one atom, each in the well of HarmonicModel."""
-    return Batch.from_ase([Atoms("Ar", positions=[[0.1, 0, 0]]) for _ in range(n)])
+    return Batch.from_data_list([AtomicData.from_ase(Atoms("Ar", positions=[[0.1, 0, 0]]))] * n)
 
 
 def thermostat(**kwargs):
