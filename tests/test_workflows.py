@@ -1,4 +1,4 @@
-"""Loops that are not dynamics: the page docs/workflows.md runs, line by line as it stands."""
+"""Loops that are not dynamics: the page docs/howto/workflows.md runs, line by line as it stands."""
 
 import dataclasses
 import re
