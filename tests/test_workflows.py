@@ -21,7 +21,7 @@ from alchemi_jax.hooks import HookContext, HookSet, TracedHook
 from alchemi_jax.models import HarmonicModel
 
 
-PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "workflows.md"
+PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "howto" / "workflows.md"
 
 
 @pytest.fixture(scope="module")
