@@ -233,7 +233,7 @@ def check_stream(folder):
 
 def check_page():
     """The examples of the page on devices; the first ones are for one core, the training is for all."""
-    page = (Path(__file__).parent.parent / "docs" / "devices.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "devices.md").read_text()
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
