@@ -63,6 +63,13 @@ def cheap_environment(**more: str) -> dict[str, str]:
     return found
 
 
+def switch_on():
+    """Cheap options until the process ends, in all threads: for programs of their own."""
+    global _cheap
+    _cheap = True
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @functools.cache
 def _source(function) -> str:
     try:
