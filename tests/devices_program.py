@@ -6,6 +6,7 @@ One small engine of relaxation and one of dynamics: what is compiled for one dev
 import dataclasses
 import functools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -230,12 +231,14 @@ def check_stream(folder):
         assert rows == mine or not EXACT, tag
 
 
-def check_one_system():
-    """There are no more parts than systems, and values per system go with their rows."""
-    batch = Batch.from_host(BATCH.take([4]))
-    one, many = relaxation().run(batch), relaxation().run(batch, devices=SOME)
-    equal(one, many, "one system")
-    assert many.to_host().name_of(0) == "c4"
+def check_page():
+    """The examples of the page on devices; the first ones are for one core, the training is for all."""
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "devices.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["relaxed"].num_systems == 4
+    assert 0.01 < float(names["trainer"].trained(names["state"]).epsilon) < 0.02
 
 
 def check_sweep():
@@ -259,7 +262,7 @@ def main():
         check_interrupt()
         check_checkpoints(Path(folder) / "checkpoints")
         check_stream(Path(folder) / "stream")
-        check_one_system()
+        check_page()
         check_sweep()
         devices_training.check_training(Path(folder) / "training")
         devices_training.check_listed()

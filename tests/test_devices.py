@@ -4,9 +4,12 @@ What needs four devices is in `devices_program.py`, one process of its own. Here
 are dealt, and the devices themselves.
 """
 
+import copy
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -23,7 +26,7 @@ from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, cor
 from alchemi_jax.dynamics.hooks import CallbackHook, FreezeAtomsHook, ReplicaExchangeHook, StageTimingHook
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import RecordingHook, TracedHook
-from alchemi_jax.models import HarmonicModel, LennardJones
+from alchemi_jax.models import ASEModel, HarmonicModel, LennardJones
 
 
 HERE = Path(__file__).parent
@@ -154,3 +157,28 @@ def test_in_a_stream_hooks_must_follow_systems():
     engine = NVE(model=HarmonicModel(k=0.1), dt=1.0, n_steps=2, hooks=[CallbackHook(print)])
     with pytest.raises(ValueError, match="CallbackHook is not known to identify systems by their ids"):
         engine.run(sampler=Sampler([cluster(0, 3)], devices=[CPU, CPU]))
+
+
+class Slow:
+    """A calculator that looks at its atoms again after a while."""
+
+    implemented_properties = ("energy", "forces")
+
+    def get_potential_energy(self, atoms):
+        self.atoms = atoms
+        time.sleep(0.005)
+        return float(len(self.atoms))
+
+    def get_forces(self, atoms):
+        time.sleep(0.005)
+        return np.zeros((len(self.atoms), 3))
+
+
+def test_parts_take_turns_with_a_calculator_of_ase():
+    """There is one for all of them, and it holds one system at a time."""
+    model = ASEModel(Slow())
+    batches = [Batch.from_ase([cluster(k, n) for k in range(4)]) for n in (2, 3)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda batch: np.asarray(model.evaluate(batch, None).energy), batches))
+    assert [energy.tolist() for energy in found] == [[2.0] * 4, [3.0] * 4]
+    assert copy.deepcopy(model).calculator is not model.calculator
