@@ -1,22 +1,12 @@
 """Several processes, on one host or many, that run the same program and share its runs."""
 
-import contextlib
-import pickle
-import socket
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from alchemi_jax.launch import Launch, arguments_of_jax, find_launch
-from alchemi_jax.messages import OtherProcessError, Session, World, begin_session, end_with
-
-
-_session: Session | None = None
-
-
-# -- beginning ---------------------------------------------------------------------------------------
+from alchemi_jax.messages import OtherProcessError, World, begin_session
+from alchemi_jax.shared import alone, barrier, begin, gather, session, world
 
 
 def initialize(
@@ -53,19 +43,19 @@ def initialize(
         ValueError: if something about the processes is missing or wrong.
         RuntimeError: if JAX has started already, or the processes were connected in another way.
     """
-    global _session
     found = find_launch(address, size, rank)
     now = World() if found is None else World(found.rank, found.size)
-    if _session is not None:
-        if found is not None and now != _session.world:
+    known = session()
+    if known is not None:
+        if found is not None and now != known.world:
+            rank, size = known.world
             raise RuntimeError(
-                f"initialize was called before, as process {_session.world.rank} of {_session.world.size}; a "
-                "program does so once."
+                f"initialize was called before, as process {rank} of {size}; a program does so once."
             )
-        return _session.world
+        return known.world
     if jax.distributed.is_initialized():
         world = World(jax.process_index(), jax.process_count())
-        _session = begin_session(world, "hand")
+        begin(begin_session(world, "hand"))
         return world
     if found is None or found.size == 1:
         return World()
@@ -77,7 +67,7 @@ def initialize(
         raise RuntimeError(
             "initialize comes too late: JAX has started. Call it before the first array is made."
         ) from None
-    _session = begin_session(now, found.by)
+    begin(begin_session(now, found.by))
     return now
 
 
@@ -91,128 +81,4 @@ def _connect(found: Launch, local_devices: Any, heartbeat_seconds: int, start_se
     )
 
 
-# -- who and where ------------------------------------------------------------------------------------
-
-
-def world() -> World:
-    """The processes that share runs: this one alone unless `initialize` has connected it to others."""
-    return World() if _session is None or _session.alone else _session.world
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """A context in which this process is by itself: runs are not shared, and files are written whole.
-
-    with alchemi_jax.distributed.alone():
-        if rank == 0:
-            ZarrData("relaxed.zarr").write(relaxed)
-    """
-    session = _session
-    if session is None:
-        yield
-        return
-    session.alone += 1
-    try:
-        yield
-    finally:
-        session.alone -= 1
-
-
-def processes_here() -> int:
-    """How many of the processes are on this host. All of them must call this the first time."""
-    if _session is None:
-        return 1
-    if not _session.here:
-        names = gather(socket.gethostname())
-        _session.here = names.count(socket.gethostname())
-    return _session.here
-
-
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank; all of them must call this. Values are pickled.
-
-    Raises:
-        OtherProcessError: if another process has failed meanwhile.
-    """
-    if _session is None or world().size == 1:
-        return [value]
-    with together():
-        return [pickle.loads(text) for text in _session.exchange(pickle.dumps(value, protocol=5))]
-
-
-def barrier() -> None:
-    """Wait until all processes have called this."""
-    gather(None)
-
-
-def others_ended() -> bool:
-    """Whether another process has told that it failed or was interrupted. It asks at most once a second."""
-    session = _session
-    if session is None or world().size == 1:
-        return False
-    if session.ended is None and time.monotonic() - session.looked > Session.look_every:
-        session.look()
-    return session.ended is not None
-
-
-def note_interrupted() -> None:
-    """Tell the others that this process was interrupted, where nothing is raised.
-
-    Raises:
-        OtherProcessError: if it ends because another one has failed.
-    """
-    session = _session
-    if session is None or session.world.size == 1:
-        return
-    if session.ended is None:
-        session.tell(KeyboardInterrupt(), session.runs)
-    elif not session.ended.interrupted:
-        raise session.error(session.ended)
-
-
-def disconnect() -> None:
-    """Wait until all processes come to their end, and end the connection. Nothing follows."""
-    if _session is not None:
-        jax.distributed.shutdown()
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Around work that all processes do: an error of one of them ends all, and is raised once as itself.
-
-    Raises:
-        OtherProcessError: where another process has failed.
-    """
-    session = _session
-    if session is None or world().size == 1:
-        yield
-        return
-    if session.depth == 0:
-        session.runs, session.messages = session.runs + 1, 0
-        session.ended, session.looked = None, time.monotonic()
-    session.depth += 1
-    try:
-        yield
-    except BaseException as e:
-        if session.depth > 1 or isinstance(e, OtherProcessError):
-            raise
-        end_with(session, e)
-        raise
-    finally:
-        session.depth -= 1
-
-
-__all__ = [
-    "OtherProcessError",
-    "World",
-    "alone",
-    "barrier",
-    "disconnect",
-    "gather",
-    "initialize",
-    "note_interrupted",
-    "others_ended",
-    "processes_here",
-    "together",
-    "world",
-]
+__all__ = ["OtherProcessError", "World", "alone", "barrier", "gather", "initialize", "world"]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.processes`: two processes against one, side by side, each pinned to a core of its own.
+"""`python -m benchmarks.processes`: two processes against one, side by side, each pinned to a core.
 
 W2 (32 crystals of 256 atoms, NVE) and W5 (clusters of 7 to 55 atoms, relaxed, 64 in flight in each process).
 In turn one process and two of them; the first call, which compiles, is left out, and processes wait for each
@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1000, help="of W2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--one", nargs=4, metavar=("WORKLOAD", "ADDRESS", "SIZE", "RANK"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=4, metavar=("WORKLOAD", "ADDRESS", "SIZE", "RANK"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.one:
         workload, address, size, rank = args.one
@@ -76,7 +78,9 @@ def _together(workload: str, size: int, args: argparse.Namespace) -> dict[str, f
     return json.loads(said[0][0].splitlines()[-1])
 
 
-def _measured(workload: str, address: str, size: int, rank: int, args: argparse.Namespace) -> dict[str, float]:
+def _measured(
+    workload: str, address: str, size: int, rank: int, args: argparse.Namespace
+) -> dict[str, float]:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     from alchemi_jax import distributed

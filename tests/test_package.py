@@ -37,6 +37,8 @@ LAYERS = [
         "errors",
         "folders",
         "launch",
+        "messages",
+        "shared",
         "distributed",
     ],
     ["spelling", "partitioned", "products"],

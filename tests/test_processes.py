@@ -18,6 +18,7 @@ from alchemi_jax.dynamics.sinks import ExtXYZ, ZarrData
 from alchemi_jax.io.parts import check_parts, own_path, part_path, part_paths, whole_name
 from alchemi_jax.launch import arguments_of_jax, find_launch
 from alchemi_jax.messages import Session, World
+from alchemi_jax.shared import others_ended, together
 
 
 HERE = Path(__file__).parent
@@ -105,8 +106,8 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert distributed.initialize() == distributed.world() == (0, 1)
     assert distributed.gather("x") == ["x"]
-    assert not distributed.others_ended()
-    with distributed.together(), distributed.alone():
+    assert not others_ended()
+    with together(), distributed.alone():
         pass
 
 

@@ -20,8 +20,8 @@ from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.record import Record, difference, extends, read_record, write_settings
 from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.stream import Prepared, prepare
-from alchemi_jax.distributed import world
 from alchemi_jax.io.parts import check_parts, part_path
+from alchemi_jax.shared import world
 
 
 #: What each process writes.

@@ -37,14 +37,14 @@ def start() -> NoReturn:
 
 def _process() -> str:
     """ "process 1 of 2: ", if there are several."""
-    processes = sys.modules.get("alchemi_jax.distributed")
+    processes = sys.modules.get("alchemi_jax.shared")
     rank, size = (0, 1) if processes is None else processes.world()
     return f"process {rank} of {size}: " if size > 1 else ""
 
 
 def _disconnect() -> None:
     """Leave the other processes, if there are any, in order."""
-    processes = sys.modules.get("alchemi_jax.distributed")
+    processes = sys.modules.get("alchemi_jax.shared")
     if processes is not None:
         with contextlib.suppress(Exception):
             processes.disconnect()
@@ -115,8 +115,8 @@ def _run(words: list[str], signals: Signals) -> int:
     try:
         return getattr(import_module(module), function)(asked, signals)
     except RuntimeError as e:
-        processes = sys.modules.get("alchemi_jax.distributed")
-        if processes is None or not isinstance(e, processes.OtherProcessError):
+        processes = sys.modules.get("alchemi_jax.shared")
+        if processes is None or not isinstance(e, sys.modules["alchemi_jax.messages"].OtherProcessError):
             raise
         # It has said so itself.
         return USAGE

@@ -14,8 +14,9 @@ from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.settings import ProcessOptions
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import Ended, prepare
-from alchemi_jax.distributed import gather, initialize, note_interrupted, processes_here, together, world
+from alchemi_jax.distributed import initialize
 from alchemi_jax.launch import find_launch
+from alchemi_jax.shared import gather, note_interrupted, processes_here, together, world
 
 
 @contextlib.contextmanager

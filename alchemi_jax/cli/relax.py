@@ -25,8 +25,8 @@ from alchemi_jax.cli.settings import Relax
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended
 from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_store, write_structures
-from alchemi_jax.distributed import alone
 from alchemi_jax.io.parts import parts_there
+from alchemi_jax.shared import alone
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 

@@ -27,11 +27,11 @@ from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended, Prepared, stream
 from alchemi_jax.cli.table import Table, means, picture
 from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_structures
-from alchemi_jax.distributed import alone, note_interrupted, world
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.io.parts import part_paths
+from alchemi_jax.shared import alone, note_interrupted, world
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 

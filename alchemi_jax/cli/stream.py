@@ -24,7 +24,6 @@ from alchemi_jax.cli.read import read
 from alchemi_jax.cli.settings import MD, Pipeline
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.watch import Watch
-from alchemi_jax.distributed import processes_here, world
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
@@ -37,6 +36,7 @@ from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.io.sinks.checksum import DamagedError
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
+from alchemi_jax.shared import processes_here, world
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch

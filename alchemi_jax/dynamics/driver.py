@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.distributed import others_ended
 from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
 from alchemi_jax.dynamics.init import init, without_hooks
@@ -47,6 +46,7 @@ from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.hooks.records import emptied, write_rows
 from alchemi_jax.partitioned import Partitioned
+from alchemi_jax.shared import others_ended
 from alchemi_jax.systems.levels import unsafe_replace
 
 

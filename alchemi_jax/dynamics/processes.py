@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.distributed import gather, together, world
 from alchemi_jax.dynamics.devices.check import check_memories
 from alchemi_jax.dynamics.devices.deal import costs, deal, room_for
 from alchemi_jax.dynamics.devices.gather import part_of_batch, whole_batch
@@ -27,6 +26,7 @@ from alchemi_jax.dynamics.sameness import marks_of
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.shared import gather, together, world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import unsafe_replace
@@ -47,6 +47,7 @@ def share_batch(engine: Engine, batch: Batch, work: Callable[[Engine, Batch, str
     if size == 1:
         return work(engine, batch, None)
     with together():
+        check_hooks(engine, None)
         check_same("batch", list(marks_of(batch.to_host())))
         whole = unsafe_replace(prepare_batch(engine, batch), meta=batch.meta)
         check_hooks(engine, whole)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from alchemi_jax.distributed import world
 from alchemi_jax.dynamics.check import check_systems, with_budget
 from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, default_device
 from alchemi_jax.dynamics.devices.stream import StreamOverDevices, check, parts_of
@@ -24,6 +23,7 @@ from alchemi_jax.dynamics.stream import Stream
 from alchemi_jax.errors import name_of
 from alchemi_jax.io.sinks import HostMemory, Sink, ZarrData
 from alchemi_jax.parameters import as_key
+from alchemi_jax.shared import world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 

@@ -16,13 +16,13 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
-from alchemi_jax.distributed import world
 from alchemi_jax.dynamics.devices.devices import as_devices
 from alchemi_jax.dynamics.processes import is_own
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.joined import open_stored
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional, system_ids
+from alchemi_jax.shared import world
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.bounds import check_positions

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from alchemi_jax._version import __version__
-from alchemi_jax.distributed import others_ended
 from alchemi_jax.dynamics.checkpoints import Checkpoint, Checkpoints
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -22,6 +21,7 @@ from alchemi_jax.errors import name_of
 from alchemi_jax.io.parts import check_parts, own_path
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
+from alchemi_jax.shared import others_ended
 
 
 class AbstractSaver(abc.ABC):

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from alchemi_jax.distributed import world
 from alchemi_jax.dynamics.sameness import SourceMarks
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.errors import public_call
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
+from alchemi_jax.shared import world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import round_up, sizes_per_octave, widths_per_octave
 from alchemi_jax.systems.host import HostBatch

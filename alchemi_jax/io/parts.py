@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from alchemi_jax.distributed import world
+from alchemi_jax.shared import world
 
 
 _PART = re.compile(r"(?P<stem>.+)\.(?P<rank>\d+)-of-(?P<size>\d+)(?P<suffix>\.[^.]*)?")

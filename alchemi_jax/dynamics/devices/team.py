@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import jax
 
-from alchemi_jax.distributed import others_ended
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import public_call
+from alchemi_jax.shared import others_ended
 
 
 #: Seconds after which the caller looks up though nobody called: `should_stop` is asked so often.
