@@ -14,9 +14,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # ruff: noqa: E402
-import alchemi_jax
 import inventories
 from sources import asked, digest
+
+import alchemi_jax
 
 
 project = "alchemi_jax"

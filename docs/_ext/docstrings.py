@@ -6,6 +6,7 @@ from typing import Any
 
 _FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
+_DOI = re.compile(r"\bdoi:(10\.\d+/[^\s,;]+)")
 _ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
 
 
@@ -16,7 +17,8 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = as_rst(lines)
+    # The first line of an attribute would be read as "type: description".
+    lines[:] = [""] * (what in ("attribute", "property", "data")) + as_rst(lines)
 
 
 def as_rst(lines: list[str]) -> list[str]:
@@ -88,8 +90,18 @@ def _escaped(line: str) -> str:
         item = _ITEM.match(part) if i == 0 else None
         start = item.end() if item else 0
         text = re.sub(r"([*|\\])", r"\\\1", part[start:])
+        # "K." would begin a list with letters.
+        text = re.sub(r"(^\s*|: )([A-Z]\.)(?=\s|$)", r"\1\\\2", text) if i == 0 else text
         parts[i] = part[:start] + re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
-    return _separated(parts)
+    return _DOI.sub(_link, _separated(parts))
+
+
+def _link(found: re.Match) -> str:
+    """A DOI as a link; a period after it, or a parenthesis around it, ends the sentence."""
+    name = found[1].replace("\\", "").rstrip(".")
+    while name.count(")") > name.count("("):
+        name = name.rpartition(")")[0].rstrip(".")
+    return f"`doi:{name} <https://doi.org/{name}>`__{found[1].replace(chr(92), '').removeprefix(name)}"
 
 
 def _separated(parts: list[str]) -> str:
