@@ -91,7 +91,7 @@ intersphinx_timeout = 10
 # -- Looks ----------------------------------------------------------------
 
 html_theme = "pydata_sphinx_theme"
-html_title = "alchemi_jax"
+html_title = f"alchemi_jax {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = True

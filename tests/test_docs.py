@@ -100,6 +100,10 @@ def test_the_first_example(blocks, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Batch(33 systems")
     assert "33 converged, 0 failed" in done.stdout
+    # The page has the same code, and what it prints.
+    page = (ROOT / "docs/start/first_run.md").read_text()
+    assert blocks[0] in page
+    assert f"```text\n{done.stdout}```" in page
     assert (tmp_path / "relax.csv").exists()
 
 

@@ -4,6 +4,8 @@ import re
 from typing import Any
 
 
+#: Napoleon would read the first line of these as "type: description".
+_PLAIN = ("attribute", "property", "data")
 _FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
 _DOI = re.compile(r"\bdoi:(10\.\d+/[^\s,;]+)")
@@ -11,14 +13,26 @@ _ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Before napoleon, which has priority 500."""
+    """Before napoleon, which has priority 500; and around it."""
+    kept: list[str] = []
+
+    def hide(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        kept[:] = lines
+        if what in _PLAIN:
+            lines.clear()
+
+    def show(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        if what in _PLAIN:
+            lines[:] = kept
+
     app.connect("autodoc-process-docstring", _process, priority=100)
+    app.connect("autodoc-process-docstring", hide, priority=499)
+    app.connect("autodoc-process-docstring", show, priority=501)
     return {"parallel_read_safe": True, "version": "1"}
 
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    # The first line of an attribute would be read as "type: description".
-    lines[:] = [""] * (what in ("attribute", "property", "data")) + as_rst(lines)
+    lines[:] = as_rst(lines)
 
 
 def as_rst(lines: list[str]) -> list[str]:

@@ -36,6 +36,11 @@ _FOREIGN = {
     "dtype": "numpy.dtype",
     "ndarray": "numpy.ndarray",
 }
+#: Classes that nobody calls: other functions make their objects. The descriptions have the fields.
+_MADE_HERE = {*CLASSES, "CHGNet", "EdgeList", "Graph", "Needs", "NeighborList", "NequixModel"} - {
+    "AtomicData"
+}
+_MADE_HERE |= {"System", "TrainingBatch", "TrainingContext", "TrainingState", "Triplets"}
 _KEY = "Key[Array, ''] | UInt32[Array, '2'] | UInt32[Array, '4']"
 _DIGITS = re.compile(r"\d+\.\d{7,}(?:e-?\d+)?")
 
@@ -49,7 +54,8 @@ class ShortenTypes(SphinxTransform):
         """Shortens the text of references in signatures."""
         for link in self.document.findall(addnodes.pending_xref):
             if link.get("refdomain") == "py" and isinstance(link.parent, addnodes.desc_annotation):
-                text = _shortened(link.astext()) or ""
+                # Where there are two children they are the short name and the full one.
+                text = _shortened(link.children[0].astext()) or ""
                 link.clear()
                 link += nodes.Text(text)
 
@@ -71,8 +77,7 @@ def _process(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    if what == "class" and obj.__name__ in CLASSES and obj.__name__ != "AtomicData":
-        # They are not made by hand, and a table of their fields follows.
+    if what == "class" and obj.__name__ in _MADE_HERE:
         return "", None
     if what == "class" and inspect.isclass(obj) and issubclass(obj, eqx.Module) and signature:
         signature = _of_module(obj) or signature
@@ -83,6 +88,7 @@ def _shortened(text: str | None) -> str | None:
     if text is None:
         return None
     text = _PATH.sub(r"\1", text)
+    text = text.replace("<factory>", "...")
     # " atoms": jaxtyping's mark of a single axis.
     text = re.sub(r"' (\w+)'", r"'\1'", text)
     # jaxtyping's PRNGKeyArray, and the type of an object of the same class.
