@@ -107,6 +107,13 @@ def test_the_first_example(blocks, tmp_path):
     assert (tmp_path / "relax.csv").exists()
 
 
+def test_the_start_page(capsys):
+    """Its code prints what it says; tests compute with more digits."""
+    run_alone("docs/index.md")
+    page = (ROOT / "docs/index.md").read_text()
+    assert capsys.readouterr().out.replace("float64", "float32") in page
+
+
 def test_the_pieces(blocks):
     engine = FIRE(model=LennardJones(epsilon=0.0104, sigma=3.4), dt=1.0)
     names = {"engine": engine, "batch": Batch.from_ase(cluster(0, 4))}
