@@ -28,7 +28,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
@@ -37,6 +36,7 @@ extensions = [
     "names",
     "signatures",
     "fields",
+    "formulas",
     "commands",
 ]
 exclude_patterns = [
@@ -47,6 +47,7 @@ exclude_patterns = [
 ]
 # Quotes and dashes as they are written: `--cell`.
 smartquotes = False
+html_math_renderer = "mathml"
 
 # -- Pages and notebooks --------------------------------------------------
 
