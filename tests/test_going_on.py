@@ -277,6 +277,24 @@ def test_a_run_is_refused_before_its_files_are_cut(run, tmp_path, given, sentenc
     assert rows(copy) == later
 
 
+def test_a_row_of_the_last_state_is_that_of_a_longer_run(tmp_path):
+    """To the last digit, also where a shorter run ended; there it says that the system was finished."""
+    batch = Batch.from_ase([molecule(i) for i in range(3)])
+    for name, lengths in (("a", (4, 8)), ("b", (8,))):
+        for n_steps in lengths:
+            stage = DynamicsStage.BEFORE_STEP
+            log = LoggingHook(log_path=tmp_path / f"{name}.csv", frequency=2, stage=stage, final=True)
+            engine(log, n_steps=n_steps).run(batch, resume=tmp_path / name)
+    found, wanted = (
+        [line.split(",") for line in (tmp_path / f"{name}.csv").read_text().splitlines()] for name in "ab"
+    )
+    status = wanted[0].index("status")
+    assert [row[status] for row in found if row[0] == "4"] == ["1"] * 3
+    for row in [*found, *wanted]:
+        del row[status]
+    assert found == wanted
+
+
 def test_the_process_may_change_its_folder_during_a_run(run, tmp_path, monkeypatch):
     """Paths are those from where the run began."""
     called, _, _ = run
