@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alchemi_jax import observables as observables
     from alchemi_jax import samples as samples
     from alchemi_jax import units as units
+    from alchemi_jax.dynamics.devices.devices import use_cores as use_cores
     from alchemi_jax.io.trajectory import Trajectory as Trajectory
     from alchemi_jax.systems.atoms import AtomicData as AtomicData
     from alchemi_jax.systems.batch import Batch as Batch

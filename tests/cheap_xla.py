@@ -54,6 +54,13 @@ def cheap_xla():
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+def switch_on():
+    """Cheap options until the process ends, in all threads: for programs of their own."""
+    global _cheap
+    _cheap = True
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @functools.cache
 def _source(function) -> str:
     try:

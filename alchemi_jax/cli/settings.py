@@ -1,7 +1,7 @@
 """The settings of every command: type, default, bounds, unit and text of each, in one place.
 
 Flags and their help (`flags.py`), keys of TOML files and their checks (`load.py`), and the reference in
-docs/commands.md (`reference.py`) are made from these models. Nothing here imports JAX.
+docs/reference/commands.md (`reference.py`) are made from these models. Nothing here imports JAX.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -215,7 +215,17 @@ class Options(Settings):
     checkpoint_every: float = setting(
         60.0, "time between checkpoints, from which the same command goes on", "s", ge=0
     )
+    devices: str | None = setting(
+        None, "all, or how many devices; the cores of a CPU are its devices", "N", shown="as many as pay"
+    )
     no_cache: bool = setting(False, "do not keep compiled programs on disk")
+
+    @validator("devices")
+    @classmethod
+    def _devices(cls, given: str | None) -> str | None:
+        if given is not None and given != "all" and not (given.isdecimal() and int(given) > 0):
+            raise ValueError(f"must be all or a number of devices, not {given[:80]!r}")
+        return given
 
 
 class RunOptions(Options):

@@ -26,6 +26,7 @@ from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
+from alchemi_jax.dynamics.devices.devices import as_devices, cores_that_pay, count_cores
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import OutOfMemory, name_of
@@ -53,6 +54,7 @@ class Prepared:
         engine: of all stages, without logs.
         hashes: of the files of the model.
         chosen: why the model was taken if none was given, otherwise "".
+        devices: "all", a number, or None: as many as pay.
     """
 
     settings: Pipeline
@@ -60,6 +62,7 @@ class Prepared:
     engine: AbstractDynamics
     hashes: dict[str, str]
     chosen: str = ""
+    devices: str | None = None
 
     @property
     def data(self) -> list[AtomicData]:
@@ -131,7 +134,28 @@ def prepare(job: Job) -> Prepared:
         raise UsageError(f"{e.problem}. {advice(elements)}.") from None
     except ValueError as e:
         raise UsageError(str(e)) from None
-    return Prepared(settings, sources, engine, hashes, chosen)
+    run = Prepared(settings, sources, engine, hashes, chosen, job.options.devices)
+    devices_of(run)
+    return run
+
+
+def devices_of(run: Prepared) -> Any:
+    """What the sampler of a run is given as `devices`.
+
+    Raises:
+        UsageError: if there are fewer than were asked for.
+    """
+    if run.devices is not None:
+        try:
+            asked = run.devices if run.devices == "all" else int(run.devices)
+            as_devices(asked, "--devices")
+        except ValueError as e:
+            raise UsageError(str(e).replace("--devices: devices is", "--devices is")) from None
+        return asked
+    if jax.default_backend() != "cpu":
+        return "all" if jax.local_device_count() > 1 else None
+    pays = cores_that_pay(run.engine.model, sum(map(len, run.data)))
+    return min(pays, len(run.data), count_cores())
 
 
 @dataclasses.dataclass
@@ -203,6 +227,7 @@ def stream(
         policy=settings.policy,
         dtype=settings.dtype,
         prepare=_velocities(settings, key),
+        devices=devices_of(run),
     )
     signals.on_leave(watch.bar.close)
     with CompileTime() as compiling, contextlib.closing(watch), signals.asked():
@@ -213,8 +238,9 @@ def stream(
                 engine.run(sampler=sampler, sink=sink, key=key, resume=folder)
         except KeyboardInterrupt as e:
             interrupted = True
-            state = getattr(e, "state", None)
-            in_flight = None if state is None else state.batch.to_host()
+            state, in_flight = getattr(e, "state", None), getattr(e, "in_flight", None)
+            if in_flight is None and state is not None:
+                in_flight = state.batch.to_host()
         except (OSError, ValueError) as e:
             raise UsageError(describe_fault(e, at)) from None
         except OutOfMemory as e:

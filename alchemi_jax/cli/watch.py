@@ -66,6 +66,8 @@ class Watch(PacedWatch):
     """
 
     stage = DynamicsStage.AFTER_STEP
+    #: On several devices it sees the systems of one at a time.
+    follows_systems = True
 
     def __init__(self, settings: Pipeline, systems: int):
         #: Steps of dynamics of each stage; None for one that relaxes.

@@ -114,7 +114,7 @@ def relax_all(
         hooks: further hooks.
         sink: receives relaxed structures as they are ready; by default they are returned.
         resume: a folder of checkpoints from which the run goes on, see `run`.
-        policy, **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
+        policy, **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
         A Batch in the order of the structures, with `converged`, `steps_taken` and `failed`; or the sink.
@@ -154,7 +154,7 @@ def integrate_all(
         key: PRNG key of velocities and noise.
         parameters: further parameters of the engine: friction, thermostat_time, barostat_time, cell, ...
         resume: a folder of checkpoints from which the run goes on, see `run`.
-        **stream: arguments of Sampler: max_systems, max_atoms, unfit, dtype, ...
+        **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
         A Batch in the order of the structures; or the sink.

@@ -26,7 +26,7 @@ from alchemi_jax.dynamics.init import init, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.saver import Saver
+from alchemi_jax.dynamics.saver import Asked
 from alchemi_jax.dynamics.segments import (
     Report,
     compiled_entry,
@@ -77,7 +77,7 @@ class Run:
         state: the state reached. `meta`: names and info of its systems. `report`: its numbers.
     """
 
-    def __init__(self, engine: Engine, state: DynamicsState, saver: Saver | None = None):
+    def __init__(self, engine: Engine, state: DynamicsState, saver: Asked | None = None):
         self.engine, self.saver = engine, saver
         #: What is saved besides the state: of larger batches, and of a stream. The parts of a run add to it.
         self.parts: list[SavedPart] = []
@@ -166,7 +166,7 @@ class Run:
                 self._call(DynamicsStage.AFTER_STEP, last)
                 self._call(DynamicsStage.ON_CONVERGE, last)
 
-    def _save_if_due(self, saver: Saver) -> None:
+    def _save_if_due(self, saver: Asked) -> None:
         """Save the run if it is time to; it ends here if the hook says so."""
         stops = saver.should_stop()
         if stops or saver.is_due(self.report.step):
@@ -174,7 +174,7 @@ class Run:
         if stops:
             raise Interrupted(f"{name_of(self.engine)} was told to stop")
 
-    def save(self, saver: Saver, ended: bool = False) -> None:
+    def save(self, saver: Asked, ended: bool = False) -> None:
         """Save the run as it is between two steps."""
         self.drain()
         states, rest = [self.state], dict[str, Any]()

@@ -116,6 +116,7 @@ class AbstractDynamics(Algorithm):
         sink: Sink | None = None,
         shrink: bool = False,
         resume: str | os.PathLike | None = None,
+        devices: Any = None,
     ) -> Any:
         """Runs until every system is finished or its budget of steps is used up.
 
@@ -132,6 +133,9 @@ class AbstractDynamics(Algorithm):
                 CheckpointHook says, or every 60 s, and at its end. Sinks and logs are cut back to what they
                 had at that checkpoint: no frame and no row is missing or double. Systems that were out of
                 steps go on if `n_steps` is larger now.
+            devices: "all", a number, or a list of devices of JAX; on a CPU its cores. The systems are dealt
+                to them by cost, and each device runs its own (a sampler: see there). Paths are those on one
+                device.
 
         Returns:
             The batch, systems in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A
@@ -140,9 +144,11 @@ class AbstractDynamics(Algorithm):
             them in the order in which they finished (`system_id` says which is which).
         """
         with public_call():
-            return run.run(self, batch, n_steps, key, sampler, sink, shrink, resume)
+            return run.run(self, batch, n_steps, key, sampler, sink, shrink, resume, devices)
 
-    def advance(self, state: DynamicsState, n_steps: Any, *, shrink: bool = False) -> DynamicsState:
+    def advance(
+        self, state: DynamicsState, n_steps: Any, *, shrink: bool = False, devices: Any = None
+    ) -> DynamicsState:
         """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
 
         Whatever ends it early, an error in a hook or Ctrl-C, the exception has the state reached as its
@@ -153,12 +159,13 @@ class AbstractDynamics(Algorithm):
                 others, and so on; all are in their rows again at the end. Each size is compiled once in
                 a process (seconds), so it pays where some systems need many more steps than most and
                 a step is expensive. Paths agree to rounding. Hooks must follow systems by their `system_id`.
+            devices: as for `run`.
 
         Raises:
             ValueError: with `shrink`, naming a hook or parameter that relies on rows.
         """
         with public_call():
-            return run.advance(self, state, n_steps, shrink)
+            return run.advance(self, state, n_steps, shrink, devices)
 
     def loop(self, state: DynamicsState, n_steps: Any = None) -> DynamicsState:
         """The same as one function for jit and vmap. Recorded rows come back in the state.

@@ -31,6 +31,11 @@ def _record(hook: Any, ctx: Any) -> Any:
     return hook.hook.record(ctx)
 
 
+def has_final(engine: Engine) -> bool:
+    """Whether a hook records the last state."""
+    return any(flag(hook, "final") for group in engine.groups for hook in group.hooks)
+
+
 def record_final(
     engine: Engine,
     state: DynamicsState,
@@ -45,7 +50,7 @@ def record_final(
         batch: the systems of the state, with names and outcomes.
         systems: those that take no further step in a run of which others go on.
     """
-    if not any(flag(hook, "final") for group in engine.groups for hook in group.hooks):
+    if not has_final(engine):
         return
     # The step is over, so what a hook sees at its stage is the state itself.
     shown = unsafe_replace(state, batch=batch)
@@ -77,4 +82,4 @@ def record_final(
                     entry.hook.call_final(seen)
 
 
-__all__ = ["record_final"]
+__all__ = ["has_final", "record_final"]

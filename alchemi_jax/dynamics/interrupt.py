@@ -1,5 +1,6 @@
 """What ends a run early, and the state that it had reached."""
 
+import builtins
 from typing import Any
 
 from alchemi_jax.dynamics.state import DynamicsState
@@ -26,4 +27,18 @@ def carry_state(error: BaseException, state: Any, ended: str = "the run ended af
     error.add_note(f"{ended.format(int(state.step_count))}; its state is the `state` of this exception")
 
 
-__all__ = ["Interrupted", "carry_state"]
+def interrupted(error: BaseException, text: str, state: DynamicsState) -> Interrupted:
+    """The exception for Ctrl-C, with the state so far and the notes of the original one."""
+    stopped = Interrupted(f"{text}; the state so far is the `state` of this exception.")
+    stopped.state = state
+    for note in getattr(error, "__notes__", ()):
+        stopped.add_note(note)
+    return stopped
+
+
+def in_notebook() -> bool:
+    """Whether an interactive session shows what is returned."""
+    return hasattr(builtins, "__IPYTHON__")
+
+
+__all__ = ["Interrupted", "carry_state", "in_notebook", "interrupted"]

@@ -1,5 +1,6 @@
 """Sweep: one batch under many values of an engine's parameters, all at once."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay
+from alchemi_jax.dynamics.devices.sweep import SweepOverDevices
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.lanes import Group, Lanes, Observable, take_lanes, with_keys
@@ -49,6 +52,7 @@ def sweep(
     with_states: bool = False,
     together: int | None = None,
     resume: str | os.PathLike | None = None,
+    devices: Any = None,
     **more: Any,
 ) -> Any:
     """Run a batch once for each combination of values of parameters, in one compiled program.
@@ -81,6 +85,8 @@ def sweep(
         resume: a folder: the sweep is saved there as `engine.run(batch, resume=folder)` is, and the same call
             goes on from there, bit for bit. A CheckpointHook of the engine says how often. Values, keys,
             structures, `n_steps` and `together` must be the same.
+        devices: "all", a number, or a list of devices of JAX; on a CPU its cores. Each takes the next group
+            of combinations as it has finished one.
 
     Returns:
         A dict of numpy arrays with one row per combination and system: "combination", "system" (its row in
@@ -110,7 +116,11 @@ def sweep(
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     budget = budget if engine.n_stages == 1 else budget + 1
-    lanes = _together(together, count, batch.atom_capacity)
+    over = as_many_as_pay(
+        devices, as_devices(devices, "sweep"), engine.model, count * batch.num_atoms, int(np.max(budget))
+    )
+    shares = 1 if over is None else len(over)
+    lanes = _together(together, count, batch.atom_capacity, shares)
     impl, key_data = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
     runner = Lanes(
         engine.on_device(),
@@ -131,8 +141,10 @@ def sweep(
         "n_steps": np.asarray(budget),
         "the batch": {name: getattr(batch, name) for name in _OF_SYSTEMS},
     }
-    progress = _run_groups(SweepSaver(engine, resume, runner, asked), values, key_data, lanes, with_states)
-    found = {name: np.concatenate([c[name] for c in progress.columns]) for name in progress.columns[0]}
+    saver = SweepSaver(engine, resume, runner, asked)
+    progress = _run_groups(saver, values, key_data, lanes, with_states, over)
+    columns = [progress.columns[number] for number in sorted(progress.columns)]
+    found = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
 
     systems = int(batch.num_systems)
     table = {
@@ -144,7 +156,9 @@ def sweep(
         table[name] = rows[:, :systems].reshape(-1)
     for name, column in found.items():
         table[names.get(name, name)] = column[:, :systems].reshape(-1)
-    return (table, _join_states(runner, progress.states)) if with_states else table
+    if not with_states:
+        return table
+    return table, _join_states(runner, [progress.states[n] for n in sorted(progress.states)])
 
 
 def _run_groups(
@@ -153,22 +167,34 @@ def _run_groups(
     key_data: Shaped[np.ndarray, "combinations ..."],
     lanes: int,
     with_states: bool,
+    devices: tuple[Any, ...] | None,
 ) -> Progress:
     """Run all groups that an earlier call has not finished."""
     groups = [Group(*take_lanes(n, lanes, (values, key_data))) for n in range(len(key_data) // lanes)]
+    runner = saver.runner
+
+    def finish(progress: Progress, number: int, group: Group) -> None:
+        assert group.states is not None
+        progress.columns[number] = _columns(group)
+        if with_states:
+            progress.states[number] = group.states
+        progress.steps += group.step
+        group.states = None
+
     with saver.opened(groups[0]) as progress:
-        for group in groups[progress.groups :]:
-            if progress.unfinished is not None:
-                (group.states, group.columns), progress.unfinished = progress.unfinished, None
-            with public_call(), explain_sweep(saver.runner.engine, saver.runner.batch, lanes):
-                saver.runner.run(group, lambda group: saver.before_segment(progress, group))
-            assert group.states is not None
-            progress.columns.append(_columns(group))
-            if with_states:
-                progress.states.append(group.states)
-            progress.groups, progress.steps = progress.groups + 1, progress.steps + group.step
-            group.states = None
-        saver.save(progress, None)
+        with public_call(), explain_sweep(runner.engine, runner.batch, lanes):
+            if devices is not None and len(progress.columns) < len(groups):
+                SweepOverDevices(saver, progress, groups, devices, finish).run()
+        for number, group in enumerate(groups):
+            if number in progress.columns:
+                continue
+            if number in progress.unfinished:
+                group.states, group.columns = progress.unfinished.pop(number)
+            with public_call(), explain_sweep(runner.engine, runner.batch, lanes):
+                before = functools.partial(saver.before_segment, progress, number)
+                runner.run(group, before)
+            finish(progress, number, group)
+        saver.save(progress, {}, ended=True)
     return progress
 
 
@@ -191,10 +217,11 @@ def _join_states(runner: Lanes, parts: list[DynamicsState]) -> DynamicsState:
     return with_keys(states, runner.impl)
 
 
-def _together(asked: int | None, count: int, atoms: int) -> int:
+def _together(asked: int | None, count: int, atoms: int, shares: int) -> int:
     """Number of combinations mapped at once: a divisor of their number, so that one program suffices."""
     if asked is None:
-        asked = count if jax.default_backend() != "cpu" else max(_ATOMS // max(atoms, 1), 1)
+        fits = count if jax.default_backend() != "cpu" else max(_ATOMS // max(atoms, 1), 1)
+        asked = min(fits, -(-count // shares))
     most = min(natural("together")(asked), count)
     return next(n for n in range(most, 0, -1) if count % n == 0)
 

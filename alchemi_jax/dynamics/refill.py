@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics.check import check_systems, with_budget
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, default_device
+from alchemi_jax.dynamics.devices.stream import StreamOverDevices, check, parts_of
 from alchemi_jax.dynamics.driver import carry_state
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
@@ -21,6 +23,7 @@ from alchemi_jax.errors import name_of
 from alchemi_jax.io.sinks import HostMemory, Sink, ZarrData
 from alchemi_jax.parameters import as_key
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 
 
 #: The store of finished systems in a folder of checkpoints, if the run has no sink.
@@ -34,15 +37,23 @@ def run(
     n_steps: int | None,
     key: PRNGKeyArray | None,
     resume: str | os.PathLike | None = None,
+    asked: Any = None,
 ) -> Any:
-    """See `AbstractDynamics.run`."""
+    """See `AbstractDynamics.run`. `asked`: which devices; by default those of the sampler."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
+    asked = sampler.devices if asked is None else asked
+    sizes = sampler.sizes()
+    atoms = None if sizes is None else int(sizes.sum())
+    devices = as_many_as_pay(asked, as_devices(asked, "Sampler"), engine.model, atoms)
+    if devices is not None:
+        check(engine)
     if sink is not None:
         check_sink(f"{name_of(engine)}.run", sink)
     saver = make_saver(engine, resume, "stream", sink)
     if saver is None:
-        return _run(engine, sampler, HostMemory() if sink is None else sink, sink is None, key, None, None)
+        out = HostMemory() if sink is None else sink
+        return _run(engine, sampler, out, sink is None, key, None, None, devices)
     if sink is None:
         # What is finished survives, too. Without `resume` the run begins again, and so does the store.
         saver.sink = ZarrData(saver.store.folder / FINISHED, "w" if resume is None else "a")
@@ -50,7 +61,7 @@ def run(
         resume is not None, look=lambda found: saver.restore(found, None, as_key(key))
     ) as saved:
         assert saver.sink is not None
-        return _run(engine, sampler, saver.sink, sink is None, key, saver, saved)
+        return _run(engine, sampler, saver.sink, sink is None, key, saver, saved, devices)
 
 
 def _run(
@@ -61,21 +72,29 @@ def _run(
     key: PRNGKeyArray | None,
     saver: Saver | None,
     saved: Saved | None,
+    devices: tuple[Any, ...] | None,
 ) -> Any:
     """`is_own`: whether the sink is ours, and the systems are returned."""
-    refilled = None
-    stream = _open_stream(engine, sampler, saved, saver is not None)
+    refilled: Any = None
+    if devices is None and saved is not None and len(parts_of(saved)) > 1:
+        # It was begun on several devices, and goes on with as many batches.
+        devices = (default_device(),)
+    stream = _open_stream(engine, sampler, saved, saver is not None, 0 if devices is None else len(devices))
     try:
         with engine:
             _open_sink(out)
             try:
-                refilled = RefilledRun(engine, stream, out, key, saver, saved)
+                if devices is None:
+                    one = None if saved is None else parts_of(saved)[0]
+                    refilled = RefilledRun(engine, stream, out, key, saver, one)
+                else:
+                    refilled = StreamOverDevices(engine, stream, out, key, saver, saved, devices)
                 sampler.traffic = refilled.run()
                 refilled.save_end()
             except BaseException as e:
                 out.close()
-                if refilled is not None and refilled.driver is not None:
-                    carry_state(e, refilled.driver.with_names())
+                if refilled is not None:
+                    carry_state(e, refilled.reached)
                 if is_own:
                     e.finished = out.read() if len(out) else None  # pyright: ignore
                 raise
@@ -92,14 +111,15 @@ def _run(
     return Batch.from_host(host.take(np.array([last[system] for system in sorted(last)])))
 
 
-def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: bool) -> Stream:
-    def check(batch: Batch) -> None:
+def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: bool, devices: int) -> Stream:
+    def check_batch(batch: Batch) -> None:
         check_systems(engine, batch)
 
     if saved is None:
-        return Stream(sampler, engine.model, check, marks=marks)
-    known = saved.states[0].batch.to_host()
-    return Stream(sampler, engine.model, check, saved.rest["stream"], known, marks)
+        return Stream(sampler, engine.model, check_batch, marks=marks, shares=max(devices, 1))
+    known = HostBatch.concatenate([part.states[0].batch.to_host() for part in parts_of(saved)])
+    shares = max(devices, len(parts_of(saved)))
+    return Stream(sampler, engine.model, check_batch, saved.rest["stream"], known, marks, shares)
 
 
 def _open_sink(sink: Sink) -> None:

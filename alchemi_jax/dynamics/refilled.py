@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ from alchemi_jax.dynamics.rows import (
     pack_incoming,
     plan_rows,
 )
-from alchemi_jax.dynamics.saver import Saved, Saver
+from alchemi_jax.dynamics.saver import Saved
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.stream import Stream
@@ -66,6 +66,7 @@ class Traffic:
         systems: number of systems that finished; `refills`, `steps`: of the batch.
         occupancy: mean share of places with an unfinished system, over all steps.
         seconds: total time; `host_seconds`: the part of it in which no compiled step was running.
+        busy: of each device the part of the time in which it had systems; empty for one device.
     """
 
     systems: int = 0
@@ -74,6 +75,30 @@ class Traffic:
     occupancy: float = 0.0
     seconds: float = 0.0
     host_seconds: float = 0.0
+    busy: list[float] = dataclasses.field(default_factory=list)
+
+
+class First(NamedTuple):
+    """The systems with which a batch begins, the pairs of each, the places that it has, and what lists need
+    of all that wait."""
+
+    host: HostBatch
+    pairs: Int[np.ndarray, " systems"]
+    places: int
+    needs: nl.Needs | None
+
+
+def take_first(stream: Stream) -> First | None:
+    """The first systems of a batch; None if there is none."""
+    most = stream.places if stream.shares > 1 else stream.sampler.max_systems
+    found = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
+    if found is None:
+        return None
+    places = most if stream.more or stream.shares > 1 else len(found[0])
+    needs = stream.needs
+    if needs is not None and len(needs.images) < places:
+        needs = None
+    return First(*found, places, needs)
 
 
 class RefilledRun:
@@ -85,9 +110,11 @@ class RefilledRun:
         stream: Stream,
         sink: Sink,
         key: PRNGKeyArray | None,
-        saver: Saver | None = None,
+        saver: Any = None,
         saved: Saved | None = None,
+        first: First | None = None,
     ):
+        """`saver`: a `Saver`, or what asks like one. `first`: of one of several batches."""
         self.engine, self.stream, self.sink, self.saver = engine, stream, sink, saver
         self.traffic = Traffic()
         self.steps_taken = 0.0
@@ -105,39 +132,38 @@ class RefilledRun:
         #: Of a batch that had become smaller when it was saved.
         self.begun: Begun | None = None
         self.out_of_steps: OutOfSteps | None = None
-        if saver is not None:
-            self.out_of_steps = OutOfSteps(saver.store.folder / "out_of_steps")
+        if saver is not None and saver.out_of_steps is not None:
+            self.out_of_steps = OutOfSteps(saver.out_of_steps)
         self.started = time.perf_counter()
         if saver is not None and saved is not None:
-            self._go_on(saver, saved)
+            self._go_on(saved)
             return
-        most = stream.sampler.max_systems
-        first = stream.take(most, stream.max_atoms, stream.sampler.max_pairs or np.inf)
         self.driver: Run | None = None
+        first = take_first(stream) if first is None and stream.shares == 1 else first
         if first is None:
             return
-        host, self.pairs = first
-        places = most if stream.more else len(host)
-        batch = Batch.from_host(host, stream.max_atoms, places, largest=stream.largest)
-        needs = stream.needs
-        if needs is not None and len(needs.images) < places:
-            needs = None
+        host, self.pairs = first.host, first.pairs
+        batch = Batch.from_host(host, stream.max_atoms, first.places, largest=stream.largest)
         self.sizes = host.atoms_per_system
         if stream.sampler.shrink:
             shrink.check(engine, batch)
-        state = driver.init(engine, batch, key, None, waiting=needs)
+        state = driver.init(engine, batch, key, None, waiting=first.needs)
         self._drive(state)
 
     def _drive(self, state: DynamicsState) -> None:
         self.driver = Run(self.engine, state, self.saver)
         self.driver.parts.append(self)
 
+    @property
+    def reached(self) -> DynamicsState | None:
+        """The state that was reached; None if there were no systems."""
+        return None if self.driver is None else self.driver.with_names()
+
     # -- checkpoints -----------------------------------------------------------------------------
 
     def saved(self) -> tuple[list[DynamicsState], dict[str, Any]]:
         """What a checkpoint keeps of the stream."""
         assert self.driver is not None
-        assert self.out_of_steps is not None
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         refilled = numbers | {
             "sizes": self.sizes,
@@ -145,8 +171,8 @@ class RefilledRun:
             "recent": list(self.recent),
             "traffic": dataclasses.asdict(self.traffic),
             "names": [meta_text(meta).decode() for meta in self._all_names()],
-            "out_of_steps": list(self.out_of_steps.sums),
-            "waiting": len(self.out_of_steps.waiting),
+            "out_of_steps": [] if self.out_of_steps is None else list(self.out_of_steps.sums),
+            "waiting": 0 if self.out_of_steps is None else len(self.out_of_steps.waiting),
             "budgets": budgets_of(self.engine),
         }
         return [], {"stream": self.stream.saved(), "refilled": refilled}
@@ -166,7 +192,7 @@ class RefilledRun:
             self.ended = True
             self.driver.save(self.saver, ended=True)
 
-    def _go_on(self, saver: Saver, saved: Saved) -> None:
+    def _go_on(self, saved: Saved) -> None:
         """Go on from a checkpoint."""
         found = saved.rest["refilled"]
         for name in _NUMBERS:

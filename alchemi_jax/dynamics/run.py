@@ -1,6 +1,5 @@
 """Running an engine on a batch or a state, and what ends a run early."""
 
-import builtins
 import contextlib
 import os
 import warnings
@@ -11,14 +10,17 @@ from jaxtyping import PRNGKeyArray
 from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
 from alchemi_jax.dynamics.checkpoints import Checkpoint
-from alchemi_jax.dynamics.driver import Interrupted, Run, carry_state
-from alchemi_jax.dynamics.final import record_final
+from alchemi_jax.dynamics.devices.batch import OverDevices
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay
+from alchemi_jax.dynamics.driver import Run, carry_state
+from alchemi_jax.dynamics.final import has_final, record_final
 from alchemi_jax.dynamics.finish import finalize
 from alchemi_jax.dynamics.init import prepare_batch
+from alchemi_jax.dynamics.interrupt import in_notebook, interrupted
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.resume import Begun, go_on
+from alchemi_jax.dynamics.resume import Begun, go_on, merge_all
 from alchemi_jax.dynamics.sameness import marks_of
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saver import Saver, make_saver
@@ -39,9 +41,11 @@ def run(
     sink: Sink | None,
     shrinks: bool,
     resume: str | os.PathLike | None = None,
+    devices: Any = None,
 ) -> Any:
     """See `AbstractDynamics.run`."""
     refuse_tracing(engine, "run", (engine, systems, n_steps, key))
+    asked, devices = devices, as_devices(devices, f"{name_of(engine)}.run")
     shrinks = as_flag("shrink")(shrinks)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(
@@ -49,13 +53,16 @@ def run(
             f"{description(sampler)}."
         )
     if sampler is not None and systems is None and not shrinks:
-        return refill.run(engine, sampler, sink, n_steps, key, resume)
+        return refill.run(engine, sampler, sink, n_steps, key, resume, asked)
     if systems is None or sampler is not None or sink is not None:
         raise TypeError(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
             "batch, a Sampler has its own."
         )
-    return run_batch(engine, as_batch(systems), n_steps, key, shrinks, resume)
+    batch = as_batch(systems)
+    most = steps_of_budget(with_budget(engine, n_steps))
+    devices = as_many_as_pay(asked, devices, engine.model, batch.num_atoms, most)
+    return run_batch(engine, batch, n_steps, key, shrinks, resume, devices)
 
 
 def run_batch(
@@ -65,6 +72,7 @@ def run_batch(
     key: PRNGKeyArray | None,
     shrinks: bool,
     resume: str | os.PathLike | None = None,
+    devices: tuple[Any, ...] | None = None,
 ) -> Batch:
     """`run` without a sampler."""
     engine = with_budget(engine, n_steps)
@@ -85,6 +93,8 @@ def run_batch(
     try:
         opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, look=look)
         with opened as begun, engine:
+            if devices is not None:
+                return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
             if begun is None:
                 begun = Begun([driver.init(engine, batch, key)])
             state = begun.states[-1]
@@ -104,15 +114,53 @@ def run_batch(
         raise
 
 
-def advance(engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = False) -> DynamicsState:
+def _run_over(
+    engine: Engine,
+    batch: Batch,
+    devices: tuple[Any, ...],
+    most: int,
+    key: PRNGKeyArray | None,
+    saver: Saver | None,
+    begun: Begun | None,
+    shrinks: bool,
+) -> Batch:
+    """`run_batch` over several devices; hooks and checkpoints are open."""
+    whole = None if begun is None else merge_all(begun.states, begun.stayed)
+    over = OverDevices(engine, batch, devices, key, saver, whole, shrinks)
+    out = over.run(max(most - (0 if whole is None else int(whole.step_count)), 0))
+    assert out is not None
+    if saver is not None and over.interrupted:
+        # Hooks may not have been called for the last step: the run goes on from its checkpoint.
+        return out
+    is_saved = saver is not None and not (begun is not None and begun.ended)
+    if is_saved or has_final(engine):
+        state = over.state()
+        record_final(engine, state, out)
+        if saver is not None and is_saved:
+            saver.save([state], {}, ended=True)
+    return out
+
+
+def advance(
+    engine: Engine, state: DynamicsState, n_steps: Any, shrinks: bool = False, devices: Any = None
+) -> DynamicsState:
     """See `AbstractDynamics.advance`."""
     refuse_tracing(engine, "advance", (engine, state, n_steps))
     check_arrays(engine, "advance", state)
     n_steps, saver = count_steps(engine, "advance", n_steps), make_saver(engine, None)
-    if saver is None:
-        return _advance(engine, Begun([state]), n_steps, shrinks, None)
-    with saver.opened(False, int(state.step_count)):
-        return _advance(engine, Begun([state]), n_steps, shrinks, saver)
+    asked, devices = devices, as_devices(devices, f"{name_of(engine)}.advance")
+    devices = as_many_as_pay(asked, devices, engine.model, state.batch.num_atoms, n_steps)
+    with contextlib.nullcontext() if saver is None else saver.opened(False, int(state.step_count)):
+        if devices is None:
+            return _advance(engine, Begun([state]), n_steps, shrinks, saver)
+        with engine:
+            if any(int(buffer.count) for buffer in state.records):
+                run = Run(engine, state)
+                run.drain()
+                state = run.with_names()
+            over = OverDevices(engine, state.batch, devices, None, saver, state, shrinks, finalizes=False)
+            over.run(n_steps)
+            return over.state()
 
 
 def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: Saver | None) -> DynamicsState:
@@ -134,7 +182,7 @@ def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: S
                 if not isinstance(e, KeyboardInterrupt):
                     raise
                 text = f"{name_of(engine)} was interrupted after step {run.report.step}"
-                if _in_notebook():
+                if in_notebook():
                     begun.interrupted = True
                     warnings.warn(f"{text}; this is the state so far.", RuntimeWarning, stacklevel=4)
                     return run.with_names()
@@ -145,15 +193,6 @@ def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: S
         carry_state(e, run.with_names())
         raise
     return run.with_names()
-
-
-def interrupted(error: BaseException, text: str, state: DynamicsState) -> Interrupted:
-    """The exception for Ctrl-C, with the state so far and the notes of the original one."""
-    stopped = Interrupted(f"{text}; the state so far is the `state` of this exception.")
-    stopped.state = state
-    for note in getattr(error, "__notes__", ()):
-        stopped.add_note(note)
-    return stopped
 
 
 def refuse_tracing(engine: Engine, method: str, given: Any) -> None:
@@ -169,8 +208,4 @@ def refuse_tracing(engine: Engine, method: str, given: Any) -> None:
         )
 
 
-def _in_notebook() -> bool:
-    return hasattr(builtins, "__IPYTHON__")
-
-
-__all__ = ["advance", "interrupted", "refuse_tracing", "run", "run_batch"]
+__all__ = ["advance", "refuse_tracing", "run", "run_batch"]

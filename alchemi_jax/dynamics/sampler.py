@@ -15,6 +15,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
+from alchemi_jax.dynamics.devices.devices import as_devices
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
@@ -57,13 +58,17 @@ class Sampler:
         skip: system_ids of systems to leave out, such as those that an earlier run has finished.
         prepare: a function Batch -> Batch that is applied to each window of systems after reading, such as
             `lambda batch: initialize_velocities(batch, 300.0)`.
+        devices: "all", a number, or a list of devices of JAX; on a CPU its cores. Each of them has so many
+            systems and atoms in flight, and takes the next system as it has room. Hooks of the host see the
+            systems of one device at a time.
 
     The `system_id` of a system is its place in the source, from 0; systems of a Batch keep theirs. Extras
     that all structures of the first window have become arrays, others go into `info`.
 
     Attributes:
         skipped: (system_id, name, reason) of the systems that the last run left out.
-        traffic: statistics of the last run: systems, refills, steps, occupancy, seconds.
+        traffic: statistics of the last run: systems, refills, steps, occupancy, seconds;
+            of several devices also the part of the time in which each was busy.
 
     Raises:
         ValueError: naming the argument.
@@ -85,6 +90,7 @@ class Sampler:
         shrink: bool = False,
         skip: Collection[int] = (),
         prepare: Callable[[Batch], Batch] | None = None,
+        devices: Any = None,
     ):
         self.max_systems = natural("max_systems")(max_systems)
         self.max_atoms = None if max_atoms is None else natural("max_atoms")(max_atoms)
@@ -107,7 +113,8 @@ class Sampler:
         self.skip = frozenset(system_ids("skip")(skip))
         self.prepare = optional(function("prepare"))(prepare)
         float_dtype(dtype)
-        self.source, self.dtype = source, dtype
+        as_devices(devices, "Sampler")
+        self.source, self.dtype, self.devices = source, dtype, devices
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None
 

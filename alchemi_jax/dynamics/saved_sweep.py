@@ -35,17 +35,16 @@ class Progress:
     """How far a sweep is.
 
     Attributes:
-        groups: number of groups that are finished. `steps`: that they took together.
-        columns: their part of the table. `states`: theirs, if the sweep returns them.
-        unfinished: states of the group that has begun, and its observables.
+        columns: of each group that is finished its part of the table. `states`: theirs, if the sweep returns
+        them. `steps`: that they took together.
+        unfinished: of each group that has begun the states, and its observables.
         complete: whether all is done.
     """
 
-    groups: int = 0
     steps: int = 0
-    columns: list[Columns] = dataclasses.field(default_factory=list)
-    states: list[DynamicsState] = dataclasses.field(default_factory=list)
-    unfinished: tuple[DynamicsState, dict[str, Any]] | None = None
+    columns: dict[int, Columns] = dataclasses.field(default_factory=dict)
+    states: dict[int, DynamicsState] = dataclasses.field(default_factory=dict)
+    unfinished: dict[int, tuple[DynamicsState, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     complete: bool = False
 
 
@@ -84,7 +83,7 @@ class SweepSaver:
         with self.saver.opened(self.resume, look=lambda found: self._look(found, first)) as progress:
             yield progress or Progress()
 
-    def before_segment(self, progress: Progress, group: Group) -> int | None:
+    def before_segment(self, progress: Progress, number: int, group: Group) -> int | None:
         """Save the sweep if it is due. The number of steps of the group at which the segment must end.
 
         Raises:
@@ -95,30 +94,37 @@ class SweepSaver:
         step = progress.steps + group.step
         stops = self.saver.should_stop()
         if stops or self.saver.is_due(step):
-            self.save(progress, group)
+            self.save(progress, {number: group})
         if stops:
             raise Interrupted(f"the sweep of {name_of(self.engine)} was told to stop; it is saved")
         latest = self.saver.next_step(step)
         return None if latest is None else latest - progress.steps
 
-    def save(self, progress: Progress, group: Group | None) -> None:
-        """Save the sweep; without a group all of it is done."""
+    def save(self, progress: Progress, groups: dict[int, Group], ended: bool = False) -> None:
+        """Save the sweep, with the groups that have begun, by their numbers."""
         if self.saver is None or progress.complete:
             return
         lists = self.runner.neighbors
-        begun = None if group is None or group.states is None else group
+        begun = {number: group for number, group in groups.items() if group.states is not None}
+        finished = sorted(progress.columns)
         rest = {
             "asked": self.asked,
             "sizes": None if lists is None else dataclasses.asdict(lists.sizes),
-            "groups": progress.groups,
+            "finished": finished,
             "steps": progress.steps,
-            "columns": progress.columns,
-            "states": [_pack(states, None) for states in progress.states],
-            "unfinished": None if begun is None else _pack(begun.states, begun.goes_on),
-            "observed": None if begun is None else jax.device_get(begun.columns),
+            "columns": [progress.columns[number] for number in finished],
+            "states": [_pack(progress.states[number], None) for number in finished if progress.states],
+            "unfinished": [
+                {
+                    "group": number,
+                    "states": _pack(group.states, group.goes_on),
+                    "observed": jax.device_get(group.columns),
+                }
+                for number, group in begun.items()
+            ],
         }
-        step = progress.steps + (0 if begun is None else begun.step)
-        self.saver.save([], rest, group is None, step)
+        step = progress.steps + sum(group.step for group in begun.values())
+        self.saver.save([], rest, ended, step)
 
     def _look(self, found: Checkpoint, first: Group) -> Progress:
         """How far a checkpoint is."""
@@ -127,14 +133,18 @@ class SweepSaver:
         check_asked(where, rest["asked"], self.asked)
         if rest["sizes"] is not None and self.runner.neighbors is not None:
             self.runner.neighbors = resized(self.runner.neighbors, ListSizes(**rest["sizes"]))
+        if "finished" not in rest:
+            raise AnotherRun(f"{where} was written by another version of alchemi_jax.")
+        finished = rest["finished"]
+        states = [self._unpack(where, packed, first) for packed in rest["states"]]
         return Progress(
-            groups=rest["groups"],
             steps=rest["steps"],
-            columns=rest["columns"],
-            states=[self._unpack(where, packed, first) for packed in rest["states"]],
-            unfinished=None
-            if rest["unfinished"] is None
-            else (self._unpack(where, rest["unfinished"], first), rest["observed"]),
+            columns=dict(zip(finished, rest["columns"], strict=True)),
+            states=dict(zip(finished, states, strict=True)) if states else {},
+            unfinished={
+                one["group"]: (self._unpack(where, one["states"], first), one["observed"])
+                for one in rest["unfinished"]
+            },
             complete=found.about["ended"],
         )
 

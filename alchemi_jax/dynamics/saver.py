@@ -7,7 +7,8 @@ which all rows are written and all hooks of the last step were called.
 
 import dataclasses
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
@@ -50,6 +51,16 @@ class Saved:
     ended: bool
 
 
+@runtime_checkable
+class Asked(Protocol):
+    """What a driver asks between two segments: a `Saver`, or what asks one for several drivers."""
+
+    def should_stop(self) -> bool: ...
+    def is_due(self, step: int) -> bool: ...
+    def next_step(self, step: int) -> int | None: ...
+    def save(self, states: list[DynamicsState], rest: dict[str, Any], ended: bool = False) -> None: ...
+
+
 class Saver(AbstractSaver):
     """The checkpoints of one call of `run` or `advance`.
 
@@ -64,6 +75,11 @@ class Saver(AbstractSaver):
         self._origin = Origin(engine).describe()
         #: Of the systems with which the run begins, if it was given a batch.
         self.marks: Marks | None = None
+
+    @property
+    def out_of_steps(self) -> Path:
+        """The folder of systems that left a stream without steps."""
+        return self.store.folder / "out_of_steps"
 
     def _check_origin(self, found: Checkpoint) -> None:
         """Raises AnotherRun, naming what differs."""
@@ -158,4 +174,4 @@ def make_saver(
     return None if hook is None else Saver(engine, hook, kind, sink)
 
 
-__all__ = ["Saved", "Saver", "make_saver"]
+__all__ = ["Asked", "Saved", "Saver", "make_saver"]

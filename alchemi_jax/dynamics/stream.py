@@ -4,6 +4,7 @@ Structures are read ahead in another thread, a window at a time, and are kept as
 the sampler decides which of them is next.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,8 @@ class Stream:
 
     `check` raises a ValueError for a batch with a system that cannot be treated. `saved`: what `saved` gave,
     of a run that goes on; `known` are the systems that are in its batch. `marks`: whether systems are to be
-    known again by a run that goes on.
+    known again by a run that goes on. `shares`: number of batches that are filled from the stream, each by a
+    thread of its own.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class Stream:
         saved: Mapping[str, Any] | None = None,
         known: HostBatch | None = None,
         marks: bool = False,
+        shares: int = 1,
     ):
-        self.sampler, self.model, self.check = sampler, model, check
+        self.sampler, self.model, self.check, self.shares = sampler, model, check, shares
+        #: Held while systems are taken, and by those who need that none are.
+        self.lock = threading.RLock()
         before = {} if saved is None else saved
         sampler.skipped = [(int(i), str(name), str(reason)) for i, name, reason in before.get("skipped", [])]
         #: Ids of the systems that were taken or left out.
@@ -71,7 +76,8 @@ class Stream:
         first = sizes if sizes is not None else self._sizes()
         if len(first):
             if sampler.max_atoms is None:
-                enough = int(np.ceil(first.mean() * min(sampler.max_systems, len(first)) * 1.05))
+                most = min(sampler.max_systems, -(-len(first) // shares))
+                enough = int(np.ceil(first.mean() * most * 1.05))
                 enough = max(int(first.max()), enough)
                 self.max_atoms = round_up(enough, sizes_per_octave(enough), 16)
             self._widen(first)
@@ -95,14 +101,15 @@ class Stream:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of the stream."""
-        self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
-        return {
-            "gone": self._gone[0],
-            "max_atoms": self.max_atoms,
-            "largest": self.largest,
-            "skipped": [list(entry) for entry in self.sampler.skipped],
-            "marks": None if self._marks is None else self._marks.of(self._gone[0]),
-        }
+        with self.lock:
+            self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
+            return {
+                "gone": self._gone[0],
+                "max_atoms": self.max_atoms,
+                "largest": self.largest,
+                "skipped": [list(entry) for entry in self.sampler.skipped],
+                "marks": None if self._marks is None else self._marks.of(self._gone[0]),
+            }
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -115,7 +122,16 @@ class Stream:
     @property
     def more(self) -> bool:
         """Whether any system waits, read or not."""
-        return len(self) > 0 or self._coming is not None
+        with self.lock:
+            return len(self) > 0 or self._coming is not None
+
+    @property
+    def places(self) -> int:
+        """The number of systems with which each batch begins."""
+        with self.lock:
+            self._read_ahead()
+            most = self.sampler.max_systems
+            return most if self._coming is not None else min(most, -(-len(self) // self.shares))
 
     def _sizes(self) -> Int[np.ndarray, " systems"]:
         return np.zeros(0, int) if self.waiting is None else self.waiting.atoms_per_system
@@ -213,8 +229,17 @@ class Stream:
         self, systems: int, atoms: int, pairs: float | int
     ) -> tuple[HostBatch, Int[np.ndarray, " taken"]] | None:
         """The next systems that fit into this room, and the pairs of each; None if none fits."""
+        with self.lock:
+            self._read_ahead()
+            return self._take(systems, atoms, pairs)
+
+    def _read_ahead(self) -> None:
         while self._coming is not None and len(self) <= self.sampler.window // 2:
             self._read()
+
+    def _take(
+        self, systems: int, atoms: int, pairs: float | int
+    ) -> tuple[HostBatch, Int[np.ndarray, " taken"]] | None:
         if self.waiting is None:
             return None
         sizes, rows = self._sizes(), list[int]()

@@ -72,6 +72,8 @@ class HookFlags:
     """The hook relates systems of a batch to one another, so none may leave, enter or change its row."""
     follows_systems: bool = False
     """Host and recording hooks: the hook identifies systems by `system_id`, so they may change their rows."""
+    one_device: bool = False
+    """Host hooks: the hook measures or drives the device, so the run must be on one."""
     own_steps: bool = False
     """Host and recording hooks: the frequency counts the steps of each system, not those of the run. The hook
     is called in the steps in which it is due for any system, and these are its `ctx.active_mask` (at

@@ -212,14 +212,22 @@ class HookSet(eqx.Module):
             called = step % hook.frequency == 0 if due is None else due(hook)
             if not np.any(called):
                 continue
-            seen = narrow(ctx, called) if np.ndim(called) else ctx
-            with note_errors(hook, f"at {stage.name} of step {step}"):
-                answer = hook(seen, stage)
-            if answer is not None:
-                raise TypeError(
-                    f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
-                    "observes and returns None; to change the run write a TracedHook."
-                )
+            call_host(hook, narrow(ctx, called) if np.ndim(called) else ctx, stage, step)
+
+
+def call_host(hook: Any, ctx: HookContext, stage: Enum, step: int) -> None:
+    """Call a host hook. Exceptions get a note with hook, stage and step.
+
+    Raises:
+        TypeError: naming the hook, if it returns anything.
+    """
+    with note_errors(hook, f"at {stage.name} of step {step}"):
+        answer = hook(ctx, stage)
+    if answer is not None:
+        raise TypeError(
+            f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
+            "observes and returns None; to change the run write a TracedHook."
+        )
 
 
 class _WithoutMemory(TracedHook):
@@ -242,4 +250,4 @@ def _numbers_as_leaves(hook: TracedHook) -> TracedHook:
     )
 
 
-__all__ = ["HookSet", "StaticHook", "StaticRecorder"]
+__all__ = ["HookSet", "StaticHook", "StaticRecorder", "call_host"]

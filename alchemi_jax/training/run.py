@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -22,6 +23,7 @@ from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
 from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
+from alchemi_jax.training.devices import as_mesh, at_first, deal_to, on_all, on_one
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.origin import describe
 from alchemi_jax.training.references import check_same_references
@@ -49,8 +51,10 @@ def run(
     resume: str | os.PathLike | None,
     key: Any,
     state: TrainingState | None,
+    devices: Any = None,
 ) -> TrainingState:
     """See `Trainer.run`."""
+    mesh = as_mesh(devices, "Trainer.run")
     if is_traced((trainer, data, state)):
         raise ValueError("Trainer.run calls the host, so it cannot be traced: inside transforms use step.")
     if (epochs is None) == (n_steps is None):
@@ -85,7 +89,7 @@ def run(
     opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, step, look)
     with opened as restored:
         begun = begun if restored is None else restored
-        loop = Loop(trainer, ready, others, example, begun, saver)
+        loop = Loop(trainer, ready, others, example, begun, saver, mesh)
         with trainer:
             try:
                 loop.train(epochs, n_steps)
@@ -106,7 +110,8 @@ class Loop:
     """A training that goes on.
 
     Attributes:
-        state: without the rows that wait on the device, which are in `rows`.
+        mesh: the devices; None: the one that JAX uses anyway.
+        state: without the rows that wait on the device, which are in `rows`; both are on all devices.
         step, epoch, position: as in the state, known on the host.
     """
 
@@ -118,14 +123,16 @@ class Loop:
         example: Item,
         state: TrainingState,
         saver: TrainingSaver | None,
+        mesh: Mesh | None = None,
     ):
-        self.trainer, self.data, self.validation, self.saver = trainer, data, validation, saver
-        self.device = Partitioned(trainer.on_device())
+        self.trainer, self.saver, self.mesh = trainer, saver, mesh
+        self.data, self.validation = deal_to(mesh, data), deal_to(mesh, validation)
+        self.device = on_all(mesh, Partitioned(trainer.on_device()))
         self.frozen = trainer.frozen()
         self.hooks = trainer.hooks
         self.observers = [entry.hook for entry in self.hooks.host]
-        self.rows: tuple[RecordBuffer, ...] = state.records
-        self.state = state.replace(records=())
+        self.rows: tuple[RecordBuffer, ...] = on_all(mesh, state.records)
+        self.state = on_all(mesh, state.replace(records=()))
         self.step, self.epoch = int(state.step_count), int(state.epoch)
         self.position = int(state.position)
         self.batch = example
@@ -156,8 +163,9 @@ class Loop:
         self.looked = time.monotonic()
         self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
-            hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
-            check_same_references(data, hook.ready, "the data of ValidationHook")
+            others = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            check_same_references(data, others, "the data of ValidationHook")
+            hook.ready = deal_to(mesh, others)
         self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------
@@ -216,8 +224,8 @@ class Loop:
         self.drain()
         self.call(TrainingStage.AFTER_EPOCH)
         self.epoch, self.position = self.epoch + 1, 0
-        zero = jnp.zeros((), jnp.int32)
-        self.state = self.state.replace(epoch=jnp.asarray(self.epoch, jnp.int32), position=zero)
+        counts = on_all(self.mesh, (jnp.asarray(self.epoch, jnp.int32), jnp.zeros((), jnp.int32)))
+        self.state = self.state.replace(epoch=counts[0], position=counts[1])
         if self.validation is not None:
             self.validate(self.validation)
 
@@ -280,13 +288,13 @@ class Loop:
         if not any(self.waiting):
             return
         buffers = jax.device_get(self.rows)
-        self.rows = emptied(self.rows)
+        self.rows = on_all(self.mesh, emptied(self.rows))
         self.waiting = [0] * len(self.waiting)
         write_rows([entry.hook for entry in self.hooks.recording], buffers, self.step)
 
     def whole_state(self) -> TrainingState:
-        """The state with the rows that wait."""
-        return self.state.replace(records=self.rows)
+        """The state with the rows that wait, on one device."""
+        return on_one(self.mesh, self.state.replace(records=self.rows))
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -334,7 +342,7 @@ class Loop:
 
     def context(self, stage: TrainingStage, step: int, found: Validation | None) -> TrainingContext:
         """What host hooks see; before a batch or an epoch there is no loss yet."""
-        state, report = self.state, None if stage in _BEFORE else self.report
+        state, report = at_first(self.mesh, (self.state, None if stage in _BEFORE else self.report))
         batch = (self.batch if found is None else found.batch).to_batch()
         params = state.params
         loss, losses, gradients = None, None, None

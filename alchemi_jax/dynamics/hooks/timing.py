@@ -44,6 +44,7 @@ class StageTimingHook:
 
     #: It needs the clock only, so nothing is fetched from the device for it.
     reads_batch = False
+    one_device = True
 
     def __init__(self, frequency: int = 1):
         self.stage: DynamicsStage | None = None

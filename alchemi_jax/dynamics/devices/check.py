@@ -1,0 +1,91 @@
+"""What cannot be divided among devices is refused by name, before anything is compiled."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
+from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.errors import name_of
+from alchemi_jax.hooks import TracedHook
+from alchemi_jax.hooks.protocol import flag
+from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import map_by_level
+
+
+_WHERE = "with devices= each device has some of the systems"
+
+
+def check_hooks(engine: Engine) -> None:
+    """Check that no hook relates systems to one another, or measures a device.
+
+    Raises:
+        ValueError: naming the hook.
+    """
+    for group in engine.groups:
+        for hook in group.hooks:
+            if flag(hook, "needs_fixed_systems"):
+                raise ValueError(
+                    f"{name_of(hook)} relates systems of a batch to one another, but {_WHERE}: leave one of "
+                    "the two out."
+                )
+            if flag(hook, "one_device"):
+                raise ValueError(f"{name_of(hook)} measures one device: leave devices out.")
+
+
+def check_memories(engine: Engine, batch: Batch) -> None:
+    """Check that traced hooks have neither values for rows nor a memory that all systems share.
+
+    Raises:
+        ValueError: naming the hook.
+    """
+    lengths = {batch.system_capacity, batch.atom_capacity, batch.num_systems, batch.num_atoms} - {1}
+    for group in engine.groups:
+        for hook in group.hooks.traced:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(hook):
+                if eqx.is_array(leaf) and leaf.ndim and leaf.shape[0] in lengths:
+                    raise ValueError(
+                        f"{name_of(hook)}{jax.tree_util.keystr(path)} has a value for each row, but "
+                        f"{_WHERE}: leave devices out."
+                    )
+            if _has_shared(hook, batch):
+                raise ValueError(
+                    f"{name_of(hook)} has a memory that all systems share, but {_WHERE}: declare it per "
+                    "system or per atom (alchemi_jax.levels), or leave devices out."
+                )
+
+
+def _has_shared(hook: TracedHook, batch: Batch) -> bool:
+    if type(hook).init is TracedHook.init:
+        return False
+    memory, found = jax.eval_shape(lambda: hook.init(batch)), []
+
+    def look(level: str, leaf: Any) -> Any:
+        if level == "shared":
+            found.append(leaf)
+        return leaf
+
+    map_by_level(look, memory)
+    return bool(found)
+
+
+def check_follows(engine: Engine) -> None:
+    """Check that hooks of the host know systems by their ids: in a stream they see those of one device.
+
+    Raises:
+        ValueError: naming the hook.
+    """
+    for group in engine.groups:
+        for entry in [*group.hooks.host, *group.hooks.recording]:
+            hook = entry.hook
+            known = flag(hook, "follows_systems") or flag(hook, "own_steps")
+            if not known and not isinstance(hook, CheckpointHook):
+                raise ValueError(
+                    f"{name_of(hook)} is not known to identify systems by their ids. With a sampler and "
+                    "devices= it sees the systems of one device at a time: leave one of the two out, or set "
+                    "`follows_systems = True` on the hook."
+                )
+
+
+__all__ = ["check_follows", "check_hooks", "check_memories"]
