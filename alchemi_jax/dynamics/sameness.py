@@ -48,8 +48,8 @@ def sums_of(host: HostBatch) -> Float[np.ndarray, "systems arrays 2"]:
 
     def sums(rows: np.ndarray) -> Float[np.ndarray, "rows 2"]:
         rows = rows.reshape(len(rows), -1).astype(np.float64)
-        weights = _weights(np.arange(rows.shape[1]))
-        return np.stack([rows @ weights, abs(rows) @ weights], axis=1)
+        weighted = rows * _weights(np.arange(rows.shape[1]))
+        return np.stack([weighted.sum(axis=1), abs(weighted).sum(axis=1)], axis=1)
 
     atoms, systems = _taken_from(host)
     of_atom = _weights(np.arange(len(host.batch_idx)) - host.first_atom[host.batch_idx])[:, None]
