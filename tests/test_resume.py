@@ -110,12 +110,10 @@ ENGINES = {
 
 
 #: The others are of the same kinds.
-SHORT = ("Langevin", "FIRE", "LBFGS")
+SHORT = {"Langevin": (), "FIRE": pytest.mark.cheap_xla, "LBFGS": pytest.mark.cheap_xla}
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in ENGINES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SHORT.get(n, pytest.mark.long)) for n in ENGINES])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Also memories of hooks, tables of observers, and a key of another generator."""
     make = ENGINES[name]
@@ -174,12 +172,17 @@ STREAMS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n == "relax" else n for n in STREAMS]
+    "name",
+    [
+        pytest.param("relax", marks=pytest.mark.long),
+        pytest.param("pipeline", marks=pytest.mark.cheap_xla),
+        "dynamics",
+    ],
 )
 def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Finished systems, rows and frames; then all systems get more steps, those that have left, too."""
     make, more, shrinks, structure = STREAMS[name]
-    source = [structure(i) for i in range(9)]
+    source = [structure(i) for i in range(6)]
 
     def run(folder, *hooks, sink=True, **given):
         out = ZarrData(folder / "finished.zarr") if sink else None
@@ -219,6 +222,7 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(longer[field], direct[field], field)
 
 
+@pytest.mark.cheap_xla
 def test_a_batch_that_shrinks_goes_on_bit_for_bit(tmp_path):
     """Stopped so often that it is saved in several of the batches that it goes through."""
     batch = Batch.from_ase([molecule(i) for i in range(8)])
@@ -252,6 +256,7 @@ OTHERS = {
     "element": ({"batch": "ArNe"}, None, "atom 1 was Ar and is Ne"),
     "systems": ({"batch": 2}, None, "it has 3 systems, this one 2"),
     "precision": ({"batch": np.float32}, None, "is in float64, the batch in float32"),
+    "bits": ({"x64": False}, None, "of a run with jax_enable_x64 True, which is False now: set it as it was"),
     "kind": ({"batch": "stream"}, None, "is of a run with a batch, this one has a stream"),
     "folder": ({"hooks": [CheckpointHook("elsewhere")]}, None, "give one folder"),
     "no resume": ({"resume": None}, None, "checkpoints of an earlier run, up to step 12"),
@@ -264,6 +269,7 @@ def test_a_checkpoint_of_another_run_is_refused(name, saved):
     folder, _ = saved
     given = {"n_steps": 12, **changed}
     key = jax.random.key(given.pop("key")) if "key" in given else None
+    x64 = given.pop("x64", True)
     resume, other, model = given.pop("resume", folder), given.pop("batch", None), given.pop("model", WELL)
     if resume is None:
         given["hooks"] = [CheckpointHook(folder)]
@@ -278,7 +284,7 @@ def test_a_checkpoint_of_another_run_is_refused(name, saved):
     what = {"batch": Batch.from_ase(structures, dtype=dtype)}
     if other == "stream":
         what = {"sampler": Sampler(structures)}
-    with pytest.raises(ValueError, match=message) as caught:
+    with jax.enable_x64(x64), pytest.raises(ValueError, match=message) as caught:
         engine.run(**what, key=key, resume=resume)
     assert "\n" not in str(caught.value)
 

@@ -1,8 +1,6 @@
-"""CHGNet: the pretrained universal potential for crystals, in JAX.
+"""CHGNet: the pretrained universal potential for crystals, a graph network on atoms, bonds and angles.
 
-Deng et al., Nature Machine Intelligence 5, 1031 (2023), https://doi.org/10.1038/s42256-023-00716-3. A graph
-network on atoms, bonds and angles; it also gives magnetic moments. The weights are those of the `chgnet`
-package (modified BSD license); see `chgnet_weights`.
+The weights are those of the `chgnet` package (modified BSD license); see `chgnet_weights`.
 
 Symbols: atoms i have features v_i, edges i <- j within 6 Å (5 Å in version 0.2.0) features e_ij, the bonds
 among them within 3 Å change theirs, angles (two bonds of one atom) features a. A gated perceptron is
@@ -119,11 +117,13 @@ class CHGNet(AbstractGraphModel):
     """CHGNet with pretrained weights, for H to Bi and Ac to Pu: `CHGNet.load()`.
 
     Energies are those of the chgnet package for the same version, in eV, corrected as in the Materials
-    Project. Results also have `magmoms`, magnetic moments of atoms in Bohr magnetons.
+    Project. Results also have `magmoms`, sizes of the magnetic moments of atoms in Bohr magnetons.
 
     Attributes:
         version: of the weights: "0.3.0", "0.2.0" or "r2scan".
         cutoff: Å, of the edges. `inner_cutoff`: Å, of the bonds.
+
+    Source: Deng et al., Nat. Mach. Intell. 5, 1031 (2023), doi:10.1038/s42256-023-00716-3.
     """
 
     references: Float[Array, " elements"] = eqx.field(repr=False)
@@ -148,6 +148,7 @@ class CHGNet(AbstractGraphModel):
     in_chunks: bool = eqx.field(static=True, converter=as_flag("in_chunks"), default=True, repr=False)
 
     extra_results: ClassVar[Mapping[str, Level]] = {"magmoms": "atom"}
+    never_negative: ClassVar[tuple[str, ...]] = ("magmoms",)
     reverse_edges: ClassVar[bool] = True
 
     @property

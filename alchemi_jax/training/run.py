@@ -93,7 +93,7 @@ def run(
         loop = Loop(trainer, ready, others, example, begun, saver, mesh)
         with trainer:
             try:
-                loop.train(epochs, n_steps)
+                loop.train(epochs, n_steps, resumed=restored is not None)
             except BaseException as e:
                 with contextlib.suppress(Exception):
                     loop.drain()
@@ -155,24 +155,26 @@ class Loop:
         }
         self.enders = [hook for hook in self.observers if hasattr(hook, "ends_run")]
         watched = [h for h in self.observers if any(runs_on(h, stage) for stage in _BATCH)]
-        self.counts_exactly = self.may_skip and bool(watched or saver)
-        self.per_step = [
-            sum(runs_on(entry.hook, stage) for stage in IN_STEP) for entry in self.hooks.recording
-        ]
+        self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
+        self.counts_exactly = self.may_skip and bool(watched or saver or self.validations)
+        # No buffers if all of these hooks record outside of the step.
+        self.per_step = [sum(runs_on(hook, stage) for stage in IN_STEP) for hook in recording if self.rows]
         self.waiting = [int(buffer.count) for buffer in self.rows]
         self.room = [buffer.capacity // 2 for buffer in self.rows]
         self.looked = time.monotonic()
-        self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
             others = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
             check_same_references(data, others, "the data of ValidationHook")
             hook.ready = deal_to(mesh, others)
-        self.validated_at = -1
 
     # -- the whole -------------------------------------------------------------------------------
 
-    def train(self, epochs: int | None, n_steps: int | None) -> None:
-        """Train until so many epochs or steps are complete, or a hook ends it."""
+    def train(self, epochs: int | None, n_steps: int | None, resumed: bool = False) -> None:
+        """Train until so many epochs or steps are complete, or a hook ends it.
+
+        Args:
+            resumed: whether it goes on from a checkpoint.
+        """
         self.call(TrainingStage.SETUP)
         self.call(TrainingStage.BEFORE_TRAINING)
         started = self.step
@@ -182,15 +184,23 @@ class Loop:
             skipped = int(self.state.skipped)
             if skipped > max(_MOST_SKIPPED, len(self.data)):
                 self._raise(f"the last {skipped} steps were skipped")
-        if self.validated_at != self.step and self.step > started:
-            for hook in self.validations:
-                hook.put(self.step, self.epoch, self.validate(hook.ready))
-            if self.validation is not None:
-                self.validate(self.validation)
         self.drain()
+        # Of hooks the last checkpoint has what they are before the end: with a larger total a training goes
+        # on from there as if it had never ended, and one that is complete ends again.
+        outside = None if self.saver is None else self.saver.copy_outside()
+        if resumed or self.step > started:
+            self._validate_at_end()
         self.call(TrainingStage.AFTER_TRAINING)
         if self.saver is not None:
-            self.saver.save(self.whole_state(), self.step, ended=True)
+            self.saver.save(self.whole_state(), self.step, outside, ended=True)
+
+    def _validate_at_end(self) -> None:
+        """The validations that were not due after the last step."""
+        for hook in self.validations:
+            if self.step % hook.every:
+                hook.put(self.step, self.epoch, self.validate(hook.ready))
+        if self.validation is not None and self.position:
+            self.validate(self.validation)
 
     def _ends(self, epochs: int | None, n_steps: int | None) -> bool:
         if any(hook.ends_run for hook in self.enders):
@@ -254,7 +264,6 @@ class Loop:
         """Validate, and call the hooks of AFTER_VALIDATION."""
         self.check()
         found = validate_compiled(self.device, self.state, data)
-        self.validated_at = self.step
         self.call(TrainingStage.AFTER_VALIDATION, found=found)
         return found
 
