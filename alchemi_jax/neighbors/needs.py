@@ -38,6 +38,11 @@ class Needs:
         """The needs of some of the systems."""
         return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
+    def most(self, n: int) -> "Needs":
+        """The n largest values of each kind, which no longer belong together: enough to choose the capacities
+        of a batch with n places."""
+        return Needs(*(np.sort(getattr(self, f.name))[-n:] for f in dataclasses.fields(self)))
+
     @classmethod
     def join(cls, parts: Sequence["Needs"]) -> "Needs":
         """The needs of several batches, one after another."""
