@@ -174,7 +174,8 @@ class _ClusterRun:
         self.came: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.pace = Pace(any(flag(h, "judges_convergence") for g in engine.groups for h in g.hooks.traced))
         self.traffic = Traffic()
-        self.places, self.needs = stream.places, None
+        self.places = stream.places
+        self.needs: nl.Needs | None = None
         sizes = stream.sampler.sizes()
         #: Systems that were not given out; infinite if their number is not known.
         self.left = np.inf if sizes is None else float(len(sizes) - progress.finished)
@@ -294,8 +295,7 @@ class _ClusterRun:
         """The lists of all workers have room for any systems that were read so far."""
         needs = self.stream.needs
         if needs is not None:
-            both = needs if self.needs is None else nl.Needs.join([self.needs, needs])
-            self.needs = both.most(self.places)
+            self.needs = needs.largest(self.places, self.needs)
 
     def _submit(self, task: _Task) -> None:
         sampler = self.stream.sampler

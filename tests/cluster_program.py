@@ -1,0 +1,373 @@
+"""Runs over the workers of a Dask cluster: cluster_program.py CASE FOLDER [kills].
+
+`test_cluster.py` runs them, each case in a process of its own. "threads" has one worker in a thread of this
+process, so that little is compiled; "kills" has processes, and ends them at random moments.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+jax.config.update("jax_enable_x64", True)
+
+import distributed
+from ase.build import molecule
+
+from alchemi_jax.dynamics import (
+    FIRE,
+    NVE,
+    ConvergenceHook,
+    Sampler,
+    connect,
+    integrate_all,
+    relax_all,
+    run_on_cluster,
+)
+from alchemi_jax.dynamics.cluster import run as cluster_run
+from alchemi_jax.dynamics.cluster import worker
+from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook, SnapshotHook
+from alchemi_jax.dynamics.interrupt import Interrupted
+from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
+from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.models import HarmonicModel
+
+
+MODEL = HarmonicModel(k=1.0)
+#: On 0.10.1 paths are the same bit for bit wherever a system is computed.
+BITWISE = jax.__version__ == "0.10.1"
+
+
+def structures(n=12):
+    rng, found = np.random.default_rng(0), []
+    for i in range(n):
+        atoms = molecule(("H2O", "NH3", "CO2")[i % 3])
+        atoms.rattle(0.1, rng=rng)
+        atoms.info["number"] = i
+        found.append(atoms)
+    return found
+
+
+def assert_same(a, b):
+    order = [np.argsort(x.system_id) for x in (a, b)]
+    a, b = a.take(order[0]), b.take(order[1])
+    np.testing.assert_array_equal(a.system_id, b.system_id)
+    for name in ("positions", "velocities", "energy", "forces", "outcome", "steps_taken", "status"):
+        if BITWISE:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        else:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-9, atol=1e-11, err_msg=name)
+    assert [m.info for m in a.meta] == [m.info for m in b.meta]
+
+
+def rows(path):
+    """The lines of a log, in the order of systems and steps."""
+    return sorted(path.read_text().splitlines()[1:], key=lambda line: [int(x) for x in line.split(",")[1::-1]])
+
+
+class Spy:
+    """The systems of each task, and what to do instead of computing one."""
+
+    def __init__(self, instead=lambda host, compute: compute()):
+        self.tasks, self.instead, self.real = [], instead, worker._compute
+
+    def __enter__(self):
+        worker._compute = self
+        return self
+
+    def __exit__(self, *exc):
+        worker._compute = self.real
+
+    def __call__(self, engine, host, room):
+        self.tasks.append(host.system_id.tolist())
+        return self.instead(host, lambda: self.real(engine, host, room))
+
+
+# -- one worker, in a thread of this process -----------------------------------------------------------
+
+
+def threads(folder):
+    with distributed.Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as client:
+        relaxations_are_those_of_one_process(client)
+        hooks_write_here_and_once(client, folder)
+        a_run_goes_on(client, folder)
+        a_system_that_kills_its_workers_fails_alone(client)
+        what_goes_wrong_on_a_worker_is_told(client)
+        what_is_refused(client, folder)
+
+
+def relaxations_are_those_of_one_process(client):
+    options = {"fmax": 0.01, "n_steps": 300, "max_systems": 4}
+    with Spy() as spy:
+        out = relax_all(MODEL, structures(), client=client, **options)
+    assert_same(out.to_host(), relax_all(MODEL, structures(), **options).to_host())
+    assert sorted(sum(spy.tasks, [])) == list(range(12))
+    # A generator has no length, and tasks of one batch each are as good.
+    with Spy() as spy:
+        again = relax_all(MODEL, iter(structures()), client=client, policy="first come", **options)
+    assert_same(out.to_host(), again.to_host())
+    assert [len(task) for task in spy.tasks][0] == 4
+
+
+def hooks_write_here_and_once(client, folder):
+    def run(name, **more):
+        calls, frames = [], HostMemory()
+        engine = NVE(
+            model=MODEL,
+            dt=0.5,
+            n_steps=30,
+            hooks=[
+                LoggingHook(log_path=folder / f"{name}.csv", frequency=7, stage=DynamicsStage.BEFORE_STEP, final=True),
+                SnapshotHook(frames, 10, finished=False, final=True),
+                Seen(calls),
+            ],
+        )
+        sampler = Sampler(structures(10), max_systems=4)
+        if more:
+            out = run_on_cluster(engine, sampler, sink=HostMemory(), **more)
+        else:
+            out = engine.run(sampler=sampler, sink=HostMemory())
+        assert all(workflow is engine.parts[0] or type(workflow) is NVE for _, _, workflow in calls)
+        return out.read(), frames.read(), sorted(call[:2] for call in calls)
+
+    (a, frames_a, calls_a), (b, frames_b, calls_b) = run("here"), run("there", client=client)
+    assert_same(a, b)
+    assert rows(folder / "here.csv") == rows(folder / "there.csv")
+    assert len(rows(folder / "here.csv")) == 10 * 6
+    for name in ("positions", "steps_taken", "system_id"):
+        order = [np.lexsort([f.steps_taken, f.system_id]) for f in (frames_a, frames_b)]
+        x, y = frames_a.take(order[0])[name], frames_b.take(order[1])[name]
+        np.testing.assert_allclose(x, y, rtol=0 if BITWISE else 1e-9, atol=0 if BITWISE else 1e-11)
+    assert calls_a == calls_b
+
+
+class Seen:
+    """A host hook with a list, which stays in this process."""
+
+    stage, frequency, follows_systems, own_steps = DynamicsStage.AFTER_STEP, 15, True, True
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, ctx, stage):
+        for i in np.flatnonzero(ctx.active_mask):
+            self.calls.append((int(ctx.batch.system_id[i]), int(ctx.batch.steps_taken[i]), ctx.workflow))
+
+
+def a_run_goes_on(client, folder):
+    def run(stops, **more):
+        checkpoints = CheckpointHook(folder / "resume", should_stop=stops)
+        log = LoggingHook(log_path=folder / "resumed.csv", frequency=10)
+        sink = ZarrData(folder / "resumed.zarr")
+        key = more.pop("key", jax.random.key(1))
+        return integrate_all(
+            MODEL,
+            more.pop("source", structures()),
+            n_steps=more.pop("n_steps", 20),
+            temperature=100.0,
+            client=more.pop("client", client),
+            hooks=[log, checkpoints],
+            sink=sink,
+            key=key,
+            max_systems=4,
+            resume=folder / "resume",
+        )
+
+    with Spy() as first:
+        try:
+            run(lambda: len(first.tasks) > 1)
+        except Interrupted:
+            pass
+        else:
+            raise AssertionError("the run was to be told to stop")
+    done = ZarrData(folder / "resumed.zarr").read().system_id.tolist()
+    assert 0 < len(done) < 12
+    # As if it had been killed while it wrote what is not known to be done.
+    extra = ZarrData(folder / "resumed.zarr").read().take([0])
+    ZarrData(folder / "resumed.zarr").write(extra)
+    with Spy() as second:
+        out = run(lambda: False).read()
+    assert not set(done) & set(sum(second.tasks, [])), "finished systems are not computed again"
+    assert sorted(out.system_id.tolist()) == list(range(12))
+    again = integrate_all(
+        MODEL, structures(), n_steps=20, temperature=100.0, key=jax.random.key(1), max_systems=4,
+        hooks=[LoggingHook(log_path=folder / "plain.csv", frequency=10)],
+    )  # fmt: skip
+    assert_same(out, again.to_host())
+    assert rows(folder / "plain.csv") == rows(folder / "resumed.csv")
+    with Spy() as third:
+        assert len(run(lambda: False)) == 12
+    assert not third.tasks
+    others = structures()
+    others[3].positions += 0.01
+    for told, more in (
+        ("another key", {"key": jax.random.key(2)}),
+        ("finished systems do not go on", {"n_steps": 30}),
+        ("is not the system", {"source": others}),
+        ("of a run with a cluster, this one has a stream", {"client": None}),
+    ):
+        refused(told, lambda more=more: run(lambda: False, **more))
+    assert len(ZarrData(folder / "resumed.zarr")) == 12
+
+
+def a_system_that_kills_its_workers_fails_alone(client):
+    def die(host, compute):
+        if 5 in host.system_id:
+            raise distributed.KilledWorker("task", None, 3)
+        return compute()
+
+    with Spy(die) as spy, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        out = relax_all(MODEL, structures(), client=client, fmax=0.01, n_steps=300, max_systems=4).to_host()
+    assert [5] in spy.tasks
+    (text,) = [str(w.message) for w in told if " failed " in str(w.message)]
+    assert "system 5 (CO2) failed" in text
+    assert "each worker of the cluster" in text
+    assert out.failed.tolist() == [i == 5 for i in range(12)]
+    assert "died" in out.outcome_text(5)
+    assert (out.outcome[[i for i in range(12) if i != 5]] == 1).all()
+    np.testing.assert_array_equal(out[5].positions, structures()[5].positions)
+
+
+def what_goes_wrong_on_a_worker_is_told(client):
+    def fail(host, compute):
+        raise ValueError("something is wrong")
+
+    def twice(host, compute):
+        found = compute()
+        return found[0].take([0] * len(host)), *found[1:]
+
+    options = {"client": client, "fmax": 0.01, "n_steps": 300, "max_systems": 4}
+    with Spy(fail):
+        error = refused("something is wrong", lambda: relax_all(MODEL, structures(), **options))
+    assert "system 0" in "".join(error.__notes__)
+    sink = HostMemory()
+    with Spy(twice):
+        refused("each once", lambda: relax_all(MODEL, structures(), sink=sink, **options))
+    assert not len(sink)
+    # A result that is lost is asked for again.
+    lost = []
+    real = cluster_run._ClusterRun._submit
+
+    def submit(self, task):
+        real(self, task)
+        if not lost:
+            lost.append(task)
+            self.client.cancel([future for future, _ in self.pending.values()], force=True)
+
+    cluster_run._ClusterRun._submit = submit
+    try:
+        assert relax_all(MODEL, structures(), **options).converged.all()
+    finally:
+        cluster_run._ClusterRun._submit = real
+    assert lost
+
+
+def what_is_refused(client, folder):
+    lock = threading.Lock()
+
+    class Locked(Seen):
+        def __init__(self):
+            super().__init__([])
+            self.lock = lock
+
+    def engine(*hooks):
+        return FIRE(model=MODEL, n_steps=10, hooks=[ConvergenceHook.from_fmax(0.01), *hooks])
+
+    def run(engine, sampler=None, **more):
+        return run_on_cluster(engine, sampler or Sampler(structures(2)), more.pop("client", client), **more)
+
+    silent = CallbackHook(lambda ctx, stage: None, stage=DynamicsStage.AFTER_STEP)
+    for told, call in (
+        ("Locked cannot be pickled", lambda: run(engine(Locked()))),
+        ("is not known to identify systems", lambda: run(engine(silent))),
+        ("leave devices out", lambda: run(engine(), Sampler(structures(2), devices=2))),
+        ("counts steps", lambda: run(engine(CheckpointHook(folder / "c", frequency=5)))),
+        ("must be a distributed.Client", lambda: run(engine(), client="tcp://host:8786")),
+        ("takes a Sampler", lambda: run(engine(), structures(2))),
+    ):
+        refused(told, call)
+
+
+def refused(told, call):
+    try:
+        call()
+    except Exception as e:
+        assert told in str(e), f"{e!r}, expected {told!r}"
+        return e
+    raise AssertionError(f"nothing was said of {told!r}")
+
+
+# -- processes -----------------------------------------------------------------------------------------
+
+
+def kills(folder, wanted):
+    """Workers are killed at random moments, and every system comes out once, as if none had been."""
+    n, seed = 48, int(os.environ.get("SEED", time.time_ns() % 10**6))
+    print("seed", seed, file=sys.stderr)
+    steps, random_ = 6000, random.Random(seed)
+    options = {"n_steps": steps, "ensemble": "nve", "dt": 0.2, "max_systems": 4}
+
+    def hooks(name):
+        sink = ZarrData(folder / f"frames-{name}.zarr")
+        return [SnapshotHook(sink, steps // 2, finished=False)]
+
+    plain = integrate_all(MODEL, structures(n), hooks=hooks("plain"), **options).to_host()
+    import dask
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": wanted + 1}),
+        connect("local:3" if wanted > 2 else "local:2") as client,
+    ):
+        # They are not said to be dead by signals, and what computes is not alone in knowing.
+        killed, over = [], threading.Event()
+        sink = ZarrData(folder / "finished.zarr")
+
+        def kill():
+            while len(killed) < wanted and not over.wait(random_.uniform(0.1, 1.0 if wanted > 2 else 0.3)):
+                pids = list(client.run(os.getpid).values()) if not over.is_set() else []
+                if pids and (len(sink) or killed):
+                    os.kill(victim := random_.choice(pids), signal.SIGKILL)
+                    killed.append(victim)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            calls = 0
+            while len(killed) < wanted or not calls:
+                # Again until all kills were done: each run is as whole as the last one.
+                sink.zero()
+                done = hooks(f"cluster-{calls}")
+                integrate_all(MODEL, structures(n), hooks=done, sink=sink, client=client, **options)
+                found = sink.read()
+                assert sorted(found.system_id.tolist()) == list(range(n)), found.system_id
+                assert_same(found, plain)
+                frames = done[0].sink.read()
+                pairs = list(zip(frames.system_id.tolist(), frames.steps_taken.tolist(), strict=True))
+                assert sorted(pairs) == sorted((i, s) for i in range(n) for s in (1, steps // 2 + 1)), pairs
+                calls += 1
+        finally:
+            over.set()
+            killer.join()
+    assert len(killed) == wanted
+    print(json.dumps({"kills": len(killed), "calls": calls}), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    case, at = sys.argv[1], Path(sys.argv[2])
+    if case == "threads":
+        threads(at)
+    else:
+        kills(at, int(sys.argv[3]))
+    print("all is well")
