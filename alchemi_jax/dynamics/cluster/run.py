@@ -174,7 +174,7 @@ class _ClusterRun:
         self.came: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.pace = Pace(any(flag(h, "judges_convergence") for g in engine.groups for h in g.hooks.traced))
         self.traffic = Traffic()
-        self.places = stream.places
+        self.places = max(stream.places, 1)
         self.needs: nl.Needs | None = None
         sizes = stream.sampler.sizes()
         #: Systems that were not given out; infinite if their number is not known.
