@@ -360,7 +360,7 @@ def test_mlip_gives_what_its_package_gives(name, tmp_path):
 
 def test_the_page_shows_how_to_save_a_function(tmp_path, monkeypatch):
     pytest.importorskip("flatbuffers")
-    page = Path(__file__).parents[1] / "docs" / "models.md"
+    page = Path(__file__).parents[1] / "docs" / "reference" / "models.md"
     if not page.exists():
         pytest.skip("installed without its repository")
     monkeypatch.chdir(tmp_path)

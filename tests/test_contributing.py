@@ -103,24 +103,24 @@ def test_every_block_is_run():
 
 
 def test_the_page_on_hooks_lists_every_flag_with_its_default():
-    page = (ROOT / "docs/hooks.md").read_text()
+    page = (ROOT / "docs/explanation/hooks.md").read_text()
     (section,) = re.findall(r"^## Flags\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.MULTILINE))
     assert rows == {name: repr(getattr(HookFlags, name)) for name in HookFlags.__annotations__}
 
 
 def test_the_pages_name_every_outcome_and_every_part_of_a_footprint():
-    semantics = (ROOT / "docs/semantics.md").read_text()
+    semantics = (ROOT / "docs/explanation/semantics.md").read_text()
     for outcome in Outcome:
         assert outcome.name in semantics, outcome
-    performance = (ROOT / "docs/performance.md").read_text()
+    performance = (ROOT / "docs/explanation/performance.md").read_text()
     for name in (*Footprint._fields, "total"):
         assert f"`{name}`" in performance, name
 
 
 def test_the_guard_of_the_page_on_hooks_stops_and_says_why(lj):
     """The page's example of `ctx.stop`, and the reason in the words that the page quotes."""
-    page = (ROOT / "docs/hooks.md").read_text()
+    page = (ROOT / "docs/explanation/hooks.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Guard" in b)
     names = {}
     exec(block, names)
@@ -135,7 +135,7 @@ def test_the_guard_of_the_page_on_hooks_stops_and_says_why(lj):
 
 
 def test_the_graph_model_of_the_page_on_models():
-    page = (ROOT / "docs/models.md").read_text()
+    page = (ROOT / "docs/reference/models.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Bonds" in b)
     names = {}
     exec(block, names)

@@ -340,7 +340,7 @@ def test_an_engine_reads_like_a_methods_section():
 def test_the_page_on_algorithms():
     """Its integrator runs as it stands, in 15 lines, and is the Andersen thermostat that it says; the table
     has a row for each engine."""
-    page = Path(alchemi_jax.__file__).parent.parent / "docs" / "algorithms.md"
+    page = Path(alchemi_jax.__file__).parent.parent / "docs" / "reference" / "algorithms.md"
     if not page.exists():
         pytest.skip("installed without its repository")
     text = page.read_text()

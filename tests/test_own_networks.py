@@ -32,7 +32,7 @@ from alchemi_jax.neighbors import allocate
 from alchemi_jax.systems.outcome import Outcome
 
 
-PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "own_network.md"
+PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "howto" / "own_network.md"
 DIMER = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 3.0]])
 TRIMER = Atoms("Ar3", positions=[[0, 0, 0], [0, 0, 3.0], [0, 3.0, 0]])
 

@@ -365,7 +365,7 @@ def test_dispersion_by_way_of_ase():
 
 def test_the_page_on_models(tmp_path, monkeypatch):
     """Its code runs, its models evaluate, and it names every model."""
-    page = (Path(alchemi_jax.__file__).parent.parent / "docs" / "models.md").read_text()
+    page = (Path(alchemi_jax.__file__).parent.parent / "docs" / "reference" / "models.md").read_text()
     write_setfl(tmp_path / "NiAl.eam.alloy", eam_tables(points=101), False)
     monkeypatch.chdir(tmp_path)
     batch = Batch.from_ase(bulk("MgO", "rocksalt", a=4.21))

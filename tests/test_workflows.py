@@ -1,4 +1,4 @@
-"""Loops that are not dynamics: the page docs/workflows.md runs, line by line as it stands."""
+"""Loops that are not dynamics: the page docs/howto/workflows.md runs, line by line as it stands."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ from alchemi_jax.hooks import HookContext, HookSet, TracedHook
 from alchemi_jax.models import HarmonicModel
 
 
-PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "workflows.md"
+PAGE = Path(alchemi_jax.__file__).parent.parent / "docs" / "howto" / "workflows.md"
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ COMMANDS = {
         "alchemi_jax.cli.run:run",
         "a pipeline from a file: relax, then dynamics, of many structures",
         "Runs the stages of a TOML file over all structures of its files. The same command again goes on "
-        "where it was interrupted, also within a structure. docs/commands.md has the settings.",
+        "where it was interrupted, also within a structure. docs/reference/commands.md has the settings.",
         {"this call": RunOptions},
         {},
         _FAILED,
@@ -93,7 +93,7 @@ COMMANDS = {
         "a potential of your own: train a model on energies and forces, from a file",
         "Trains the model that a TOML file describes, and draws its loss and errors. The same command again "
         "goes on where it was interrupted. --model trained:FOLDER/model then names the model. "
-        "docs/commands.md has the settings.",
+        "docs/reference/commands.md has the settings.",
         {"this call": TrainOptions},
         {},
         ", 3 the loss is not finite, 4 the time of --max-seconds is up",

@@ -136,7 +136,7 @@ def _list() -> None:
         for name, text in _rows(entry):
             print(f"    {name:11}{text}")
     print(f"{registry.OWN.form}\n    {registry.OWN.text}")
-    print("\n--model given twice is a sum. docs/commands.md has the grammar.")
+    print("\n--model given twice is a sum. docs/reference/commands.md has the grammar.")
     for problem in registry.problems():
         print(f"alchemi-jax: warning: {problem}", file=sys.stderr)
 

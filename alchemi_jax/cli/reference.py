@@ -1,4 +1,4 @@
-"""The tables of settings in docs/commands.md: `python -m alchemi_jax.cli.reference FILE` renews them."""
+"""Tables of settings: `python -m alchemi_jax.cli.reference docs/reference/commands.md` renews the page."""
 
 import sys
 from collections.abc import Iterator

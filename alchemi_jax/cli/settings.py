@@ -1,7 +1,7 @@
 """The settings of every command: type, default, bounds, unit and text of each, in one place.
 
 Flags and their help (`flags.py`), keys of TOML files and their checks (`load.py`), and the reference in
-docs/commands.md (`reference.py`) are made from these models. Nothing here imports JAX.
+docs/reference/commands.md (`reference.py`) are made from these models. Nothing here imports JAX.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
