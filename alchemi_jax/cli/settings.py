@@ -250,7 +250,7 @@ class DynamicsOptions(Options):
     @model_validator(mode="after")
     def _one_of_two(self) -> "DynamicsOptions":
         if self.cluster is not None and self.devices is not None:
-            raise Problems([("devices", "is for this machine: leave it or {cluster} out")])
+            raise Problems([("devices", "is for this machine: leave it or --cluster out")])
         return self
 
 

@@ -106,13 +106,13 @@ class Stream:
         """
         with self.lock:
             self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
-            gone = self._gone[0] if gone is None else gone
+            left = self._gone[0] if gone is None else gone
             return {
-                "gone": gone,
+                "gone": left,
                 "max_atoms": self.max_atoms,
                 "largest": self.largest,
                 "skipped": [list(entry) for entry in self.sampler.skipped],
-                "marks": None if self._marks is None else self._marks.of(gone),
+                "marks": None if self._marks is None else self._marks.of(left),
             }
 
     def close(self) -> None:

@@ -180,6 +180,8 @@ class _ClusterRun:
         #: Systems that were not given out; infinite if their number is not known.
         self.left = np.inf if sizes is None else float(len(sizes) - progress.finished)
         self.submitted = 0
+        #: In which each worker computed what has come back.
+        self.seconds: dict[str, float] = {}
         self.workers, self.looked = 0, -np.inf
         self.alone_since: float | None = None
         #: Whether what has come back is with hooks and sink, and known to be done.
@@ -208,6 +210,7 @@ class _ClusterRun:
         finally:
             self._end(plugin.name)
         self.traffic.seconds = time.perf_counter() - began
+        self.traffic.busy = [s / max(self.traffic.seconds, 1e-9) for s in self.seconds.values()]
         return self.traffic
 
     def _register(self, plugin: Any) -> None:
@@ -360,6 +363,7 @@ class _ClusterRun:
             show(self.shown, event)
         self._write(done.host)
         self.traffic.steps += done.steps
+        self.seconds[done.who] = self.seconds.get(done.who, 0.0) + done.seconds
         self.pace.note(task.cost, done.seconds)
         for text in done.warnings:
             warnings.warn(text, RuntimeWarning, stacklevel=4)

@@ -1,5 +1,7 @@
 """On a worker: one engine for each run, which keeps what is compiled, and the systems of tasks through it."""
 
+import os
+import platform
 import threading
 import time
 import warnings
@@ -46,7 +48,7 @@ class Done(NamedTuple):
 
     Attributes:
         host: the systems as they have ended. events: what hooks saw. warnings: texts, in order.
-        seconds: it took. steps: of the batch.
+        seconds: it took. steps: of the batch. who: computed it, host and process.
     """
 
     host: HostBatch
@@ -54,6 +56,7 @@ class Done(NamedTuple):
     warnings: list[str]
     seconds: float
     steps: int
+    who: str
 
 
 class _Engine:
@@ -138,7 +141,11 @@ def compute(run: str, host: HostBatch, room: Room) -> Done | None:
             return None
         ended, events, steps = found
         texts = [str(w.message) for w in told if issubclass(w.category, RuntimeWarning)]
-        return Done(ended, events, texts, time.perf_counter() - began, steps)
+        return Done(ended, events, texts, time.perf_counter() - began, steps, _who())
+
+
+def _who() -> str:
+    return f"{platform.node()} {os.getpid()}"
 
 
 def _compute(engine: _Engine, host: HostBatch, room: Room) -> tuple[HostBatch, list[Event], int] | None:
