@@ -34,8 +34,7 @@ from alchemi_jax.dynamics import (
     relax_all,
     run_on_cluster,
 )
-from alchemi_jax.dynamics.cluster import run as cluster_run
-from alchemi_jax.dynamics.cluster import worker
+from alchemi_jax.dynamics.cluster import tasks, worker
 from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.sinks import HostMemory, ZarrData
@@ -268,7 +267,7 @@ def what_goes_wrong_on_a_worker_is_told(client):
     assert not len(sink)
     # A result that is lost is asked for again.
     lost = []
-    real = cluster_run._ClusterRun._submit
+    real = tasks.Tasks._submit
 
     def submit(self, task):
         real(self, task)
@@ -276,11 +275,11 @@ def what_goes_wrong_on_a_worker_is_told(client):
             lost.append(task)
             self.client.cancel([future for future, _ in self.pending.values()], force=True)
 
-    cluster_run._ClusterRun._submit = submit
+    tasks.Tasks._submit = submit
     try:
         assert relax_all(MODEL, structures(), **options).converged.all()
     finally:
-        cluster_run._ClusterRun._submit = real
+        tasks.Tasks._submit = real
     assert lost
 
 
