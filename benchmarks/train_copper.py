@@ -25,7 +25,6 @@ from ase.build import bulk, fcc100, fcc110, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from alchemi_jax import __version__
 from alchemi_jax.models import CommitteeModel, evaluate, save
@@ -88,7 +87,9 @@ def outside(seed=0):
     found = {"hot liquid": [], "strained by 12 %": [], "surfaces": []}
     liquid = bulk("Cu", "fcc", a=3.85, cubic=True).repeat(2)
     liquid.calc = EMT()
-    MaxwellBoltzmannDistribution(liquid, temperature_K=8000, rng=rng)
+    # ASE 3.29 has another name for this than those before.
+    spread = np.sqrt(liquid.get_masses() * units.kB * 8000)
+    liquid.set_momenta(rng.standard_normal((len(liquid), 3)) * spread[:, None])
     run = Langevin(liquid, 3 * units.fs, temperature_K=4000, friction=0.02 / units.fs, rng=rng, fixcm=False)
     run.run(200)
     for _ in range(25):

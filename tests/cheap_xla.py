@@ -11,6 +11,7 @@ that run longer than they compile have the mark `full_xla`, too. `pytest --full-
 import contextlib
 import functools
 import inspect
+import os
 import re
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def cheap_xla():
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+def cheap_environment(**more: str) -> dict[str, str]:
+    """Variables of a process that compiles with cheap options."""
+    found = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more}
+    if jax.__version__.startswith("0.10."):
+        found["XLA_FLAGS"] = f"{found.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    return found
+
+
+def switch_on():
+    """Cheap options until the process ends, in all threads: for programs of their own."""
+    global _cheap
+    _cheap = True
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @functools.cache
 def _source(function) -> str:
     try:
@@ -62,19 +78,23 @@ def _source(function) -> str:
         return ""
 
 
-def _texts(function, module, seen):
-    """Sources of a function and of the functions and classes of the tests that it names."""
-    if function in seen:
-        return
-    seen.add(function)
-    source = _source(function)
-    yield source
+@functools.cache
+def _own(function) -> tuple[bool, tuple]:
+    """Whether one of `WORDS` is in the source of a function or class, and those of ours that it names."""
+    source, home = _source(function), inspect.getmodule(function)
+    named = []
     for name in set(re.findall(r"\b[A-Za-z_]\w*", source)):
-        other = getattr(module, name, None)
+        other = getattr(home, name, None)
         if inspect.isfunction(other) or inspect.isclass(other):
-            home = inspect.getmodule(other)
-            if home is not None and HERE in Path(getattr(home, "__file__", None) or "/").parents:
-                yield from _texts(inspect.unwrap(other), home, seen)
+            other = inspect.unwrap(other)
+            if _is_ours(inspect.getmodule(other)):
+                named.append(other)
+    return bool(WORDS.search(source)), tuple(named)
+
+
+@functools.cache
+def _is_ours(module) -> bool:
+    return HERE in Path(getattr(module, "__file__", None) or "/").parents
 
 
 def needs_full_xla(item) -> bool:
@@ -89,12 +109,16 @@ def needs_full_xla(item) -> bool:
     fixtures = getattr(item, "_fixtureinfo", None)
     functions = [inspect.unwrap(function)]
     for definitions in fixtures.name2fixturedefs.values() if fixtures else ():
-        functions += [d.func for d in definitions if HERE in Path(inspect.getfile(d.func)).parents]
+        functions += [d.func for d in definitions if _is_ours(inspect.getmodule(d.func))]
+    waiting = [f for f in functions if f.__name__ not in ("room_for_compiled_code", "options_of_xla")]
     seen: set = set()
-    for f in functions:
-        module = inspect.getmodule(f)
-        if f.__name__ in ("room_for_compiled_code", "options_of_xla"):
+    while waiting:
+        f = waiting.pop()
+        if f in seen:
             continue
-        if any(WORDS.search(text) for text in _texts(f, module, seen)):
+        seen.add(f)
+        found, named = _own(f)
+        if found:
             return True
+        waiting += named
     return False

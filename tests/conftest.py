@@ -159,7 +159,7 @@ def room_for_compiled_code():
     regions takes up to 50 ms, so not after each test."""
     yield
     maps = Path("/proc/self/maps")
-    if next(_tests_run) % 8 == 0 and maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+    if next(_tests_run) % 8 == 0 and maps.exists() and len(maps.read_bytes().splitlines()) > 45_000:
         jax.clear_caches()
         gc.collect()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cheap_xla import cheap_environment
 
 import alchemi_jax
 
@@ -124,6 +125,7 @@ def test_the_benchmark_of_gpus_runs_here(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *options],
         cwd=ROOT,
+        env=cheap_environment(),
         capture_output=True,
         text=True,
         check=False,

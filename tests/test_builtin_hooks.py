@@ -442,6 +442,7 @@ def unwatched(lj):
     return engine, start, engine.run(start).take()
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_changes_no_bit(unwatched, name, tmp_path):
     engine, start, plain = unwatched

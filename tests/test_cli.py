@@ -136,6 +136,7 @@ def test_models_by_name(tmp_path):
         assert main(["relax", str(tmp_path / "he.extxyz"), "--model", model, "--out", out]) == 0
 
 
+@pytest.mark.cheap_xla
 def test_interrupt_keeps_what_was_reached(tmp_path, capsys, monkeypatch):
     """A signal that is noticed between two segments: finished structures, and those under way. The same
     command goes on within the structure, and leaves what one call would have left."""

@@ -80,6 +80,7 @@ def test_a_pipeline_from_a_file(folder, capsys):
     assert (folder / "o" / "final.extxyz").read_bytes() == before
 
 
+@pytest.mark.cheap_xla
 def test_what_was_interrupted_goes_on_to_the_same_results(folder, monkeypatch, capsys):
     """Killed between two finished systems, then saved within one: no frame and no row is twice there or
     missing."""
@@ -139,6 +140,7 @@ def rows_of_log(out):
     return rows[np.lexsort((rows[:, 0], rows[:, 1]))]
 
 
+@pytest.mark.cheap_xla
 def test_more_steps_are_the_steps_of_a_longer_run(folder, capsys):
     md = [
         "md",

@@ -90,28 +90,19 @@ def test_while_xla_compiles(folder, begin):
     assert [p.name for p in folder.iterdir()] == ["x.extxyz"]
 
 
-def test_while_it_runs(folder, begin):
+#: Without an end. The atom alone is finished at once.
+ENDLESS = ["relax", "x.extxyz", "--fmax", "1e-30", "--steps", "100000000", "--log-every", "100", "--out", "o"]
+SAID = "1 of 2 structures are finished, in o; the same command goes on with the others."
+
+
+def test_while_it_runs(folder, begin, monkeypatch, capsys):
     """Saved in the middle of a structure, from where the same command goes on; then its time is up."""
-    arguments = [
-        "relax",
-        "x.extxyz",
-        "--fmax",
-        "1e-30",
-        "--steps",
-        "100000000",
-        "--log-every",
-        "100",
-        "--out",
-        "o",
-    ]
-    process = begin(*arguments, folder=folder)
+    process = begin(*ENDLESS, folder=folder)
     until = time.perf_counter() + 90
-    # The atom alone is finished at once.
     while not has_rows(folder / "o" / "log.csv") and time.perf_counter() < until:
         time.sleep(0.1)
     code, said = end(process, signal.SIGINT)
-    sentence = "1 of 2 structures are finished, in o; the same command goes on with the others."
-    assert (code, said) == (130, f"alchemi-jax relax: interrupted: {sentence}")
+    assert (code, said) == (130, f"alchemi-jax relax: interrupted: {SAID}")
     assert len(ZarrData(folder / "o" / "relaxed.zarr")) == 1
     kept = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
     assert [a.info["outcome"] for a in kept] == ["converged", "running"]
@@ -124,15 +115,34 @@ def test_while_it_runs(folder, begin):
         "relaxed.zarr",
         "settings.json",
     ]
-    begun = time.perf_counter()
-    process = begin(*arguments, "--max-seconds", "20", folder=folder)
-    out, error = process.communicate(timeout=60)
-    assert time.perf_counter() - begun < 20
-    assert "going on with what was saved" in out
-    assert error.strip().splitlines()[-1] == f"alchemi-jax relax: the time is up: {sentence}"
-    assert process.returncode == 4
+    # As soon as it has gone on, in this process, which has imported everything.
+    monkeypatch.chdir(folder)
+    log, should_stop = folder / "o" / "log.csv", Signals.should_stop
+    before = log.read_text().count("\n")
+
+    def soon(self):
+        if log.read_text().count("\n") > before:
+            self._save_at = 0.0
+        return should_stop(self)
+
+    monkeypatch.setattr(Signals, "should_stop", soon)
+    assert main([*ENDLESS, "--max-seconds", "600"], Signals()) == 4
+    captured = capsys.readouterr()
+    assert "going on with what was saved" in captured.out
+    assert captured.err.strip().splitlines()[-1] == f"alchemi-jax relax: the time is up: {SAID}"
     later = ase.io.read(folder / "o" / "relaxed.extxyz", ":")
     assert later[1].info["steps"] > kept[1].info["steps"]
+
+
+@pytest.mark.long
+def test_a_process_leaves_before_its_time_is_up(folder, begin):
+    """Seconds are those since it was started; twenty are some more than it takes to begin."""
+    begun = time.perf_counter()
+    process = begin(*ENDLESS, "--max-seconds", "20", folder=folder)
+    _, error = process.communicate(timeout=60)
+    assert time.perf_counter() - begun < 20
+    assert error.strip().splitlines()[-1] == f"alchemi-jax relax: the time is up: {SAID}"
+    assert process.returncode == 4
 
 
 def has_rows(path):

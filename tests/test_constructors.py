@@ -286,6 +286,7 @@ SAMPLERS = {
             "shrink": FLAG,
             "skip": [3, "x", ["x"], [1.5], [True], [-1], None],
             "prepare": ["x", 3],
+            "devices": [0, -1, True, 1.5, "x", [], [3], 10**6],
         },
     ),
 }

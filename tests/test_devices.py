@@ -4,9 +4,12 @@ What needs four devices is in `devices_program.py`, one process of its own. Here
 are dealt, and the devices themselves.
 """
 
+import copy
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,13 +20,13 @@ from conftest import cluster
 
 import alchemi_jax
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, NVTLangevin, Sampler
+from alchemi_jax.dynamics import NVE, NVTLangevin, Sampler
 from alchemi_jax.dynamics.devices.deal import deal
-from alchemi_jax.dynamics.devices.devices import as_devices, count_cores
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, cores_that_pay, count_cores
 from alchemi_jax.dynamics.hooks import CallbackHook, FreezeAtomsHook, ReplicaExchangeHook, StageTimingHook
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import RecordingHook, TracedHook
-from alchemi_jax.models import HarmonicModel
+from alchemi_jax.models import ASEModel, HarmonicModel, LennardJones
 
 
 HERE = Path(__file__).parent
@@ -70,6 +73,18 @@ def test_devices_are_named_or_counted():
     ):
         with pytest.raises((ValueError, TypeError), match=text):
             as_devices(wrong, "run")
+
+
+def test_of_all_cores_as_many_as_pay_are_used():
+    pairs, other = LennardJones(epsilon=0.01, sigma=3.4, cutoff=8.5), HarmonicModel(k=0.1)
+    assert cores_that_pay(pairs, 3999) == cores_that_pay(other, 399) == 1
+    assert cores_that_pay(pairs, 8192) == cores_that_pay(pairs, 8192, 200) == 4
+    assert cores_that_pay(pairs, 8192, 1) == 1
+    four = (CPU,) * 4
+    assert as_many_as_pay("all", four, pairs, 3000) is None
+    assert as_many_as_pay("all", four, pairs, 6000) == four[:3]
+    # Who gives a number or a list gets it, and of a generator nobody knows how long it is.
+    assert as_many_as_pay(4, four, pairs, 3000) == as_many_as_pay("all", four, pairs, None) == four
 
 
 def test_cores_are_devices_only_before_jax_starts():
@@ -144,11 +159,26 @@ def test_in_a_stream_hooks_must_follow_systems():
         engine.run(sampler=Sampler([cluster(0, 3)], devices=[CPU, CPU]))
 
 
-def test_one_system_on_many_devices():
-    """There are no more parts than systems, and values per system go with their rows."""
-    model = HarmonicModel(k=0.1)
-    engine = FIRE(model=model, n_steps=3, hooks=[ConvergenceHook.from_fmax(1e-9)])
-    batch = Batch.from_ase([cluster(0, 3)])
-    one, many = engine.run(batch), engine.run(batch, devices=[CPU] * 4)
-    np.testing.assert_array_equal(one.positions, many.positions)
-    assert many.to_host().name_of(0) == one.to_host().name_of(0)
+class Slow:
+    """A calculator that looks at its atoms again after a while."""
+
+    implemented_properties = ("energy", "forces")
+
+    def get_potential_energy(self, atoms):
+        self.atoms = atoms
+        time.sleep(0.005)
+        return float(len(self.atoms))
+
+    def get_forces(self, atoms):
+        time.sleep(0.005)
+        return np.zeros((len(self.atoms), 3))
+
+
+def test_parts_take_turns_with_a_calculator_of_ase():
+    """There is one for all of them, and it holds one system at a time."""
+    model = ASEModel(Slow())
+    batches = [Batch.from_ase([cluster(k, n) for k in range(4)]) for n in (2, 3)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda batch: np.asarray(model.evaluate(batch, None).energy), batches))
+    assert [energy.tolist() for energy in found] == [[2.0] * 4, [3.0] * 4]
+    assert copy.deepcopy(model).calculator is not model.calculator

@@ -46,6 +46,7 @@ def test_what_of_chgnet_is_trained():
     assert kept == set(fine_tune_chgnet.FROZEN)
 
 
+@pytest.mark.full_xla
 @pytest.mark.long
 def test_fine_tuning_lowers_the_errors_on_other_structures(capsys):
     chgnet()

@@ -195,6 +195,7 @@ def rows(folder):
     return (folder / "log.csv").read_text()
 
 
+@pytest.mark.cheap_xla
 def test_a_notebook_goes_on_after_ctrl_c(run, tmp_path, monkeypatch):
     """It gets the state so far. The step in which the hooks were interrupted is taken again."""
     called, whole, folder = run

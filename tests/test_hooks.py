@@ -13,6 +13,7 @@ import numpy as np
 import plum
 import pytest
 from ase import Atoms
+from cheap_xla import cheap_environment
 from conftest import cluster
 
 from alchemi_jax import Batch
@@ -660,7 +661,11 @@ print(relaxed)
 
     ase.io.write(tmp_path / "in.extxyz", [cluster(0, 7), cluster(1, 6)])
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", text], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-W", "error::UserWarning", "-c", text],
+        cwd=tmp_path,
+        env=cheap_environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert re.match(r"Batch\(2 systems, 13 atoms; 2 converged, 0 failed", done.stdout)

@@ -136,7 +136,9 @@ def test_noise_belongs_to_the_system(kind):
     assert np.abs(run([2], [12], key=1)[2] - together[2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["langevin", "bussi", "npt"])
+@pytest.mark.parametrize(
+    "kind", ["langevin", *(pytest.param(k, marks=pytest.mark.cheap_xla) for k in ("bussi", "npt"))]
+)
 def test_n_steps_are_k_and_then_the_rest(kind):
     if kind == "npt":
         engine = NPT(model=SMOOTH, dt=4.0, temperature=30.0, cell="flexible")

@@ -239,6 +239,7 @@ RUN_FAULTS = {
 }
 
 
+@pytest.mark.cheap_xla
 def test_the_run_stops_with_hook_path_and_step_and_the_same_call_goes_on(tmp_path, monkeypatch):
     batch = Batch.from_ase([cluster(0, 3), cluster(1, 2)])
     out, saved = tmp_path / "out", tmp_path / "saved"

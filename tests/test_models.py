@@ -140,16 +140,17 @@ def test_second_derivatives_and_parameters():
 
     x = batch.positions
     v = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
-    own = jax.jvp(lambda x: forces(model, x), (x,), (v,))[1]
-    derived = jax.jvp(lambda x: gradient(model, x), (x,), (v,))[1]
+    own = jax.jit(lambda x, v: jax.jvp(lambda x: forces(model, x), (x,), (v,))[1])(x, v)
+    derived = jax.jit(lambda x, v: jax.jvp(lambda x: gradient(model, x), (x,), (v,))[1])(x, v)
     np.testing.assert_allclose(own[: batch.num_atoms], derived[: batch.num_atoms], atol=1e-12)
-    pulled = jax.vjp(lambda x: forces(model, x), x)[1](v)[0]
+    pulled = jax.jit(lambda x, v: jax.vjp(lambda x: forces(model, x), x)[1](v)[0])(x, v)
     np.testing.assert_allclose(jnp.vdot(pulled, v), jnp.vdot(own, v), rtol=1e-10)
 
+    @jax.jit
     def by_sigma(sigma):
         return model_with(model, sigma).energy(batch, neighbors).sum()
 
-    slope = jax.grad(by_sigma)(3.4)
+    slope = jax.jit(jax.grad(by_sigma))(3.4)
     difference = (by_sigma(3.4 + 1e-5) - by_sigma(3.4 - 1e-5)) / 2e-5
     np.testing.assert_allclose(slope, difference, rtol=1e-7)
 

@@ -213,6 +213,7 @@ def test_a_wrapped_atom_is_due_and_a_lost_one_is_not():
     assert not due(lost, neighbors).any()
 
 
+@pytest.mark.cheap_xla
 def test_systems_that_are_not_due_keep_their_sums():
     """A rebuild that a batch mate asked for, or a larger buffer, reorders nothing of the others."""
     batch = Batch.from_ase([crystal(0, 2), crystal(1, 2)])

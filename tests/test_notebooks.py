@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from cheap_xla import cheap_environment
 
 import alchemi_jax
 
@@ -21,7 +22,8 @@ LONG = ("10_train_a_potential",)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     # They compile more than they compute.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    for name, value in cheap_environment().items():
+        monkeypatch.setenv(name, value)
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     book = nbformat.read(path, as_version=4)

@@ -178,18 +178,19 @@ def test_cells_relax_to_those_of_ase(squeezed, crystals):
     """Enthalpies, eV, and cells, Å, to 1e-6; a step count within 10 %; stress balanced."""
     assert squeezed.converged.all()
     np.testing.assert_allclose(pressure(squeezed), PRESSURES, atol=2e-6)
-    for system in (0, 3):
-        atoms = with_calculator(crystals[system], 5.8)
-        p = PRESSURES[system] * GPA
-        theirs = ASEFIRE(FrechetCellFilter(atoms, scalar_pressure=p), logfile=None)
-        # Forces on n U are stresses times V/n, about 40 Å³.
-        theirs.run(fmax=4e-7, steps=1000)
-        ours = Batch.to_ase(squeezed)[system]
-        np.testing.assert_allclose(ours.cell.array, atoms.cell.array, rtol=0, atol=1e-6)
-        shift = _shift_per_system(ours)
-        h = [a.get_potential_energy() + p * a.get_volume() for a in (ours, atoms)]
-        np.testing.assert_allclose(h[0], h[1] - shift, atol=1e-6)
-        assert abs(int(squeezed.steps_taken[system]) - theirs.nsteps) <= 0.1 * theirs.nsteps
+    # ASE's own loops take most of the time: one system, under a pressure. Paths without one are above.
+    system = 3
+    atoms = with_calculator(crystals[system], 5.8)
+    p = PRESSURES[system] * GPA
+    theirs = ASEFIRE(FrechetCellFilter(atoms, scalar_pressure=p), logfile=None)
+    # Forces on n U are stresses times V/n, about 40 Å³.
+    theirs.run(fmax=4e-7, steps=1000)
+    ours = Batch.to_ase(squeezed)[system]
+    np.testing.assert_allclose(ours.cell.array, atoms.cell.array, rtol=0, atol=1e-6)
+    shift = _shift_per_system(ours)
+    h = [a.get_potential_energy() + p * a.get_volume() for a in (ours, atoms)]
+    np.testing.assert_allclose(h[0], h[1] - shift, atol=1e-6)
+    assert abs(int(squeezed.steps_taken[system]) - theirs.nsteps) <= 0.1 * theirs.nsteps
 
 
 def _shift_per_system(atoms):
@@ -282,6 +283,7 @@ def test_alone_equals_batched(cell_engine, lj, squeezed, crystals):
         np.testing.assert_allclose(alone.positions, together.positions[13:18], atol=1e-6)
 
 
+@pytest.mark.cheap_xla
 def test_n_steps_are_k_and_then_the_rest(cell_engine, crystals):
     for engine in (cell_engine(), LBFGS(model=HarmonicModel(k=1.0))):
         start = engine.init(Batch.from_ase(crystals))

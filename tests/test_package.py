@@ -186,6 +186,7 @@ def test_modules_say_what_is_public():
             assert "import *" not in page.read_text(), page
 
 
+@pytest.mark.cheap_xla
 def test_checkpoint_goes_on_bit_for_bit(lj, tmp_path):
     """Save after k steps, load into a fresh state, and run the rest: noise goes on, too."""
     atoms = crystal(0)
@@ -229,7 +230,7 @@ def test_a_flax_module_is_a_model(lj):
     batch = Batch.from_ase([cluster(0, 5), crystal(0, 1)])
     neighbors = alchemi_jax.neighbors.allocate(batch, lj.requirements)
     with jax.numpy_rank_promotion("allow"):
-        variables = Net().init(jax.random.key(0), batch, neighbors)
+        variables = jax.jit(Net().init)(jax.random.key(0), batch, neighbors)
         model = FlaxModel(module=Net(), variables=variables, cutoff=6.0)
         hooks = [ConvergenceHook.from_fmax(0.02)]
         engine = FIRE(model=model, n_steps=200, hooks=hooks)
@@ -238,6 +239,7 @@ def test_a_flax_module_is_a_model(lj):
         assert (out.energy < state.batch.take().energy).all()
         h, atom = 1e-5, jnp.zeros_like(batch.positions).at[2, 1].set(1.0)
 
+        @jax.jit
         def energy(x):
             return model.energy(batch.replace(positions=x, meta=None), state.neighbors)[0]
 

@@ -1,7 +1,6 @@
 """Engines, models, hooks, batches and states as pytrees; sharding over devices."""
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from cheap_xla import cheap_environment
 from potential_cases import CASES
 from transform_cases import ENGINES, MODELS, TRACED, WELLS, arrays_equal, free
 
@@ -98,6 +98,7 @@ print("equal")
 
 def test_a_batch_sharded_over_devices_equals_the_whole():
     """Two devices of the host, in a process of its own."""
-    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    devices = "--xla_force_host_platform_device_count=2"
+    flags = cheap_environment(XLA_FLAGS=devices, JAX_PLATFORMS="cpu")
     done = subprocess.run([sys.executable, "-c", SHARDED], env=flags, capture_output=True, text=True)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]

@@ -20,7 +20,8 @@ TABLE = json.loads((Path(__file__).parent / "data" / "chgnet_relaxed.json").read
 START = "from alchemi_jax.cli.main import start; import sys; sys.argv[0] = 'alchemi-jax'; sys.exit(start())"
 
 
-@pytest.mark.parametrize("kind", ["fixed", "free"])
+#: In fixed cells the same energies are minimised, with fewer of their derivatives.
+@pytest.mark.parametrize("kind", [pytest.param("fixed", marks=pytest.mark.long), "free"])
 def test_a_folder_of_real_crystals_relaxes_as_by_the_package(kind, tmp_path):
     """No model is named: all elements are known to CHGNet, and the first line says that it is taken."""
     try:

@@ -354,6 +354,7 @@ def test_ten_thousand_systems_through_64_places():
     assert late - early < 20e6, "a Batch of what passed in between would be 10 MB, with its names 40"
 
 
+@pytest.mark.cheap_xla
 def test_the_doors():
     """relax_all and integrate_all are the engine, the sampler and the hook that one would write."""
     atoms = structures()

@@ -110,12 +110,10 @@ ENGINES = {
 
 
 #: The others are of the same kinds.
-SHORT = ("Langevin", "FIRE", "LBFGS")
+SHORT = {"Langevin": (), "FIRE": pytest.mark.cheap_xla, "LBFGS": pytest.mark.cheap_xla}
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in ENGINES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SHORT.get(n, pytest.mark.long)) for n in ENGINES])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Also memories of hooks, tables of observers, and a key of another generator."""
     make = ENGINES[name]
@@ -174,7 +172,12 @@ STREAMS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n == "relax" else n for n in STREAMS]
+    "name",
+    [
+        pytest.param("relax", marks=pytest.mark.long),
+        pytest.param("pipeline", marks=pytest.mark.cheap_xla),
+        "dynamics",
+    ],
 )
 def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
     """Finished systems, rows and frames; then all systems get more steps, those that have left, too."""
@@ -219,6 +222,7 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(longer[field], direct[field], field)
 
 
+@pytest.mark.cheap_xla
 def test_a_batch_that_shrinks_goes_on_bit_for_bit(tmp_path):
     """Stopped so often that it is saved in several of the batches that it goes through."""
     batch = Batch.from_ase([molecule(i) for i in range(8)])

@@ -30,7 +30,7 @@ def batch(seed):
 def store(request, tmp_path):
     path = tmp_path / "x.zarr"
     sink = ZarrData(path, chunk_bytes=120, shard_bytes=request.param)
-    for k in range(4):
+    for k in range(2):
         sink.write(batch(k))
     return path
 
@@ -90,7 +90,7 @@ def test_damage_elsewhere_does_not_matter_and_writing_on_finds_it(store):
         Trajectory(store)["positions"][-1]
     last.write_bytes(raw)
     ZarrData(store).write(batch(9))
-    assert Trajectory(store).n_frames == 5
+    assert Trajectory(store).n_frames == 3
 
 
 def test_a_store_of_version_4_is_read_and_continued(tmp_path):
@@ -132,5 +132,5 @@ def test_xarray_opens_a_store(store):
     found = xarray.open_zarr(store, consolidated=False)
     assert found["positions"].dims == ("atom", "xyz")
     assert found["stress"].attrs["units"] == "eV / angstrom^3"
-    assert dict(found.sizes)["system"] == 8
+    assert dict(found.sizes)["system"] == 4
     np.testing.assert_array_equal(found["energy"].values, ZarrData(store).read().energy)

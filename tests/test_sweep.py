@@ -52,6 +52,7 @@ def test_a_table_of_all_combinations(batch):
         np.testing.assert_allclose(table["kinetic"][rows], kinetic_energy(alone), rtol=1e-7)
 
 
+@pytest.mark.cheap_xla
 def test_rows_of_each_lane_are_those_of_a_run_of_its_own(batch, tmp_path, compilations):
     """Two recording hooks of different frequency; lanes that end after different numbers of steps."""
     every, third = ObservableHook({"fmax": fmax}), ObservableHook({"E": energy_of}, frequency=3)

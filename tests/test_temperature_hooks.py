@@ -10,7 +10,7 @@ from ase import Atoms
 from conftest import cluster
 from scipy import stats
 
-from alchemi_jax import Batch
+from alchemi_jax import AtomicData, Batch
 from alchemi_jax.dynamics import NVE, DynamicsStage, NVTLangevin
 from alchemi_jax.dynamics.hooks import ObservableHook, ReplicaExchangeHook, TemperatureScheduleHook
 from alchemi_jax.hooks import HookContext
@@ -27,7 +27,7 @@ FALSE_ALARM = 1e-6
 
 def wells(n):
     """n systems of one atom, each in the well of HarmonicModel."""
-    return Batch.from_ase([Atoms("Ar", positions=[[0.1, 0, 0]]) for _ in range(n)])
+    return Batch.from_data_list([AtomicData.from_ase(Atoms("Ar", positions=[[0.1, 0, 0]]))] * n)
 
 
 def thermostat(**kwargs):
@@ -58,6 +58,7 @@ def test_a_schedule_is_a_function_of_the_steps_of_each_system():
     np.testing.assert_allclose(seen.table["t"], np.tile(expected[:, None], 3), rtol=1e-12)
 
 
+@pytest.mark.cheap_xla
 def test_the_thermostat_follows(compilations):
     """With a friction that renews all velocities in each step the temperature is that of the schedule;
     other numbers do not compile anew."""
@@ -117,19 +118,31 @@ def canonical(ladders, seed, kelvin=LADDER):
     return batch.replace(energy=MODEL.energy(batch, None))
 
 
-def exchanged(batch, step, **kwargs):
-    hook = ReplicaExchangeHook(LADDER, every=1, **kwargs)
-    ctx = HookContext(
-        batch=batch, step_count=jnp.asarray(step), active_mask=batch.system_mask, memory=hook.init(batch)
+EXCHANGE = ReplicaExchangeHook(LADDER, every=1)
+_exchange = jax.jit(lambda c: EXCHANGE(c, DynamicsStage.BEFORE_STEP))
+
+
+def exchanged(batch, step):
+    return _exchange(
+        HookContext(
+            batch=batch,
+            step_count=jnp.asarray(step),
+            active_mask=batch.system_mask,
+            memory=EXCHANGE.init(batch),
+        )
     )
-    return jax.jit(lambda c: hook(c, DynamicsStage.BEFORE_STEP))(ctx)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return canonical(1500, 1)
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_an_exchange_leaves_the_ensemble_as_it_is(step):
+def test_an_exchange_leaves_the_ensemble_as_it_is(step, many):
     """Detailed balance on a harmonic ladder: energies, potential and kinetic, that are canonical at their
     rungs are canonical after swaps; with either pairing of rungs."""
-    batch = canonical(1500, 1)
+    batch = many
     after = exchanged(batch, step)
     n, rung = batch.num_systems, np.asarray(after.memory.rung)
     pairs = [(0, 1), (2, 3)] if step == 2 else [(1, 2)]
@@ -195,6 +208,7 @@ def test_parallel_tempering_samples_every_temperature():
     assert min(wandered) >= 2
 
 
+@pytest.mark.cheap_xla
 def test_exchanges_go_on_and_do_not_depend_on_other_ladders():
     two, one = wells(8), wells(4)
     engine = thermostat(n_steps=30, hooks=[ReplicaExchangeHook(LADDER, every=3, seed=4)])

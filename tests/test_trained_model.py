@@ -5,6 +5,7 @@ Hardly anything is compiled: models that are equal in structure and bits have th
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +275,17 @@ def test_a_class_that_has_changed_since(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"had a field 'more', which it has no longer: read it with the ver"):
         load(tmp_path / "m")
     monkeypatch.delitem(globals(), "Old")
-    with pytest.raises(ImportError, match=r"needs Old of the module test_trained_model, which cannot be imp"):
+    with pytest.raises(
+        ImportError, match=r"needs Old of the module test_trained_model, which has no Old now"
+    ):
         load(tmp_path / "m")
+    # As if the module had been moved, or could not be imported for a reason of its own.
+    monkeypatch.delitem(sys.modules, __name__)
+    for path, message in (([], "install it, or run in"), ([str(tmp_path)], "No module named 'lost'")):
+        (tmp_path / f"{__name__}.py").write_text("import lost")
+        monkeypatch.setattr(sys, "path", path)
+        with pytest.raises(ImportError, match=f"test_trained_model, which cannot be imported: {message}"):
+            load(tmp_path / "m")
 
 
 def test_a_kill_while_it_is_replaced_leaves_one_of_both(tmp_path):

@@ -39,7 +39,15 @@ from alchemi_jax.models import (
     InvariantNetwork,
     LennardJones,
 )
-from alchemi_jax.training import Batches, ListedBatches, Loss, Trainer, TrainingContext, TrainingStage
+from alchemi_jax.training import (
+    Batches,
+    ListedBatches,
+    Loss,
+    Precision,
+    Trainer,
+    TrainingContext,
+    TrainingStage,
+)
 from alchemi_jax.training.hooks import (
     BestCheckpointHook,
     ClipGradientsHook,
@@ -80,8 +88,12 @@ def loss(results, batch, step):
     return parts["energy"] + parts["forces"], parts
 
 
+#: Made once, so that trainers of several tests share what they compile.
+SGD, ADAM, TENTH = optax.sgd(0.01), optax.adam(0.05), optax.adam(0.1)
+
+
 def make(*hooks, **kwargs):
-    given = {"optimizer": optax.sgd(0.01), "frozen": "center", "loss": loss, **kwargs}
+    given = {"optimizer": SGD, "frozen": "center", "loss": loss, **kwargs}
     return Trainer(HarmonicModel(k=BEGIN), hooks=hooks, **given)
 
 
@@ -330,7 +342,7 @@ def test_one_compilation_per_shape(data, compilations):
 def test_the_parameter_is_found_and_seeds_repeat(data):
     """Adam finds the force constant; the same key gives the same bits, another key another order."""
     clip = ClipGradientsHook(100.0)
-    trainer = make(clip, EMAHook(0.9), optimizer=optax.adam(0.05))
+    trainer = make(clip, EMAHook(0.9), optimizer=ADAM)
     states = [trainer.run(data, epochs=100, key=jax.random.key(i)) for i in (1, 1, 2)]
     assert float(trainer.trained(states[0]).k) == pytest.approx(TRUE, abs=0.03)
     assert float(trainer.averaged(states[0]).k) == pytest.approx(TRUE, abs=0.03)
@@ -524,15 +536,15 @@ def test_steps_that_are_not_finite(data, tmp_path):
     log = LoggingHook(log_path=tmp_path / "log.csv", stage=S.AFTER_BATCH)
     steps = []
     note = CallbackHook(lambda ctx: steps.append(ctx.step_count), S.AFTER_BATCH)
-    skips = make(SkipNonFiniteHook(most=3), EMAHook(0.5), log, note, optimizer=optax.adam(0.1))
+    skips = make(SkipNonFiniteHook(most=3), EMAHook(0.5), log, note, optimizer=TENTH)
     state = skips.run([data[0], bad], n_steps=4)
     assert (int(state.step_count), steps) == (4, [0, 1, 2, 3])
     assert 7 <= 2 * int(state.epoch) + int(state.position) <= 8
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
     # The loop does not read the count of steps after each where nobody asks for it.
-    unwatched = make(SkipNonFiniteHook(most=3), optimizer=optax.adam(0.1)).run([data[0], bad], n_steps=4)
+    unwatched = make(SkipNonFiniteHook(most=3), optimizer=TENTH).run([data[0], bad], n_steps=4)
     assert int(unwatched.step_count) == 4
-    only = make(optimizer=optax.adam(0.1)).run([data[0]], n_steps=4)
+    only = make(optimizer=TENTH).run([data[0]], n_steps=4)
     np.testing.assert_allclose(state.params.k, only.params.k, rtol=1e-6)
     with pytest.raises(
         FloatingPointError, match=r"a gradient of batch 0 of epoch 0 is not finite \(numbers of "
@@ -553,8 +565,6 @@ def test_low_precision_with_a_factor_on_the_loss(data):
         )
         for batch in data
     ]
-    from alchemi_jax.training import Precision
-
     precision = Precision("bfloat16", loss_scale=2.0**126, period=5)
     trainer = Trainer(model, loss, optax.adam(0.05), frozen="center", precision=precision)
     state = trainer.run(single, n_steps=60)
@@ -584,6 +594,10 @@ class Power(CallbackHook):
             raise RuntimeError("no power")
 
 
+FALLS = optax.cosine_decay_schedule(0.05, 30)
+SCHEDULED = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+
+
 def everything(folder, data, at=-1):
     """A trainer whose every part has something to keep, and its hooks that observe."""
     log = LoggingHook(log_path=folder / "log.csv", stage=S.AFTER_BATCH, frequency=2)
@@ -592,12 +606,13 @@ def everything(folder, data, at=-1):
     hooks = [
         *(log, observe, best, every, EarlyStoppingHook(50)),
         *(EMAHook(0.9), SkipNonFiniteHook(), ClipGradientsHook(2.0)),
-        ScheduleHook(optax.cosine_decay_schedule(0.05, 30)),
+        ScheduleHook(FALLS),
         CheckpointHook(folder / "checkpoints", frequency=3, every_seconds=None),
         Power(at),
     ]
-    adam = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
-    return make(*hooks, optimizer=adam), (observe, best, every)
+    # A factor on the loss, which is halved where the label is not finite, and doubled after five steps.
+    precision = Precision("bfloat16", loss_scale=2.0**10, period=5)
+    return make(*hooks, optimizer=SCHEDULED, precision=precision), (observe, best, every)
 
 
 def source():
@@ -639,6 +654,7 @@ def check_same(a, b):
             assert value == b[name], name
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_going_on(tmp_path, killed):
     """Cut twice in the middle of an epoch, by SIGKILL or an error: the same bits, files and tables."""
@@ -696,7 +712,7 @@ def test_structures_of_ase_as_data(tmp_path):
     loss = Loss(energy=1.0, forces=1.0)
 
     def trainer():
-        return make(EMAHook(0.9), loss=loss, optimizer=optax.adam(0.05))
+        return make(EMAHook(0.9), loss=loss, optimizer=ADAM)
 
     def data():
         return Batches(atoms, max_systems=2, buckets=1)

@@ -31,6 +31,7 @@ def committee():
     return CommitteeModel.of(members), members, valid
 
 
+@pytest.mark.full_xla
 @pytest.mark.long
 def test_8000_steps_are_enough(committee):
     _, members, valid = committee
@@ -41,6 +42,7 @@ def test_8000_steps_are_enough(committee):
             assert found["energy"] < 0.5
 
 
+@pytest.mark.full_xla
 @pytest.mark.long
 def test_a_committee_knows_where_it_is_wrong(committee):
     """By the order of structures; but of surfaces, which no structure of the data has, it is too sure."""

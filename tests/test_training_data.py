@@ -426,6 +426,13 @@ def broken(**results):
     return [labelled(cluster(0, 3), **results)]
 
 
+class Magnetic(HarmonicModel):
+    """As CHGNet, which gives the sizes of magnetic moments."""
+
+    extra_results = {"magmoms": "atom"}  # noqa: RUF012
+    never_negative = ("magmoms",)
+
+
 LJ = LennardJones(epsilon={"Ar": 0.01}, sigma={"Ar": 3.4}, cutoff=6.0)
 MISTAKES = {
     "nothing": (lambda: Batches([]), "the list of structures holds no structures, so there is nothing to"),
@@ -458,6 +465,12 @@ MISTAKES = {
     "no result of the model": (
         lambda: Batches(broken(energy=0.0)).fit_to(LJ, Loss(magmoms=1.0)),
         "the loss has a weight for 'magmoms', but LennardJones gives only energy, forces, stress",
+    ),
+    "a size below zero": (
+        lambda: Batches(broken(magmoms=[np.nan, 1.0, -2.5])).fit_to(
+            Magnetic() + HarmonicModel(), Loss(magmoms=1.0)
+        ),
+        r"structure 0 \(Ar3\): its magmoms of atom 2 is -2.5, and SumModel gives sizes: make the la",
     ),
     "another element": (
         lambda: Batches([labelled(Atoms("Kr"), 0.0)]).fit_to(LJ, Loss(energy=1.0)),

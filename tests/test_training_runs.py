@@ -30,6 +30,7 @@ from alchemi_jax.training.hooks import (
     EarlyStoppingHook,
     EMAHook,
     ScheduleHook,
+    ValidationHook,
 )
 
 
@@ -73,13 +74,15 @@ OTHERS = {
 }
 
 
+@pytest.mark.cheap_xla
 def test_checkpoints_of_another_training(data, tmp_path):
     """Each thing that the result follows from, changed alone: refused with what differs, before compiling."""
+    adam = optax.adam(1e-3)
 
     def run(data=data, validation=data, key=None, epochs=1, **given):
         hooks = given.pop("hooks", [ClipGradientsHook(1.0)])
         model = given.pop("model", HarmonicModel(k=BEGIN))
-        given = {"loss": BOTH, "optimizer": optax.adam(1e-3), **given}
+        given = {"loss": BOTH, "optimizer": adam, **given}
         trainer = Trainer(model, hooks=hooks, frozen="center", **given)
         return trainer.run(data, epochs, validation=validation, resume=tmp_path, key=key)
 
@@ -145,6 +148,30 @@ def test_stopped_early_at_a_checkpoint(data, tmp_path):
     assert int(run(9, stop).epoch) == 2
     assert int(run(20, EarlyStoppingHook(patience=1, least=1e9)).epoch) == 2
     assert int(run(4).epoch) == 4
+
+
+@pytest.mark.cheap_xla
+def test_a_training_that_is_made_longer_is_the_longer_one(data, tmp_path):
+    """The validations at its first end are taken back; called again when complete, it ends so again."""
+    adam = optax.adam(0.26)
+
+    def run(folder, n_steps):
+        every, best = ValidationHook(data[:1], every=2), BestCheckpointHook(folder / "best.eqx")
+        log = LoggingHook(log_path=folder / "log.csv", stage=S.AFTER_VALIDATION)
+        trainer = make(every, best, log, EarlyStoppingHook(50), loss=BOTH, optimizer=adam)
+        state = trainer.run(data, n_steps=n_steps, validation=data, resume=folder / "saved")
+        found = (best.best, best.step, best.path.read_bytes(), log.log_path.read_text())
+        return [row["step"] for row in every.table], found, float(state.params.k)
+
+    whole = run(tmp_path / "whole", 9)
+    assert whole[0] == [2, 4, 6, 8, 9]
+    assert len(whole[1][3].splitlines()) == 1 + 5 + 4 + 1
+    short = run(tmp_path / "parts", 5)
+    assert short[0] == [2, 4, 5]
+    assert short[1][1] == 5
+    assert run(tmp_path / "parts", 5) == short
+    assert run(tmp_path / "parts", 9) == whole
+    assert run(tmp_path / "parts", 9) == whole
 
 
 # -- transforms and optimizers ---------------------------------------------------------------------
@@ -297,6 +324,7 @@ class Broken:
         raise self.error
 
 
+@pytest.mark.cheap_xla
 def test_a_host_hook_that_fails(data, tmp_path):
     """At each stage, also by Ctrl-C: the state comes with the exception, rows so far are in the file, and
     from there or from the checkpoint the training ends as one that was never cut."""

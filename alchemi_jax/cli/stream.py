@@ -27,7 +27,7 @@ from alchemi_jax.cli.watch import Watch
 from alchemi_jax.dynamics import Sampler
 from alchemi_jax.dynamics.api import draw_velocities
 from alchemi_jax.dynamics.check import check_constraints, check_systems
-from alchemi_jax.dynamics.devices.devices import as_devices, count_cores
+from alchemi_jax.dynamics.devices.devices import as_devices, cores_that_pay, count_cores
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.errors import OutOfMemory, name_of
@@ -41,8 +41,6 @@ from alchemi_jax.systems.host import HostBatch
 
 
 LOG = "log.csv"
-#: Of so many atoms for each core several cores are faster than one; for a network, of so many.
-_ATOMS, _ATOMS_OF_NETWORK = 2000, 200
 #: So many structures are checked at once.
 _CHECKED = 512
 
@@ -162,10 +160,8 @@ def devices_of(run: Prepared) -> Any:
         return asked
     if jax.default_backend() != "cpu":
         return "all" if jax.local_device_count() > 1 else None
-    # Threads of Python take turns, so that each core needs enough to do between two turns.
-    enough = _ATOMS_OF_NETWORK if run.engine.model.requirements.edges else _ATOMS
-    pays = sum(map(len, run.data)) // enough
-    return min(pays, len(run.data), count_cores()) or None
+    pays = cores_that_pay(run.engine.model, sum(map(len, run.data)))
+    return min(pays, len(run.data), count_cores())
 
 
 @dataclasses.dataclass

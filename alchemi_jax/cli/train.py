@@ -183,7 +183,12 @@ def _train(plan: TrainPlan, job: TrainJob, results: Results, signals: Signals) -
                 # Hooks of logs that begin.
                 warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* has been removed")
                 state = trainer.run(
-                    plan.data, run.epochs, n_steps=run.n_steps, resume=folder, key=plan.keys[1]
+                    plan.data,
+                    run.epochs,
+                    n_steps=run.n_steps,
+                    resume=folder,
+                    key=plan.keys[1],
+                    devices=plan.devices,
                 )
         except (KeyboardInterrupt, FloatingPointError) as e:
             state = getattr(e, "state", None)

@@ -1,5 +1,6 @@
 """From the settings of a training to its parts: data, model, loss, optimizer and hooks."""
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from alchemi_jax.cli.outcome import UsageError, os_reason, sentence
 from alchemi_jax.cli.train_data import Sets, batches_of, read_sets, warn_twice
 from alchemi_jax.cli.train_hooks import BestModel
 from alchemi_jax.cli.train_settings import DECAY, INVARIANT, OPTIMIZERS, Training
+from alchemi_jax.dynamics.devices.devices import count_cores, use_cores
 from alchemi_jax.errors import name_of
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.invariant import InvariantNetwork
@@ -25,6 +27,7 @@ from alchemi_jax.models.registry import advice
 from alchemi_jax.models.symbols import symbols_of
 from alchemi_jax.models.trained import save
 from alchemi_jax.training.data import Batches
+from alchemi_jax.training.devices import as_mesh
 from alchemi_jax.training.hooks import (
     ClipGradientsHook,
     EarlyStoppingHook,
@@ -57,6 +60,7 @@ class TrainPlan:
         model: with which it begins. Of a new network that is only checked, without statistics.
         loss: as `Trainer` takes it.
         hashes: of the files of the model.
+        devices: as `Trainer.run` takes them.
     """
 
     settings: Training
@@ -66,6 +70,7 @@ class TrainPlan:
     model: Any
     loss: Loss
     hashes: dict[str, str]
+    devices: Any = None
 
     @property
     def n_steps(self) -> int:
@@ -219,6 +224,7 @@ def prepare_training(job: TrainJob, *, only_check: bool = False) -> TrainPlan:
     if settings.data.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     use_cache(not job.options.no_cache)
+    devices = _devices(job.options.devices)
     named = settings.model.kind if settings.model.kind == INVARIANT else canonical(settings.model.kind)
     chosen = settings.model.model_copy(update={"kind": named})
     settings = settings.model_copy(update={"model": chosen})
@@ -240,12 +246,32 @@ def prepare_training(job: TrainJob, *, only_check: bool = False) -> TrainPlan:
         raise UsageError(f"{e.problem}. {advice(elements_of(sets))}.") from None
     except ValueError as e:
         raise UsageError(sentence(e)) from None
-    plan = TrainPlan(settings, sets, data, validation, model, loss, hashes)
+    plan = TrainPlan(settings, sets, data, validation, model, loss, hashes, devices)
     plan.trainer([])
     _check_can_be_saved(plan)
     if plan.n_steps <= settings.optimizer.warmup:
         raise UsageError(f"optimizer.warmup must be less than all {plan.n_steps} steps of the training.")
     return plan
+
+
+def _devices(asked: str | None) -> Any:
+    """The devices of a training: those that were asked for, or else all GPUs, or one core.
+
+    Raises:
+        UsageError: if there are fewer than were asked for.
+    """
+    if asked is None:
+        return "all" if jax.default_backend() != "cpu" and jax.local_device_count() > 1 else None
+    wanted = asked if asked == "all" else int(asked)
+    if wanted == "all" or wanted <= count_cores():
+        # Where JAX has started already, `as_mesh` says what there is.
+        with contextlib.suppress(RuntimeError):
+            use_cores(None if wanted == "all" else wanted)
+    try:
+        as_mesh(wanted, "--devices")
+    except ValueError as e:
+        raise UsageError(str(e).replace("--devices: devices is", "--devices is")) from None
+    return wanted
 
 
 def _check_can_be_saved(plan: TrainPlan) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.check import with_budget
-from alchemi_jax.dynamics.devices.devices import as_devices
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay
 from alchemi_jax.dynamics.devices.sweep import SweepOverDevices
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
@@ -116,7 +116,9 @@ def sweep(
     recording = any(group.hooks.recording for group in engine.groups)
     budget: Any = values.get("n_steps", engine.max_steps)
     budget = budget if engine.n_stages == 1 else budget + 1
-    over = as_devices(devices, "sweep")
+    over = as_many_as_pay(
+        devices, as_devices(devices, "sweep"), engine.model, count * batch.num_atoms, int(np.max(budget))
+    )
     shares = 1 if over is None else len(over)
     lanes = _together(together, count, batch.atom_capacity, shares)
     impl, key_data = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.dynamics.check import check_systems, with_budget
-from alchemi_jax.dynamics.devices.devices import as_devices, default_device
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, default_device
 from alchemi_jax.dynamics.devices.stream import StreamOverDevices, check, parts_of
 from alchemi_jax.dynamics.driver import carry_state
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
@@ -37,13 +37,15 @@ def run(
     n_steps: int | None,
     key: PRNGKeyArray | None,
     resume: str | os.PathLike | None = None,
-    devices: tuple[Any, ...] | None = None,
+    asked: Any = None,
 ) -> Any:
-    """See `AbstractDynamics.run`."""
+    """See `AbstractDynamics.run`. `asked`: which devices; by default those of the sampler."""
     engine = with_budget(engine, n_steps)
     check_rows_may_move(engine, "with a sampler systems come and go")
-    if devices is None:
-        devices = as_devices(sampler.devices, "Sampler")
+    asked = sampler.devices if asked is None else asked
+    sizes = sampler.sizes()
+    atoms = None if sizes is None else int(sizes.sum())
+    devices = as_many_as_pay(asked, as_devices(asked, "Sampler"), engine.model, atoms)
     if devices is not None:
         check(engine)
     if sink is not None:

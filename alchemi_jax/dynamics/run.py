@@ -11,7 +11,7 @@ from alchemi_jax.dynamics import driver, refill, shrink
 from alchemi_jax.dynamics.check import NO_LIMIT, check_arrays, count_steps, with_budget
 from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.devices.batch import OverDevices
-from alchemi_jax.dynamics.devices.devices import as_devices
+from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay
 from alchemi_jax.dynamics.driver import Run, carry_state
 from alchemi_jax.dynamics.final import has_final, record_final
 from alchemi_jax.dynamics.finish import finalize
@@ -45,7 +45,7 @@ def run(
 ) -> Any:
     """See `AbstractDynamics.run`."""
     refuse_tracing(engine, "run", (engine, systems, n_steps, key))
-    devices = as_devices(devices, f"{name_of(engine)}.run")
+    asked, devices = devices, as_devices(devices, f"{name_of(engine)}.run")
     shrinks = as_flag("shrink")(shrinks)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(
@@ -53,13 +53,16 @@ def run(
             f"{description(sampler)}."
         )
     if sampler is not None and systems is None and not shrinks:
-        return refill.run(engine, sampler, sink, n_steps, key, resume, devices)
+        return refill.run(engine, sampler, sink, n_steps, key, resume, asked)
     if systems is None or sampler is not None or sink is not None:
         raise TypeError(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
             "batch, a Sampler has its own."
         )
-    return run_batch(engine, as_batch(systems), n_steps, key, shrinks, resume, devices)
+    batch = as_batch(systems)
+    most = steps_of_budget(with_budget(engine, n_steps))
+    devices = as_many_as_pay(asked, devices, engine.model, batch.num_atoms, most)
+    return run_batch(engine, batch, n_steps, key, shrinks, resume, devices)
 
 
 def run_batch(
@@ -144,8 +147,9 @@ def advance(
     """See `AbstractDynamics.advance`."""
     refuse_tracing(engine, "advance", (engine, state, n_steps))
     check_arrays(engine, "advance", state)
-    devices = as_devices(devices, f"{name_of(engine)}.advance")
     n_steps, saver = count_steps(engine, "advance", n_steps), make_saver(engine, None)
+    asked, devices = devices, as_devices(devices, f"{name_of(engine)}.advance")
+    devices = as_many_as_pay(asked, devices, engine.model, state.batch.num_atoms, n_steps)
     with contextlib.nullcontext() if saver is None else saver.opened(False, int(state.step_count)):
         if devices is None:
             return _advance(engine, Begun([state]), n_steps, shrinks, saver)

@@ -15,6 +15,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
+from alchemi_jax.dynamics.devices.devices import as_devices
 from alchemi_jax.io.sinks.base import Sink
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.io.sinks.zarr import ZarrData
@@ -112,6 +113,7 @@ class Sampler:
         self.skip = frozenset(system_ids("skip")(skip))
         self.prepare = optional(function("prepare"))(prepare)
         float_dtype(dtype)
+        as_devices(devices, "Sampler")
         self.source, self.dtype, self.devices = source, dtype, devices
         self.skipped: list[tuple[int, str, str]] = []
         self.traffic: Any = None

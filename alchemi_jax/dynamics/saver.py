@@ -140,7 +140,7 @@ class Saver(AbstractSaver):
             OSError: naming the folder, if it cannot be written.
         """
         step = int(states[-1].step_count) if step is None else step
-        outside, arrays = self._outside()
+        outside, arrays = self.outside()
         plain, more = split_tree(rest, "rest.")
         marks, of_systems = split_tree(self.marks, "marks.")
         arrays |= more | of_systems

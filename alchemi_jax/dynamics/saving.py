@@ -124,7 +124,7 @@ class AbstractSaver(abc.ABC):
         """Whether the run is to be saved and to end."""
         return self.hook.should_stop is not None and bool(self.hook.should_stop())
 
-    def _outside(self) -> tuple[Any, Arrays]:
+    def outside(self) -> tuple[Any, Arrays]:
         """What hooks and sinks say of themselves, as a tree for JSON and arrays.
 
         Asked for before the state is copied: the run goes on only after that, so both are of one moment.

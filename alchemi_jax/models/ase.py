@@ -1,5 +1,6 @@
 """ASEModel: any calculator of ASE as a potential, called from compiled code."""
 
+import threading
 from typing import Any
 
 import equinox as eqx
@@ -74,6 +75,15 @@ class _Calculator:
             )
         self.calculator = calculator
         self.names: dict[tuple[int, bytes], str] = {}
+        #: A calculator holds the system that it was given: parts of a run on several cores take turns.
+        self._turn = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn = threading.Lock()
 
     def __repr__(self) -> str:
         return type(self.calculator).__name__
@@ -113,12 +123,13 @@ class _Calculator:
             atoms.set_array(name, values[place])
         atoms.info.update({name: values[row] for name, values in rest["system_extras"].items()})
         atoms.info.update(charge=float(rest["charge"][row]), spin=float(rest["spin"][row]))
-        atoms.calc = self.calculator
-        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-        known = "stress" in getattr(self.calculator, "implemented_properties", ("stress",))
-        if stress and known and atoms.pbc.all():
-            return energy, forces, atoms.get_stress(voigt=False)
-        return energy, forces, np.nan
+        with self._turn:
+            atoms.calc = self.calculator
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            known = "stress" in getattr(self.calculator, "implemented_properties", ("stress",))
+            if stress and known and atoms.pbc.all():
+                return energy, forces, atoms.get_stress(voigt=False)
+            return energy, forces, np.nan
 
 
 def _rest(batch: Batch) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class AbstractModel(Described):
     #: Names of further results, one number per "atom" or per "system", such as {"magmoms": "atom"}: engines
     #: keep them as extras of the batch, where hooks and sinks find them.
     extra_results: ClassVar[Mapping[str, Level]] = MappingProxyType({})
+    #: Those of them that are sizes: a training refuses labels below zero, which they could never reach.
+    never_negative: ClassVar[tuple[str, ...]] = ()
     #: Fields that a training leaves as they are, unless it names them: such as statistics of the data.
     untrained: ClassVar[tuple[str, ...]] = ()
 
@@ -140,6 +142,11 @@ class SumModel(AbstractModel):
     def extra_results(self) -> Mapping[str, Level]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Those of all parts."""
         return {name: level for part in self.parts for name, level in part.extra_results.items()}
+
+    @property
+    def never_negative(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of all parts."""
+        return tuple(name for part in self.parts for name in part.never_negative)
 
     @property
     def _longest(self) -> AbstractModel | None:

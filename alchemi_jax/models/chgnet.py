@@ -119,7 +119,7 @@ class CHGNet(AbstractGraphModel):
     """CHGNet with pretrained weights, for H to Bi and Ac to Pu: `CHGNet.load()`.
 
     Energies are those of the chgnet package for the same version, in eV, corrected as in the Materials
-    Project. Results also have `magmoms`, magnetic moments of atoms in Bohr magnetons.
+    Project. Results also have `magmoms`, sizes of the magnetic moments of atoms in Bohr magnetons.
 
     Attributes:
         version: of the weights: "0.3.0", "0.2.0" or "r2scan".
@@ -148,6 +148,7 @@ class CHGNet(AbstractGraphModel):
     in_chunks: bool = eqx.field(static=True, converter=as_flag("in_chunks"), default=True, repr=False)
 
     extra_results: ClassVar[Mapping[str, Level]] = {"magmoms": "atom"}
+    never_negative: ClassVar[tuple[str, ...]] = ("magmoms",)
     reverse_edges: ClassVar[bool] = True
 
     @property

@@ -281,14 +281,20 @@ def _of_base(model: AbstractModel, base: str, arrays: dict[str, np.ndarray]) -> 
 
 def _imported(place: str, at: str) -> Any:
     module, _, name = place.partition(":")
+    needs = f"{at} needs {name} of the module {module}, which"
     try:
         found: Any = importlib.import_module(module)
+    except (ImportError, ValueError) as e:
+        missing = isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}.")
+        why = "install it, or run in the folder where it is" if missing else str(e).rstrip(".")
+        raise ImportError(f"{needs} cannot be imported: {why}.") from None
+    try:
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError):
+    except AttributeError:
         raise ImportError(
-            f"{at} needs {name} of the module {module}, which cannot be imported: install it, or run in the "
-            "folder where it is."
+            f"{needs} has no {name} now: if it was moved, import it there under this name, or read the model "
+            "with the version that wrote it."
         ) from None
     return found
 

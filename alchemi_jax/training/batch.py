@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax import neighbors as nl
+from alchemi_jax.dynamics.devices.deal import deal
 from alchemi_jax.errors import description, name_of
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import ListSizes, NeighborList, Requirements
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.levels import unsafe_replace
 from alchemi_jax.training.data import Batches
 from alchemi_jax.training.fingerprint import fingerprint
 
@@ -47,6 +49,32 @@ class TrainingBatch(eqx.Module):
     def to_batch(self) -> Batch:
         """The systems with their names, on the host."""
         return self.batch
+
+    def deal(self, n: int) -> "tuple[TrainingBatch, TrainingBatch, np.ndarray]":
+        """The batch alone, its systems in n parts, [n, ...], and of each its place among those of all parts.
+
+        Raises:
+            ValueError: for a list that is ready: it is one of all systems.
+        """
+        if self.neighbors is not None:
+            raise ValueError(
+                "with devices= each device makes the list of its systems: give a TrainingBatch sizes in "
+                "place of neighbors."
+            )
+        batch, places = self.batch, np.zeros(self.batch.system_capacity, np.int32)
+        atoms = np.asarray(batch.atoms_per_system)
+        parts = deal(atoms[: batch.num_systems].astype(float), n)
+        systems, most = max(map(len, parts)), max(int(atoms[rows].sum()) for rows in parts)
+        for number, rows in enumerate(parts):
+            places[rows] = number * systems + np.arange(len(rows))
+        # Of devices without systems nothing is asked.
+        found = [
+            Batch.from_host(batch.to_host(rows), most, systems, largest=batch.largest).with_meta(None)
+            for rows in [*parts, *[parts[0]] * (n - len(parts))]
+        ]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *found)
+        alone = unsafe_replace(self, sizes=None, requirements=None)
+        return alone, unsafe_replace(self, batch=stacked), places
 
 
 @runtime_checkable

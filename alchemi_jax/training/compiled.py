@@ -10,6 +10,7 @@ import numpy as np
 from alchemi_jax.dynamics.segments import jit_loop
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.training.batch import Item, TrainingData
+from alchemi_jax.training.devices import Dealt
 from alchemi_jax.training.losses import Errors
 from alchemi_jax.training.losses import errors as error_sums
 from alchemi_jax.training.state import Report, TrainingCarry, TrainingState
@@ -22,7 +23,8 @@ def compiled_step(
 ) -> tuple[TrainingState, Any, Report]:
     """A step. The buffers of rows are given apart and not copied; the state comes back without them."""
     after, report = step(trainer.combine(), state.replace(records=rows), given)
-    return after.replace(records=()), after.records, report
+    found = after.replace(records=()), after.records, report
+    return given.on_all(found) if isinstance(given, Dealt) else found
 
 
 @jit_loop
@@ -33,13 +35,13 @@ def compiled_loss(trainer: Partitioned, state: TrainingState, given: Item) -> An
     carry: TrainingCarry = begin(whole, state, given)
     if state.ema is not None:
         carry = carry.update(params=state.ema)
-    results = forward(whole, carry).results
+    carry = forward(whole, carry)
+    results = carry.results
     loss, losses = find_loss(whole, results, carry.batch, state.step_count)
     count = carry.batch.system_mask.sum().astype(loss.dtype)
-    overflow = jnp.zeros((), bool) if carry.neighbors is None else carry.neighbors.overflow
     names = names_of(whole.loss)
     found = error_sums(results, carry.batch, names) if names and results is not None else {}
-    return jax.tree.map(lambda x: x * count, (loss, losses)), count, overflow, found
+    return jax.tree.map(lambda x: x * count, (loss, losses)), count, carry.overflow, found
 
 
 def names_of(loss: Any) -> tuple[str, ...]:

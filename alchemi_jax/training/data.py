@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from alchemi_jax.errors import name_of
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Requirements
 from alchemi_jax.neighbors.rows import NeighborRows, neighbor_rows
@@ -141,6 +142,8 @@ class Batches:
         """`fit_to` for a loss of these results, of which no structure here needs to have a label."""
         levels = {**self._levels_of_extras(), **model.extra_results}
         labels = [self._labels(data, levels) for data in self.structures]
+        for name in set(names) & set(model.never_negative):
+            self._check_sizes(name, labels, name_of(model))
         if "energy" in names:
             self._check_rounding()
         for begin in range(0, len(self.structures), _CHECKED_TOGETHER):
@@ -189,6 +192,16 @@ class Batches:
                 )
             found[name] = value
         return found
+
+    def _check_sizes(self, name: str, labels: list[dict[str, Any]], model: str) -> None:
+        for data, given in zip(self.structures, labels, strict=True):
+            below = np.flatnonzero(np.asarray(given.get(name, 0.0)) < 0)
+            if len(below):
+                where = f" of atom {below[0]}" if np.ndim(given[name]) else ""
+                raise ValueError(
+                    f"{data.name}: its {name}{where} is {np.ravel(given[name])[below[0]]:g}, and {model} "
+                    "gives sizes: make the labels absolute values, np.abs(...)."
+                )
 
     def labelled(self, model: AbstractModel) -> set[str]:
         """Names of the results of a model that some structure has labels of."""

@@ -187,6 +187,22 @@ class PackedBatch(eqx.Module):
         """The batch, with names, on the host."""
         return _unpack_once(self).with_meta(self.meta)
 
+    def deal(self, n: int) -> "tuple[PackedBatch, PackedBatch, np.ndarray]":
+        """The batch, its structures in n parts, [n, ...], and of each its place among those of all parts."""
+        systems = self.layout.systems
+        each = -(-systems // n)
+        # Rows of padding may be those of any structure.
+        rows = np.minimum(np.arange(n * each), systems - 1).reshape(n, each)
+        there = np.arange(n * each).reshape(n, each) < systems
+        parts = {
+            "floats": self.floats[rows],
+            "integers": self.integers[rows],
+            "ids": (np.where if isinstance(self.ids, np.ndarray) else jnp.where)(there, self.ids[rows], -1),
+            "layout": dataclasses.replace(self.layout, systems=each),
+            "meta": EMPTY,
+        }
+        return self, unsafe_make(PackedBatch, parts), np.arange(systems, dtype=np.int32)
+
     def unpack(self) -> tuple[Batch, NeighborList | None]:
         """The batch, with labels in its fields and extras, and a list of all neighbors, for compiled code.
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
@@ -22,6 +23,7 @@ from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
 from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
+from alchemi_jax.training.devices import as_mesh, at_first, deal_to, on_all, on_one
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.origin import describe
 from alchemi_jax.training.references import check_same_references
@@ -49,8 +51,10 @@ def run(
     resume: str | os.PathLike | None,
     key: Any,
     state: TrainingState | None,
+    devices: Any = None,
 ) -> TrainingState:
     """See `Trainer.run`."""
+    mesh = as_mesh(devices, "Trainer.run")
     if is_traced((trainer, data, state)):
         raise ValueError("Trainer.run calls the host, so it cannot be traced: inside transforms use step.")
     if (epochs is None) == (n_steps is None):
@@ -85,10 +89,10 @@ def run(
     opened = contextlib.nullcontext() if saver is None else saver.opened(resume is not None, step, look)
     with opened as restored:
         begun = begun if restored is None else restored
-        loop = Loop(trainer, ready, others, example, begun, saver)
+        loop = Loop(trainer, ready, others, example, begun, saver, mesh)
         with trainer:
             try:
-                loop.train(epochs, n_steps)
+                loop.train(epochs, n_steps, resumed=restored is not None)
             except BaseException as e:
                 with contextlib.suppress(Exception):
                     loop.drain()
@@ -106,7 +110,8 @@ class Loop:
     """A training that goes on.
 
     Attributes:
-        state: without the rows that wait on the device, which are in `rows`.
+        mesh: the devices; None: the one that JAX uses anyway.
+        state: without the rows that wait on the device, which are in `rows`; both are on all devices.
         step, epoch, position: as in the state, known on the host.
     """
 
@@ -118,14 +123,16 @@ class Loop:
         example: Item,
         state: TrainingState,
         saver: TrainingSaver | None,
+        mesh: Mesh | None = None,
     ):
-        self.trainer, self.data, self.validation, self.saver = trainer, data, validation, saver
-        self.device = Partitioned(trainer.on_device())
+        self.trainer, self.saver, self.mesh = trainer, saver, mesh
+        self.data, self.validation = deal_to(mesh, data), deal_to(mesh, validation)
+        self.device = on_all(mesh, Partitioned(trainer.on_device()))
         self.frozen = trainer.frozen()
         self.hooks = trainer.hooks
         self.observers = [entry.hook for entry in self.hooks.host]
-        self.rows: tuple[RecordBuffer, ...] = state.records
-        self.state = state.replace(records=())
+        self.rows: tuple[RecordBuffer, ...] = on_all(mesh, state.records)
+        self.state = on_all(mesh, state.replace(records=()))
         self.step, self.epoch = int(state.step_count), int(state.epoch)
         self.position = int(state.position)
         self.batch = example
@@ -147,23 +154,26 @@ class Loop:
         }
         self.enders = [hook for hook in self.observers if hasattr(hook, "ends_run")]
         watched = [h for h in self.observers if any(runs_on(h, stage) for stage in _BATCH)]
-        self.counts_exactly = self.may_skip and bool(watched or saver)
-        self.per_step = [
-            sum(runs_on(entry.hook, stage) for stage in IN_STEP) for entry in self.hooks.recording
-        ]
+        self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
+        self.counts_exactly = self.may_skip and bool(watched or saver or self.validations)
+        # No buffers if all of these hooks record outside of the step.
+        self.per_step = [sum(runs_on(hook, stage) for stage in IN_STEP) for hook in recording if self.rows]
         self.waiting = [int(buffer.count) for buffer in self.rows]
         self.room = [buffer.capacity // 2 for buffer in self.rows]
         self.looked = time.monotonic()
-        self.validations = [hook for hook in self.observers if isinstance(hook, ValidationHook)]
         for hook in self.validations:
-            hook.ready = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
-            check_same_references(data, hook.ready, "the data of ValidationHook")
-        self.validated_at = -1
+            others = as_data(hook.data, trainer.model, trainer.loss, "data of ValidationHook")
+            check_same_references(data, others, "the data of ValidationHook")
+            hook.ready = deal_to(mesh, others)
 
     # -- the whole -------------------------------------------------------------------------------
 
-    def train(self, epochs: int | None, n_steps: int | None) -> None:
-        """Train until so many epochs or steps are complete, or a hook ends it."""
+    def train(self, epochs: int | None, n_steps: int | None, resumed: bool = False) -> None:
+        """Train until so many epochs or steps are complete, or a hook ends it.
+
+        Args:
+            resumed: whether it goes on from a checkpoint.
+        """
         self.call(TrainingStage.SETUP)
         self.call(TrainingStage.BEFORE_TRAINING)
         started = self.step
@@ -173,15 +183,23 @@ class Loop:
             skipped = int(self.state.skipped)
             if skipped > max(_MOST_SKIPPED, len(self.data)):
                 self._raise(f"the last {skipped} steps were skipped")
-        if self.validated_at != self.step and self.step > started:
-            for hook in self.validations:
-                hook.put(self.step, self.epoch, self.validate(hook.ready))
-            if self.validation is not None:
-                self.validate(self.validation)
         self.drain()
+        # Of hooks the last checkpoint has what they are before the end: with a larger total a training goes
+        # on from there as if it had never ended, and one that is complete ends again.
+        outside = None if self.saver is None else self.saver.copy_outside()
+        if resumed or self.step > started:
+            self._validate_at_end()
         self.call(TrainingStage.AFTER_TRAINING)
         if self.saver is not None:
-            self.saver.save(self.whole_state(), self.step, ended=True)
+            self.saver.save(self.whole_state(), self.step, outside, ended=True)
+
+    def _validate_at_end(self) -> None:
+        """The validations that were not due after the last step."""
+        for hook in self.validations:
+            if self.step % hook.every:
+                hook.put(self.step, self.epoch, self.validate(hook.ready))
+        if self.validation is not None and self.position:
+            self.validate(self.validation)
 
     def _ends(self, epochs: int | None, n_steps: int | None) -> bool:
         if any(hook.ends_run for hook in self.enders):
@@ -216,8 +234,8 @@ class Loop:
         self.drain()
         self.call(TrainingStage.AFTER_EPOCH)
         self.epoch, self.position = self.epoch + 1, 0
-        zero = jnp.zeros((), jnp.int32)
-        self.state = self.state.replace(epoch=jnp.asarray(self.epoch, jnp.int32), position=zero)
+        counts = on_all(self.mesh, (jnp.asarray(self.epoch, jnp.int32), jnp.zeros((), jnp.int32)))
+        self.state = self.state.replace(epoch=counts[0], position=counts[1])
         if self.validation is not None:
             self.validate(self.validation)
 
@@ -245,7 +263,6 @@ class Loop:
         """Validate, and call the hooks of AFTER_VALIDATION."""
         self.check()
         found = validate_compiled(self.device, self.state, data)
-        self.validated_at = self.step
         self.call(TrainingStage.AFTER_VALIDATION, found=found)
         return found
 
@@ -280,13 +297,13 @@ class Loop:
         if not any(self.waiting):
             return
         buffers = jax.device_get(self.rows)
-        self.rows = emptied(self.rows)
+        self.rows = on_all(self.mesh, emptied(self.rows))
         self.waiting = [0] * len(self.waiting)
         write_rows([entry.hook for entry in self.hooks.recording], buffers, self.step)
 
     def whole_state(self) -> TrainingState:
-        """The state with the rows that wait."""
-        return self.state.replace(records=self.rows)
+        """The state with the rows that wait, on one device."""
+        return on_one(self.mesh, self.state.replace(records=self.rows))
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -334,7 +351,7 @@ class Loop:
 
     def context(self, stage: TrainingStage, step: int, found: Validation | None) -> TrainingContext:
         """What host hooks see; before a batch or an epoch there is no loss yet."""
-        state, report = self.state, None if stage in _BEFORE else self.report
+        state, report = at_first(self.mesh, (self.state, None if stage in _BEFORE else self.report))
         batch = (self.batch if found is None else found.batch).to_batch()
         params = state.params
         loss, losses, gradients = None, None, None

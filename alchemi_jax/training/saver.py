@@ -15,7 +15,7 @@ import numpy as np
 
 from alchemi_jax.dynamics.checkpoints import Checkpoint
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
-from alchemi_jax.dynamics.saved import AnotherRun, is_key, named_leaves, plain, same_key
+from alchemi_jax.dynamics.saved import AnotherRun, Arrays, is_key, named_leaves, plain, same_key
 from alchemi_jax.dynamics.saving import AbstractSaver, checkpoint_hook
 from alchemi_jax.training.origin import difference
 from alchemi_jax.training.state import TrainingState
@@ -86,14 +86,31 @@ class TrainingSaver(AbstractSaver):
             raise AnotherRun(f"{found.path} is of a training with another key: give the same.")
         return state.replace(records=like.records)
 
-    def save(self, state: TrainingState, step: int, ended: bool = False) -> None:
-        """Save a training whose rows are all written."""
-        outside, arrays = self._outside()
+    def copy_outside(self) -> tuple[Any, Arrays]:
+        """What hooks say of themselves now, which stays so when they go on."""
+        tree, arrays = self.outside()
+        return tree, {name: np.array(x) for name, x in arrays.items()}
+
+    def save(
+        self,
+        state: TrainingState,
+        step: int,
+        outside: tuple[Any, Arrays] | None = None,
+        *,
+        ended: bool = False,
+    ) -> None:
+        """Save a training whose rows are all written.
+
+        Args:
+            outside: what hooks said of themselves, if that is of an earlier moment.
+        """
+        tree, given = self.outside() if outside is None else outside
+        arrays = dict(given)
         named = named_leaves(state.replace(records=()))
         keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in named if is_key(leaf)}
         fetched = jax.device_get({f"state{name}": plain(leaf) for name, leaf in named if leaf.size})
         arrays |= {name: np.asarray(x) for name, x in fetched.items()}
-        about = {"kind": "training", "ended": ended, "origin": self.origin, "keys": keys, "outside": outside}
+        about = {"kind": "training", "ended": ended, "origin": self.origin, "keys": keys, "outside": tree}
         self._write(step, arrays, about)
 
 

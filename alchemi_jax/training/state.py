@@ -75,6 +75,8 @@ class TrainingCarry:
         optimizer, memory, records: as they are now.
         results, loss, losses, gradients, updates: None until they are computed.
         skipped: whether the step is left out.
+        overflow: whether the neighbor list had no room; None until the model was evaluated.
+        dealt: what evaluates the model over several devices; None on one.
         layouts: buffers of recording hooks, by the id of the hook, where these are being made.
     """
 
@@ -91,6 +93,8 @@ class TrainingCarry:
     losses: Any = None
     gradients: Any = None
     updates: Any = None
+    overflow: Any = None
+    dealt: Any = None
     layouts: dict[int, RecordBuffer] | None = None
 
     @property

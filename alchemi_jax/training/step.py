@@ -21,8 +21,10 @@ from alchemi_jax.hooks.dispatch import Dispatcher, dispatch
 from alchemi_jax.hooks.groups import Group
 from alchemi_jax.hooks.protocol import TracedHook, runs_on
 from alchemi_jax.models.base import results_of
+from alchemi_jax.systems.batch import Batch
 from alchemi_jax.training.batch import Item
 from alchemi_jax.training.context import TrainingContext
+from alchemi_jax.training.devices import Dealt
 from alchemi_jax.training.precision import Precision
 from alchemi_jax.training.stage import AFTER_UPDATE, MAY_CHANGE, TrainingStage
 from alchemi_jax.training.state import Report, TrainingCarry, TrainingState, all_finite, as_model, where
@@ -125,11 +127,9 @@ def _find_layouts(dispatcher: TrainingDispatcher, carry: TrainingCarry, stage: T
 def begin(trainer: Trains, state: TrainingState, given: Item) -> TrainingCarry:
     """The carry of a step that begins."""
     batch, neighbors = given.unpack()
-    if neighbors is None and trainer.model.requirements.cutoff is not None:
-        raise ValueError(
-            f"{name_of(trainer.model)} needs a neighbor list, and the batch has no room for one: give "
-            "TrainingBatch(batch, sizes, requirements=...) or TrainingBatch(batch, neighbors=...)."
-        )
+    dealt = given if isinstance(given, Dealt) else None
+    if dealt is None:
+        _check_list(trainer, neighbors)
     return TrainingCarry(
         state=state,
         batch=batch,
@@ -139,17 +139,35 @@ def begin(trainer: Trains, state: TrainingState, given: Item) -> TrainingCarry:
         memory=state.memory,
         records=state.records,
         skipped=jnp.zeros((), bool),
+        dealt=dealt,
     )
 
 
+def _check_list(trainer: Trains, neighbors: Any) -> None:
+    if neighbors is None and trainer.model.requirements.cutoff is not None:
+        raise ValueError(
+            f"{name_of(trainer.model)} needs a neighbor list, and the batch has no room for one: give "
+            "TrainingBatch(batch, sizes, requirements=...) or TrainingBatch(batch, neighbors=...)."
+        )
+
+
 def forward(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
-    """Results of the model with the present parameters."""
+    """Results of the model with the present parameters, on several devices if the batch is dealt to them."""
     params = carry.params if trainer.precision is None else trainer.precision.cast(carry.params)
     model, batch = as_model(params, trainer.frozen()), carry.batch
-    results = results_of(model, batch, carry.neighbors, stress=trainer.needs_stress)
-    # Sums over atoms, and the loss, in the dtype of the batch.
-    results = jax.tree.map(lambda x: x.astype(batch.dtype), results)
-    return carry.update(results=results)
+
+    def evaluate(model: Any, batch: Batch, neighbors: Any) -> tuple[Any, Bool[Array, ""]]:
+        _check_list(trainer, neighbors)
+        results = results_of(model, batch, neighbors, stress=trainer.needs_stress)
+        # Sums over atoms, and the loss, in the dtype of the batch.
+        results = jax.tree.map(lambda x: x.astype(batch.dtype), results)
+        return results, jnp.zeros((), bool) if neighbors is None else neighbors.overflow
+
+    if carry.dealt is None:
+        results, overflow = evaluate(model, batch, carry.neighbors)
+    else:
+        results, overflow = carry.dealt.evaluate(evaluate, model, batch, trainer.model.extra_results)
+    return carry.update(results=results, overflow=overflow)
 
 
 def compute_loss(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
@@ -190,10 +208,10 @@ def differentiate(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
     def function(params: Any) -> tuple[Array, Any]:
         inner = run_phases(trainer, carry.update(params=params), FORWARD)
         loss = inner.loss if scale is None else inner.loss * scale.factor.astype(inner.loss.dtype)
-        return loss, (inner.results, inner.loss, inner.losses, inner.memory, inner.records)
+        return loss, (inner.results, inner.overflow, inner.loss, inner.losses, inner.memory, inner.records)
 
     (_, found), gradients = trainer.backward(function, carry.params)
-    results, loss, losses, memory, rows = found
+    results, overflow, loss, losses, memory, rows = found
     gradients = check_same_structure("backward of the Trainer", "gradients", gradients, carry.params)
     skipped = carry.skipped
     if scale is not None:
@@ -201,6 +219,7 @@ def differentiate(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
         skipped = ~all_finite(gradients) & all_finite(loss) & (scale.factor > 1)
     return carry.update(
         results=results,
+        overflow=overflow,
         loss=loss,
         losses=losses,
         memory=memory,
@@ -246,7 +265,7 @@ def end(trainer: Trains, carry: TrainingCarry) -> TrainingCarry:
     The memory of a hook that is called only after the update stays, too.
     """
     old, skipped = carry.state, carry.skipped
-    overflow = old.overflow | (jnp.zeros((), bool) if carry.neighbors is None else carry.neighbors.overflow)
+    overflow = old.overflow | carry.overflow
     lost = ~all_finite(carry.loss, carry.gradients, carry.updates) & ~skipped
     failed = old.failed | lost | overflow
     counts = ~(failed | skipped)

@@ -163,6 +163,7 @@ class Trainer(Described):
         resume: str | os.PathLike | None = None,
         key: PRNGKeyArray | None = None,
         state: TrainingState | None = None,
+        devices: Any = None,
     ) -> TrainingState:
         """Train.
 
@@ -175,13 +176,15 @@ class Trainer(Described):
             resume: a folder for checkpoints. If there is one, the training goes on from there, bit for bit.
             key: of the order of the data; the same key gives the same training.
             state: of an earlier run, to go on from.
+            devices: "all", a number of them, or a list: each evaluates the model for some systems of a batch.
+                The cores of a CPU are devices after `alchemi_jax.use_cores()`.
 
         Raises:
             FloatingPointError: if the loss or its gradients are not finite. Like all exceptions of a run
                 it has the state reached, as its `state`.
         """
         with public_call():
-            return runs.run(self, data, epochs, n_steps, validation, resume, key, state)
+            return runs.run(self, data, epochs, n_steps, validation, resume, key, state, devices)
 
     def validate(self, state: TrainingState, data: Any) -> tuple[float, dict[str, float]]:
         """The loss on data and its parts, means over systems, with averaged parameters if there are any."""

@@ -12,6 +12,14 @@ from typing import Any
 import jax
 
 from alchemi_jax.errors import description
+from alchemi_jax.models.base import AbstractModel
+
+
+#: Of so many atoms for each core several cores are faster than one, and of so many steps of an atom. Threads
+#: of Python take turns, so that each core needs enough to do between two turns; to begin takes 20 ms.
+_ATOMS, _ATOM_STEPS = 2000, 200_000
+#: So much more a network has to do for each atom.
+_NETWORK = 10
 
 
 def count_cores() -> int:
@@ -74,6 +82,35 @@ def as_devices(asked: Any, who: str) -> tuple[Any, ...] | None:
     return _unless_default(there[:asked])
 
 
+def cores_that_pay(model: AbstractModel, atoms: int, n_steps: int | None = None) -> int:
+    """How many cores are faster than one for systems of so many atoms together.
+
+    Args:
+        model: what does not ask for a list of pairs alone is taken for a network.
+        n_steps: of each; None: many.
+    """
+    needs = model.requirements
+    work = atoms * (1 if needs.cutoff is not None and not needs.edges else _NETWORK)
+    found = work // _ATOMS
+    return max(found if n_steps is None else min(found, work * n_steps // _ATOM_STEPS), 1)
+
+
+def as_many_as_pay(
+    asked: Any,
+    devices: tuple[Any, ...] | None,
+    model: AbstractModel,
+    atoms: int | None,
+    n_steps: Any = None,
+) -> tuple[Any, ...] | None:
+    """The devices that a run uses of those of `as_devices`: where all cores were asked for, as many as have
+    enough to do. `atoms`: of all systems; None if that is not known."""
+    cores = devices is not None and asked == "all" and devices[0].platform == "cpu"
+    if devices is None or not cores or atoms is None:
+        return devices
+    most = None if n_steps is None else int(n_steps)
+    return _unless_default(devices[: cores_that_pay(model, atoms, most)])
+
+
 def _given(devices: tuple[Any, ...], who: str) -> tuple[Any, ...] | None:
     for device in devices:
         if not isinstance(device, jax.Device):
@@ -102,4 +139,11 @@ def _unless_default(devices: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return None if devices == (default_device(),) else devices
 
 
-__all__ = ["as_devices", "count_cores", "default_device", "use_cores"]
+__all__ = [
+    "as_devices",
+    "as_many_as_pay",
+    "cores_that_pay",
+    "count_cores",
+    "default_device",
+    "use_cores",
+]

@@ -1,11 +1,13 @@
 """Hooks around validations: ValidationHook, EarlyStoppingHook, BestCheckpointHook."""
 
+import io
 import os
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 
 from alchemi_jax.errors import UserCodeError, name_of
 from alchemi_jax.hooks.context import HookContext
@@ -21,7 +23,8 @@ class ValidationHook:
     epoch. Host.
 
     The hooks of AFTER_VALIDATION are called then. `table` has what was found: a dictionary for each
-    validation with step, epoch, loss and its parts.
+    validation with step, epoch, loss and its parts. If a complete training is resumed with a larger total, a
+    validation that was made only because it ended is taken back, in the table and in the other hooks.
 
     Args:
         data: as for `Trainer.run`.
@@ -140,7 +143,8 @@ class BestCheckpointHook(LowestLoss):
 
     The model is that of the validation: with averaged parameters if there are any. The file is there
     completely or not at all; `load(like)` reads it. `best` and `step` say with which loss and after how many
-    steps. The file of an earlier training stays until the next has validated.
+    steps. The file of an earlier training stays until the next has validated. Checkpoints have its content,
+    and a training that goes on from one puts it back.
 
     Args:
         path: of the file, such as "best.eqx".
@@ -150,21 +154,28 @@ class BestCheckpointHook(LowestLoss):
         super().__init__()
         self.path: Path = as_path("path of BestCheckpointHook")(path)
         self.step = -1
+        self._content = b""
 
     def see(self, loss: float, ctx: HookContext) -> None:
         if not loss < self.best:
             return
+        written = io.BytesIO()
+        eqx.tree_serialise_leaves(written, eqx.filter(ctx.model, eqx.is_array))
+        self._write(written.getvalue())
+        self.best, self.step = loss, int(ctx.step_count)
+
+    def _write(self, content: bytes) -> None:
         part = self.path.with_name(f".{self.path.name}.part-{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
-                eqx.tree_serialise_leaves(file, eqx.filter(ctx.model, eqx.is_array))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self.path)
         except OSError as e:
             raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
-        self.best, self.step = loss, int(ctx.step_count)
+        self._content = content
 
     def load(self, like: Any) -> Any:
         """The model that was written, from one of the same class and shapes."""
@@ -172,13 +183,17 @@ class BestCheckpointHook(LowestLoss):
         return eqx.combine(eqx.tree_deserialise_leaves(self.path, arrays), rest)
 
     def state(self) -> dict[str, Any]:
-        """The lowest loss and its step."""
-        return super().state() | {"step": self.step}
+        """The lowest loss, its step, and the file."""
+        return super().state() | {"step": self.step, "file": np.frombuffer(self._content, np.uint8)}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        # The file stays: a lower loss replaces it again.
         super().set_state(state)
         self.step = -1 if state is None else int(state["step"])
+        self._content = b""
+        # Without a lowest loss the file stays, as before the first validation.
+        content = b"" if state is None else np.asarray(state.get("file", ()), np.uint8).tobytes()
+        if content:
+            self._write(content)
 
     def __repr__(self) -> str:
         return f"BestCheckpointHook({str(self.path)!r})"
