@@ -320,7 +320,7 @@ def refused(told, call):
 
 def kills(folder, wanted):
     """Workers are killed at random moments, and every system comes out once, as if none had been."""
-    n, seed = 48, int(os.environ.get("SEED", time.time_ns() % 10**6))
+    n, seed = 48 if wanted < 3 else 120, int(os.environ.get("SEED", time.time_ns() % 10**6))
     print("seed", seed, file=sys.stderr)
     steps, random_ = 6000, random.Random(seed)
     options = {"n_steps": steps, "ensemble": "nve", "dt": 0.2, "max_systems": 4}
@@ -336,22 +336,26 @@ def kills(folder, wanted):
         dask.config.set({"distributed.scheduler.allowed-failures": wanted + 1}),
         connect("local:3" if wanted > 2 else "local:2") as client,
     ):
-        # They are not said to be dead by signals, and what computes is not alone in knowing.
         killed, over = [], threading.Event()
         sink = ZarrData(folder / "finished.zarr")
 
         def kill():
-            while len(killed) < wanted and not over.wait(random_.uniform(0.1, 1.0 if wanted > 2 else 0.3)):
-                pids = list(client.run(os.getpid).values()) if not over.is_set() else []
+            while len(killed) < wanted and not over.wait(random_.uniform(0.1, 1.0)):
+                try:
+                    pids = list(client.run(os.getpid, on_error="ignore").values())
+                except Exception:
+                    # One of those that were asked has just been killed.
+                    continue
                 if pids and (len(sink) or killed):
-                    os.kill(victim := random_.choice(pids), signal.SIGKILL)
+                    victim = random_.choice(pids)
+                    os.kill(victim, signal.SIGKILL)
                     killed.append(victim)
 
         killer = threading.Thread(target=kill)
         killer.start()
         try:
             calls = 0
-            while len(killed) < wanted or not calls:
+            while not calls or killer.is_alive():
                 # Again until all kills were done: each run is as whole as the last one.
                 sink.zero()
                 done = hooks(f"cluster-{calls}")
