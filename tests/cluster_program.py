@@ -104,7 +104,7 @@ class Spy:
 
 def threads(folder):
     with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as client:
         relaxations_are_those_of_one_process(client)
         hooks_write_here_and_once(client, folder)

@@ -78,7 +78,7 @@ def connect(where: str) -> Iterator[Any]:
 
     Raises:
         ImportError: saying what to install.
-        ValueError: if no scheduler answers at the address.
+        ValueError: if no scheduler answers at the address, or no workers can be started.
     """
     distributed = load_dask()
     n = local_workers(where)
@@ -106,17 +106,20 @@ def _local(distributed: Any, n: int) -> Iterator[Any]:
     from alchemi_jax.dynamics.cluster.plugin import PinToCores
 
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    # What Dask logs of workers that die is said by the run.
-    with (
-        distributed.LocalCluster(
+    try:
+        # What Dask logs of workers that die is said by the run.
+        cluster = distributed.LocalCluster(
             n_workers=n,
             threads_per_worker=1,
-            dashboard_address=None,
+            # Any port, and of this machine alone: None would ask for 8787.
+            dashboard_address="127.0.0.1:0",
             memory_limit=None,
             silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
+        )
+    except (OSError, RuntimeError) as e:
+        reason = " ".join(str(e).split()).rstrip(".")
+        raise ValueError(f"local:{n} cannot start its workers: {reason}.") from e
+    with cluster, distributed.Client(cluster, set_as_default=False) as client:
         if len(cores) > 1:
             client.register_plugin(PinToCores(cores))
         yield client
