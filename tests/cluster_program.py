@@ -21,9 +21,13 @@ import distributed
 import jax
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
+from ase.io import read, write
 from cheap_xla import cheap_xla
 
+from alchemi_jax.cli.main import main
+from alchemi_jax.cli.signals import Signals
 from alchemi_jax.dynamics import (
     FIRE,
     NVE,
@@ -34,6 +38,7 @@ from alchemi_jax.dynamics import (
     relax_all,
     run_on_cluster,
 )
+from alchemi_jax.dynamics.cluster import connect as connecting
 from alchemi_jax.dynamics.cluster import tasks, worker
 from alchemi_jax.dynamics.hooks import CallbackHook, CheckpointHook, LoggingHook, SnapshotHook
 from alchemi_jax.dynamics.interrupt import Interrupted
@@ -112,6 +117,7 @@ def threads(folder):
         a_system_that_kills_its_workers_fails_alone(client)
         what_goes_wrong_on_a_worker_is_told(client)
         what_is_refused(client, folder)
+        the_command_line(client, folder)
 
 
 def relaxations_are_those_of_one_process(client):
@@ -233,7 +239,7 @@ def a_run_goes_on(client, folder):
 def a_system_that_kills_its_workers_fails_alone(client):
     def die(host, compute):
         if 5 in host.system_id:
-            raise distributed.KilledWorker("task", types.SimpleNamespace(address="tcp://there"), 3)
+            raise distributed.KilledWorker("task", types.SimpleNamespace(address="tcp://there"), 0)
         return compute()
 
     with Spy(die) as spy, warnings.catch_warnings(record=True) as told:
@@ -301,12 +307,53 @@ def what_is_refused(client, folder):
     for told, call in (
         ("Locked cannot be pickled", lambda: run(engine(Locked()))),
         ("is not known to identify systems", lambda: run(engine(silent))),
-        ("leave devices out", lambda: run(engine(), Sampler(structures(2), devices=2))),
+        ("leave devices out", lambda: run(engine(), Sampler(structures(2), devices="all"))),
         ("counts steps", lambda: run(engine(CheckpointHook(folder / "c", frequency=5)))),
         ("must be a distributed.Client", lambda: run(engine(), client="tcp://host:8786")),
         ("takes a Sampler", lambda: run(engine(), structures(2))),
     ):
         refused(told, call)
+
+
+def the_command_line(client, folder):
+    """A relaxation; the second half after it was told to stop, and a complete one is not run again."""
+    argon = [
+        Atoms("Ar5", 3.8 * np.eye(5, 3) + np.random.default_rng(i).normal(0, 0.1, (5, 3))) for i in range(6)
+    ]
+    write(folder / "argon.extxyz", argon)
+    out = folder / "relaxed"
+    command = [
+        "relax",
+        str(folder / "argon.extxyz"),
+        "--model",
+        "lj",
+        "--out",
+        str(out),
+        "--max-systems",
+        "2",
+    ]
+    connecting._ANSWER = 0.5
+    assert main([*command, "--cluster", "tcp://127.0.0.1:1"]) == 2
+    assert not out.exists(), "nothing was begun"
+    command += ["--cluster", client.scheduler.address]
+
+    class Stops(Signals):
+        def should_stop(self):
+            self.is_out_of_time = len(spy.tasks) > 1
+            return self.is_out_of_time
+
+    with Spy() as spy:
+        assert main(command, Stops()) == 4
+        first = list(spy.systems)
+        assert main(command) == 0
+        assert len(spy.systems) - len(first) < 6
+        assert main(command) == 0
+    assert sorted(set(spy.systems)) == list(range(6))
+    assert len(read(out / "relaxed.extxyz", ":")) == 6
+    assert sorted(ZarrData(out / "finished.zarr").read().system_id.tolist()) == list(range(6))
+    # Without a cluster it does not go on, and nothing is lost.
+    assert main([*command[:-2], "--steps", "2000"]) == 2
+    assert len(ZarrData(out / "finished.zarr")) == 6
 
 
 def refused(told, call):
@@ -329,6 +376,8 @@ def kills(folder, wanted):
         sink = ZarrData(folder / f"frames-{name}.zarr")
         return [SnapshotHook(sink, steps // 2, finished=False)]
 
+    # They come back in time, but there may be a time without any.
+    warnings.filterwarnings("ignore", "no worker has joined")
     plain = integrate_all(MODEL, structures(n), hooks=hooks("plain"), **options).to_host()
     import dask
 
@@ -340,7 +389,7 @@ def kills(folder, wanted):
         sink = ZarrData(folder / "finished.zarr")
 
         def kill():
-            while len(killed) < wanted and not over.wait(random_.uniform(0.1, 1.0)):
+            while len(killed) < wanted and not over.wait(random_.uniform(0.1, 2.0)):
                 try:
                     pids = list(client.run(os.getpid, on_error="ignore").values())
                 except Exception:

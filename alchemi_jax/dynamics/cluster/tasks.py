@@ -9,7 +9,7 @@ import queue
 import time
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from alchemi_jax.dynamics.cluster.killed import as_failed, split
 from alchemi_jax.dynamics.cluster.pace import Pace
 from alchemi_jax.dynamics.cluster.pickling import strip
 from alchemi_jax.dynamics.cluster.progress import Progress
-from alchemi_jax.dynamics.cluster.worker import Done, Room, compute
+from alchemi_jax.dynamics.cluster.worker import Done, Room, compute, topic
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.refilled import Traffic
@@ -35,13 +35,19 @@ from alchemi_jax.systems.host import HostBatch
 
 #: Seconds between looks at the workers, and until something is said of there being none.
 _LOOK, _ALONE = 0.25, 30.0
+#: Who dies at once may not come to say that a task was begun; so often it is given out again.
+_TRIES = 3
 #: Seconds in which a result must come from the worker that has it; then it is asked for again.
 _FETCH = 60.0
 
 
 class _Task(NamedTuple):
+    """Systems that are computed together, what they cost, and how often they were given out again because
+    they were not at work when their workers died."""
+
     host: HostBatch
     cost: float
+    tries: int = 0
 
 
 class Tasks:
@@ -57,6 +63,8 @@ class Tasks:
         self.pending: dict[str, tuple[Any, _Task]] = {}
         #: Tasks that are to be given out again, before others.
         self.again: deque[_Task] = deque()
+        #: How often workers have begun a task, by its key.
+        self.begun: Counter[str] = Counter()
         self.came: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.pace = Pace(any(flag(h, "judges_convergence") for g in engine.groups for h in g.hooks.traced))
         self.traffic = Traffic()
@@ -80,6 +88,7 @@ class Tasks:
         began, plugin = time.perf_counter(), BringEngine(self.name, self.work)
         try:
             self._register(plugin)
+            self.client.subscribe_topic(topic(self.name), lambda event: self.begun.update([event[1]]))
             while True:
                 self._look()
                 self._give_out()
@@ -118,6 +127,7 @@ class Tasks:
         pending, self.pending = [future for future, _ in self.pending.values()], {}
         for undo in (
             lambda: self.client.cancel(pending, force=True),
+            lambda: self.client.unsubscribe_topic(topic(self.name)),
             lambda: self.client.unregister_worker_plugin(plugin),
         ):
             try:
@@ -227,7 +237,7 @@ class Tasks:
                     error.add_note(f"raised on a worker, for {_names(task.host)}")
                     raise error.with_traceback(future.traceback(timeout=_FETCH))
                 del self.pending[key]
-                self._killed(task)
+                self._killed(task, self.begun[key] > error.allowed_failures)
             elif future.status == "cancelled":
                 del self.pending[key]
                 self._check_scheduler()
@@ -262,11 +272,14 @@ class Tasks:
         self.is_whole = True
         self.traffic.systems += len(host)
 
-    def _killed(self, task: _Task) -> None:
-        """The workers of a task have died."""
+    def _killed(self, task: _Task, was_at_work: bool) -> None:
+        """The workers that had a task have died; whether it was at work each time, or waited there once."""
         n = len(task.host)
         if n > 1:
             self.again += [_Task(part, task.cost * len(part) / n) for part in split(task.host)]
+            return
+        if not was_at_work and task.tries < _TRIES:
+            self.again.append(task._replace(tries=task.tries + 1))
             return
         failed = as_failed(self.engine, task.host)
         self._write(failed)

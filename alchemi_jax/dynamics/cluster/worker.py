@@ -134,6 +134,7 @@ def compute(run: str, host: HostBatch, room: Room) -> Done | None:
     engine.settings.check()
     with _turn, engine.settings.active(), public_call():
         began = time.perf_counter()
+        _say_begun(run)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = _compute(engine, host, room)
@@ -142,6 +143,18 @@ def compute(run: str, host: HostBatch, room: Room) -> Done | None:
         ended, events, steps = found
         texts = [str(w.message) for w in told if issubclass(w.category, RuntimeWarning)]
         return Done(ended, events, texts, time.perf_counter() - began, steps, _who())
+
+
+def topic(run: str) -> str:
+    """Under which workers say that they have begun a task."""
+    return f"alchemi-jax {run}"
+
+
+def _say_begun(run: str) -> None:
+    from distributed import get_worker
+
+    worker = get_worker()
+    worker.log_event(topic(run), str(worker.get_current_task()))
 
 
 def _who() -> str:
@@ -179,4 +192,4 @@ def _compute(engine: _Engine, host: HostBatch, room: Room) -> tuple[HostBatch, l
     return out.read(), events, refilled.traffic.steps
 
 
-__all__ = ["Done", "Room", "bring", "compute", "drop"]
+__all__ = ["Done", "Room", "bring", "compute", "drop", "topic"]
