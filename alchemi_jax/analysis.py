@@ -115,8 +115,8 @@ def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "fra
 def mean_squared_displacement(positions: Any) -> Float[np.ndarray, " frames"]:
     """[frames] mean of |x(t + lag) - x(t)|², Å², over atoms and all origins t, for lags 0, 1, ... frames.
 
-    By Fourier transforms, as in Calandrini et al., Collection SFN 12, 201 (2011). Frames must be equally
-    spaced. Late lags have few origins: half of the frames is a usual limit.
+    By Fourier transforms, as in Calandrini et al., Collection SFN 12, 201 (2011), doi:10.1051/sfn/201112010.
+    Frames must be equally spaced. Late lags have few origins: half of the frames is a usual limit.
 
     Args:
         positions: [frames, atoms, 3], Å, unwrapped (`unwrap`). Drift is not removed.
@@ -177,8 +177,9 @@ def block_average(series: Any) -> BlockAverage:
     """Mean of correlated samples, with its standard error by blocking.
 
     Neighbors are averaged in pairs, repeatedly. The error computed as if blocks were independent grows until
-    they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989)). It is taken from the smallest blocks of B
-    samples with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E 83, 066706 (2011)).
+    they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989), doi:10.1063/1.457480). It is taken from the
+    smallest blocks of B samples with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E
+    83, 066706 (2011), doi:10.1103/PhysRevE.83.066706).
 
     Args:
         series: [samples], equally spaced.

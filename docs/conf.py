@@ -14,9 +14,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # ruff: noqa: E402
-import alchemi_jax
 import inventories
 from sources import asked, digest
+
+import alchemi_jax
 
 
 project = "alchemi_jax"
@@ -27,7 +28,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
@@ -36,6 +36,7 @@ extensions = [
     "names",
     "signatures",
     "fields",
+    "formulas",
     "commands",
 ]
 exclude_patterns = [
@@ -46,6 +47,7 @@ exclude_patterns = [
 ]
 # Quotes and dashes as they are written: `--cell`.
 smartquotes = False
+html_math_renderer = "mathml"
 
 # -- Pages and notebooks --------------------------------------------------
 
@@ -90,7 +92,7 @@ intersphinx_timeout = 10
 # -- Looks ----------------------------------------------------------------
 
 html_theme = "pydata_sphinx_theme"
-html_title = "alchemi_jax"
+html_title = f"alchemi_jax {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = True

@@ -367,7 +367,9 @@ def test_the_page_shows_how_to_save_a_function(tmp_path, monkeypatch):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         if "models.load" in block:
-            exec(block, names)
+            alone = {}
+            exec(block, alone)
+            names |= alone
     assert isinstance(names["both"], SumModel)
     pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]])
     assert float(evaluate(names["soft"], [pair]).energy[0]) == pytest.approx(2 * 0.5 * 0.5**3, abs=1e-6)

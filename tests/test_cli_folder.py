@@ -198,9 +198,9 @@ def test_results_that_were_begun_before_a_setting_was_known_go_on(tmp_path):
         RUN.check_same(tmp_path, read_record(tmp_path), Record(settings, {}))
 
     check(settings)
-    with pytest.raises(UsageError, match="constraints differs"):
+    with pytest.raises(UsageError, match="other settings: constraints was refuse and is drop"):
         check(settings.model_copy(update={"constraints": "drop"}))
-    with pytest.raises(UsageError, match="stages differs"):
+    with pytest.raises(UsageError, match=r"other settings: temperature was 9\.0 and is 8\.0"):
         check(Pipeline.model_validate({"stages": [md(3)["stages"][0] | {"temperature": 8.0}]}))
 
 

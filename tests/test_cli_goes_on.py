@@ -163,7 +163,23 @@ def test_what_is_missing_of_a_complete_folder_is_named_or_made_again(folder, eng
         remove(folder / "o" / name)
     assert call(*command) == code
     assert set(made[command]) <= set(os.listdir("o"))
+    if command is RELAX:
+        # A store of which a part is missing.
+        shutil.rmtree("o/relaxed.zarr/positions")
+        assert call(*command) == code
+        assert len(ZarrData("o/relaxed.zarr").read()) == 3
+        os.unlink("o/relaxed.zarr/zarr.json")
+        assert call(*command) == 2
+        assert "o/relaxed.zarr cannot be read, and is not known as a store" in capsys.readouterr().err
+        shutil.rmtree("o/relaxed.zarr")
+        assert call(*command) == code
+    os.rename("o/settings.json", "aside")
     capsys.readouterr()
+    assert call(*command) == 2
+    assert (
+        "exists, and settings.json beside it, which says what it is of, is missing" in capsys.readouterr().err
+    )
+    os.rename("aside", "o/settings.json")
     for name in ("finished.zarr", "log.csv", "trajectory.zarr")[: 3 if command is MD else 2]:
         os.rename(f"o/{name}", "aside")
         assert call(*command) == 2
@@ -224,6 +240,53 @@ def test_more_steps_go_on_and_fewer_do_not(folder, engine, capsys):
         capsys.readouterr().err
     )
     assert call("run", "p.toml", "stages.1.n_steps=6") == 3
+
+
+OTHERS = {
+    MD: {
+        "--temperature 8": "temperature was 9.0 and is 8.0",
+        "--ensemble nve": "ensemble was nvt and is nve, temperature was 9.0 and is not given",
+        "--dt 2": "dt was 1.0 and is 2.0",
+        "--friction 0.5": "friction was not given and is 0.5",
+        "--seed 1": "seed was 0 and is 1",
+        "--save-every 7": "save_every was 100 and is 7",
+    },
+    RELAX: {
+        "--fmax 0.5": "fmax was 0.01 and is 0.5",
+        "--dt 2 --log-every 9 --fmax 1 --dtype float32": "dtype was float64 and is float32, log_every was 1 "
+        "and is 9, fmax was 0.01 and is 1.0, and 1 more differ",
+        "--optimizer fire2": "optimizer was fire and is fire2",
+        "--cell": "relax_cell was False and is True",
+        "--pressure 1 --cell": "relax_cell was False and is True, pressure was 0.0 and is 1.0",
+        "--smax 1 --cell": "relax_cell was False and is True, smax was 0.0006 and is 1.0",
+    },
+}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_flags_are_told_and_nothing_is_written(folder, engine, capsys, command):
+    """Of an interrupted run and of a complete one: nothing of two runs is ever in one folder."""
+    cases = OTHERS[command] | {
+        "--dtype float32": "dtype was float64 and is float32",
+        "--model lj:epsilon=0.02,sigma=3": "model was lj and is lj:epsilon=0.02,sigma=3",
+        "--log-every 3": f"log_every was {1 if command is RELAX else 10} and is 3",
+        "--constraints drop": "constraints was refuse and is drop",
+    }
+    for ends in ((0,), (0, 1, 2)):
+        engine.ends = ends
+        call(*command)
+        before, calls = content(folder / "o"), engine.calls
+        capsys.readouterr()
+        for flags, sentence in cases.items():
+            without = [word for word in command if word not in ("--temperature", "9")]
+            given = without if "nve" in flags else command
+            assert call(*given, *flags.split()) == 2, flags
+            error = capsys.readouterr().err
+            expected = f"o holds results of other settings: {sentence}: give another out, or --overwrite."
+            assert expected in error, (flags, error)
+        assert call(*command, "--steps", "20") == 2
+        assert "o was begun with 50 steps" in capsys.readouterr().err
+        assert (content(folder / "o"), engine.calls) == (before, calls)
 
 
 def test_other_structures_are_told_and_nothing_is_written(folder, engine, capsys):

@@ -215,7 +215,7 @@ def test_results_of_other_settings_are_not_touched(folder, capsys):
     quick = ["in.extxyz", "--temperature", "9", "--steps", "4", "--out", "o"]
     assert main(["md", *quick]) == 0
     assert main(["md", *quick, "--seed", "5"]) == 2
-    assert "holds results of other settings, seed differs" in capsys.readouterr().err
+    assert "holds results of other settings: seed was 0 and is 5" in capsys.readouterr().err
     assert main(["md", *quick, "--seed", "5", "--overwrite"]) == 0
     (folder / "file").touch()
     assert main(["md", *quick[:-1], "file/o"]) == 2

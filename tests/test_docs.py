@@ -1,6 +1,7 @@
 """The README's first code runs as it stands, and the others are what they claim."""
 
 import ast
+import builtins
 import dataclasses
 import html
 import inspect
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import zarr
 from cheap_xla import cheap_environment
 from conftest import cluster, crystal, public
 from following import CellSpring
@@ -32,7 +32,7 @@ from alchemi_jax.dynamics import (
     FIREVariableCell,
     NVTLangevin,
 )
-from alchemi_jax.hooks import RecordingHook, TracedHook
+from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import AbstractPair, CommitteeModel, HarmonicModel, LennardJones
 
 
@@ -44,6 +44,21 @@ def code(page):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if path.exists() else []
 
 
+def run_alone(page, given=(), skip=()):
+    """Runs each block of a page by itself, as it is when it is pasted; returns all names, the last ones.
+
+    Args:
+        given: names that the page says are there. skip: words of blocks that are not run.
+    """
+    found = {}
+    for block in code(page):
+        if not any(word in block for word in skip):
+            names = dict(given)
+            exec(block, names)
+            found |= names
+    return found
+
+
 BLOCKS = code("README.md")
 
 
@@ -52,6 +67,29 @@ def blocks():
     if not BLOCKS:
         pytest.skip("installed without its repository")
     return BLOCKS
+
+
+def test_every_block_runs_when_it_is_pasted_alone(blocks):
+    """It has its imports and its data. Pages that are one script in parts say so."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        if "are one script" in page.read_text() or "notebooks" in page.parts:
+            continue
+        for block in code(page.relative_to(ROOT)):
+            missing = undefined(block)
+            assert not missing, f"{page.relative_to(ROOT)}: {sorted(missing)} in\n{block}"
+
+
+def undefined(block):
+    """Names that a block uses and does not define."""
+    nodes = list(ast.walk(ast.parse(block)))
+    used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler)}
+    bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    imported = (n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom))
+    bound |= {(a.asname or a.name).partition(".")[0] for n in imported for a in n.names}
+    return used - bound - set(dir(builtins))
 
 
 def test_the_first_example(blocks, tmp_path):
@@ -65,7 +103,18 @@ def test_the_first_example(blocks, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Batch(33 systems")
     assert "33 converged, 0 failed" in done.stdout
+    # The page has the same code, and what it prints.
+    page = (ROOT / "docs/start/first_run.md").read_text()
+    assert blocks[0] in page
+    assert f"```text\n{done.stdout}```" in page
     assert (tmp_path / "relax.csv").exists()
+
+
+def test_the_start_page(capsys):
+    """Its code prints what it says; tests compute with more digits."""
+    run_alone("docs/index.md")
+    page = (ROOT / "docs/index.md").read_text()
+    assert capsys.readouterr().out.replace("float64", "float32") in page
 
 
 def test_the_pieces(blocks):
@@ -88,10 +137,7 @@ def test_a_model_and_a_hook_of_ones_own(blocks):
 
 def test_the_page_on_hooks(blocks, capsys):
     """Its three hooks run; the page names every hook that there is."""
-    names = {"np": np, "jnp": jnp, "DynamicsStage": DynamicsStage}
-    names |= {"TracedHook": TracedHook, "RecordingHook": RecordingHook}
-    for block in code("docs/explanation/hooks.md"):
-        exec(block, names)
+    names = run_alone("docs/explanation/hooks.md")
     hooks = [names["PrintFmax"](), names["Kick"](speed=1e-4, frequency=3), names["Record"]()]
     engine = NVE(model=LennardJones(epsilon=0.0104, sigma=3.4), dt=1.0, hooks=hooks)
     state = engine.advance(engine.init(Batch.from_ase(cluster(0, 4))), 11)
@@ -108,9 +154,9 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
     """All of the page's hooks on one engine; timing and profiling, which run it in parts, apart."""
     monkeypatch.chdir(tmp_path)
     three = Batch.from_ase([cluster(i, 5) for i in range(3)], system_capacity=3)
-    names, hooks = {"batch": three}, {}
+    hooks = {}
     for block in code("docs/reference/builtin-hooks.md"):
-        names.pop("hook", None)
+        names = {}
         exec(block, names)
         if "hook" in names:
             hooks.setdefault(type(names["hook"]).__name__, []).append(names["hook"])
@@ -140,10 +186,7 @@ def test_every_builtin_hook_has_an_example_that_runs(blocks, lj, tmp_path, monke
 
 
 def test_the_page_for_assistants(lj, capsys):
-    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "jnp": jnp, "NVE": NVE}
-    names |= {"TracedHook": TracedHook, "RecordingHook": RecordingHook, "DynamicsStage": DynamicsStage}
-    for block in code("docs/howto/assistants.md"):
-        exec(block, names)
+    names = run_alone("docs/howto/assistants.md")
     assert capsys.readouterr().out.splitlines()[1].startswith("10 ")
     assert sum(len(part["step"]) for part in names["rows"].parts) == 20
     for link in re.findall(r"\((\S+\.md)\)", (ROOT / "llms.txt").read_text()):
@@ -152,11 +195,9 @@ def test_the_page_for_assistants(lj, capsys):
 
 def test_the_page_on_failures(capsys):
     """Its code says what it says, and the tests that it names exist."""
-    names = {}
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        for block in code("docs/explanation/failures.md"):
-            exec(block, names)
+        names = run_alone("docs/explanation/failures.md")
     text = (ROOT / "docs/explanation/failures.md").read_text()
     joined = " ".join(text.split())
     assert str(seen[0].message) in joined
@@ -171,9 +212,7 @@ def test_the_page_on_failures(capsys):
 def test_the_page_on_checkpoints(tmp_path, monkeypatch, capsys):
     """Its code prints what it says."""
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in code("docs/howto/checkpoints.md"):
-        exec(block, names)
+    run_alone("docs/howto/checkpoints.md")
     text = (ROOT / "docs/howto/checkpoints.md").read_text()
     for line in capsys.readouterr().out.splitlines():
         assert f"`{line}`" in text
@@ -182,9 +221,7 @@ def test_the_page_on_checkpoints(tmp_path, monkeypatch, capsys):
 def test_the_page_on_training(tmp_path, monkeypatch, capsys):
     """It trains, and goes on from its checkpoints."""
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in code("docs/howto/training.md"):
-        exec(block, names)
+    names = run_alone("docs/howto/training.md")
     if names:
         assert int(names["state"].epoch) == 5
         assert len((tmp_path / "training.csv").read_text().splitlines()) == 11
@@ -215,8 +252,8 @@ def test_the_page_from_data_to_dynamics():
 
 def test_the_page_on_errors(blocks, capsys):
     """Its code says what it says; every message that it quotes is one of ours, word for word."""
-    names = {}
     for block in code("docs/reference/errors.md"):
+        names = {}
         # A file of its own: the sentence names the line.
         exec(compile(block, "hooks.py", "exec"), names)
     text = (ROOT / "docs/reference/errors.md").read_text()
@@ -243,12 +280,7 @@ def messages(path):
 
 def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    structures = [cluster(i, 4 + i % 5) for i in range(9)]
-    names = {"model": lj, "batch": Batch.from_ase([cluster(0), cluster(1, 5)]), "structures": structures}
-    for module in (alchemi_jax.dynamics, alchemi_jax.dynamics.sinks, alchemi_jax.dynamics.hooks):
-        names |= public(module)
-    for block in code("docs/howto/pipelines.md"):
-        exec(block, names)
+    names = run_alone("docs/howto/pipelines.md")
     assert names["out"].take().converged.all()
     assert (tmp_path / "pipeline.csv").exists()
     assert len(names["stored"]) == names["relaxed"].num_systems == names["moved"].num_systems == 9
@@ -296,18 +328,7 @@ def test_the_training_of_the_page_on_commands(tmp_path):
 
 def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    crystals = Batch.from_ase([crystal(i, 1) for i in range(3)])
-    names = {"model": lj, "batch": crystals, "NVTLangevin": NVTLangevin, "jax": jax}
-    names |= vars(alchemi_jax.analysis) | public(alchemi_jax.dynamics.sinks)
-    names |= public(alchemi_jax.dynamics.hooks)
-    names |= {
-        "zarr": zarr,
-        "Trajectory": alchemi_jax.Trajectory,
-        "temperature": alchemi_jax.systems.observables.temperature,
-    }
-    page = code("docs/howto/sinks.md")
-    for block in page:
-        exec(block, names)
+    names = run_alone("docs/howto/sinks.md")
     assert len(names["sink"]) == 120
     assert names["whole"].num_systems == 60
     assert len(names["traj"]) == 40
@@ -349,10 +370,7 @@ def test_the_pages_build(tmp_path):
 
 def test_the_page_on_transforms():
     """All but the fit, which has a test of its own."""
-    names = {}
-    for block in code("docs/howto/transforms.md"):
-        if "def fit(" not in block:
-            exec(block, names)
+    names = run_alone("docs/howto/transforms.md", skip=["def fit("])
     assert len(names["table"]["energy"]) == 6
     assert len(names["fitted"]["energy"]) == 2
     assert names["energies"].shape == (16, 1)

@@ -160,6 +160,41 @@ def test_systems_of_a_source_are_known_again():
         short.end()
 
 
+def test_extras_are_a_part_of_a_system():
+    """A model or a hook may read them."""
+    atoms = [molecule(0) for _ in range(2)]
+    for one, head in zip(atoms, (0.0, 1.0), strict=True):
+        one.set_array("heads", np.full(2, head))
+        one.info["text"] = str(head)
+    marks = marks_of(Batch.from_ase(atoms).to_host())
+    assert marks[0] != marks[1]
+
+
+def test_another_prepare_is_told():
+    """Also of systems that have entered. What it makes is computed, so that last digits may differ."""
+
+    def warm(factor):
+        return lambda batch: batch.replace(velocities=batch.velocities * factor)
+
+    def read(prepare, saved=None):
+        marks = SourceMarks(saved)
+        sampler = Sampler([molecule(i) for i in range(3)], prepare=prepare)
+        assert not list(sampler.chunks([0, 1, 2], marks.look, marks.look_prepared))
+        marks.end()
+        return marks.of(np.arange(3))
+
+    saved = read(warm(2.0))
+    again = read(warm(2.0 + 1e-9), saved)
+    assert saved["prepared"]["sums"].shape == (3, 10, 2)
+    np.testing.assert_array_equal(saved["prepared"]["sums"], again["prepared"]["sums"])
+    for other in (None, warm(2.1), warm(-2.0)):
+        with pytest.warns(
+            RuntimeWarning, match=r"^system 0 \(Ar2\) enters with other positions.*prepare"
+        ) as told:
+            read(other, saved)
+        assert len(told) == 1
+
+
 def test_arrays_that_orbax_does_not_have():
     """Text, times, and numbers of other machines."""
     given = {
@@ -241,6 +276,24 @@ def test_a_run_is_refused_before_its_files_are_cut(run, tmp_path, given, sentenc
     with pytest.raises(AnotherRun, match=sentence):
         called(copy, **given)
     assert rows(copy) == later
+
+
+def test_a_row_of_the_last_state_is_that_of_a_longer_run(tmp_path):
+    """To the last digit, also where a shorter run ended; there it says that the system was finished."""
+    batch = Batch.from_ase([molecule(i) for i in range(3)])
+    for name, lengths in (("a", (4, 8)), ("b", (8,))):
+        for n_steps in lengths:
+            stage = DynamicsStage.BEFORE_STEP
+            log = LoggingHook(log_path=tmp_path / f"{name}.csv", frequency=2, stage=stage, final=True)
+            engine(log, n_steps=n_steps).run(batch, resume=tmp_path / name)
+    found, wanted = (
+        [line.split(",") for line in (tmp_path / f"{name}.csv").read_text().splitlines()] for name in "ab"
+    )
+    status = wanted[0].index("status")
+    assert [row[status] for row in found if row[0] == "4"] == ["1"] * 3
+    for row in [*found, *wanted]:
+        del row[status]
+    assert found == wanted
 
 
 def test_the_process_may_change_its_folder_during_a_run(run, tmp_path, monkeypatch):
@@ -327,6 +380,35 @@ def test_checkpoints_that_are_gone_do_not_take_the_rows_with_them(run, tmp_path)
         begin.write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"{begin} is damaged")):
             Checkpoints(copy / "c").begin()
+
+
+def test_a_run_whose_first_checkpoint_failed_begins_again(tmp_path):
+    """It has no checkpoints, so none are gone."""
+
+    class Full:
+        """Writes nothing, and says so once, as the manager of orbax does."""
+
+        begun = 0
+
+        def save(self, *given, **more):
+            self.begun += 1
+
+        def wait_until_finished(self):
+            if self.begun == 1:
+                self.begun = 2
+                raise OSError("the disk is full")
+
+        def close(self): ...
+
+    store = Checkpoints(tmp_path / "c")
+    store.open()
+    store.write_begin(["as it was"])
+    store._manager = Full()
+    store.write({}, {})
+    with pytest.raises(OSError, match="the disk is full"):
+        store.write({}, {})
+    store.close()
+    assert Checkpoints(tmp_path / "c").begin() == ["as it was"]
 
 
 def test_who_is_told_that_a_run_is_saved_knows_if_it_is_not(tmp_path, monkeypatch):

@@ -34,7 +34,8 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         if "short" in cell.metadata:
             cell.source += "\n" + cell.metadata["short"]
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    last = [output for output in book.cells[-1].outputs if "image/png" in output.get("data", {})]
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    last = [output for output in code[-1].outputs if "image/png" in output.get("data", {})]
     assert last, "no picture at the end"
     printed = [o.text for cell in book.cells for o in cell.get("outputs", ()) if o.get("name") == "stderr"]
     assert not any("Warning" in text for text in printed), printed

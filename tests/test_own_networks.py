@@ -304,11 +304,11 @@ def test_the_page_on_own_networks():
     names, found = {}, []
     batch = Batch.from_ase([Atoms("ArKr", positions=[[0, 0, 0], [0, 0, 3.0]]), Atoms("Ar")])
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        before = names.get("model")
-        exec(block, names)
-        model = names.get("model")
-        if model is not before:
-            found.append(model)
+        alone = {}
+        exec(block, alone)
+        names |= alone
+        if "model" in alone:
+            found.append(alone["model"])
         code = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
         assert len(code) <= 15 or "batch = " in block, block
     assert [type(model).__name__ for model in found] == ["FunctionModel", "GraphFunctionModel", "Net"] + [

@@ -369,10 +369,11 @@ def test_the_page_on_models(tmp_path, monkeypatch):
     write_setfl(tmp_path / "NiAl.eam.alloy", eam_tables(points=101), False)
     monkeypatch.chdir(tmp_path)
     batch = Batch.from_ase(bulk("MgO", "rocksalt", a=4.21))
-    names = {"batch": batch, "CalculatorOfASE": ASEEMT, "jax": jax, "jnp": jnp}
-    names |= public(models)
+    names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
+        alone = {}
+        exec(block, alone)
+        names |= alone
     names["magnesia"].check(batch)
     atoms = Batch.from_ase(cluster(0, 4))
     for model in (names["InversePower"](strength=jnp.asarray(3.0)), names["Glue"]()):

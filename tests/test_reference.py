@@ -79,6 +79,9 @@ def test_the_page_of_options_has_every_flag():
 
 
 def test_docstrings_become_what_sphinx_reads():
+    doi = docstrings.as_rst(["(doi:10.1016/S0009(99)1-9). See `f`."])[0]
+    assert doi == "(`doi:10.1016/S0009(99)1-9 <https://doi.org/10.1016/S0009(99)1-9>`__). See ``f``."
+    assert docstrings.as_rst(["    t: K. Or"]) == [r"    t: \K. Or"]
     lines = ["A list of |v|:", "- `a` times b*c", "", "    E = sum_i x_", "", "Args:", "    x: of `f`s."]
     assert docstrings.as_rst(lines) == [
         r"A list of \|v\|:",
@@ -92,6 +95,15 @@ def test_docstrings_become_what_sphinx_reads():
         "Args:",
         r"    x: of ``f``\ s.",
     ]
+
+
+def test_sources_have_a_doi():
+    """All but books, reports and programs."""
+    table = names.table_of_sources(DOCS / "reference")
+    rows = [line for line in table.splitlines()[2:] if "doi.org" not in line]
+    assert table.count("doi.org") > 30
+    without = ("Ashcroft", "Ziegler", "optax")
+    assert not [row for row in rows if not any(word in row for word in without)]
 
 
 def test_every_page_is_in_the_navigation():

@@ -256,6 +256,7 @@ OTHERS = {
     "element": ({"batch": "ArNe"}, None, "atom 1 was Ar and is Ne"),
     "systems": ({"batch": 2}, None, "it has 3 systems, this one 2"),
     "precision": ({"batch": np.float32}, None, "is in float64, the batch in float32"),
+    "bits": ({"x64": False}, None, "of a run with jax_enable_x64 True, which is False now: set it as it was"),
     "kind": ({"batch": "stream"}, None, "is of a run with a batch, this one has a stream"),
     "folder": ({"hooks": [CheckpointHook("elsewhere")]}, None, "give one folder"),
     "no resume": ({"resume": None}, None, "checkpoints of an earlier run, up to step 12"),
@@ -268,6 +269,7 @@ def test_a_checkpoint_of_another_run_is_refused(name, saved):
     folder, _ = saved
     given = {"n_steps": 12, **changed}
     key = jax.random.key(given.pop("key")) if "key" in given else None
+    x64 = given.pop("x64", True)
     resume, other, model = given.pop("resume", folder), given.pop("batch", None), given.pop("model", WELL)
     if resume is None:
         given["hooks"] = [CheckpointHook(folder)]
@@ -282,7 +284,7 @@ def test_a_checkpoint_of_another_run_is_refused(name, saved):
     what = {"batch": Batch.from_ase(structures, dtype=dtype)}
     if other == "stream":
         what = {"sampler": Sampler(structures)}
-    with pytest.raises(ValueError, match=message) as caught:
+    with jax.enable_x64(x64), pytest.raises(ValueError, match=message) as caught:
         engine.run(**what, key=key, resume=resume)
     assert "\n" not in str(caught.value)
 

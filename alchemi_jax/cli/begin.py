@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alchemi_jax.cli.beginning import Beginning, Kind, has_checkpoints
-from alchemi_jax.cli.finished import FINISHED, is_done, read_finished
+from alchemi_jax.cli.finished import FINISHED, is_done, is_readable, read_finished
 from alchemi_jax.cli.flags import Job
-from alchemi_jax.cli.folder import CHECKPOINTS
+from alchemi_jax.cli.folder import CHECKPOINTS, is_ours
 from alchemi_jax.cli.inputs import INPUTS, structures_of
 from alchemi_jax.cli.models import canonical, model_files
 from alchemi_jax.cli.outcome import UsageError
@@ -40,8 +40,22 @@ class Begun:
     extends: bool
 
     def writes(self, path: Path) -> bool:
-        """Whether a file that is made of the others is to be written: of a complete run, if it is missing."""
-        return not self.complete or not path.exists()
+        """Whether a file that is made of the others is to be written: of a complete run, if it is missing, or
+        a store that lacks something.
+
+        Raises:
+            UsageError: if it is a store that cannot be read, and not known to be ours.
+        """
+        if not self.complete or not path.exists():
+            return True
+        if path.suffix != ".zarr" or is_readable(path):
+            return False
+        if not is_ours(path):
+            raise UsageError(
+                f"{path} cannot be read, and is not known as a store of this program: move it, and the same "
+                "command makes it again"
+            )
+        return True
 
     def finish(self, results: Results) -> None:
         """All results are written: say so, and put them in the place of older ones."""
@@ -75,8 +89,8 @@ def begin(job: Job, results: Results, command: str, kept: Sequence[str]) -> Begu
     record = dataclasses.replace(wanted, chosen=found.chosen, complete=False)
     if complete and found.structures is None:
         print(
-            f"{results.out} was begun by an earlier version, which wrote down no hashes of its structures: "
-            "they are not compared.",
+            f"{results.at / INPUTS} is missing, as in folders of earlier versions, and with it the hashes of "
+            "the structures: they are not compared.",
             file=sys.stderr,
         )
     if complete:

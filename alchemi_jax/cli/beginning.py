@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from alchemi_jax.cli.inputs import write_inputs
+from alchemi_jax.cli.inputs import INPUTS, write_inputs
 from alchemi_jax.cli.outcome import UsageError
-from alchemi_jax.cli.record import AnyRecord
+from alchemi_jax.cli.record import SETTINGS, AnyRecord
 from alchemi_jax.cli.results import Results
 
 
@@ -82,8 +82,10 @@ class Kind(Generic[R]):
             return None
         found = self.read(results.out)
         if found is None:
-            first = results.out / results.existing()[0]
-            raise UsageError(f"{first} exists: give {self.other}, or --overwrite.")
+            first, why = results.out / results.existing()[0], ""
+            if (results.out / INPUTS).exists():
+                why = f", and {SETTINGS} beside it, which says what it is of, is missing"
+            raise UsageError(f"{first} exists{why}: give {self.other}, or --overwrite.")
         self.check_same(results.out, found, given)
         return found
 

@@ -45,6 +45,14 @@ def read_finished(at: Path) -> HostBatch | None:
         raise UsageError(f"{one_line(e).rstrip('.')}: {INSTEAD}.") from None
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a store has all that was written."""
+    try:
+        return len(ZarrData(path, "r").read()) >= 0
+    except (OSError, ValueError):
+        return False
+
+
 def is_done(host: HostBatch, settings: Pipeline) -> Bool[np.ndarray, " systems"]:
     """Which finished systems stay as they are: those that have all steps of these settings, converged in the
     last stage, or failed."""

@@ -154,8 +154,32 @@ def difference(found: Record, wanted: Record) -> str | None:
         if steps is not None:
             return steps or other_content(found, wanted, _OTHER_MODEL)
     if odd:
-        return f"holds results of other settings, {', '.join(odd)} differ{'s' * (len(odd) == 1)}"
+        return f"holds results of other settings: {_changes(before, now, odd)}"
     return other_content(found, wanted, _OTHER_MODEL)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], names: list[str]) -> str:
+    """Which settings are others, with both values, as the end of a sentence."""
+    old, new = ({name: one[name] for name in names if name != "stages"} for one in (before, now))
+    if "stages" in names:
+        both = (before["stages"], now["stages"])
+        if len(both[0]) != len(both[1]):
+            return f"{len(both[0])} stages, and not {len(both[1])}"
+        for stages, found in zip(both, (old, new), strict=True):
+            for i, stage in enumerate(stages):
+                at = f"stages.{i}." if len(stages) > 1 else ""
+                found |= {f"{at}{key}": value for key, value in stage.items()}
+    # Of another kind of stage nothing else can be compared.
+    found = [name for name in new if old.get(name) != new[name]]
+    found = [name for name in found if name.endswith("kind")] or found
+    texts = [f"{name} was {_text(old.get(name))} and is {_text(new[name])}" for name in found[:3]]
+    more = len(found) - 3
+    return ", ".join(texts) + (f", and {more} more differ" if more > 0 else "")
+
+
+def _text(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _steps(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:

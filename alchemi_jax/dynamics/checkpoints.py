@@ -233,7 +233,8 @@ class Checkpoints:
             return
         with self._named_errors():
             self._manager.wait_until_finished()
-        if self._written and not self._noted:
+        # A checkpoint that could not be written is told once, and is none.
+        if self._written and not self._noted and self.numbers():
             self._noted = True
             self._note_saved()
 

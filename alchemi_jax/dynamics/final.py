@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.segments import LOOP_OPTIONS
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.step import make_carry
@@ -18,14 +19,14 @@ from alchemi_jax.hooks.lifecycle import note_errors
 from alchemi_jax.hooks.protocol import flag
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import unsafe_replace
-from alchemi_jax.transforms import RUNS_ONCE
 
 
 #: The types of equinox do not declare the options.
 _filter_jit: Any = eqx.filter_jit
 
 
-@_filter_jit(compiler_options=RUNS_ONCE)
+# As the loop is compiled: a row has the same digits, whichever of the two made it.
+@_filter_jit(compiler_options=LOOP_OPTIONS)
 def _record(hook: Any, ctx: Any) -> Any:
     return hook.hook.record(ctx)
 

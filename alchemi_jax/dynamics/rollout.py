@@ -1,10 +1,9 @@
 """Rollout: a fixed number of steps as a scan, for reverse-mode derivatives.
 
 A `while_loop` has no reverse derivative, because the number of steps is not known; a scan has one.
-Checkpointing
-limits its memory: only some states are stored, and the steps between them are computed again in the backward
-pass (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Two levels suffice here, since a state is
-small compared with the intermediate values of a step.
+Checkpointing limits its memory: only some states are stored, and the steps between them are computed again in
+the backward pass (Griewank, Walther, ACM Trans. Math. Softw. 26, 19 (2000), doi:10.1145/347837.347846). Two
+levels suffice here, since a state is small compared with the intermediate values of a step.
 """
 
 from __future__ import annotations

@@ -133,20 +133,29 @@ class Sampler:
         return None
 
     def chunks(
-        self, gone: Collection[int] = (), look: Callable[[HostBatch], None] | None = None
+        self,
+        gone: Collection[int] = (),
+        look: Callable[[HostBatch], None] | None = None,
+        look_prepared: Callable[[HostBatch], None] | None = None,
     ) -> Iterator[HostBatch]:
         """The source as batches of `window` systems; if it is a batch, as this batch.
 
         Args:
             gone: ids of systems that were taken before. look: called with all systems as they are read.
+            look_prepared: with all of them after `prepare`, which is called for those that are gone, too: if
+            it draws numbers, others get those that they got before.
         """
         prepare, gone = self.prepare, np.array(sorted({*self.skip, *gone}), int)
         for host in self._batches():
             if look is not None:
                 look(host)
             left = np.isin(host.system_id, gone, invert=True)
+            if left.any() or look_prepared is not None:
+                host = host if prepare is None else _prepared(prepare, host)
+            if look_prepared is not None:
+                look_prepared(host)
             if left.any():
-                yield (host if prepare is None else _prepared(prepare, host)).take(left)
+                yield host.take(left)
 
     def _batches(self) -> Iterator[HostBatch]:
         source = self.source

@@ -24,7 +24,7 @@ from alchemi_jax.systems.levels import level_fields, unsafe_replace
 
 
 #: Of the form of a checkpoint; others are refused.
-FORMAT = 4
+FORMAT = 5
 #: What is kept of a neighbor list.
 _REFERENCES = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
 #: Fields of the batch that no run changes.

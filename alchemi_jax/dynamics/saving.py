@@ -16,10 +16,14 @@ from alchemi_jax.dynamics.checkpoints import Checkpoint, Checkpoints
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.outside import Workflow, collect, put_back
-from alchemi_jax.dynamics.saved import Arrays, join_tree, split_tree
+from alchemi_jax.dynamics.saved import AnotherRun, Arrays, join_tree, split_tree
 from alchemi_jax.errors import name_of
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
+
+
+#: Whether JAX has numbers of 64 bits, in the description of a checkpoint.
+_X64 = "x64"
 
 
 class AbstractSaver(abc.ABC):
@@ -68,6 +72,7 @@ class AbstractSaver(abc.ABC):
                 found = None
             seen = None
             if found is not None:
+                _check_x64(found)
                 self._check_origin(found)
                 seen = look(found)
                 self._saved_step = int(found.about["step"])
@@ -138,7 +143,7 @@ class AbstractSaver(abc.ABC):
             OSError: naming the folder, if it cannot be written.
         """
         versions = {"alchemi_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
-        self.store.write(arrays, {"step": step, "versions": versions, **about})
+        self.store.write(arrays, {"step": step, "versions": versions, _X64: _has_x64(), **about})
         self._saved_at, self._saved_step = time.monotonic(), step
 
 
@@ -162,6 +167,26 @@ def checkpoint_hook(
             )
         hooks = hooks or [CheckpointHook(folder)]
     return hooks[0] if hooks else None
+
+
+def _has_x64() -> bool:
+    return bool(jax.config.jax_enable_x64)  # pyright: ignore
+
+
+def _check_x64(found: Checkpoint) -> None:
+    """Check that numbers have the precision that they had.
+
+    Parameters are rounded by it, and what is computed of them, also where the batch is in float32.
+
+    Raises:
+        AnotherRun: if it is another one.
+    """
+    before, now = found.about.get(_X64, _has_x64()), _has_x64()
+    if before != now:
+        raise AnotherRun(
+            f"{found.path} is of a run with jax_enable_x64 {before}, which is {now} now: set it as it was. "
+            "Give another folder to begin again."
+        )
 
 
 def _absolute(path: Path) -> Path:

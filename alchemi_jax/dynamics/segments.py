@@ -23,9 +23,9 @@ from alchemi_jax.transforms import RUNS_ONCE
 
 
 #: Pair loops are 7 to 30 % faster on a CPU with AVX-512. Other backends ignore the option.
-_WIDE = {"xla_cpu_prefer_vector_width": 512}
+LOOP_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 #: `jax.jit` for code that runs in every step.
-jit_loop = functools.partial(jax.jit, compiler_options=_WIDE)
+jit_loop = functools.partial(jax.jit, compiler_options=LOOP_OPTIONS)
 #: `jax.jit` for code that runs once: compiled in a third of the time, to slower code.
 jit_once = functools.partial(jax.jit, compiler_options=RUNS_ONCE)
 #: The types of equinox do not declare compiler options.
@@ -103,7 +103,7 @@ def compiled_entry(engine: Partitioned[Engine], state: DynamicsState) -> Dynamic
     return begin(engine.combine(), state).state
 
 
-@functools.partial(_filter_jit, compiler_options=_WIDE)
+@functools.partial(_filter_jit, compiler_options=LOOP_OPTIONS)
 def compiled_phases(
     engine: Engine, at: DynamicsState | StepCarry, first: int, last: int
 ) -> tuple[StepCarry, Int[Array, " numbers"]]:
@@ -133,6 +133,7 @@ def evaluate_fresh(
 
 
 __all__ = [
+    "LOOP_OPTIONS",
     "Report",
     "compiled_entry",
     "compiled_initial_state",

@@ -53,7 +53,8 @@ class Stream:
         self._gone: list[Any] = [np.asarray(before.get("gone", np.zeros(0, np.int32)))]
         self._known = known
         self._marks = SourceMarks(before.get("marks")) if marks else None
-        self._chunks = sampler.chunks(self._gone[0].tolist(), self._look if marks else None)
+        looks = () if self._marks is None else (self._look, self._marks.look_prepared)
+        self._chunks = sampler.chunks(self._gone[0].tolist(), *looks)
         self._reader = ThreadPoolExecutor(1, "alchemi-jax sampler")
         self._x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore
         self._coming: Future | None = self._reader.submit(self._next_chunk)

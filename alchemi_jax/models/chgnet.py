@@ -1,8 +1,7 @@
 """CHGNet: the pretrained universal potential for crystals, in JAX.
 
-Deng et al., Nature Machine Intelligence 5, 1031 (2023), https://doi.org/10.1038/s42256-023-00716-3. A graph
-network on atoms, bonds and angles; it also gives magnetic moments. The weights are those of the `chgnet`
-package (modified BSD license); see `chgnet_weights`.
+A graph network on atoms, bonds and angles, which also gives magnetic moments. The weights are those of the
+`chgnet` package (modified BSD license); see `chgnet_weights`.
 
 Symbols: atoms i have features v_i, edges i <- j within 6 Å (5 Å in version 0.2.0) features e_ij, the bonds
 among them within 3 Å change theirs, angles (two bonds of one atom) features a. A gated perceptron is
@@ -124,6 +123,8 @@ class CHGNet(AbstractGraphModel):
     Attributes:
         version: of the weights: "0.3.0", "0.2.0" or "r2scan".
         cutoff: Å, of the edges. `inner_cutoff`: Å, of the bonds.
+
+    Source: Deng et al., Nat. Mach. Intell. 5, 1031 (2023), doi:10.1038/s42256-023-00716-3.
     """
 
     references: Float[Array, " elements"] = eqx.field(repr=False)

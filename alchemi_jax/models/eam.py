@@ -42,9 +42,9 @@ class EAM(AbstractEmbedded):
     Raises:
         ValueError: from `check`, for an element of the batch without tables.
 
-    Source: M. S. Daw, M. I. Baskes, Phys. Rev. B 29, 6443 (1984); M. W. Finnis, J. E. Sinclair, Philos.
-    Mag. A 50, 45 (1984) for densities of pairs of elements. Files and splines: the documentation of LAMMPS,
-    `pair_style eam`.
+    Source: M. S. Daw, M. I. Baskes, Phys. Rev. B 29, 6443 (1984), doi:10.1103/PhysRevB.29.6443; M. W. Finnis,
+    J. E. Sinclair, Philos. Mag. A 50, 45 (1984), doi:10.1080/01418618408244210 for densities of pairs of
+    elements. Files and splines: the documentation of LAMMPS, `pair_style eam`.
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)

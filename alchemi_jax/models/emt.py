@@ -62,7 +62,8 @@ class EMT(AbstractEmbedded):
     Raises:
         ValueError: for elements without parameters; from `check`, naming the system and the element.
 
-    Source: K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996); parameters as in ASE.
+    Source: K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996),
+    doi:10.1016/0039-6028(96)00816-3; parameters as in ASE.
     """
 
     elements: tuple[str, ...] | None = eqx.field(static=True, default=None)

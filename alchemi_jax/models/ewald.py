@@ -58,8 +58,8 @@ class Ewald(AbstractModel):
         ValueError: from `check`, for a system that is not periodic in all directions or that needs more
             waves, for an element without charge, or for a batch without the extra.
 
-    Source: P. P. Ewald, Ann. Phys. 369, 253 (1921); S. W. de Leeuw, J. W. Perram, E. R. Smith, Proc. R.
-    Soc. A 373, 27 (1980).
+    Source: P. P. Ewald, Ann. Phys. 369, 253 (1921), doi:10.1002/andp.19213690304; S. W. de Leeuw, J. W.
+    Perram, E. R. Smith, Proc. R. Soc. A 373, 27 (1980), doi:10.1098/rspa.1980.0135.
     """
 
     charges: Any = eqx.field(

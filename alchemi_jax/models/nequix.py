@@ -36,7 +36,7 @@ class NequixModel(AbstractGraphModel):
     Raises:
         ValueError: from `check`, for an element that is not in the table.
 
-    Source: T. Koker, M. Kotak, T. Smidt, arXiv:2508.16067 (2025).
+    Source: T. Koker, M. Kotak, T. Smidt, arXiv:2508.16067 (2025), doi:10.48550/arXiv.2508.16067.
     """
 
     weights: tuple[Array, ...] = eqx.field(repr=False)

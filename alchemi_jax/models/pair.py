@@ -234,7 +234,7 @@ class LennardJones(AbstractPair):
         ValueError: for a cutoff that is not positive or an unknown element; from `check`, for an element of
             the batch without parameters.
 
-    Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924).
+    Source: J. E. Jones, Proc. R. Soc. A 106, 463 (1924), doi:10.1098/rspa.1924.0082.
     """
 
     epsilon: ByElement = eqx.field(converter=by_element("epsilon", "zero or positive"))
@@ -303,7 +303,7 @@ class Morse(AbstractPair):
             is width times r0.
         skin: Å, added to the cutoff of the neighbor list.
 
-    Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
+    Source: P. M. Morse, Phys. Rev. 34, 57 (1929), doi:10.1103/PhysRev.34.57.
     """
 
     depth: Float[Array, ""] = eqx.field(converter=number("depth", zero=True))

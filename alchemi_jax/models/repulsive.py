@@ -35,7 +35,7 @@ class Buckingham(AbstractPair):
         ValueError: for a cutoff that is not positive or an unknown element; from `check`, for a pair of
             elements of one system without parameters.
 
-    Source: R. A. Buckingham, Proc. R. Soc. A 168, 264 (1938).
+    Source: R. A. Buckingham, Proc. R. Soc. A 168, 264 (1938), doi:10.1098/rspa.1938.0173.
     """
 
     A: Any = eqx.field(converter=by_pair("A", "zero or positive"))
@@ -89,7 +89,8 @@ class SoftSphere(AbstractPair):
         ValueError: for an unknown element; from `check`, for an element of the batch without parameters, or
             a sigma larger than the cutoff.
 
-    Source: C. S. O'Hern, L. E. Silbert, A. J. Liu, S. R. Nagel, Phys. Rev. E 68, 011306 (2003).
+    Source: C. S. O'Hern, L. E. Silbert, A. J. Liu, S. R. Nagel, Phys. Rev. E 68, 011306 (2003),
+    doi:10.1103/PhysRevE.68.011306.
     """
 
     epsilon: ByElement = eqx.field(converter=by_element("epsilon", "zero or positive"), default=1.0)

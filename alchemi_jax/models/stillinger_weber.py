@@ -63,7 +63,7 @@ class StillingerWeber(AbstractMoments):
     Raises:
         ValueError: from `check`, for another element in the batch, or if a sigma is beyond the cutoff.
 
-    Source: F. H. Stillinger, T. A. Weber, Phys. Rev. B 31, 5262 (1985).
+    Source: F. H. Stillinger, T. A. Weber, Phys. Rev. B 31, 5262 (1985), doi:10.1103/PhysRevB.31.5262.
     """
 
     epsilon: ByTriple = eqx.field(converter=number("epsilon", zero=True), default=2.1683)
@@ -180,7 +180,7 @@ class StillingerWeber(AbstractMoments):
     def water(cls, skin: float = 0.5) -> "StillingerWeber":
         """mW, a water molecule as one atom: give the batch oxygen atoms of 18.015 amu.
 
-        Source: V. Molinero, E. B. Moore, J. Phys. Chem. B 113, 4008 (2009).
+        Source: V. Molinero, E. B. Moore, J. Phys. Chem. B 113, 4008 (2009), doi:10.1021/jp805227c.
         """
         # 6.189 kcal/mol.
         return cls(epsilon=0.268381, sigma=2.3925, lam=23.15, element="O", skin=skin)

@@ -92,7 +92,7 @@ class Tersoff(AbstractBondOrder):
         ValueError: for missing names or m other than 1 and 3; from `check`, for an element or a pair of
             elements without parameters.
 
-    Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988); 39, 5566 (1989).
+    Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988), doi:10.1103/PhysRevB.37.6991; 39, 5566 (1989).
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)
@@ -181,7 +181,8 @@ class Tersoff(AbstractBondOrder):
     def group_iv(cls, skin: float = 0.5) -> "Tersoff":
         """C, Si, Ge, SiC and SiGe. C with Ge has no parameters.
 
-        Source: J. Tersoff, Phys. Rev. B 39, 5566 (1989), table I; erratum 41, 3248 (1990).
+        Source: J. Tersoff, Phys. Rev. B 39, 5566 (1989), doi:10.1103/PhysRevB.39.5566, table I; erratum 41,
+        3248 (1990).
         """
         # A, B, lambda, mu, beta, n, c, d, h, R, S
         own = {
@@ -211,7 +212,7 @@ class Tersoff(AbstractBondOrder):
     def silicon_carbide(cls, skin: float = 0.5) -> "Tersoff":
         """C, Si and SiC of Erhart and Albe.
 
-        Source: P. Erhart, K. Albe, Phys. Rev. B 71, 035211 (2005), table I.
+        Source: P. Erhart, K. Albe, Phys. Rev. B 71, 035211 (2005), doi:10.1103/PhysRevB.71.035211, table I.
         """
         # D0, r0, S, beta, gamma, c, d, h, R, D
         own = {

@@ -4,14 +4,30 @@ import re
 from typing import Any
 
 
+#: Napoleon would read the first line of these as "type: description".
+_PLAIN = ("attribute", "property", "data")
 _FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
+_DOI = re.compile(r"\bdoi:(10\.\d+/[^\s,;]+)")
 _ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Before napoleon, which has priority 500."""
+    """Before napoleon, which has priority 500; and around it."""
+    kept: list[str] = []
+
+    def hide(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        kept[:] = lines
+        if what in _PLAIN:
+            lines.clear()
+
+    def show(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        if what in _PLAIN:
+            lines[:] = kept
+
     app.connect("autodoc-process-docstring", _process, priority=100)
+    app.connect("autodoc-process-docstring", hide, priority=499)
+    app.connect("autodoc-process-docstring", show, priority=501)
     return {"parallel_read_safe": True, "version": "1"}
 
 
@@ -88,8 +104,18 @@ def _escaped(line: str) -> str:
         item = _ITEM.match(part) if i == 0 else None
         start = item.end() if item else 0
         text = re.sub(r"([*|\\])", r"\\\1", part[start:])
+        # "K." would begin a list with letters.
+        text = re.sub(r"(^\s*|: )([A-Z]\.)(?=\s|$)", r"\1\\\2", text) if i == 0 else text
         parts[i] = part[:start] + re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
-    return _separated(parts)
+    return _DOI.sub(_link, _separated(parts))
+
+
+def _link(found: re.Match) -> str:
+    """A DOI as a link; a period after it, or a parenthesis around it, ends the sentence."""
+    name = found[1].replace("\\", "").rstrip(".")
+    while name.count(")") > name.count("("):
+        name = name.rpartition(")")[0].rstrip(".")
+    return f"`doi:{name} <https://doi.org/{name}>`__{found[1].replace(chr(92), '').removeprefix(name)}"
 
 
 def _separated(parts: list[str]) -> str:

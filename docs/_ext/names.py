@@ -59,9 +59,10 @@ def kind_of(value: Any) -> str:
 
 def bases_apart(value: type, known: set[str]) -> str:
     """Bases whose members are described elsewhere. Those of a base without a description are shown."""
-    names = {base.__name__ for base in value.__mro__[1:]}
-    foreign = {b.__name__ for b in value.__mro__ if not b.__module__.startswith("alchemi_jax")}
-    return ", ".join(sorted((names & known) | foreign))
+    described = [base for base in value.__mro__[1:] if base.__name__ in known]
+    found = {base for base in value.__mro__[1:] if any(issubclass(other, base) for other in described)}
+    found |= {base for base in value.__mro__ if not base.__module__.startswith("alchemi_jax")}
+    return ", ".join(sorted(base.__name__ for base in found))
 
 
 class Public(SphinxDirective):
@@ -96,6 +97,40 @@ def places(folder: Path) -> dict[str, str]:
                 several.add(name)
             found[name] = f"{module}.{name}"
     return {name: path for name, path in found.items() if name not in several}
+
+
+class Sources(SphinxDirective):
+    """`{sources}`: the papers that the docstrings of the documented names give as their source."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table of names and papers."""
+        return self.parse_text_to_nodes(table_of_sources(Path(self.env.srcdir) / "reference"))
+
+
+def table_of_sources(folder: Path) -> str:
+    """Names and sources, in the order of the pages, as a table of Markdown."""
+    found: dict[str, list[str]] = {}
+    for page in sorted(folder.rglob("*.md")):
+        for module, name in documented(page.read_text()):
+            value = getattr(importlib.import_module(module), name)
+            parts = vars(value).items() if inspect.isclass(value) else ()
+            texts = [(name, value.__doc__)] if kind_of(value) != "data" else []
+            texts += [
+                (f"{name}.{part}", inspect.unwrap(v).__doc__) for part, v in parts if inspect.isroutine(v)
+            ]
+            for who, text in texts:
+                for source in re.findall(
+                    r"Source: (.+?)(?:\n\s*\n|\Z)", inspect.cleandoc(text or ""), re.DOTALL
+                ):
+                    found.setdefault(_with_links(" ".join(source.split())), []).append(f"`{who}`")
+    rows = [f"| {', '.join(names)} | {source} |" for source, names in found.items()]
+    return "\n".join(["| name | source |", "|---|---|", *rows])
+
+
+def _with_links(source: str) -> str:
+    return re.sub(
+        r"doi:(10\.\d+/[^\s,;]*[^\s,;.])", lambda doi: f"[doi:{doi[1]}](<https://doi.org/{doi[1]}>)", source
+    )
 
 
 class LinkNames(SphinxTransform):
@@ -154,5 +189,6 @@ def setup(app: Any) -> dict[str, Any]:
     """The directive and the links."""
     app.add_transform(LinkNotebooks)
     app.add_directive("public", Public)
+    app.add_directive("sources", Sources)
     app.add_transform(LinkNames)
     return {"parallel_read_safe": True, "version": "1"}

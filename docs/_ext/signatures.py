@@ -6,21 +6,63 @@ import re
 from typing import Any
 
 import equinox as eqx
-from alchemi_jax.parameters import Parameter
-from sphinx.util.typing import stringify_annotation
-
+from docutils import nodes
 from fields import CLASSES
 from names import places
+from sphinx import addnodes
+from sphinx.ext.intersphinx import resolve_reference_detect_inventory
+from sphinx.transforms import SphinxTransform
+from sphinx.util.typing import stringify_annotation
+
+from alchemi_jax.parameters import Parameter
 
 
 _PATH = re.compile(
     r"~?\b(?:alchemi_jax|jaxlib|jax|numpy|ase|equinox|optax|collections|typing|pathlib)(?:\.\w+)*\.(\w+)"
 )
+#: Where short names of other packages lead.
+_FOREIGN = {
+    "Any": "typing.Any",
+    "Array": "jax.Array",
+    "Atoms": "ase.Atoms",
+    "Callable": "collections.abc.Callable",
+    "GradientTransformation": "optax.GradientTransformation",
+    "Iterable": "collections.abc.Iterable",
+    "Iterator": "collections.abc.Iterator",
+    "Mapping": "collections.abc.Mapping",
+    "Module": "equinox.Module",
+    "Path": "pathlib.Path",
+    "Sequence": "collections.abc.Sequence",
+    "dtype": "numpy.dtype",
+    "ndarray": "numpy.ndarray",
+}
+#: Classes that nobody calls: other functions make their objects. The descriptions have the fields.
+_MADE_HERE = {*CLASSES, "CHGNet", "EdgeList", "Graph", "Needs", "NeighborList", "NequixModel"} - {
+    "AtomicData"
+}
+_MADE_HERE |= {"System", "TrainingBatch", "TrainingContext", "TrainingState", "Triplets"}
+_KEY = "Key[Array, ''] | UInt32[Array, '2'] | UInt32[Array, '4']"
 _DIGITS = re.compile(r"\d+\.\d{7,}(?:e-?\d+)?")
+
+
+class ShortenTypes(SphinxTransform):
+    """Types of properties and fields, which autodoc writes with their paths."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs: Any) -> None:
+        """Shortens the text of references in signatures."""
+        for link in self.document.findall(addnodes.pending_xref):
+            if link.get("refdomain") == "py" and isinstance(link.parent, addnodes.desc_annotation):
+                # Where there are two children they are the short name and the full one.
+                text = _shortened(link.children[0].astext()) or ""
+                link.clear()
+                link += nodes.Text(text)
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Changes what autodoc finds, and finds again where short names lead."""
+    app.add_transform(ShortenTypes)
     app.connect("autodoc-process-signature", _process)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "version": "1"}
@@ -35,8 +77,7 @@ def _process(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    if what == "class" and obj.__name__ in CLASSES and obj.__name__ != "AtomicData":
-        # They are not made by hand, and a table of their fields follows.
+    if what == "class" and obj.__name__ in _MADE_HERE:
         return "", None
     if what == "class" and inspect.isclass(obj) and issubclass(obj, eqx.Module) and signature:
         signature = _of_module(obj) or signature
@@ -47,8 +88,11 @@ def _shortened(text: str | None) -> str | None:
     if text is None:
         return None
     text = _PATH.sub(r"\1", text)
+    text = text.replace("<factory>", "...")
     # " atoms": jaxtyping's mark of a single axis.
     text = re.sub(r"' (\w+)'", r"'\1'", text)
+    # jaxtyping's PRNGKeyArray, and the type of an object of the same class.
+    text = re.sub(r"\b_[A-Z]\b", "Self", text.replace(_KEY, "PRNGKeyArray"))
     return _DIGITS.sub(lambda number: f"{float(number[0]):.6g}", text)
 
 
@@ -105,7 +149,11 @@ def _resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     """`Batch` in a signature leads to `alchemi_jax.Batch`."""
     if node.get("refdomain") != "py":
         return None
-    path = places(env.srcdir / "reference").get(node["reftarget"].rpartition(".")[2])
+    short = node["reftarget"].rpartition(".")[2]
+    path = places(env.srcdir / "reference").get(short)
+    if path is None and short in _FOREIGN:
+        node["reftarget"] = _FOREIGN[short]
+        return resolve_reference_detect_inventory(env, node, content)
     if path is None or path == node["reftarget"]:
         return None
     domain = env.get_domain("py")

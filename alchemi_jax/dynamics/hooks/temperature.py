@@ -148,8 +148,9 @@ class ReplicaExchangeHook(TracedHook):
         TypeError: when it is attached to an engine without thermostat, or beside another hook that sets
             temperatures.
 
-    Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999); with a barostat: Okabe, Kawata, Okamoto,
-    Mikami, Chem. Phys. Lett. 335, 435 (2001).
+    Source: Sugita, Okamoto, Chem. Phys. Lett. 314, 141 (1999), doi:10.1016/S0009-2614(99)01123-9; with a
+    barostat: Okabe, Kawata, Okamoto, Mikami, Chem. Phys. Lett. 335, 435 (2001),
+    doi:10.1016/S0009-2614(01)00055-0.
     """
 
     temperatures: Float[Array, " rungs"] = eqx.field(converter=positive("temperatures"))

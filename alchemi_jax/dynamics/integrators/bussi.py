@@ -54,7 +54,7 @@ class NVTBussi(AbstractDynamics):
 
     dt, temperature and thermostat_time are numbers, or one per system.
 
-    Source: Bussi, Donadio, Parrinello, J. Chem. Phys. 126, 014101 (2007).
+    Source: Bussi, Donadio, Parrinello, J. Chem. Phys. 126, 014101 (2007), doi:10.1063/1.2408420.
     """
 
     model: AbstractModel

@@ -60,8 +60,8 @@ class NPH(AbstractDynamics):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
-    39, 5629 (2006).
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994), doi:10.1063/1.467468; splitting:
+    Tuckerman et al., J. Phys. A 39, 5629 (2006), doi:10.1088/0305-4470/39/19/S18.
     """
 
     model: AbstractModel
@@ -131,9 +131,9 @@ class NPT(AbstractDynamics):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994); splitting: Tuckerman et al., J. Phys. A
-    39, 5629 (2006); a chain for each degree of freedom: Tobias, Martyna, Klein, J. Phys. Chem. 97, 12959
-    (1993).
+    Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994), doi:10.1063/1.467468; splitting:
+    Tuckerman et al., J. Phys. A 39, 5629 (2006), doi:10.1088/0305-4470/39/19/S18; a chain for each degree of
+    freedom: Tobias, Martyna, Klein, J. Phys. Chem. 97, 12959 (1993).
     """
 
     model: AbstractModel

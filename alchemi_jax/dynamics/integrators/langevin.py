@@ -38,7 +38,7 @@ class NVTLangevin(AbstractDynamics):
 
     dt, temperature and friction are numbers, or one per system.
 
-    Source: Leimkuhler, Matthews, J. Chem. Phys. 138, 174102 (2013), "BAOAB".
+    Source: Leimkuhler, Matthews, J. Chem. Phys. 138, 174102 (2013), doi:10.1063/1.4802990, "BAOAB".
     """
 
     model: AbstractModel

@@ -51,8 +51,8 @@ class NVTNoseHoover(AbstractDynamics):
 
     dt, temperature and thermostat_time are numbers, or one per system.
 
-    Source: Martyna, Klein, Tuckerman, J. Chem. Phys. 97, 2635 (1992); splitting: Martyna et al., Mol. Phys.
-    87, 1117 (1996).
+    Source: Martyna, Klein, Tuckerman, J. Chem. Phys. 97, 2635 (1992), doi:10.1063/1.463940; splitting:
+    Martyna et al., Mol. Phys. 87, 1117 (1996), doi:10.1080/00268979600100761.
     """
 
     model: AbstractModel

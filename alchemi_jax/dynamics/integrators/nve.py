@@ -25,7 +25,7 @@ class NVE(AbstractDynamics):
         temperature: K, of the velocities that a system gets when it enters from a relaxation in a pipeline.
             None: it keeps its own velocities.
 
-    Source: Swope et al., J. Chem. Phys. 76, 637 (1982).
+    Source: Swope et al., J. Chem. Phys. 76, 637 (1982), doi:10.1063/1.442716.
     """
 
     model: AbstractModel

@@ -54,7 +54,8 @@ class BFGS(AbstractDynamics):
     Raises:
         ValueError: from `init`, naming a system of more than 200 atoms.
 
-    Source: Nocedal, Wright, Numerical Optimization (2006), chapter 6; |w| as in ASE.
+    Source: Nocedal, Wright, Numerical Optimization (2006), doi:10.1007/978-0-387-40065-5, chapter 6; |w| as
+    in ASE.
     """
 
     model: AbstractModel

@@ -68,7 +68,7 @@ class FIRE(AbstractDynamics):
 
     All but n_min and n_steps are numbers, or one per system.
 
-    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
+    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), doi:10.1103/PhysRevLett.97.170201.
     """
 
     model: AbstractModel

@@ -50,7 +50,7 @@ class FIRE2(AbstractDynamics):
 
     All but n_min and n_steps are numbers, or one per system.
 
-    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020).
+    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020), doi:10.1016/j.commatsci.2020.109584.
     """
 
     model: AbstractModel

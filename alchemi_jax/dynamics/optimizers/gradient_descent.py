@@ -30,7 +30,7 @@ class GradientDescent(AbstractDynamics):
 
     rate and max_step are numbers, or one per system.
 
-    Source: Nocedal, Wright, Numerical Optimization (2006), chapter 3.
+    Source: Nocedal, Wright, Numerical Optimization (2006), doi:10.1007/978-0-387-40065-5, chapter 3.
     """
 
     model: AbstractModel

@@ -53,7 +53,7 @@ class LBFGS(AbstractDynamics):
 
     curvature, damping and max_step are numbers, or one per system.
 
-    Source: Liu, Nocedal, Math. Program. 45, 503 (1989).
+    Source: Liu, Nocedal, Math. Program. 45, 503 (1989), doi:10.1007/BF01589116.
     """
 
     model: AbstractModel

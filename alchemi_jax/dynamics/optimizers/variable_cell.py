@@ -102,7 +102,8 @@ class FIREVariableCell(AbstractVariableCell, FIRE):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006); coordinates: `ase.filters.FrechetCellFilter`.
+    Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), doi:10.1103/PhysRevLett.97.170201; coordinates:
+    `ase.filters.FrechetCellFilter`.
     """
 
 
@@ -119,8 +120,8 @@ class FIRE2VariableCell(AbstractVariableCell, FIRE2):
     Raises:
         ValueError: from `init`, naming a system that is not periodic in all directions.
 
-    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020); coordinates:
-    `ase.filters.FrechetCellFilter`.
+    Source: Guénolé et al., Comput. Mater. Sci. 175, 109584 (2020), doi:10.1016/j.commatsci.2020.109584;
+    coordinates: `ase.filters.FrechetCellFilter`.
     """
 
 
