@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from alchemi_jax.errors import description
 LOCAL = "local:"
 #: Seconds in which a scheduler must answer.
 _ANSWER = 10
+#: Seconds between looks whether all workers of this machine are there.
+_AGAIN = 3.0
 
 
 def load_dask() -> Any:
@@ -122,7 +125,27 @@ def _local(distributed: Any, n: int) -> Iterator[Any]:
     with cluster, distributed.Client(cluster, set_as_default=False) as client:
         if len(cores) > 1:
             client.register_plugin(PinToCores(cores))
-        yield client
+        with _kept(cluster, n):
+            yield client
+
+
+@contextlib.contextmanager
+def _kept(cluster: Any, n: int) -> Iterator[None]:
+    """Start workers again that Dask has given up: it does so if one dies while it starts."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(_AGAIN):
+            if len(cluster.workers) < n:
+                cluster.scale(n)
+
+    thread = threading.Thread(target=keep, daemon=True, name="alchemi-jax workers")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 __all__ = ["LOCAL", "check_client", "connect", "load_dask", "local_workers"]
