@@ -9,7 +9,7 @@ import queue
 import time
 import uuid
 import warnings
-from collections import Counter, deque
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +63,8 @@ class Tasks:
         self.pending: dict[str, tuple[Any, _Task]] = {}
         #: Tasks that are to be given out again, before others.
         self.again: deque[_Task] = deque()
-        #: How often workers have begun a task, by its key.
-        self.begun: Counter[str] = Counter()
+        #: The task that each worker has begun last: keys, by addresses.
+        self.begun: dict[str, str] = {}
         self.came: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.pace = Pace(any(flag(h, "judges_convergence") for g in engine.groups for h in g.hooks.traced))
         self.traffic = Traffic()
@@ -237,7 +237,7 @@ class Tasks:
                     error.add_note(f"raised on a worker, for {_names(task.host)}")
                     raise error.with_traceback(future.traceback(timeout=_FETCH))
                 del self.pending[key]
-                self._killed(task, self.begun[key] > error.allowed_failures)
+                self._killed(task, self.begun.get(error.last_worker.address) == key)
             elif future.status == "cancelled":
                 del self.pending[key]
                 self._check_scheduler()
@@ -273,7 +273,7 @@ class Tasks:
         self.traffic.systems += len(host)
 
     def _killed(self, task: _Task, was_at_work: bool) -> None:
-        """The workers that had a task have died; whether it was at work each time, or waited there once."""
+        """The workers that had a task have died; whether it was at work on the last one, or waited there."""
         n = len(task.host)
         if n > 1:
             self.again += [_Task(part, task.cost * len(part) / n) for part in split(task.host)]

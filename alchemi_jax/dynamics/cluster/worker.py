@@ -23,6 +23,8 @@ from alchemi_jax.systems.host import HostBatch
 
 #: Seconds in which the engine of a run must come to a worker.
 _COMES = 60.0
+#: Seconds after which the scheduler has heard what a worker says.
+_HEARD = 0.1
 
 
 class Room(NamedTuple):
@@ -135,6 +137,9 @@ def compute(run: str, host: HostBatch, room: Room) -> Done | None:
     with _turn, engine.settings.active(), public_call():
         began = time.perf_counter()
         _say_begun(run)
+        if len(host) == 1:
+            # So that it is known, and that the task before has come back, even if this one ends the process.
+            time.sleep(_HEARD)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = _compute(engine, host, room)
@@ -154,7 +159,7 @@ def _say_begun(run: str) -> None:
     from distributed import get_worker
 
     worker = get_worker()
-    worker.log_event(topic(run), str(worker.get_current_task()))
+    worker.log_event(topic(run), [str(worker.address), str(worker.get_current_task())])
 
 
 def _who() -> str:
