@@ -69,7 +69,7 @@ def with_references(model, structures):
     counts = np.array([[(a.numbers == z).sum() for z in numbers] for a in structures])
     change = np.linalg.lstsq(counts.astype(float), missing, rcond=None)[0]
     # The table begins with hydrogen.
-    new = model.references.at[numbers - 1].add(change)
+    new = model.references.at[numbers - 1].add(change.astype(model.references.dtype))
     return eqx.tree_at(lambda m: m.references, model, new)
 
 

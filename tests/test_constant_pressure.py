@@ -99,15 +99,14 @@ def test_nve_conserves_potential_and_kinetic_energy(argon):
     np.testing.assert_array_equal(engine.conserved_energy(state), expected)
 
 
-@pytest.mark.full_xla
 def test_fixed_atoms_keep_their_place_in_a_cell_that_moves():
     """And the extended energy is conserved with them, with 3 degrees of freedom for each other atom."""
     atoms = crystal(0, 2, 0.1, 5.32)
     atoms.set_constraint(FixAtoms(indices=[0, 7]))
-    batch = initialize_velocities(Batch.from_ase([atoms] * 16), 30.0, jax.random.key(4))
+    batch = initialize_velocities(Batch.from_ase([atoms] * 4), 30.0, jax.random.key(4))
     engine = npt("flexible")
     state = begun(engine, batch)
-    assert np.asarray(state.integrator[0].count).tolist() == [90.0] * 16
+    assert np.asarray(state.integrator[0].count).tolist() == [90.0] * 4
     rows, after = follow(engine, state, 4)
     deviation = np.asarray(rows["conserved"] - engine.conserved_energy(state)[None])
     assert np.sqrt((deviation**2).mean()) < 0.02 * np.asarray(rows["double"]).std(axis=0).mean()

@@ -186,7 +186,7 @@ def test_a_system_that_fails_on_the_way_stays_in_its_last_finite_state(lj):
 # -- n = k + (n - k), observers, budgets -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("structures", ["clusters", "crystals"])
+@pytest.mark.parametrize("structures", [pytest.param("clusters", marks=pytest.mark.cheap_xla), "crystals"])
 def test_n_steps_are_k_and_then_the_rest(lj, structures):
     atoms = [cluster(i) for i in range(3)] if structures == "clusters" else [crystal(i) for i in range(2)]
     for a in atoms:

@@ -323,6 +323,7 @@ def test_a_snapshot_sees_the_system_as_it_left(lj, batch, in_sequence):
     assert len(frames) == expected
 
 
+@pytest.mark.cheap_xla
 def test_host_hooks_change_no_bit(batch, tmp_path):
     """Observers of the sum and of its stages, at the edges of a step; at BEFORE_STEP they see the
     velocities that the step begins with."""

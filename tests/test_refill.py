@@ -81,7 +81,7 @@ def counted():
     ("engine", "policy"),
     [
         pytest.param(counted, "best fit", marks=pytest.mark.cheap_xla),
-        (relax, "largest first"),
+        pytest.param(relax, "largest first", marks=pytest.mark.cheap_xla),
         pytest.param(langevin, "first come", marks=pytest.mark.cheap_xla),
         # All of it at once, compiled as users compile.
         (pipeline, "first come"),
@@ -101,6 +101,7 @@ def test_a_refilled_run_is_the_run_of_all_at_once(engine, policy):
     assert 0.3 < sampler.traffic.occupancy <= 1
 
 
+@pytest.mark.cheap_xla
 @pytest.mark.parametrize("share", [0.01, 1.0])
 def test_when_it_is_refilled_changes_nothing(share):
     wanted = relax().run(Batch.from_ase(structures()))
@@ -136,6 +137,7 @@ def test_crystals_with_lists_that_grow_and_other_rows():
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=0, atol=1e-9)
 
 
+@pytest.mark.cheap_xla
 def test_sources_of_all_kinds_give_the_same(tmp_path):
     atoms = structures()
     write(tmp_path / "in.extxyz", atoms)
@@ -180,6 +182,7 @@ def test_a_generator_is_read_as_the_run_goes_on():
         gone += now
 
 
+@pytest.mark.cheap_xla
 def test_finished_systems_go_to_the_sink_as_they_finish(tmp_path):
     sink = ZarrData(tmp_path / "out.zarr")
     assert relax().run(sampler=few(structures()), sink=sink) is sink
@@ -191,6 +194,7 @@ def test_finished_systems_go_to_the_sink_as_they_finish(tmp_path):
     np.testing.assert_array_equal(out.take(order).positions, wanted.positions)
 
 
+@pytest.mark.cheap_xla
 def test_a_sink_that_fails_stops_the_run_and_is_named():
     class Full(HostMemory):
         def write(self, batch, mask=None):
@@ -286,6 +290,7 @@ def test_who_does_not_fit_is_named_and_raises_or_is_left_out():
     assert "He" in sampler.skipped[1][2]
 
 
+@pytest.mark.cheap_xla
 def test_a_system_that_fails_leaves_and_the_others_go_on():
     atoms = structures()
     atoms[3] = Atoms("Ar9", positions=np.zeros((9, 3)))
@@ -390,6 +395,7 @@ def test_crystals_with_their_cells():
         relax_all(model, odd, relax_cell=True, max_systems=2)
 
 
+@pytest.mark.cheap_xla
 def test_what_is_skipped_does_not_come_out():
     out = relax().run(sampler=few(structures(), skip={0, 3, *range(7, 17)})).take()
     assert out.system_id.tolist() == [1, 2, 4, 5, 6]

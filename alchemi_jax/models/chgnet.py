@@ -1,7 +1,6 @@
-"""CHGNet: the pretrained universal potential for crystals, in JAX.
+"""CHGNet: the pretrained universal potential for crystals, a graph network on atoms, bonds and angles.
 
-A graph network on atoms, bonds and angles, which also gives magnetic moments. The weights are those of the
-`chgnet` package (modified BSD license); see `chgnet_weights`.
+The weights are those of the `chgnet` package (modified BSD license); see `chgnet_weights`.
 
 Symbols: atoms i have features v_i, edges i <- j within 6 Å (5 Å in version 0.2.0) features e_ij, the bonds
 among them within 3 Å change theirs, angles (two bonds of one atom) features a. A gated perceptron is
