@@ -22,6 +22,8 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 warnings.simplefilter("error")
+# ASE does it, and numpy 2.5 warns.
+warnings.filterwarnings("ignore", message="Setting the shape on a NumPy array", category=DeprecationWarning)
 
 import cheap_xla  # noqa: E402
 import devices_training  # noqa: E402

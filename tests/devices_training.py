@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ from alchemi_jax.dynamics.hooks import CheckpointHook
 from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.models import LennardJones, evaluate
-from alchemi_jax.training import Batches, Loss, Precision, Trainer, TrainingStage
+from alchemi_jax.neighbors.allocation import unbuilt_list
+from alchemi_jax.training import Batches, Loss, Precision, Trainer, TrainingBatch, TrainingStage
 from alchemi_jax.training.hooks import CallbackHook, ClipGradientsHook, EMAHook, LoggingHook
 
 
@@ -39,6 +41,35 @@ def raised(kind, function):
     except kind as e:
         return e
     raise AssertionError(f"{kind.__name__} was not raised")
+
+
+class Owned:
+    """A batch of a user's own."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def unpack(self):
+        return self.batch, None
+
+    def to_batch(self):
+        return self.batch
+
+
+class Own:
+    """Data of a user's own."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, key, epoch, start=0):
+        return map(Owned, self.batches[start:])
+
+    def in_order(self):
+        return map(Owned, self.batches)
 
 
 def labelled():
@@ -113,3 +144,13 @@ def check_listed():
     one, four = (trainer.run(batches, n_steps=3, devices=devices) for devices in (None, "all"))
     for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(four.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9)
+    state = four
+    made = TrainingBatch(batches[0], neighbors=unbuilt_list(batches[0], START.requirements))
+    for data, error, text in (
+        ([made], ValueError, "give a TrainingBatch sizes"),
+        (Own(batches), TypeError, "an? Owned has no method deal"),
+    ):
+        message = str(raised(error, functools.partial(trainer.run, data, n_steps=1, devices=2)))
+        assert re.search(text, message), message
+    # What comes back is on one device, and goes on there.
+    assert int(trainer.run(batches, n_steps=4, state=state).step_count) == 4

@@ -250,6 +250,7 @@ def test_the_hash_is_of_labels_too_and_of_what_a_structure_is_for():
         (['model.kind="ase:ase.calculators.emt:EMT"'], "ASEModel has no arrays of floats"),
         (['model.kind="emt"'], "EMT has no parameters for Ar (atom 0)"),
         (["data.max_atoms=2"], "more than max_atoms=2 of a batch"),
+        (["--devices", "99999"], "--devices is 99999, but there are"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(overrides, sentence, folder, capsys):

@@ -21,12 +21,14 @@ from conftest import cluster
 import alchemi_jax
 from alchemi_jax import Batch
 from alchemi_jax.dynamics import NVE, NVTLangevin, Sampler
+from alchemi_jax.dynamics.devices import devices
 from alchemi_jax.dynamics.devices.deal import deal
 from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, cores_that_pay, count_cores
 from alchemi_jax.dynamics.hooks import CallbackHook, FreezeAtomsHook, ReplicaExchangeHook, StageTimingHook
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import RecordingHook, TracedHook
 from alchemi_jax.models import ASEModel, HarmonicModel, LennardJones
+from alchemi_jax.training.devices import as_mesh
 
 
 HERE = Path(__file__).parent
@@ -157,6 +159,17 @@ def test_in_a_stream_hooks_must_follow_systems():
     engine = NVE(model=HarmonicModel(k=0.1), dt=1.0, n_steps=2, hooks=[CallbackHook(print)])
     with pytest.raises(ValueError, match="CallbackHook is not known to identify systems by their ids"):
         engine.run(sampler=Sampler([cluster(0, 3)], devices=[CPU, CPU]))
+
+
+def test_a_training_needs_devices_of_jax(monkeypatch):
+    """Its cores are devices, unlike those of a run."""
+    assert as_mesh(None, "run") is None
+    with pytest.raises(ValueError, match="run: a device is in devices several times"):
+        as_mesh([CPU, CPU], "run")
+    monkeypatch.setattr(devices, "_all_devices", lambda: (CPU,) * 3)
+    for asked in (3, "all"):
+        with pytest.raises(ValueError, match=r"call alchemi_jax.use_cores\(\) before the first array"):
+            as_mesh(asked, "run")
 
 
 class Slow:

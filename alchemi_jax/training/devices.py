@@ -147,6 +147,22 @@ class Dealt(eqx.Module):
         return results, overflow.any()
 
 
+def check_dealt(mesh: Mesh | None, item: Any) -> None:
+    """Check that a batch can be dealt to devices, before anything is compiled or written.
+
+    Raises:
+        TypeError, ValueError: saying what to give instead.
+    """
+    if mesh is None:
+        return
+    if not callable(getattr(item, "deal", None)):
+        raise TypeError(
+            f"with devices= the systems of a batch are dealt to devices, but a {name_of(item)} has no "
+            "method deal(n) for it: give Batches, or a list of Batch."
+        )
+    item.deal(mesh.size)
+
+
 def deal_to(mesh: Mesh | None, data: Any) -> Any:
     """Data whose batches are dealt to devices as they are used; without several of them the data."""
     return data if mesh is None or data is None else DealtData(data, mesh)
@@ -180,11 +196,6 @@ class DealtData:
         found = self._kept.get(id(item))
         if found is not None:
             return found[1]
-        if not callable(getattr(item, "deal", None)):
-            raise TypeError(
-                f"with devices= the systems of a batch are dealt to devices, but a {name_of(item)} has no "
-                "method deal(n) for it: give Batches, or a list of Batch."
-            )
         whole, parts, places = item.deal(self.mesh.size)
         same, each = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (_AXIS,)))
         (whole, places), parts = jax.device_put((whole, places), same), jax.device_put(parts, each)
@@ -194,4 +205,4 @@ class DealtData:
         return dealt
 
 
-__all__ = ["Dealt", "as_mesh", "at_first", "deal_to", "on_all", "on_one"]
+__all__ = ["Dealt", "as_mesh", "at_first", "check_dealt", "deal_to", "on_all", "on_one"]

@@ -23,7 +23,7 @@ from alchemi_jax.training.batch import Item, TrainingData, as_data
 from alchemi_jax.training.compiled import Validation, compiled_step
 from alchemi_jax.training.compiled import validate as validate_compiled
 from alchemi_jax.training.context import Optimizer, TrainingContext
-from alchemi_jax.training.devices import as_mesh, at_first, deal_to, on_all, on_one
+from alchemi_jax.training.devices import as_mesh, at_first, check_dealt, deal_to, on_all, on_one
 from alchemi_jax.training.hooks.validation import ValidationHook
 from alchemi_jax.training.origin import describe
 from alchemi_jax.training.references import check_same_references
@@ -72,6 +72,7 @@ def run(
     others = None if validation is None else as_data(validation, trainer.model, trainer.loss, "validation")
     check_same_references(ready, others, "validation of Trainer.run")
     example = next(iter(ready.in_order()))
+    check_dealt(mesh, example)
     begun = start.init(trainer, example, key) if state is None else state
     if state is not None:
         # Hooks see what they record before they are opened.
