@@ -47,7 +47,7 @@ class Command:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     ends: str = ""
     stage: type[Settings] | None = None
-    options: type[Options] = ProcessOptions
+    options: type[Options] = Options
 
 
 _FAILED = ", 3 some failed or did not converge, 4 the time of --max-seconds is up"
@@ -191,7 +191,8 @@ def parse(command: str, arguments: list[str]) -> Any:
         stages.insert(0, {"kind": "relax", "fmax": relax_first})
     names = _name_in(known, relax_first is not None)
     settings = check(Pipeline, {**given, "stages": stages}, names)
-    return Job(settings, check(known.options, of_options, names))  # pyright: ignore[reportArgumentType]
+    options: Any = check(known.options, of_options, names)
+    return Job(settings, options)
 
 
 def _name_in(command: Command, relaxes_first: bool = False) -> Any:

@@ -228,7 +228,33 @@ class Options(Settings):
         return given
 
 
-class ProcessOptions(Options):
+class DynamicsOptions(Options):
+    """Flags of `relax`, `md` and `run` that are not in files."""
+
+    cluster: str | None = setting(
+        None,
+        "a Dask cluster that computes the structures: address of its scheduler, or local:N for N processes",
+        "ADDRESS",
+    )
+
+    @validator("cluster")
+    @classmethod
+    def _cluster(cls, given: str | None) -> str | None:
+        number = (given or "").removeprefix("local:")
+        if given is not None and (
+            not given or (number != given and not (number.isdecimal() and int(number)))
+        ):
+            raise ValueError(f"must be an address, as in tcp://host:8786, or local:N, not {given[:80]!r}")
+        return given
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "DynamicsOptions":
+        if self.cluster is not None and self.devices is not None:
+            raise Problems([("devices", "is for this machine: leave it or --cluster out")])
+        return self
+
+
+class ProcessOptions(DynamicsOptions):
     """Flags of commands that several processes can run together."""
 
     processes: str | None = setting(
@@ -246,6 +272,12 @@ class ProcessOptions(Options):
         if given is not None and given != "launched" and not (given.isdecimal() and int(given) > 0):
             raise ValueError(f"must be launched or a number of processes, not {given[:80]!r}")
         return given
+
+    @model_validator(mode="after")
+    def _in_one_way(self) -> "ProcessOptions":
+        if self.cluster is not None and self.processes is not None:
+            raise Problems([("processes", "is another way to share the work: leave it or --cluster out")])
+        return self
 
 
 class RunOptions(ProcessOptions):
