@@ -1,19 +1,20 @@
 """Laws and speed on the device at hand: `python -m benchmarks.gpu`, at most six minutes.
 
-Results of the device beside the CPU's in both precisions, W1 to W5 and W8 with memory and time to compile,
-what hooks cost, how busy the device is, and peers that are installed (TorchSim, nvalchemi-toolkit). The most
-important parts come first; each runs in a process of its own, laws beside one another; each row is printed
-and written as it comes.
+Results of the device beside the CPU's in both precisions, W1 to W8 with memory and time to compile, what
+hooks cost, how busy the device is and how long it waits for the host, and peers that are installed
+(TorchSim, nvalchemi-toolkit). The most important parts come first; each runs in a process of its own, laws
+beside one another; each row is printed and written as it comes.
 
 For a machine without a network: `python -m benchmarks.gpu --bring .whl` downloads, where there is one, what
-a machine with Python 3.12, jax and torch lacks, and `python3 -m benchmarks.gpu --wheels .whl` installs it
-there into a temporary folder first.
+a machine with Python 3.12, jax and torch lacks, the weights of CHGNet among it, and
+`python3 -m benchmarks.gpu --wheels .whl` installs it there into a temporary folder first.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,14 @@ PLATFORMS = (
     "manylinux2014_x86_64",
     "manylinux_2_27_x86_64",
 )
-ORDER = ["laws", "W1", "W2", "profile", "W4", "W3", "W5", "torchsim", "nvalchemi", "W8", "hooks", "large"]
+ORDER = [
+    *("laws", "W1", "W2", "profile", "W6", "W5", "hooks", "W8", "W4", "W3"),
+    *("nvalchemi", "torchsim", "W7", "large"),
+]
+#: Seconds that a part may take: a peer that takes longer is cut off, with the rows that it has.
+LONGEST = {"torchsim": 60.0, "nvalchemi": 60.0, "W6": 60.0, "W7": 60.0}
+#: The folder of the weights of CHGNet, in a user's cache and in the folder of wheels.
+WEIGHTS = Path("alchemi-jax") / "models" / "chgnet-0.4.2"
 
 
 #: `laws` of `gpu_parts`, which is not imported here: JAX is for the processes of the parts.
@@ -69,8 +77,16 @@ def bring(folder: str, python: str) -> None:
     ]
     options += [part for name in PLATFORMS for part in ("--platform", name)]
     subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options, *NEEDED, *PEERS], check=True)
-    size = sum(path.stat().st_size for path in Path(folder).glob("*.whl"))
-    print(f"{size / 1e6:.0f} MB of wheels in {folder}")
+    from alchemi_jax.models import chgnet_weights
+
+    weights = Path(folder) / WEIGHTS
+    weights.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copy(next(path for path in chgnet_weights.fetch() if path.name == "0.3.0.npz"), weights)
+    except OSError as e:
+        print(f"no weights of CHGNet, so W6 and W7 will be left out: {e}")
+    files = [*Path(folder).glob("*.whl"), *weights.iterdir()]
+    print(f"{sum(path.stat().st_size for path in files) / 1e6:.0f} MB of wheels and weights in {folder}")
 
 
 def install(folder: str) -> str:
@@ -178,6 +194,8 @@ def main() -> int:
         environment["JAX_PLATFORMS"] += ",cpu"
     root = str(Path(__file__).resolve().parent.parent)
     target = [install(args.wheels)] if args.wheels else []
+    if args.wheels and any((Path(args.wheels) / WEIGHTS).glob("*.npz")):
+        environment["XDG_CACHE_HOME"] = str(Path(args.wheels).resolve())
     environment["PYTHONPATH"] = os.pathsep.join([*target, root, environment.get("PYTHONPATH", "")])
     about = {"date": date.today().isoformat(), **machine()}
     out = Path(args.out or f"benchmarks/results/{about['date']}-gpu.json")
@@ -205,7 +223,10 @@ def main() -> int:
         else:
             with ThreadPoolExecutor(N_LAWS) as pool:
                 run = [
-                    pool.submit(rows_of, name, args.size, left, environment, take) for name in expanded(part)
+                    pool.submit(
+                        rows_of, name, args.size, min(left, LONGEST.get(name, left)), environment, take
+                    )
+                    for name in expanded(part)
                 ]
             for done in run:
                 done.result()

@@ -21,7 +21,7 @@ from alchemi_jax.dynamics import (
     initialize_velocities,
 )
 from alchemi_jax.dynamics.hooks import LoggingHook
-from alchemi_jax.models import EMT, StillingerWeber, Tersoff
+from alchemi_jax.models import EMT, StillingerWeber, Tersoff, chgnet_weights
 from benchmarks import hooks, structures, timing, workloads
 from benchmarks.gpu_laws import DTYPES, LAWS, Row, laws
 
@@ -65,6 +65,23 @@ def w4(size: int) -> Iterator[Row]:
 
 def w5(size: int) -> Iterator[Row]:
     yield from _timed("W5", ("float32",), systems=_small(size, 512, 16), flying=_small(size, 64, 4))
+
+
+def _with_chgnet(name: str, dtypes: tuple[str, ...], size: int) -> Iterator[Row]:
+    if not chgnet_weights.found():
+        yield {"what": f"{name}, left out", "note": "no weights of CHGNet here: --bring takes them along"}
+        return
+    yield from _timed(name, dtypes, systems=_small(size, 32, 1))
+
+
+def w6(size: int) -> Iterator[Row]:
+    """CHGNet alone, and what a loop adds to it."""
+    yield from _with_chgnet("W6", DTYPES, size)
+
+
+def w7(size: int) -> Iterator[Row]:
+    """A relaxation with CHGNet."""
+    yield from _with_chgnet("W7", ("float32",), size)
 
 
 def large(size: int) -> Iterator[Row]:
@@ -130,6 +147,20 @@ def busy(events: list[tuple[float, float, str]]) -> float:
     return total
 
 
+#: Nanoseconds: launches of kernels follow one another within microseconds, so that a longer pause is a wait
+#: for the host.
+PAUSE = 100_000.0
+
+
+def pauses(events: list[tuple[float, float, str]]) -> list[float]:
+    """Lengths, ns, of the times in which the device waited for the host: between segments, or for a hook."""
+    found, last = [], events[0][1]
+    for begin, end, _ in events:
+        found += [begin - last] if begin - last > PAUSE else []
+        last = max(last, end)
+    return found
+
+
 def profile(size: int) -> Iterator[Row]:
     """How busy the device is in a run of W2, alone and with a log each ten steps; the dearest kernels."""
     jax.config.update("jax_enable_x64", False)
@@ -162,6 +193,9 @@ def profile(size: int) -> Iterator[Row]:
                 "events_per_step": len(events) / steps,
                 "busy": busy(events) / span,
                 "busy_us_per_step": busy(events) / 1e3 / steps,
+                "host_idle": sum(pauses(events)) / span,
+                "pauses": len(pauses(events)),
+                "longest_pause_us": max(pauses(events), default=0.0) / 1e3,
                 "dearest": [[k, len(v), sum(v) / 1e3] for k, v in dearest],
             }
 
@@ -171,11 +205,13 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "W1": w1,
     "W2": w2,
     "profile": profile,
+    "W6": w6,
+    "W5": w5,
+    "hooks": cost_of_hooks,
+    "W8": w8,
     "W4": w4,
     "W3": w3,
-    "W5": w5,
-    "W8": w8,
-    "hooks": cost_of_hooks,
+    "W7": w7,
     "large": large,
 }
 """Most important first."""

@@ -150,3 +150,21 @@ def test_parts_of_the_benchmark_of_gpus():
     assert set(named) - set(gpu_parts.PARTS) == {"torchsim", "nvalchemi"}
     events = [(0.0, 4.0, "a"), (1.0, 2.0, "b"), (3.0, 6.0, "c"), (10.0, 11.0, "a")]
     assert gpu_parts.busy(events) == 7.0
+    long = [(1e6 * begin, 1e6 * end, name) for begin, end, name in events]
+    assert gpu_parts.pauses(long) == [4e6]
+    assert gpu_parts.pauses(events) == []
+    assert {"W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8"} <= set(gpu.ORDER)
+
+
+def test_the_benchmark_of_gpus_leaves_out_what_has_no_weights(tmp_path, monkeypatch):
+    """On a machine without a network."""
+    from alchemi_jax.models import chgnet_weights
+    from benchmarks import gpu, gpu_parts
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(chgnet_weights, "_installed", lambda version: None)
+    for name in ("W6", "W7"):
+        (row,) = gpu_parts.PARTS[name](1)
+        assert "left out" in row["what"]
+        assert "right" not in row
+    assert tmp_path / gpu.WEIGHTS == chgnet_weights.folder()

@@ -12,6 +12,7 @@ from alchemi_jax.cli.outcome import UsageError, did_you_mean
 from alchemi_jax.cli.settings import (
     MD,
     Convert,
+    DynamicsOptions,
     Info,
     MDOptions,
     Models,
@@ -58,10 +59,11 @@ COMMANDS = {
         "The same command again goes on where it was interrupted, also within a structure, and with more "
         "--steps those go on that were out of steps. Without files: the sample set of noble-gas clusters and "
         "crystals.",
-        {"relaxation": Relax, "run": Run, "this call": Options},
+        {"relaxation": Relax, "run": Run, "this call": DynamicsOptions},
         {"out": "alchemi-relaxed", "log_every": 1},
         _FAILED,
         Relax,
+        DynamicsOptions,
     ),
     "md": Command(
         "alchemi_jax.cli.run:md",
@@ -153,7 +155,7 @@ class Job:
     """
 
     settings: Pipeline
-    options: Options
+    options: DynamicsOptions
 
 
 def parse(command: str, arguments: list[str]) -> Any:
@@ -189,7 +191,8 @@ def parse(command: str, arguments: list[str]) -> Any:
         stages.insert(0, {"kind": "relax", "fmax": relax_first})
     names = _name_in(known, relax_first is not None)
     settings = check(Pipeline, {**given, "stages": stages}, names)
-    return Job(settings, check(known.options, of_options, names))
+    options: Any = check(known.options, of_options, names)
+    return Job(settings, options)
 
 
 def _name_in(command: Command, relaxes_first: bool = False) -> Any:

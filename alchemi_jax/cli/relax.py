@@ -97,8 +97,8 @@ def _report(final: HostBatch | None, begun: Begun, results: Results, ended: Ende
         rows.append(("steps", f"{final.steps_taken.max()} (mean {final.steps_taken.mean():.1f})"))
     if ended.seconds:
         speed = 0.0 if final is None else ended.atom_steps(final) / ended.running
+        rows += [("compiling", f"{ended.compiling:.1f} s")] if ended.compiling else []
         rows += [
-            ("compiling", f"{ended.compiling:.1f} s"),
             ("running", f"{ended.running:.1f} s, {speed:,.0f} atom-steps/s"),
         ]
     print_rows([*rows, ("results", ", ".join(results.made()))])

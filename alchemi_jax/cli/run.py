@@ -128,7 +128,7 @@ def _report(begun: Begun, results: Results, ended: Ended, signals: Signals) -> i
     rows += [("stopped", stopped)] if stopped else []
     rows += [("failed", failed)]
     if ended.seconds:
-        rows += [("compiling", f"{ended.compiling:.1f} s")]
+        rows += [("compiling", f"{ended.compiling:.1f} s")] if ended.compiling else []
         steps = 0.0 if host is None else ended.atom_steps(host)
         speed = "" if ended.interrupted else f", {steps / ended.running:,.0f} atom-steps/s"
         rows += [("running", f"{ended.running:.1f} s{speed}")]

@@ -231,7 +231,33 @@ class Options(Settings):
         return given
 
 
-class RunOptions(Options):
+class DynamicsOptions(Options):
+    """Flags of `relax`, `md` and `run` that are not in files."""
+
+    cluster: str | None = setting(
+        None,
+        "a Dask cluster that computes the structures: address of its scheduler, or local:N for N processes",
+        "ADDRESS",
+    )
+
+    @validator("cluster")
+    @classmethod
+    def _cluster(cls, given: str | None) -> str | None:
+        number = (given or "").removeprefix("local:")
+        if given is not None and (
+            not given or (number != given and not (number.isdecimal() and int(number)))
+        ):
+            raise ValueError(f"must be an address, as in tcp://host:8786, or local:N, not {given[:80]!r}")
+        return given
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "DynamicsOptions":
+        if self.cluster is not None and self.devices is not None:
+            raise Problems([("devices", "is for this machine: leave it or --cluster out")])
+        return self
+
+
+class RunOptions(DynamicsOptions):
     """Arguments of `run` beside the settings in the file."""
 
     pipeline: str = setting(..., "a TOML file", positional=True)
@@ -240,7 +266,7 @@ class RunOptions(Options):
     )
 
 
-class MDOptions(Options):
+class MDOptions(DynamicsOptions):
     """Flags of `md` beside those of its stage."""
 
     relax: float | None = setting(None, "relax to this fmax first", "eV/Å", gt=0)

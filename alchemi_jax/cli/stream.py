@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from alchemi_jax.cli.cache import CompileTime, use_cache
+from alchemi_jax.cli.cluster import run_over
 from alchemi_jax.cli.engines import engine_of, log_of
 from alchemi_jax.cli.finished import FinishedSystems, is_done
 from alchemi_jax.cli.flags import Job
@@ -55,6 +56,7 @@ class Prepared:
         hashes: of the files of the model.
         chosen: why the model was taken if none was given, otherwise "".
         devices: "all", a number, or None: as many as pay.
+        cluster: where its structures are computed: see `connect`; None: here.
     """
 
     settings: Pipeline
@@ -63,6 +65,7 @@ class Prepared:
     hashes: dict[str, str]
     chosen: str = ""
     devices: str | None = None
+    cluster: str | None = None
 
     @property
     def data(self) -> list[AtomicData]:
@@ -134,7 +137,8 @@ def prepare(job: Job) -> Prepared:
         raise UsageError(f"{e.problem}. {advice(elements)}.") from None
     except ValueError as e:
         raise UsageError(str(e)) from None
-    run = Prepared(settings, sources, engine, hashes, chosen, job.options.devices)
+    options = job.options
+    run = Prepared(settings, sources, engine, hashes, chosen, options.devices, options.cluster)
     devices_of(run)
     return run
 
@@ -145,6 +149,8 @@ def devices_of(run: Prepared) -> Any:
     Raises:
         UsageError: if there are fewer than were asked for.
     """
+    if run.cluster is not None:
+        return None
     if run.devices is not None:
         try:
             asked = run.devices if run.devices == "all" else int(run.devices)
@@ -164,7 +170,8 @@ class Ended:
 
     Attributes:
         interrupted: by a signal, or because its time is up.
-        seconds: it took. `compiling`: of these, for compiling or reading compiled programs.
+        seconds: it took. `compiling`: of these, for compiling or reading compiled programs; 0 if that was
+        elsewhere.
         in_flight: the systems of the batch as they were when it was interrupted.
         atom_steps: how many steps this call took of some systems, times their atoms.
     """
@@ -219,7 +226,7 @@ def stream(
     sink.count = watch.count
     folder = at / CHECKPOINTS
     checkpoints = CheckpointHook(folder, every_seconds=checkpoint_every, should_stop=signals.should_stop)
-    engine = run.engine.with_hooks(log_of(settings, at / LOG), *hooks, watch, checkpoints)
+    engine = run.engine.with_hooks(log_of(settings, at / LOG), *hooks, checkpoints)
     sampler = Sampler(
         run.data,
         max_systems=settings.max_systems,
@@ -235,19 +242,25 @@ def stream(
             with warnings.catch_warnings():
                 # Failed systems are in the table at the end.
                 warnings.filterwarnings("ignore", category=RuntimeWarning, message=".* failed ")
-                engine.run(sampler=sampler, sink=sink, key=key, resume=folder)
+                if run.cluster is None:
+                    engine.with_hooks(watch).run(sampler=sampler, sink=sink, key=key, resume=folder)
+                else:
+                    run_over(run.cluster, engine, sampler, sink, key, folder, watch)
         except KeyboardInterrupt as e:
             interrupted = True
             state, in_flight = getattr(e, "state", None), getattr(e, "in_flight", None)
             if in_flight is None and state is not None:
                 in_flight = state.batch.to_host()
+        except ConnectionError as e:
+            raise UsageError(f"{one_line(e)}") from None
         except (OSError, ValueError) as e:
             raise UsageError(describe_fault(e, at)) from None
         except OutOfMemory as e:
             bounds = "--max-systems and --max-atoms bound the batch of a run that begins"
             raise UsageError(f"{one_line(e).rstrip('.')}; {bounds}.") from None
     seconds = time.perf_counter() - started
-    return Ended(interrupted, seconds, compiling.seconds, in_flight, watch.atom_steps)
+    here = 0.0 if run.cluster is not None else compiling.seconds
+    return Ended(interrupted, seconds, here, in_flight, watch.atom_steps)
 
 
 def describe_fault(error: OSError | ValueError, at: Path) -> str:

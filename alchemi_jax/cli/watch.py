@@ -103,6 +103,14 @@ class Watch(PacedWatch):
         self._seen |= new
         self.finished += len(new)
 
+    def show_finished(self, where: str) -> None:
+        """Show how many systems are finished, of a run whose steps are taken elsewhere."""
+        if self._looked is None:
+            self._looked = 0, time.perf_counter()
+            self.bar.start_t = self.bar.last_print_t = time.time()
+        self.bar.set_postfix_str(f"{self.finished} of {self.systems} structures done {where}", refresh=False)
+        self.bar.update(self.finished * (self.per_system or 1) - self.bar.n)
+
     def _note_steps(self, host: HostBatch, less: int = 0) -> None:
         steps = np.maximum(host.steps_taken - less, 0)
         self._before.update(zip(host.system_id.tolist(), steps.tolist(), strict=True))

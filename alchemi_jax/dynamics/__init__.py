@@ -8,6 +8,8 @@ from alchemi_jax._lazy import lazy_index
 if TYPE_CHECKING:
     from alchemi_jax.dynamics.api import integrate_all as integrate_all
     from alchemi_jax.dynamics.api import relax_all as relax_all
+    from alchemi_jax.dynamics.cluster.connect import connect as connect
+    from alchemi_jax.dynamics.cluster.run import run_on_cluster as run_on_cluster
     from alchemi_jax.dynamics.engine import AbstractDynamics as AbstractDynamics
     from alchemi_jax.dynamics.engine import DynamicsStage as DynamicsStage
     from alchemi_jax.dynamics.engine import DynamicsState as DynamicsState

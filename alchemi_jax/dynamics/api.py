@@ -101,6 +101,7 @@ def relax_all(
     sink: Sink | None = None,
     policy: str = "largest first",
     resume: str | os.PathLike | None = None,
+    client: Any = None,
     **stream: Any,
 ) -> Any:
     """Relax any number of structures, as many at once as there is room for.
@@ -113,7 +114,9 @@ def relax_all(
             stress exceeds `smax` (eV/Å³).
         hooks: further hooks.
         sink: receives relaxed structures as they are ready; by default they are returned.
-        resume: a folder of checkpoints from which the run goes on, see `run`.
+        resume: a folder of checkpoints from which the run goes on, see `run` and `run_on_cluster`.
+        client: a `distributed.Client`: the structures go to the workers of its Dask cluster, see
+            `run_on_cluster`.
         policy, **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
@@ -121,7 +124,7 @@ def relax_all(
     """
     options = {"smax": smax, "pressure": pressure} if relax_cell else {}
     engine = relaxation(model, fmax=fmax, n_steps=n_steps, relax_cell=relax_cell, hooks=hooks, **options)
-    return engine.run(sampler=Sampler(structures, policy=policy, **stream), sink=sink, resume=resume)
+    return _run(engine, Sampler(structures, policy=policy, **stream), client, sink=sink, resume=resume)
 
 
 def integrate_all(
@@ -138,6 +141,7 @@ def integrate_all(
     key: PRNGKeyArray | None = None,
     parameters: dict[str, Any] | None = None,
     resume: str | os.PathLike | None = None,
+    client: Any = None,
     **stream: Any,
 ) -> Any:
     """Molecular dynamics of any number of structures, as many at once as there is room for.
@@ -153,7 +157,9 @@ def integrate_all(
         sink: receives structures after their last step; by default they are returned.
         key: PRNG key of velocities and noise.
         parameters: further parameters of the engine: friction, thermostat_time, barostat_time, cell, ...
-        resume: a folder of checkpoints from which the run goes on, see `run`.
+        resume: a folder of checkpoints from which the run goes on, see `run` and `run_on_cluster`.
+        client: a `distributed.Client`: the structures go to the workers of its Dask cluster, see
+            `run_on_cluster`.
         **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 
     Returns:
@@ -168,7 +174,15 @@ def integrate_all(
     key = as_key(key)
     if temperature is not None:
         stream["prepare"] = draw_velocities(temperature, key)
-    return engine.run(sampler=Sampler(structures, **stream), sink=sink, key=key, resume=resume)
+    return _run(engine, Sampler(structures, **stream), client, sink=sink, key=key, resume=resume)
+
+
+def _run(engine: AbstractDynamics, sampler: Sampler, client: Any, **options: Any) -> Any:
+    if client is None:
+        return engine.run(sampler=sampler, **options)
+    from alchemi_jax.dynamics.cluster.run import run_on_cluster
+
+    return run_on_cluster(engine, sampler, client, **options)
 
 
 __all__ = ["ENSEMBLES", "draw_velocities", "integrate_all", "integrator", "relax_all", "relaxation"]

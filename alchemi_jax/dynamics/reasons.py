@@ -12,7 +12,7 @@ from alchemi_jax.neighbors.limits import MOST_DENSE, memory
 #: Fields that must be finite, in the order of their numbers, from 1 on.
 FIELDS = ("energy", "forces", "velocities", "positions", "cell", "stress", "masses", "charge", "time")
 #: Further reasons, with the numbers that follow: their texts.
-TOO_FAR, TOO_DENSE, COLLAPSED = len(FIELDS) + 1, len(FIELDS) + 2, len(FIELDS) + 3
+TOO_FAR, TOO_DENSE, COLLAPSED, KILLS = (len(FIELDS) + n for n in range(1, 5))
 _OTHERS = {
     TOO_FAR: "its atoms are so far from the origin that rounding would change their distances",
     TOO_DENSE: (
@@ -20,6 +20,7 @@ _OTHERS = {
         "the neighbor list would not fit into {memory:.3g} GiB of memory"
     ),
     COLLAPSED: f"its cell collapsed: there would be more than {MOST_DENSE:g} atoms per Å³",
+    KILLS: "each worker of the cluster that computed it died (was its memory too small?)",
 }
 _FIRST_HOOK = 16
 _PER_HOOK = MOST_REASONS + len(FIELDS)
@@ -90,6 +91,7 @@ def _not_finite(field: str) -> str:
 __all__ = [
     "COLLAPSED",
     "FIELDS",
+    "KILLS",
     "TOO_DENSE",
     "TOO_FAR",
     "field_reason",

@@ -82,7 +82,7 @@ def _run(
     stream = _open_stream(engine, sampler, saved, saver is not None, 0 if devices is None else len(devices))
     try:
         with engine:
-            _open_sink(out)
+            open_sink(out)
             try:
                 if devices is None:
                     one = None if saved is None else parts_of(saved)[0]
@@ -122,7 +122,8 @@ def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: b
     return Stream(sampler, engine.model, check_batch, saved.rest["stream"], known, marks, shares)
 
 
-def _open_sink(sink: Sink) -> None:
+def open_sink(sink: Sink) -> None:
+    """Open a sink; an error says when it came."""
     try:
         sink.open()
     except Exception as e:
@@ -130,4 +131,4 @@ def _open_sink(sink: Sink) -> None:
         raise
 
 
-__all__ = ["FINISHED", "run"]
+__all__ = ["FINISHED", "open_sink", "run"]

@@ -66,7 +66,7 @@ class Saver(AbstractSaver):
 
     Args:
         engine: with its hooks. hook: says when and where. sink: of a stream.
-        kind: of run, "batch", "stream" or "sweep": a checkpoint of another kind is refused.
+        kind: of run, "batch", "stream", "sweep" or "cluster": a checkpoint of another kind is refused.
     """
 
     def __init__(self, engine: Engine, hook: CheckpointHook, kind: str = "batch", sink: Sink | None = None):
@@ -85,7 +85,13 @@ class Saver(AbstractSaver):
         """Raises AnotherRun, naming what differs."""
         about = found.about
         if about["kind"] != self.kind:
-            raise AnotherRun(f"{found.path} is of a run with a {about['kind']}, this one has a {self.kind}.")
+            advice = {
+                ("cluster", "stream"): " Give the client again (--cluster), or another folder.",
+                ("stream", "cluster"): " Leave client (--cluster) out, or give another folder.",
+            }.get((about["kind"], self.kind), "")
+            raise AnotherRun(
+                f"{found.path} is of a run with a {about['kind']}, this one has a {self.kind}.{advice}"
+            )
         other, changed = difference(about["origin"], self._origin)
         if other or changed:
             raise AnotherRun(f"{found.path} is of another run: {other or changed}. Give another folder.")

@@ -99,16 +99,21 @@ class Stream:
             _check_known(self._known, host)
         self._marks.look(host)
 
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the stream."""
+    def saved(self, gone: Int[np.ndarray, " systems"] | None = None) -> dict[str, Any]:
+        """What a checkpoint keeps of the stream.
+
+        Args:
+            gone: ids of the systems that do not come again; by default all that were taken or left out.
+        """
         with self.lock:
             self._gone = [np.concatenate([np.asarray(ids, np.int32) for ids in self._gone])]
+            left = self._gone[0] if gone is None else gone
             return {
-                "gone": self._gone[0],
+                "gone": left,
                 "max_atoms": self.max_atoms,
                 "largest": self.largest,
                 "skipped": [list(entry) for entry in self.sampler.skipped],
-                "marks": None if self._marks is None else self._marks.of(self._gone[0]),
+                "marks": None if self._marks is None else self._marks.of(left),
             }
 
     def close(self) -> None:
@@ -171,6 +176,11 @@ class Stream:
         if required.cutoff is None:
             return None
         return list_needs(Batch.from_host(host), required.cutoff, required.skin, required)
+
+    @property
+    def pairs(self) -> Int[np.ndarray, " waiting"]:
+        """About how many pairs the systems of the window have."""
+        return self._pairs
 
     def pairs_of(self, host: HostBatch) -> Int[np.ndarray, " systems"]:
         """About how many pairs systems have."""

@@ -38,6 +38,21 @@ class Needs:
         """The needs of some of the systems."""
         return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
+    def largest(self, n: int, before: "Needs | None" = None) -> "Needs":
+        """The n largest values of each kind, in order; they no longer belong together. Enough to choose the
+        capacities of a batch with n places.
+
+        Args:
+            before: what this gave for other systems: then no value is smaller than there.
+        """
+
+        def of(name: str) -> np.ndarray:
+            mine = np.sort(getattr(self, name))[-n:]
+            mine = np.pad(mine, (n - len(mine), 0))
+            return mine if before is None else np.maximum(mine, getattr(before, name))
+
+        return Needs(*(of(f.name) for f in dataclasses.fields(self)))
+
     @classmethod
     def join(cls, parts: Sequence["Needs"]) -> "Needs":
         """The needs of several batches, one after another."""

@@ -17,8 +17,11 @@ from alchemi_jax.systems.levels import map_by_level
 _WHERE = "with devices= each device has some of the systems"
 
 
-def check_hooks(engine: Engine) -> None:
+def check_hooks(engine: Engine, where: str = _WHERE, leave: str = "devices") -> None:
     """Check that no hook relates systems to one another, or measures a device.
+
+    Args:
+        where: what divides the systems, for messages. leave: what to leave out.
 
     Raises:
         ValueError: naming the hook.
@@ -27,15 +30,18 @@ def check_hooks(engine: Engine) -> None:
         for hook in group.hooks:
             if flag(hook, "needs_fixed_systems"):
                 raise ValueError(
-                    f"{name_of(hook)} relates systems of a batch to one another, but {_WHERE}: leave one of "
+                    f"{name_of(hook)} relates systems of a batch to one another, but {where}: leave one of "
                     "the two out."
                 )
             if flag(hook, "one_device"):
-                raise ValueError(f"{name_of(hook)} measures one device: leave devices out.")
+                raise ValueError(f"{name_of(hook)} measures one device: leave {leave} out.")
 
 
-def check_memories(engine: Engine, batch: Batch) -> None:
+def check_memories(engine: Engine, batch: Batch, where: str = _WHERE, leave: str = "devices") -> None:
     """Check that traced hooks have neither values for rows nor a memory that all systems share.
+
+    Args:
+        batch: the systems of a part. where, leave: as for `check_hooks`.
 
     Raises:
         ValueError: naming the hook.
@@ -47,12 +53,12 @@ def check_memories(engine: Engine, batch: Batch) -> None:
                 if eqx.is_array(leaf) and leaf.ndim and leaf.shape[0] in lengths:
                     raise ValueError(
                         f"{name_of(hook)}{jax.tree_util.keystr(path)} has a value for each row, but "
-                        f"{_WHERE}: leave devices out."
+                        f"{where}: leave {leave} out."
                     )
             if _has_shared(hook, batch):
                 raise ValueError(
-                    f"{name_of(hook)} has a memory that all systems share, but {_WHERE}: declare it per "
-                    "system or per atom (alchemi_jax.levels), or leave devices out."
+                    f"{name_of(hook)} has a memory that all systems share, but {where}: declare it per "
+                    f"system or per atom (alchemi_jax.levels), or leave {leave} out."
                 )
 
 
@@ -70,8 +76,14 @@ def _has_shared(hook: TracedHook, batch: Batch) -> bool:
     return bool(found)
 
 
-def check_follows(engine: Engine) -> None:
+_STREAM = "With a sampler and devices= it sees the systems of one device at a time"
+
+
+def check_follows(engine: Engine, sees: str = _STREAM, leave: str = "one of the two") -> None:
     """Check that hooks of the host know systems by their ids: in a stream they see those of one device.
+
+    Args:
+        sees: what the hook sees, for messages. leave: what to leave out.
 
     Raises:
         ValueError: naming the hook.
@@ -82,8 +94,8 @@ def check_follows(engine: Engine) -> None:
             known = flag(hook, "follows_systems") or flag(hook, "own_steps")
             if not known and not isinstance(hook, CheckpointHook):
                 raise ValueError(
-                    f"{name_of(hook)} is not known to identify systems by their ids. With a sampler and "
-                    "devices= it sees the systems of one device at a time: leave one of the two out, or set "
+                    f"{name_of(hook)} is not known to identify systems by their ids. {sees}: "
+                    f"leave {leave} out, or set "
                     "`follows_systems = True` on the hook."
                 )
 

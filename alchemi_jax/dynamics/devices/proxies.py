@@ -141,14 +141,17 @@ def engine_of_part(engine: Engine, wrap: Wrap, device: Any, rows: Any = None, sy
         rows: of the systems of the device; None for a stream, whose engine has no values per system.
         systems: places for them.
     """
-    part = _with_hooks(engine, wrap)
+    part = with_hook_sets(engine, wrap)
     if rows is not None:
         part = _with_rows(part, rows, systems)
     return on_device(part, device)
 
 
-def _with_hooks(engine: Engine, wrap: Wrap) -> Engine:
-    """The engine with what stands in for its hooks. Groups are numbered as in `engine.groups`."""
+def with_hook_sets(engine: Engine, wrap: Any) -> Engine:
+    """The engine with other sets of hooks: `wrap.hook_set(hooks, group)` of each.
+
+    Groups are numbered as in `engine.groups`.
+    """
     if engine.n_stages == 1:
         return unsafe_replace(engine, hooks=wrap.hook_set(engine.hooks, 0))
     inner: Any = getattr(engine, "inner", ())
@@ -176,4 +179,4 @@ def _with_rows(engine: Engine, rows: Any, systems: int) -> Engine:
     return unsafe_replace(engine, **changed) if changed else engine
 
 
-__all__ = ["HostPart", "RecordingPart", "Wrap", "engine_of_part", "under_name_of"]
+__all__ = ["HostPart", "RecordingPart", "Wrap", "engine_of_part", "under_name_of", "with_hook_sets"]

@@ -1,0 +1,1 @@
+"""Runs over the workers of a Dask cluster. Nothing here is imported with the package."""
