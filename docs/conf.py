@@ -79,6 +79,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 add_module_names = True
+toc_object_entries_show_parents = "hide"
 # Arguments as a list of names; several may share a line: "hot, cold: ...".
 napoleon_numpy_docstring = False
 napoleon_use_param = False

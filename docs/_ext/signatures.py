@@ -18,7 +18,7 @@ from alchemi_jax.parameters import Parameter
 
 
 _PATH = re.compile(
-    r"~?\b(?:alchemi_jax|jaxlib|jax|numpy|ase|equinox|optax|collections|typing|pathlib)(?:\.\w+)*\.(\w+)"
+    r"~?\b(?:alchemi_jax|jaxlib|jaxtyping|jax|numpy|ase|equinox|optax|collections|typing|pathlib)(?:\.\w+)*\.(\w+)"
 )
 #: Where short names of other packages lead.
 _FOREIGN = {
