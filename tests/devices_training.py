@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import optax
-from conftest import cluster
+from conftest import cluster, crystal
 
 from alchemi_jax import Batch
 from alchemi_jax.dynamics.hooks import CheckpointHook
@@ -137,10 +137,13 @@ def check_training(folder):
 
 
 def check_listed():
-    """Batches that were made by hand are dealt, too, as their atoms ask."""
-    found = labelled()
-    batches = [Batch.from_ase(found[k : k + 5], results=True) for k in (0, 5)]
-    trainer = Trainer(START, Loss(energy=1.0, forces=1.0), optax.sgd(1e-3))
+    """Batches that were made by hand are dealt, too, as their atoms ask; stress where there is a cell."""
+    short = [LennardJones(epsilon=e, sigma=3.4, cutoff=5.0) for e in (0.0104, 0.02)]
+    cells = [*(crystal(seed, 1, 0.2) for seed in range(3)), cluster(0, 5), crystal(3, 1, 0.2)]
+    found = evaluate(short[0], cells, stress=True).to_ase()
+    found[1].calc.results["stress"] = np.full(6, np.nan)
+    batches = [Batch.from_ase(found, results=True)]
+    trainer = Trainer(short[1], Loss(energy=1.0, forces=1.0, stress=100.0), optax.sgd(1e-3))
     one, four = (trainer.run(batches, n_steps=3, devices=devices) for devices in (None, "all"))
     for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(four.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9)

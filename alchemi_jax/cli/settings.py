@@ -216,7 +216,10 @@ class Options(Settings):
         60.0, "time between checkpoints, from which the same command goes on", "s", ge=0
     )
     devices: str | None = setting(
-        None, "all, or how many devices; the cores of a CPU are its devices", "N", shown="as many as pay"
+        None,
+        "all, or how many devices; the cores of a CPU are its devices",
+        "N",
+        shown="as many as pay; train: one",
     )
     no_cache: bool = setting(False, "do not keep compiled programs on disk")
 

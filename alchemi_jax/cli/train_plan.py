@@ -255,13 +255,14 @@ def prepare_training(job: TrainJob, *, only_check: bool = False) -> TrainPlan:
 
 
 def _devices(asked: str | None) -> Any:
-    """The devices of a training: those that were asked for, or else all GPUs, or one core.
+    """The devices of a training: those that were asked for. Whether several are faster than one depends on
+    the network and the batches, so by default it is one.
 
     Raises:
         UsageError: if there are fewer than were asked for.
     """
     if asked is None:
-        return "all" if jax.default_backend() != "cpu" and jax.local_device_count() > 1 else None
+        return None
     wanted = asked if asked == "all" else int(asked)
     if wanted == "all" or wanted <= count_cores():
         # Where JAX has started already, `as_mesh` says what there is.

@@ -359,6 +359,9 @@ class TrainOptions(Options):
     overrides: list[str] = setting(
         [], "settings in place of the file's, as in run.n_steps=8000", positional=True
     )
+    devices: str | None = setting(
+        None, "all, or how many devices; the cores of a CPU are its devices", "N", shown="one"
+    )
     check: bool = setting(False, "read and check everything, say what would be done, and do nothing")
     report: bool = setting(False, "show what the training has reached, and do nothing")
 
