@@ -8,6 +8,7 @@ from alchemi_jax._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from alchemi_jax import analysis as analysis
+    from alchemi_jax import distributed as distributed
     from alchemi_jax import dynamics as dynamics
     from alchemi_jax import hooks as hooks
     from alchemi_jax import models as models

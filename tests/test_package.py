@@ -27,7 +27,20 @@ ROOT = Path(alchemi_jax.__file__).parent
 
 #: Lowest first. A file may import from its own layer and from those below.
 LAYERS = [
-    ["units", "transforms", "_version", "_lazy", "samples", "html", "errors", "folders"],
+    [
+        "units",
+        "transforms",
+        "_version",
+        "_lazy",
+        "samples",
+        "html",
+        "errors",
+        "folders",
+        "launch",
+        "messages",
+        "shared",
+        "distributed",
+    ],
     ["spelling", "partitioned", "products"],
     ["parameters"],
     ["systems"],

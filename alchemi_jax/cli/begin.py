@@ -20,6 +20,12 @@ from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.record import Record, difference, extends, read_record, write_settings
 from alchemi_jax.cli.results import Results
 from alchemi_jax.cli.stream import Prepared, prepare
+from alchemi_jax.io.parts import check_parts, part_path
+from alchemi_jax.shared import world
+
+
+#: What each process writes.
+_DATA = (FINISHED, "trajectory.zarr", "log.csv")
 
 
 @dataclasses.dataclass
@@ -112,9 +118,34 @@ def _all_done(at: Path, found: Record, plan: Prepared) -> bool:
 
 
 def _can_go_on(at: Path, found: Record) -> bool:
-    if has_checkpoints(at / CHECKPOINTS):
-        return found.structures is not None
-    return not any((at / name).exists() for name in (FINISHED, "trajectory.zarr", "relaxed.zarr", "log.csv"))
+    try:
+        _check_processes(at)
+    except UsageError:
+        return False
+    size = world().size
+    any_begun = False
+    for rank in range(size):
+        # Each process goes on from its own checkpoints.
+        names = [at / name for name in (CHECKPOINTS, *_DATA)]
+        place = names if size == 1 else [part_path(name, rank, size) for name in names]
+        begun = has_checkpoints(place[0])
+        if not begun and (any(p.exists() for p in place[1:]) or (at / "relaxed.zarr").exists()):
+            return False
+        any_begun = any_begun or begun
+    return found.structures is not None or not any_begun
+
+
+def _check_processes(at: Path) -> None:
+    """Check that results were begun by as many processes as there are now.
+
+    Raises:
+        UsageError: saying how many there were.
+    """
+    try:
+        for name in (CHECKPOINTS, *_DATA):
+            check_parts(at / name)
+    except ValueError as e:
+        raise UsageError(str(e).replace("another path", "another out, or --overwrite")) from None
 
 
 RUN = Kind(read_record, write_settings, difference, _can_go_on)
@@ -126,6 +157,7 @@ def _check_goes_on(results: Results, found: Record) -> None:
     Raises:
         UsageError: if there are results, but no checkpoints.
     """
+    _check_processes(results.at)
     if _can_go_on(results.at, found):
         return
     folder = results.at / CHECKPOINTS

@@ -10,6 +10,7 @@ from alchemi_jax.cli.inputs import INPUTS, write_inputs
 from alchemi_jax.cli.outcome import UsageError
 from alchemi_jax.cli.record import SETTINGS, AnyRecord
 from alchemi_jax.cli.results import Results
+from alchemi_jax.io.parts import parts_there
 
 
 R = TypeVar("R", bound=AnyRecord)
@@ -59,10 +60,11 @@ class Kind(Generic[R]):
             UsageError: naming the first that is missing.
         """
         for name in names:
-            path = at / name / "zarr.json" if name.endswith(".zarr") else at / name
-            if not path.exists():
+            parts = parts_there(at / name) or [at / name]
+            missing = [part for part in parts if not _is_whole(part)]
+            if missing:
                 raise UsageError(
-                    f"{at / name} is missing, and the run in {at} was complete: put it back as the run left "
+                    f"{missing[0]} is missing, and the run in {at} was complete: put it back as the run left "
                     f"it, or give {self.other}, or --overwrite to begin again."
                 )
 
@@ -135,6 +137,10 @@ class Beginning(Generic[R]):
         write_inputs(results.at, wanted.structures or [])
         kind.write(results.at, wanted)
         return None
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / "zarr.json" if path.suffix == ".zarr" else path).exists()
 
 
 def has_checkpoints(folder: Path) -> bool:

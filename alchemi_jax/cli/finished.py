@@ -13,6 +13,8 @@ from jaxtyping import Bool, Int
 from alchemi_jax.cli.outcome import INSTEAD, UsageError, one_line
 from alchemi_jax.cli.settings import Pipeline, Relax
 from alchemi_jax.dynamics.sinks import ZarrData
+from alchemi_jax.io.parts import own_path, parts_there
+from alchemi_jax.io.sinks.joined import StoredParts
 from alchemi_jax.io.sinks.stored import StoredSystems
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
@@ -27,16 +29,23 @@ def last_rows(system_id: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " systems"
     return len(system_id) - 1 - first
 
 
-def read_finished(at: Path) -> HostBatch | None:
+def read_finished(at: Path, own: bool = False) -> HostBatch | None:
     """The finished systems of a folder in the order of the input, each in its last state; None without any.
+
+    Args:
+        own: whether only those that this process runs.
 
     Raises:
         UsageError: if the store is damaged.
     """
-    if not (at / FINISHED / "zarr.json").exists():
+    path = at / FINISHED
+    # A process that has not begun has no part yet.
+    parts = [own_path(path)] if own else [path, *parts_there(path)]
+    there = [part for part in parts if (part / "zarr.json").exists()]
+    if not there:
         return None
     try:
-        stored = StoredSystems(at / FINISHED)
+        stored = StoredParts(path, there) if len(there) > 1 else StoredSystems(there[0])
         if not stored.n_systems:
             return None
         _, ids, n = stored.field("system_id")
@@ -81,7 +90,7 @@ class FinishedSystems(ZarrData):
         is_open = self._stays_open
         super().open()
         if not is_open:
-            self._begun(read_finished(self._at))
+            self._begun(read_finished(self._at, own=True))
 
     def write(self, batch: Any, mask: Any = None) -> None:
         super().write(batch, mask)

@@ -12,12 +12,12 @@ from alchemi_jax.cli.outcome import UsageError, did_you_mean
 from alchemi_jax.cli.settings import (
     MD,
     Convert,
-    DynamicsOptions,
     Info,
     MDOptions,
     Models,
     Options,
     Pipeline,
+    ProcessOptions,
     Relax,
     Run,
     RunOptions,
@@ -59,11 +59,11 @@ COMMANDS = {
         "The same command again goes on where it was interrupted, also within a structure, and with more "
         "--steps those go on that were out of steps. Without files: the sample set of noble-gas clusters and "
         "crystals.",
-        {"relaxation": Relax, "run": Run, "this call": DynamicsOptions},
+        {"relaxation": Relax, "run": Run, "this call": ProcessOptions},
         {"out": "alchemi-relaxed", "log_every": 1},
         _FAILED,
         Relax,
-        DynamicsOptions,
+        ProcessOptions,
     ),
     "md": Command(
         "alchemi_jax.cli.run:md",
@@ -155,7 +155,7 @@ class Job:
     """
 
     settings: Pipeline
-    options: DynamicsOptions
+    options: ProcessOptions
 
 
 def parse(command: str, arguments: list[str]) -> Any:

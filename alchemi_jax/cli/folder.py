@@ -13,6 +13,7 @@ from alchemi_jax.cli.inputs import is_inputs
 from alchemi_jax.cli.outcome import UsageError, os_reason
 from alchemi_jax.cli.record import SETTINGS, is_complete
 from alchemi_jax.cli.swap import UNFINISHED, repaired
+from alchemi_jax.io.parts import sizes_there, whole_name
 
 
 #: The folder of checkpoints, from which the same command goes on.
@@ -44,6 +45,8 @@ def find_store(path: str) -> Path:
     """
     at = Path(path)
     try:
+        if sizes_there(at):
+            return at
         if not at.exists():
             raise UsageError(f"{path} does not exist.")
         if not at.is_dir():
@@ -55,7 +58,7 @@ def find_store(path: str) -> Path:
             # While a relaxation is under way, or goes on, the store in the order of the input is an old one.
             first = _STORES[:1] + (_STORES[1:] if is_complete(folder) else _STORES[:0:-1])
             for name in first:
-                if (folder / name / "zarr.json").exists():
+                if (folder / name / "zarr.json").exists() or sizes_there(folder / name):
                     return folder / name
     except (OSError, ValueError) as e:
         reason = os_reason(e) if isinstance(e, OSError) else str(e)
@@ -70,7 +73,7 @@ def is_ours(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.is_dir():
-        if path.name == CHECKPOINTS:
+        if whole_name(path.name) == CHECKPOINTS:
             return all(_CHECKPOINT_FILES.fullmatch(p.name) and not p.is_symlink() for p in path.iterdir())
         if path.name == MODEL:
             return _is_model(path)

@@ -26,6 +26,7 @@ def start() -> NoReturn:
             reconfigure(errors="backslashreplace")
     warnings.showwarning = _warn
     code = main(signals=signals)
+    _disconnect()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -34,9 +35,24 @@ def start() -> NoReturn:
     os._exit(signals.exit_code if signals.number is not None else code)
 
 
+def _process() -> str:
+    """ "process 1 of 2: ", if there are several."""
+    processes = sys.modules.get("alchemi_jax.shared")
+    rank, size = (0, 1) if processes is None else processes.world()
+    return f"process {rank} of {size}: " if size > 1 else ""
+
+
+def _disconnect() -> None:
+    """Leave the other processes, if there are any, in order."""
+    processes = sys.modules.get("alchemi_jax.shared")
+    if processes is not None:
+        with contextlib.suppress(Exception):
+            processes.disconnect()
+
+
 def _warn(message: Any, *details: Any, **more: Any) -> None:
     """A warning in a line, without the place in the code."""
-    _say(f"alchemi-jax: warning: {' '.join(str(message).split())}")
+    _say(f"alchemi-jax: {_process()}warning: {' '.join(str(message).split())}")
 
 
 def main(arguments: list[str] | None = None, signals: Signals | None = None) -> int:
@@ -59,7 +75,7 @@ def main(arguments: list[str] | None = None, signals: Signals | None = None) -> 
         text = str(e).replace("?.", "?")
         # A name of a file may hold ends of lines.
         text = text if isinstance(e, Mistakes) else "\\n".join(text.splitlines())
-        _say(f"alchemi-jax{command}: error: {text}")
+        _say(f"alchemi-jax{command}: {_process()}error: {text}")
         return USAGE
     except KeyboardInterrupt:
         return signals.exit_code
@@ -98,6 +114,12 @@ def _run(words: list[str], signals: Signals) -> int:
     module, _, function = COMMANDS[name].run.partition(":")
     try:
         return getattr(import_module(module), function)(asked, signals)
+    except RuntimeError as e:
+        processes = sys.modules.get("alchemi_jax.shared")
+        if processes is None or not isinstance(e, sys.modules["alchemi_jax.messages"].OtherProcessError):
+            raise
+        # It has said so itself.
+        return USAGE
     except OSError as e:
         if isinstance(e, BrokenPipeError):
             raise

@@ -9,6 +9,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from alchemi_jax.cli.folder import SOFTWARE
+from alchemi_jax.io.parts import part_paths
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """The rows of a log, by column; those of several processes one after another."""
+    parts = [np.genfromtxt(part, delimiter=",", names=True, ndmin=1) for part in part_paths(path)]
+    # A process without structures has written no rows.
+    filled = [part for part in parts if part.size] or parts[:1]
+    return np.concatenate(filled) if len(filled) > 1 else filled[0]
 
 
 def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> None:
@@ -20,7 +29,7 @@ def convergence(log: Path, picture: Path, fmax: float, atoms: np.ndarray) -> Non
         fmax: the threshold, eV/Å, drawn as a line.
         atoms: [systems], number of atoms: energies are drawn per atom, above each system's last.
     """
-    table = np.genfromtxt(log, delimiter=",", names=True, ndmin=1)
+    table = read_rows(log)
     # Logs of earlier versions have only the step of the run.
     x = "steps_taken" if "steps_taken" in (table.dtype.names or ()) else "step"
     figure = Figure(figsize=(7, 6.5), layout="constrained")

@@ -16,6 +16,7 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.inputs import INPUTS
 from alchemi_jax.cli.outcome import INCOMPLETE, OK
+from alchemi_jax.cli.processes import begin_together, connected, end_others
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.report import print_rows, print_unfinished
 from alchemi_jax.cli.results import Results
@@ -24,6 +25,8 @@ from alchemi_jax.cli.settings import Relax
 from alchemi_jax.cli.signals import Signals
 from alchemi_jax.cli.stream import LOG, Ended
 from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, write_store, write_structures
+from alchemi_jax.io.parts import parts_there
+from alchemi_jax.shared import alone
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 
@@ -39,25 +42,38 @@ def relax(job: Job, signals: Signals) -> int:
         UsageError: before anything is written, if something about the input is wrong; later, if results
             cannot be written.
     """
-    with Results(job.settings.out, OUTPUTS) as results, signals.limited(job.options.max_seconds):
-        begun = begin(job, results, "relax", (FINISHED, LOG))
+    with (
+        connected(job.options, signals),
+        Results(job.settings.out, OUTPUTS) as results,
+        signals.limited(job.options.max_seconds),
+    ):
+        begun = begin_together(job, results, lambda: begin(job, results, "relax", (FINISHED, LOG)), "relax")
         ended = carry_out(begun, job, results, signals, [])
-        final = _in_order(results.at, ended)
-        if final is not None:
-            with signals.files, after_the_run():
-                _write(begun, results.at, final, ended.interrupted)
-        if not ended.interrupted and final is not None and len(final) == len(begun.plan.sources):
-            with signals.files, after_the_run():
-                begun.finish(results)
-        return _report(final, begun, results, ended, signals)
+        if (code := end_others(ended, signals)) is not None:
+            return code
+        with alone():
+            return _end(begun, results, ended, signals)
+
+
+def _end(begun: Begun, results: Results, ended: Ended, signals: Signals) -> int:
+    """Write what is made of all structures, and say what became of them."""
+    final = _in_order(results.at, ended)
+    if final is not None:
+        with signals.files, after_the_run():
+            _write(begun, results.at, final, ended.interrupted)
+    if not ended.interrupted and final is not None and len(final) == len(begun.plan.sources):
+        with signals.files, after_the_run():
+            begun.finish(results)
+    return _report(final, begun, results, ended, signals)
 
 
 def _in_order(at: Path, ended: Ended) -> HostBatch | None:
     """All systems that were reached, in the order of the input: those that are finished, and the others as
     they were when the run was interrupted."""
-    finished = read_finished(at)
+    finished, several = read_finished(at), bool(parts_there(at / FINISHED))
     parts = [] if finished is None else [finished]
-    if ended.in_flight is not None:
+    # Of several processes each has others in flight, which its checkpoints have.
+    if ended.in_flight is not None and not several:
         known = [] if finished is None else finished.system_id.tolist()
         new = ~np.isin(ended.in_flight.system_id, known)
         parts += [ended.in_flight.take(new)] if new.any() else []

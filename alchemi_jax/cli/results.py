@@ -19,6 +19,7 @@ from alchemi_jax.cli.outcome import UsageError, os_reason
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.swap import SWAP, UNFINISHED, finish_swap, swap
 from alchemi_jax.io.lock import LockedError, WriteLock
+from alchemi_jax.io.parts import parts_there, whole_name
 from alchemi_jax.io.replace import repair
 from alchemi_jax.io.sinks.stored import attributes_of
 
@@ -87,7 +88,7 @@ class Results:
             return
         for entry in list(folder.iterdir()):
             left = _LEFT.fullmatch(entry.name)
-            if left is None or left[2] not in (*self.names, SWAP) or entry.is_symlink():
+            if left is None or whole_name(left[2]) not in (*self.names, SWAP) or entry.is_symlink():
                 if entry.name == _PROBE and entry.is_file() and not entry.stat().st_size:
                     entry.unlink()
                 continue
@@ -99,10 +100,18 @@ class Results:
             else:
                 entry.unlink()
 
+    def _there(self, folder: Path) -> list[str]:
+        """Names of the results in a folder, parts of several processes included, and broken links."""
+        found = []
+        for name in self.names:
+            found += [name] if os.path.lexists(folder / name) else []
+            found += [part.name for part in parts_there(folder / name)]
+        return found
+
     def existing(self) -> list[str]:
         """Names of results that are there, broken links included. A list of structures alone is no result:
         the process was killed before it began."""
-        found = [name for name in self.names if os.path.lexists(self.out / name)]
+        found = self._there(self.out)
         return [] if found == [INPUTS] and is_ours(self.out / INPUTS) else found
 
     def check(self, overwrite: bool, inputs: Iterable[str | Path]) -> None:
@@ -186,7 +195,7 @@ class Results:
         """
         if self.at == self.out:
             return
-        old = [name for name in self.names if os.path.lexists(self.out / name)]
+        old = self._there(self.out)
         for name in old:
             if not is_ours(self.out / name):
                 raise UsageError(
@@ -194,7 +203,7 @@ class Results:
                     f"in {self.at}, and the same command puts them in their place."
                 )
         with self._named_errors():
-            swap(self.out, [name for name in self.names if os.path.lexists(self.at / name)], old)
+            swap(self.out, self._there(self.at), old)
         self.at = self.out
 
     def forget(self) -> None:
@@ -203,7 +212,7 @@ class Results:
         A process that is killed in between leaves what the next one can begin with: what says that a run was
         begun goes last.
         """
-        paths = [self.at / name for name in self.names if os.path.lexists(self.at / name)]
+        paths = [self.at / name for name in self._there(self.at)]
         try:
             if not all(_holds_nothing(path) for path in paths):
                 return
@@ -223,7 +232,7 @@ class Results:
 
     def made(self) -> list[str]:
         """Paths of the results that are there."""
-        return [str(self.at / name) for name in self.names if (self.at / name).exists()]
+        return [str(self.at / name) for name in self._there(self.at) if (self.at / name).exists()]
 
 
 def _holds_nothing(path: Path) -> bool:
@@ -233,7 +242,7 @@ def _holds_nothing(path: Path) -> bool:
     if path.suffix == ".csv":
         with path.open("rb") as f:
             return not (f.readline() and f.readline())
-    if path.name == CHECKPOINTS:
+    if whole_name(path.name) == CHECKPOINTS:
         return not any(entry.name.isdecimal() for entry in path.iterdir())
     if path.suffix == ".zarr":
         return not (path / "zarr.json").exists() or not attributes_of(path)["systems"]

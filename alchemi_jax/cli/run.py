@@ -18,6 +18,7 @@ from alchemi_jax.cli.flags import Job
 from alchemi_jax.cli.folder import CHECKPOINTS
 from alchemi_jax.cli.inputs import INPUTS
 from alchemi_jax.cli.outcome import INCOMPLETE, INSTEAD, OK, UsageError, one_line
+from alchemi_jax.cli.processes import begin_together, connected, end_others, is_first
 from alchemi_jax.cli.record import SETTINGS
 from alchemi_jax.cli.report import print_rows
 from alchemi_jax.cli.results import Results
@@ -29,6 +30,8 @@ from alchemi_jax.cli.write import after_the_run, count_outcomes, whole_file, wri
 from alchemi_jax.dynamics.hooks import SnapshotHook
 from alchemi_jax.dynamics.sinks import ZarrData
 from alchemi_jax.dynamics.stage import DynamicsStage
+from alchemi_jax.io.parts import part_paths
+from alchemi_jax.shared import alone, note_interrupted, world
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.outcome import Outcome
 
@@ -45,9 +48,14 @@ def run(job: Job, signals: Signals) -> int:
         UsageError: before anything is written, if something about the input is wrong; later, if results
             cannot be written.
     """
-    with Results(job.settings.out, RESULTS) as results, signals.limited(job.options.max_seconds):
+    with (
+        connected(job.options, signals),
+        Results(job.settings.out, RESULTS) as results,
+        signals.limited(job.options.max_seconds),
+    ):
         kept = (FINISHED, LOG, FRAMES) if job.settings.save_every else (FINISHED, LOG)
-        begun = begin(job, results, signals.command or "run", kept)
+        command = signals.command or "run"
+        begun = begin_together(job, results, lambda: begin(job, results, command, kept), command)
         hooks = []
         if job.settings.save_every:
             # Frames begin with the structure that was given and end with the last one.
@@ -55,7 +63,11 @@ def run(job: Job, signals: Signals) -> int:
             every = job.settings.save_every
             hooks = [SnapshotHook(frames, every, finished=False, stage=at_steps, final=True)]
         ended = carry_out(begun, job, results, signals, hooks)
-        return _report(begun, results, ended, signals)
+        code = end_others(ended, signals)
+        if code is not None:
+            return code
+        with alone():
+            return _report(begun, results, ended, signals)
 
 
 md = run
@@ -70,7 +82,8 @@ def carry_out(begun: Begun, job: Job, results: Results, signals: Signals, hooks:
     plan = begun.plan
 
     def say(resumed: str) -> None:
-        print(f"{describe(plan.settings)}: {plan.input}{resumed}. {plan.model}.", flush=True)
+        if is_first():
+            print(f"{describe(plan.settings)}: {plan.input}{resumed}. {plan.model}.", flush=True)
 
     def goes_on(done: int) -> None:
         if begun.goes_on:
@@ -81,9 +94,11 @@ def carry_out(begun: Begun, job: Job, results: Results, signals: Signals, hooks:
         return Ended(False, 0.0, 0.0)
     if not begun.goes_on:
         say("")
-    signals.on_leave(results.forget)
+    several = world().size > 1
+    if not several:
+        signals.on_leave(results.forget)
     try:
-        return stream(
+        ended = stream(
             plan,
             results.at,
             signals,
@@ -93,8 +108,13 @@ def carry_out(begun: Begun, job: Job, results: Results, signals: Signals, hooks:
             checkpoint_every=job.options.checkpoint_every,
         )
     except UsageError:
-        results.forget()
+        # Of several processes another one may have begun to write.
+        if not several:
+            results.forget()
         raise
+    if ended.interrupted:
+        note_interrupted()
+    return ended
 
 
 def left(plan: Prepared, results: Results, done: int) -> str:
@@ -156,7 +176,7 @@ def _name_unfinished(host: HostBatch, sources: list) -> None:
 def _summarize(plan: Prepared, at: Path, draws: bool) -> None:
     """Means of each stage of dynamics, and the picture."""
     try:
-        table = Table.read(at / LOG) if (at / LOG).exists() else None
+        table = Table.read(at / LOG) if part_paths(at / LOG)[0].exists() else None
     except ValueError as e:
         raise UsageError(f"{at / LOG} cannot be read: {one_line(e)}: {INSTEAD}.") from None
     if table is None or not len(table.step):

@@ -257,7 +257,33 @@ class DynamicsOptions(Options):
         return self
 
 
-class RunOptions(DynamicsOptions):
+class ProcessOptions(DynamicsOptions):
+    """Flags of commands that several processes can run together."""
+
+    processes: str | None = setting(
+        None,
+        "launched, if mpirun or srun starts them, or their number, with --rank and --coordinator",
+        "N",
+        shown="1",
+    )
+    rank: int | None = setting(None, "which of several processes this is, from 0", "N", ge=0)
+    coordinator: str | None = setting(None, "the host of process 0, and a port that is free", "HOST:PORT")
+
+    @validator("processes")
+    @classmethod
+    def _processes(cls, given: str | None) -> str | None:
+        if given is not None and given != "launched" and not (given.isdecimal() and int(given) > 0):
+            raise ValueError(f"must be launched or a number of processes, not {given[:80]!r}")
+        return given
+
+    @model_validator(mode="after")
+    def _in_one_way(self) -> "ProcessOptions":
+        if self.cluster is not None and self.processes is not None:
+            raise Problems([("processes", "is another way to share the work: leave it or --cluster out")])
+        return self
+
+
+class RunOptions(ProcessOptions):
     """Arguments of `run` beside the settings in the file."""
 
     pipeline: str = setting(..., "a TOML file", positional=True)
@@ -266,7 +292,7 @@ class RunOptions(DynamicsOptions):
     )
 
 
-class MDOptions(DynamicsOptions):
+class MDOptions(ProcessOptions):
     """Flags of `md` beside those of its stage."""
 
     relax: float | None = setting(None, "relax to this fmax first", "eV/Å", gt=0)

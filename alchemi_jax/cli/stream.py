@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,11 +31,13 @@ from alchemi_jax.dynamics.check import check_constraints, check_systems
 from alchemi_jax.dynamics.devices.devices import as_devices, cores_that_pay, count_cores
 from alchemi_jax.dynamics.engine import AbstractDynamics
 from alchemi_jax.dynamics.hooks import CheckpointHook
+from alchemi_jax.dynamics.processes import is_own
 from alchemi_jax.errors import OutOfMemory, name_of
 from alchemi_jax.io.cut import ADVICE
 from alchemi_jax.io.sinks.checksum import DamagedError
 from alchemi_jax.models.elements import UnknownElementError
 from alchemi_jax.models.registry import advice, choose
+from alchemi_jax.shared import processes_here, world
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
@@ -160,8 +163,15 @@ def devices_of(run: Prepared) -> Any:
         return asked
     if jax.default_backend() != "cpu":
         return "all" if jax.local_device_count() > 1 else None
-    pays = cores_that_pay(run.engine.model, sum(map(len, run.data)))
-    return min(pays, len(run.data), count_cores())
+    size = world().size
+    pays = cores_that_pay(run.engine.model, sum(map(len, run.data)) // size)
+    return min(pays, -(-len(run.data) // size), _own_cores())
+
+
+def _own_cores() -> int:
+    """The cores for this process. Launchers bind processes to cores; others share those of a host."""
+    cores = count_cores()
+    return cores if cores < (os.cpu_count() or 1) else max(cores // processes_here(), 1)
 
 
 @dataclasses.dataclass
@@ -214,7 +224,8 @@ def stream(
     settings = run.settings
     key = jax.random.key(getattr(settings, "seed", 0))
     started, interrupted, in_flight = time.perf_counter(), False, None
-    watch = Watch(settings, len(run.sources))
+    own = int(is_own(np.arange(len(run.sources))).sum())
+    watch = Watch(settings, own, shown=world().rank == 0)
     signals.describe = lambda: left(watch.finished)
 
     def goes_on(host: HostBatch | None) -> None:

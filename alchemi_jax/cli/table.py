@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from alchemi_jax.analysis import block_average
-from alchemi_jax.cli.plot import quantities
+from alchemi_jax.cli.plot import quantities, read_rows
 from alchemi_jax.cli.settings import MD
 
 
@@ -38,7 +38,7 @@ class Table:
     @classmethod
     def read(cls, path: Path) -> "Table":
         """From the file."""
-        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+        rows = read_rows(path)
         names = [f.name for f in dataclasses.fields(cls) if f.name != "more"]
         if rows.dtype.names is None or not rows.size:
             rows = dict.fromkeys(names, np.zeros(0))

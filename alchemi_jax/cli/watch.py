@@ -24,14 +24,16 @@ class PacedWatch:
 
     Args:
         total: at which the bar is full. shape: of the bar, behind its percentage and picture.
+        shown: whether there is a bar.
     """
 
-    def __init__(self, total: int, shape: str):
+    def __init__(self, total: int, shape: str, shown: bool = True):
         self.frequency = 1
         self._looked: tuple[int, float] | None = None
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
+            disable=not shown,
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} " + shape + "{postfix}",
             mininterval=_DRAW if on_terminal else _DRAW_IN_FILE,
@@ -63,13 +65,14 @@ class Watch(PacedWatch):
     Args:
         settings: of the run.
         systems: number of systems of the run.
+        shown: whether there is a bar.
     """
 
     stage = DynamicsStage.AFTER_STEP
     #: On several devices it sees the systems of one at a time.
     follows_systems = True
 
-    def __init__(self, settings: Pipeline, systems: int):
+    def __init__(self, settings: Pipeline, systems: int, shown: bool = True):
         #: Steps of dynamics of each stage; None for one that relaxes.
         self.steps = [stage.n_steps if isinstance(stage, MD) else None for stage in settings.stages]
         self.per_system = sum(filter(None, self.steps))
@@ -78,7 +81,9 @@ class Watch(PacedWatch):
         #: Steps of systems before this call, by id; those that are not named were not begun.
         self._before: dict[int, int] = {}
         unit, total = ("step", self.per_system * systems) if self.per_system else ("structure", systems)
-        super().__init__(total, f"{unit}s, " + ("{remaining} left" if self.per_system else "{elapsed}"))
+        super().__init__(
+            total, f"{unit}s, " + ("{remaining} left" if self.per_system else "{elapsed}"), shown
+        )
 
     def begin(self, host: HostBatch | None, done: np.ndarray) -> None:
         """The run goes on from these finished systems, of which a mask says which stay as they are."""

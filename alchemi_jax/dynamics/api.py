@@ -13,6 +13,7 @@ from alchemi_jax.dynamics.hooks import ConvergenceHook
 from alchemi_jax.dynamics.hooks.convergence import SMAX
 from alchemi_jax.dynamics.integrators import NPH, NPT, NVE, NVTBussi, NVTLangevin, NVTNoseHoover
 from alchemi_jax.dynamics.optimizers import FIRE, FIREVariableCell
+from alchemi_jax.dynamics.processes import check_one_process
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.velocities import initialize_velocities
 from alchemi_jax.io.sinks.base import Sink
@@ -182,6 +183,7 @@ def _run(engine: AbstractDynamics, sampler: Sampler, client: Any, **options: Any
         return engine.run(sampler=sampler, **options)
     from alchemi_jax.dynamics.cluster.run import run_on_cluster
 
+    check_one_process("a run with client=")
     return run_on_cluster(engine, sampler, client, **options)
 
 

@@ -14,9 +14,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from alchemi_jax.dynamics.checkpoint_files import this_process
 from alchemi_jax.dynamics.checkpoints import not_written
 from alchemi_jax.dynamics.origin import difference
 from alchemi_jax.dynamics.saved import (
@@ -42,7 +44,13 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
     Raises:
         FileExistsError: if the path exists and `overwrite` is not set, or what is there is no checkpoint.
         OSError: naming the path, if it cannot be written; a checkpoint that is there stays.
+        ValueError: in another process than the first.
     """
+    if jax.process_index() > 0:
+        raise ValueError(
+            f"{path} is not written: of several processes only process 0 can save a state. A CheckpointHook, "
+            "or run(..., resume=folder), saves those of all."
+        )
     path = Path(path).absolute()
     try:
         repair(path)
@@ -56,7 +64,10 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
     about = {"format": FORMAT, "origin": state.origin.describe(), "state": about}
     tree[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     try:
-        with replacing(path) as new, ocp.StandardCheckpointer() as checkpointer:
+        with (
+            replacing(path) as new,
+            _checkpointer() as checkpointer,
+        ):
             # Before orbax starts: where it cannot write, its threads never end.
             new.mkdir()
             new.rmdir()
@@ -101,9 +112,13 @@ def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
     return unsafe_replace(state, batch=state.batch.with_meta(like.batch.meta), origin=like.origin)
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=this_process())
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return dict(checkpointer.restore(path))
     except Exception as e:
         # The libraries below raise errors of all types.

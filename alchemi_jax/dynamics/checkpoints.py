@@ -1,8 +1,9 @@
 """A folder of checkpoints, written by orbax in the background, and the newest good one in it.
 
-Each checkpoint is a folder with a number, which orbax writes under another name and then renames. What it
-holds has checksums, so that a damaged one is not mistaken for a good one. `begin.json` says what hooks and
-sinks had when the run began, for a run that ends before its first checkpoint.
+Each checkpoint is a folder with a number, which orbax writes under another name and then renames; of several
+processes each writes its own (`checkpoint_files`). What it holds has checksums, so that a damaged one is not
+mistaken for a good one. `begin.json` says what hooks and sinks had when the run began, for a run that ends
+before its first checkpoint.
 """
 
 import base64
@@ -18,14 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
+import jax
 import numpy as np
 
+from alchemi_jax.dynamics.checkpoint_files import CheckpointFiles, read_file
 from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, Arrays, join_tree, split_tree
 from alchemi_jax.io.lock import LockedError, WriteLock
 
 
 _BEGIN = "begin.json"
 _STATE, _ABOUT = "state", "about"
+#: The file of a checkpoint of one of several processes.
+_FILE = f"{_ABOUT}/metadata"
 #: In the name of a folder that orbax has not finished.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
@@ -199,25 +204,34 @@ class Checkpoints:
         Raises:
             OSError: naming the folder, if this one cannot be begun or the one before was not written.
         """
-        import orbax.checkpoint as ocp
-
         about = {"format": FORMAT, **about}
         sums = {name: google_crc32c.value(np.ascontiguousarray(x)) for name, x in arrays.items()}
         content = {"about": about, "sums": sums, "sum": _sum_of(about)}
         self.wait()
         with self._named_errors():
-            if self._manager is None:
-                self._manager = ocp.CheckpointManager(
-                    self.folder,
-                    options=ocp.CheckpointManagerOptions(
-                        preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
-                        enable_async_checkpointing=True,
-                        create=False,
-                    ),
-                )
-            items = {_STATE: ocp.args.StandardSave(arrays), _ABOUT: ocp.args.JsonSave(content)}
-            self._manager.save(self._next, args=ocp.args.Composite(**items), force=True)
+            if jax.process_count() > 1:
+                if self._manager is None:
+                    self._manager = CheckpointFiles(self.folder, _FILE, self.keep, _UNFINISHED)
+                self._manager.save(self._next, arrays, content)
+            else:
+                self._save(arrays, content)
         self._next, self._written = self._next + 1, True
+
+    def _save(self, arrays: Arrays, content: dict[str, Any]) -> None:
+        """By orbax."""
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
+                    enable_async_checkpointing=True,
+                    create=False,
+                ),
+            )
+        items = {_STATE: ocp.args.StandardSave(arrays), _ABOUT: ocp.args.JsonSave(content)}
+        self._manager.save(self._next, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Wait until what was begun is written.
@@ -256,27 +270,34 @@ class Checkpoints:
 
 def read(path: Path) -> Checkpoint:
     """A checkpoint, after a check of all its sums. Errors of any type if it is damaged."""
-    import orbax.checkpoint as ocp
-
-    for name in (_STATE, _ABOUT):
+    for name in (_ABOUT,) if jax.process_count() > 1 else (_STATE, _ABOUT):
         if not (path / name).is_dir():
             raise ValueError(f"{path / name} is missing")
-    with _without_late_reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        found = reader.restore(
-            path,
-            args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _ABOUT: ocp.args.JsonRestore()}),
-        )
-    content = found[_ABOUT]
+    if jax.process_count() > 1:
+        found, content = read_file(path / _FILE)
+    else:
+        found, content = _read_by_orbax(path)
     about, sums = content["about"], content["sums"]
     if content["sum"] != _sum_of(about):
         raise ValueError("its description is not what was written")
     if about["format"] != FORMAT:
         raise AnotherRun(f"{path} was written by another version of alchemi_jax: this one does not read it.")
-    arrays = {name: np.asarray(x) for name, x in found[_STATE].items()}
+    arrays = {name: np.asarray(x) for name, x in found.items()}
     for name, wanted in sums.items():
         if name not in arrays or google_crc32c.value(np.ascontiguousarray(arrays[name])) != wanted:
             raise ValueError(f"the array {name} is not what was written")
     return Checkpoint(path, arrays, about)
+
+
+def _read_by_orbax(path: Path) -> tuple[Any, Any]:
+    import orbax.checkpoint as ocp
+
+    with _without_late_reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        found = reader.restore(
+            path,
+            args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _ABOUT: ocp.args.JsonRestore()}),
+        )
+    return found[_STATE], found[_ABOUT]
 
 
 @contextlib.contextmanager

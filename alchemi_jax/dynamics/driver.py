@@ -46,6 +46,7 @@ from alchemi_jax.hooks.host_calls import host_context, host_hooks
 from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.hooks.records import emptied, write_rows
 from alchemi_jax.partitioned import Partitioned
+from alchemi_jax.shared import others_ended
 from alchemi_jax.systems.levels import unsafe_replace
 
 
@@ -154,6 +155,8 @@ class Run:
         while self.report.step < stop and self.report.active > min_active:
             if self.saver is not None:
                 self._save_if_due(self.saver)
+            elif others_ended():
+                raise Interrupted(f"{name_of(self.engine)} ends with another process")
             step = self.report.step
             self._call(DynamicsStage.BEFORE_STEP)
             if self.host_steps.any_due(self.inside, step):

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
@@ -247,6 +248,8 @@ class AbstractDynamics(Algorithm):
             model=self.model,
             converged_mask=newly,
             active_mask=within(group, carry.active, carry.code),
+            global_rank=jax.process_index(),
+            world_size=jax.process_count(),
             stages=group.codes,
             workflow=self,
         )

@@ -20,6 +20,7 @@ from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.lanes import Group, Lanes, Observable, take_lanes, with_keys
 from alchemi_jax.dynamics.out_of_memory import explain_sweep
 from alchemi_jax.dynamics.parameter_paths import leaf, with_leaf
+from alchemi_jax.dynamics.processes import check_one_process
 from alchemi_jax.dynamics.saved_sweep import Progress, SweepSaver
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of, public_call
@@ -98,6 +99,7 @@ def sweep(
             does not accept; for lists of different lengths if product is False; for host hooks, and for
             recording hooks unless `with_states` is set; for checkpoints of another sweep.
     """
+    check_one_process("sweep")
     given = {**(parameters or {}), **more}
     _check_hooks(engine, with_states)
     engine = with_budget(engine, n_steps)

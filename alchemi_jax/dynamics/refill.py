@@ -11,6 +11,7 @@ from alchemi_jax.dynamics.devices.devices import as_devices, as_many_as_pay, def
 from alchemi_jax.dynamics.devices.stream import StreamOverDevices, check, parts_of
 from alchemi_jax.dynamics.driver import carry_state
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
+from alchemi_jax.dynamics.processes import share_stream
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.refilled import RefilledRun
 from alchemi_jax.dynamics.rows import (
@@ -22,6 +23,7 @@ from alchemi_jax.dynamics.stream import Stream
 from alchemi_jax.errors import name_of
 from alchemi_jax.io.sinks import HostMemory, Sink, ZarrData
 from alchemi_jax.parameters import as_key
+from alchemi_jax.shared import world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -44,12 +46,37 @@ def run(
     check_rows_may_move(engine, "with a sampler systems come and go")
     asked = sampler.devices if asked is None else asked
     sizes = sampler.sizes()
-    atoms = None if sizes is None else int(sizes.sum())
+    atoms = None if sizes is None else int(sizes.sum()) // world().size
     devices = as_many_as_pay(asked, as_devices(asked, "Sampler"), engine.model, atoms)
     if devices is not None:
         check(engine)
     if sink is not None:
         check_sink(f"{name_of(engine)}.run", sink)
+
+    def work() -> HostBatch | None:
+        return _run_share(engine, sampler, sink, key, resume, devices)
+
+    host, total = share_stream(sampler, engine, work)
+    if sink is not None:
+        return sink
+    if host is None:
+        if not total:
+            raise ValueError(f"the source of {sampler!r} holds no systems.")
+        raise ValueError(f"no system of {sampler!r} fits: {len(sampler.skipped)} were left out.")
+    # Of a system that got more steps after it had left, the last state counts.
+    last = {system: row for row, system in enumerate(host.system_id.tolist())}
+    return Batch.from_host(host.take(np.array([last[system] for system in sorted(last)])))
+
+
+def _run_share(
+    engine: Engine,
+    sampler: Sampler,
+    sink: Sink | None,
+    key: PRNGKeyArray | None,
+    resume: str | os.PathLike | None,
+    devices: tuple[Any, ...] | None,
+) -> HostBatch | None:
+    """The systems of this process in the order in which they finished; None without any, or with a sink."""
     saver = make_saver(engine, resume, "stream", sink)
     if saver is None:
         out = HostMemory() if sink is None else sink
@@ -73,7 +100,7 @@ def _run(
     saver: Saver | None,
     saved: Saved | None,
     devices: tuple[Any, ...] | None,
-) -> Any:
+) -> HostBatch | None:
     """`is_own`: whether the sink is ours, and the systems are returned."""
     refilled: Any = None
     if devices is None and saved is not None and len(parts_of(saved)) > 1:
@@ -101,14 +128,7 @@ def _run(
             out.close()
     finally:
         stream.close()
-    if not is_own:
-        return out
-    if not len(out):
-        raise ValueError(f"no system of {sampler!r} fits: {len(sampler.skipped)} were left out.")
-    host = out.read()
-    # Of a system that got more steps after it had left, the last state counts.
-    last = {system: row for row, system in enumerate(host.system_id.tolist())}
-    return Batch.from_host(host.take(np.array([last[system] for system in sorted(last)])))
+    return out.read() if is_own and len(out) else None
 
 
 def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: bool, devices: int) -> Stream:

@@ -19,6 +19,7 @@ from alchemi_jax.dynamics.init import prepare_batch
 from alchemi_jax.dynamics.interrupt import in_notebook, interrupted
 from alchemi_jax.dynamics.loop import steps_of_budget
 from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
+from alchemi_jax.dynamics.processes import share_batch
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.resume import Begun, go_on, merge_all
 from alchemi_jax.dynamics.sameness import marks_of
@@ -59,10 +60,13 @@ def run(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
             "batch, a Sampler has its own."
         )
-    batch = as_batch(systems)
     most = steps_of_budget(with_budget(engine, n_steps))
-    devices = as_many_as_pay(asked, devices, engine.model, batch.num_atoms, most)
-    return run_batch(engine, batch, n_steps, key, shrinks, resume, devices)
+
+    def work(engine: Engine, batch: Batch, builder: str | None) -> Batch:
+        own = as_many_as_pay(asked, devices, engine.model, batch.num_atoms, most)
+        return run_batch(engine, batch, n_steps, key, shrinks, resume, own, builder)
+
+    return share_batch(engine, as_batch(systems), work)
 
 
 def run_batch(
@@ -73,8 +77,9 @@ def run_batch(
     shrinks: bool,
     resume: str | os.PathLike | None = None,
     devices: tuple[Any, ...] | None = None,
+    builder: str | None = None,
 ) -> Batch:
-    """`run` without a sampler."""
+    """`run` without a sampler, in one process."""
     engine = with_budget(engine, n_steps)
     most = steps_of_budget(engine)
     assert most is not None
@@ -96,7 +101,7 @@ def run_batch(
             if devices is not None:
                 return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
             if begun is None:
-                begun = Begun([driver.init(engine, batch, key)])
+                begun = Begun([driver.init(engine, batch, key, builder)])
             state = begun.states[-1]
             left = max(int(most) - int(state.step_count), 0)
             state = _advance(engine, begun, left, shrinks, saver)

@@ -4,6 +4,7 @@ Structures are read ahead in another thread, a window at a time, and are kept as
 decides which of them is next. This module does not depend on engines; `stream` and `refill` use it.
 """
 
+import contextlib
 import itertools
 import os
 import warnings
@@ -16,10 +17,12 @@ from ase import Atoms
 from jaxtyping import Int
 
 from alchemi_jax.dynamics.devices.devices import as_devices
+from alchemi_jax.dynamics.processes import is_own
 from alchemi_jax.io.sinks.base import Sink
-from alchemi_jax.io.sinks.stored import StoredSystems
+from alchemi_jax.io.sinks.joined import open_stored
 from alchemi_jax.io.sinks.zarr import ZarrData
 from alchemi_jax.parameters import as_flag, function, natural, number, one_of, optional, system_ids
+from alchemi_jax.shared import world
 from alchemi_jax.systems.atoms import AtomicData
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.bounds import check_positions
@@ -61,6 +64,8 @@ class Sampler:
         devices: "all", a number, or a list of devices of JAX; on a CPU its cores. Each of them has so many
             systems and atoms in flight, and takes the next system as it has room. Hooks of the host see the
             systems of one device at a time.
+
+    Several processes (`alchemi_jax.distributed`) read the same source, and each runs its share of it.
 
     The `system_id` of a system is its place in the source, from 0; systems of a Batch keep theirs. Extras
     that all structures of the first window have become arrays, others go into `info`.
@@ -165,34 +170,52 @@ class Sampler:
                 raise ValueError(
                     "the system_id of all systems of a Batch must differ, since they identify the systems."
                 )
-            yield host
+            if (own := is_own(host.system_id)).any():
+                yield host if own.all() else host.take(own)
             return
         if isinstance(source, ZarrData):
             # Read during the run. Rows that are written meanwhile are not included.
-            stored = StoredSystems(source.path) if len(source) else None
+            stored = open_stored(source.path) if len(source) else None
             for first in range(0, stored.n_systems if stored else 0, self.window):
                 assert stored is not None
                 rows = np.arange(first, min(first + self.window, stored.n_systems))
-                yield _with_ids(stored.batch(rows), rows)
+                rows = rows[is_own(rows)]
+                if len(rows):
+                    yield _with_ids(stored.batch(rows), rows)
             return
         if isinstance(source, Sink):
             if len(source):
                 host = source.read()
-                yield _with_ids(host, np.arange(len(host)))
+                host = _with_ids(host, np.arange(len(host)))
+                if (own := is_own(host.system_id)).any():
+                    yield host.take(own)
             return
         entries = enumerate(_structures(source))
-        extras = None
-        while entry := list(itertools.islice(entries, self.window)):
-            data = [read for number, structure in entry if (read := self._read(number, structure))]
+        extras, size = None, world().size
+        # Each process keeps its own of them.
+        while entry := list(itertools.islice(entries, self.window * size)):
+            own = is_own(np.array([number for number, _ in entry])).tolist()
+            # Of the first window all are read, so that processes agree about the extras.
+            wanted = [pair for pair, mine in zip(entry, own, strict=True) if mine or extras is None]
+            data = [read for number, structure in wanted if (read := self._read(number, structure))]
             if not data:
                 continue
             numbers, systems = zip(*data, strict=True)
             host = HostBatch.from_data_list(systems, self.dtype, extras)
             extras = {*host.atom_extras, *host.system_extras}
-            yield _with_ids(host, np.array(numbers))
+            host = _with_ids(host, np.array(numbers))
+            if size == 1:
+                yield host
+            elif (mine := is_own(host.system_id)).any():
+                yield host.take(mine)
 
     def _read(self, number: int, structure: Any) -> tuple[int, AtomicData | System] | None:
         """A structure of the source with its number; None if it is left out because it is not valid."""
+        if not is_own(np.array([number]))[0]:
+            # What is wrong with it is told by the process that runs it.
+            with contextlib.suppress(ValueError):
+                return number, _data(number, structure)
+            return None
         try:
             data = _data(number, structure)
             check_positions(data.name, np.asarray(data.positions), float_dtype(self.dtype))

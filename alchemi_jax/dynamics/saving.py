@@ -18,8 +18,10 @@ from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.outside import Workflow, collect, put_back
 from alchemi_jax.dynamics.saved import AnotherRun, Arrays, join_tree, split_tree
 from alchemi_jax.errors import name_of
+from alchemi_jax.io.parts import check_parts, own_path
 from alchemi_jax.io.sinks import Sink
 from alchemi_jax.parameters import as_path
+from alchemi_jax.shared import others_ended
 
 
 #: Whether JAX has numbers of 64 bits, in the description of a checkpoint.
@@ -40,7 +42,7 @@ class AbstractSaver(abc.ABC):
 
     def __init__(self, workflow: Workflow, hook: CheckpointHook, sink: Sink | None = None):
         self.workflow, self.hook, self.sink = workflow, hook, sink
-        self.store = Checkpoints(hook.folder, hook.keep)
+        self.store = Checkpoints(own_path(hook.folder), hook.keep)
         self._saved_at = time.monotonic()
         self._saved_step = -1
 
@@ -64,6 +66,7 @@ class AbstractSaver(abc.ABC):
         Raises:
             ValueError: if there are checkpoints of another run.
         """
+        check_parts(self.hook.folder)
         self.store.open()
         try:
             found = self.store.newest()
@@ -127,7 +130,7 @@ class AbstractSaver(abc.ABC):
 
     def should_stop(self) -> bool:
         """Whether the run is to be saved and to end."""
-        return self.hook.should_stop is not None and bool(self.hook.should_stop())
+        return others_ended() or (self.hook.should_stop is not None and bool(self.hook.should_stop()))
 
     def outside(self) -> tuple[Any, Arrays]:
         """What hooks and sinks say of themselves, as a tree for JSON and arrays.

@@ -20,6 +20,7 @@ from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.errors import public_call
 from alchemi_jax.models.base import AbstractModel
 from alchemi_jax.neighbors import Needs, excess, list_needs
+from alchemi_jax.shared import world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import round_up, sizes_per_octave, widths_per_octave
 from alchemi_jax.systems.host import HostBatch
@@ -71,7 +72,7 @@ class Stream:
             return
         sizes = sampler.sizes()
         self._read()
-        if self.waiting is None and not sampler.skipped:
+        if self.waiting is None and not sampler.skipped and world().size == 1:
             raise ValueError(f"the source of {sampler!r} holds no systems.")
         first = sizes if sizes is not None else self._sizes()
         if len(first):

@@ -35,8 +35,9 @@ class HookContext(eqx.Module):
         stages: codes of the parts of a pipeline that the hook belongs to; None: to all of it.
         memory: the memory of this traced hook, from its `init` or its last call.
         workflow: the engine, or another object that calls the hooks.
-        loss, losses, optimizer, lr_scheduler, gradients, epoch, global_rank: fields of a training workflow;
-            `losses` has the parts of the loss by name.
+        global_rank, world_size: the number of this process, from 0, and how many there are.
+        loss, losses, optimizer, lr_scheduler, gradients, epoch: fields of a training workflow; `losses` has
+            the parts of the loss by name.
     """
 
     batch: SeenBatch
@@ -54,6 +55,7 @@ class HookContext(eqx.Module):
     stages: tuple[int, ...] | None = eqx.field(static=True, default=None)
     memory: Any = None
     losses: Any = None
+    world_size: Any = None
 
     def with_batch(self: _C, **fields: Any) -> _C:
         """The context with some fields of the batch changed; an unknown name is an error."""

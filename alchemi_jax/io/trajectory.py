@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Int, Shaped
 
-from alchemi_jax.io.sinks.stored import StoredSystems
+from alchemi_jax.io.sinks.joined import Stored, open_stored
 from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.viewer import draw_frames
@@ -25,6 +25,9 @@ class Trajectory:
     A frame has the systems of one write: all systems of the batch for a SnapshotHook, those that had just
     converged for a ConvergedSnapshotHook. A row is one system in one frame. Positions and other fields are
     read from disk when they are used; only three numbers per row are in memory.
+
+    What several processes have written, `traj.0-of-2.zarr` and so on, is read as one, under the path that
+    they were given: the systems in the first frames of all processes are the first frame, and so on.
 
     It shows what was committed when it was opened, also while a run is writing; `refresh` includes what was
     committed since.
@@ -48,7 +51,7 @@ class Trajectory:
 
     def refresh(self) -> Trajectory:
         """Include what has been committed since; returns itself."""
-        self._stored = StoredSystems(self.path)
+        self._stored = open_stored(self.path)
         frame = self._stored.frame
         begins = np.concatenate([[True], frame[1:] != frame[:-1]])[: len(frame)]
         #: Row at which each frame begins, and the number of rows.
@@ -245,7 +248,7 @@ class Field:
         shape, dtype: of the field for all rows.
     """
 
-    def __init__(self, stored: StoredSystems, name: str):
+    def __init__(self, stored: Stored, name: str):
         self.name = name
         self.level, self._array, self._length = stored.field(name)
         self.shape: tuple[int, ...] = (self._length, *self._array.shape[1:])
@@ -307,7 +310,7 @@ class SystemSeries:
 
     def __init__(
         self,
-        stored: StoredSystems,
+        stored: Stored,
         system_id: int,
         rows: Int[np.ndarray, " frames"],
         frames: Int[np.ndarray, " frames"],

@@ -373,6 +373,7 @@ class Loop:
             gradients=gradients,
             epoch=self.epoch,
             global_rank=jax.process_index(),
+            world_size=jax.process_count(),
             workflow=self.trainer,
             errors=None if found is None else found.errors,
         )

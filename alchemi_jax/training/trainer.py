@@ -259,6 +259,7 @@ class Trainer(Described):
             gradients=carry.gradients,
             epoch=carry.state.epoch,
             global_rank=jax.process_index(),
+            world_size=jax.process_count(),
             workflow=self,
             results=carry.results,
             updates=carry.updates,

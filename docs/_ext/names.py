@@ -26,10 +26,12 @@ from sphinx.util.docutils import SphinxDirective
 MODULES = (
     "alchemi_jax",
     "alchemi_jax.analysis",
+    "alchemi_jax.distributed",
     "alchemi_jax.dynamics",
     "alchemi_jax.dynamics.hooks",
     "alchemi_jax.dynamics.sinks",
     "alchemi_jax.hooks",
+    "alchemi_jax.io",
     "alchemi_jax.levels",
     "alchemi_jax.models",
     "alchemi_jax.neighbors",

@@ -143,7 +143,7 @@ def engine_of_part(engine: Engine, wrap: Wrap, device: Any, rows: Any = None, sy
     """
     part = with_hook_sets(engine, wrap)
     if rows is not None:
-        part = _with_rows(part, rows, systems)
+        part = with_rows(part, rows, systems)
     return on_device(part, device)
 
 
@@ -167,7 +167,8 @@ def with_hook_sets(engine: Engine, wrap: Any) -> Engine:
     )
 
 
-def _with_rows(engine: Engine, rows: Any, systems: int) -> Engine:
+def with_rows(engine: Engine, rows: Any, systems: int) -> Engine:
+    """The engine with the values per system of some rows, in a batch with so many places."""
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(engine):  # pyright: ignore
         value = getattr(engine, f.name)
@@ -175,8 +176,16 @@ def _with_rows(engine: Engine, rows: Any, systems: int) -> Engine:
             mine = np.asarray(value)[rows]
             changed[f.name] = jnp.asarray(np.pad(mine, (0, systems - len(mine)), mode="edge"))
     if engine.n_stages > 1:
-        changed["stages"] = tuple(_with_rows(part, rows, systems) for part in engine.parts)
+        changed["stages"] = tuple(with_rows(part, rows, systems) for part in engine.parts)
     return unsafe_replace(engine, **changed) if changed else engine
 
 
-__all__ = ["HostPart", "RecordingPart", "Wrap", "engine_of_part", "under_name_of", "with_hook_sets"]
+__all__ = [
+    "HostPart",
+    "RecordingPart",
+    "Wrap",
+    "engine_of_part",
+    "under_name_of",
+    "with_hook_sets",
+    "with_rows",
+]

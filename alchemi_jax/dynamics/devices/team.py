@@ -19,6 +19,7 @@ from alchemi_jax.dynamics.interrupt import Interrupted
 from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import public_call
+from alchemi_jax.shared import others_ended
 
 
 #: Seconds after which the caller looks up though nobody called: `should_stop` is asked so often.
@@ -191,7 +192,7 @@ class Team:
                 call()
                 with self.changed:
                     self.changed.notify_all()
-            elif self._heard and self.saver is not None and self._is_told():
+            elif self._heard and self._is_told():
                 with self.changed:
                     self._stops_after = True
                     self._ask()
@@ -200,8 +201,9 @@ class Team:
     def _is_told(self) -> bool:
         # Only if a part is at work: while all of them compile, nobody could stop.
         self._heard = False
-        assert self.saver is not None
-        return not self._stops_after and self.saver.should_stop()
+        if self._stops_after:
+            return False
+        return others_ended() if self.saver is None else self.saver.should_stop()
 
     def _all_wait(self) -> bool:
         return self._asked and self._waiting >= self.running and bool(self._waiting)

@@ -17,6 +17,7 @@ import numpy as np
 
 from alchemi_jax.io.cut import ADVICE, cut_file
 from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.parts import own_path
 
 
 #: At the end of the names of our files, after the run that wrote them: others' are never cut or removed.
@@ -32,12 +33,17 @@ class TensorBoardWriter:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self._given = path
         #: In the names of the files of a run, also when it goes on.
         self._run = secrets.token_hex(4)
         self._file: Any = None
         self._at = 0
         self._lock: WriteLock | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where this process writes."""
+        return own_path(self._given)
 
     def open(self) -> None:
         """Begins an event file.
@@ -49,7 +55,7 @@ class TensorBoardWriter:
         if self._file is not None:
             return
         # The process may change its folder while the file is open.
-        self.path = self.path.absolute()
+        self._given = self._given.absolute()
         event = _event(file_version="brain.Event:2")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

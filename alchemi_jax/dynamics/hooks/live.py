@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from alchemi_jax.dynamics.stage import DynamicsStage
 from alchemi_jax.hooks import HookContext
+from alchemi_jax.io.parts import own_path
 from alchemi_jax.parameters import as_flag, as_path, number, optional
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.observables import fmax
@@ -80,7 +81,7 @@ class LivePlotHook:
         axes.set(xlabel="step", ylabel=self.label, yscale="log" if self.log else "linear")
         axes.spines[["top", "right"]].set_visible(False)
         if self.path is not None:
-            figure.savefig(self.path, dpi=120)
+            figure.savefig(own_path(self.path), dpi=120)
         self._show(figure)
         self._drawn = time.monotonic()
         return figure

@@ -95,6 +95,8 @@ class SnapshotHook:
         new = self._shown.is_new(batch.system_id, batch.steps_taken)
         if new.any():
             self.sink.write(batch, new)
+            # The same call again, of a run that has ended, writes nothing.
+            self._shown.note(batch.system_id[new], batch.steps_taken[new])
         self._shown.note_ended(batch.system_id, batch.steps_taken)
 
     def state(self) -> dict[str, Any]:

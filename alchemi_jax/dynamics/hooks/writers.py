@@ -13,6 +13,7 @@ import numpy as np
 
 from alchemi_jax.io.cut import check_end, cut_file, end_of_file
 from alchemi_jax.io.lock import WriteLock, open_locked
+from alchemi_jax.io.parts import check_parts, own_path
 
 
 #: Bytes that the last row is looked for in.
@@ -40,7 +41,7 @@ class CSVWriter:
     """
 
     def __init__(self, path: Path, columns: list[str], mode: str):
-        self.path, self.columns, self.mode = path, columns, mode
+        self._given, self.columns, self.mode = path, columns, mode
         #: With which columns the file begins, as long as the others are not known.
         self.first: tuple[str, ...] | None = None
         self._file: Any = None
@@ -49,17 +50,23 @@ class CSVWriter:
         self._at = 0
         self._counted = (0, 0)
 
+    @property
+    def path(self) -> Path:
+        """Where this process writes."""
+        return own_path(self._given)
+
     def open(self) -> None:
         """Opens the file, and writes the columns if it is new.
 
         Raises:
-            ValueError: if the file has other columns, ends in a row that may be broken, or is being written
-                by another log.
+            ValueError: if the file has other columns, ends in a row that may be broken, is being written by
+                another log, or was written by another number of processes.
         """
         if self._file is not None:
             return
+        check_parts(self._given)
         # The process may change its folder while the file is open.
-        self.path = self.path.absolute()
+        self._given = self._given.absolute()
         if self.mode == "x":
             self._refuse_existing()
         try:

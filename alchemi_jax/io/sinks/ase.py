@@ -47,7 +47,7 @@ class ExtXYZ(AseFile):
         return self._file is not None
 
     def _scan(self) -> Contents:
-        with open(self.path, "rb") as file:
+        with open(self._own, "rb") as file:
             return scan_file(file)
 
     def _count(self) -> int:
@@ -57,20 +57,20 @@ class ExtXYZ(AseFile):
         """Raise ValueError if the file breaks off in a structure that ExtXYZ did not write."""
         if contents.broken is not None and not contents.broken_is_ours:
             raise ValueError(
-                f"{self.path} breaks off within the structure of line {contents.broken}, which alchemi_jax "
+                f"{self._own} breaks off within the structure of line {contents.broken}, which alchemi_jax "
                 "did not write: mend or remove that structure, or give another path."
             )
 
     def _begin(self) -> None:
         self._length = self._at = 0
         self._before = b""
-        exists = self.path.exists()
+        exists = self._own.exists()
         if exists:
             contents = self._scan()
             self._refuse_broken(contents)
             self._length, self._at = len(contents.frames), contents.end
             self._before = b"" if contents.ended else b"\n"
-        self._file = open(self.path, "r+b" if exists else "w+b", buffering=0)  # noqa: SIM115
+        self._file = open(self._own, "r+b" if exists else "w+b", buffering=0)  # noqa: SIM115
 
     def _put(self, structures: list[Atoms]) -> None:
         text = "".join(map(frame_text, structures))
@@ -94,18 +94,18 @@ class ExtXYZ(AseFile):
 
     def _state(self) -> dict[str, Any]:
         if self._is_open:
-            return end_of_file(self.path, self._at) | {"systems": self._length}
+            return end_of_file(self._own, self._at) | {"systems": self._length}
         contents = self._scan()
         self._refuse_broken(contents)
-        return end_of_file(self.path, contents.end) | {"systems": len(contents.frames)}
+        return end_of_file(self._own, contents.end) | {"systems": len(contents.frames)}
 
     def _cut(self, state: dict[str, Any]) -> None:
-        check_end(self.path, state, f"{state['systems']} structures")
-        cut_file(self.path, int(state["bytes"]))
+        check_end(self._own, state, f"{state['systems']} structures")
+        cut_file(self._own, int(state["bytes"]))
 
     def _is_own(self) -> bool:
         try:
-            with open(self.path, "rb") as file:
+            with open(self._own, "rb") as file:
                 return all(frame.ours is not False for frame in scan_frames(file))
         except ValueError:
             return False
@@ -117,7 +117,7 @@ class ExtXYZ(AseFile):
     def structures(self) -> Iterator[Atoms]:
         contents = self._scan()
         self._refuse_broken(contents)
-        with open(self.path, "rb") as file:
+        with open(self._own, "rb") as file:
             for frame in contents.frames:
                 file.seek(frame.start)
                 text = io.StringIO(file.read(frame.end - frame.start).decode())

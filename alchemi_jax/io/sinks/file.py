@@ -4,12 +4,14 @@ import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.io import ulm
 
 from alchemi_jax.io.lock import WriteLock, open_locked
+from alchemi_jax.io.parts import check_parts, own_path, part_paths
 from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
 from alchemi_jax.parameters import as_path
@@ -41,6 +43,11 @@ class AseFile(Sink):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def _own(self) -> Path:
+        """Where this process writes."""
+        return self.path if self.mode == "r" else own_path(self.path)
 
     @property
     def _is_open(self) -> bool:
@@ -79,11 +86,11 @@ class AseFile(Sink):
         """Whether all of the file, which exists, was written by a sink of this class."""
 
     def _exists(self) -> bool:
-        return self.path.exists() and (self.path.is_dir() or self.path.stat().st_size > 0)
+        return self._own.exists() and (self._own.is_dir() or self._own.stat().st_size > 0)
 
     def _refuse_existing(self) -> None:
         if self._exists():
-            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+            raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
@@ -92,7 +99,7 @@ class AseFile(Sink):
         except OSError as e:
             # numpy, which ASE writes arrays with, says only how much it could write.
             reason = e.strerror or f"{e} (is the disk full?)"
-            raise type(e)(f"{self.path} cannot be written: {reason}.") from e
+            raise type(e)(f"{self._own} cannot be written: {reason}.") from e
 
     def open(self) -> None:
         self._open()
@@ -101,6 +108,7 @@ class AseFile(Sink):
     def _open(self) -> None:
         if self._is_open or self.mode == "r":
             return
+        check_parts(self.path)
         # The process may change its folder while the file is open.
         self.path = self.path.absolute()
         exists = self._exists()
@@ -112,23 +120,23 @@ class AseFile(Sink):
             if exists:
                 self._check()
             with self._naming():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._own.parent.mkdir(parents=True, exist_ok=True)
                 if exists and self.mode == "w":
-                    self.path.unlink()
+                    self._own.unlink()
                 self._begin()
 
-        self._lock = open_locked(self.path, begin)
+        self._lock = open_locked(self._own, begin)
         # If the sink is opened again, it appends.
         self.mode = "a"
 
     def _check(self) -> None:
         """Raise ValueError if the file does not exist or has another format."""
-        if not self.path.exists():
-            raise ValueError(f"{self.path} does not exist.")
+        if not self._own.exists():
+            raise ValueError(f"{self._own} does not exist.")
         try:
             self._count()
         except (OSError, ValueError, ulm.InvalidULMFileError):
-            raise ValueError(f"{self.path} is not {self.format}.") from None
+            raise ValueError(f"{self._own} is not {self.format}.") from None
 
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
         check_batch(self, batch)
@@ -136,7 +144,7 @@ class AseFile(Sink):
         if not which.any():
             return
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         structures = to_atoms(batch.to_host(None if mask is None else which), self.dialect)
         self._open()
         try:
@@ -149,26 +157,27 @@ class AseFile(Sink):
     def read(self, dtype: Any = None) -> HostBatch:
         """All systems, in the order in which they were written. Extras of systems become `info`.
 
+        Files of several processes are read one after another.
+
         Args:
             dtype: dtype of the floats, as in `Batch.from_ase`; the file does not have it.
         """
-        self._check()
-        found = list(self.structures())
+        found = [atoms for part in self._parts() for atoms in part.structures()]
         if not found:
             raise ValueError(f"{self.path} is empty: nothing was written to it.")
         return from_atoms(found, dtype)
 
     def zero(self) -> None:
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         stays_open = self._stays_open
         if self.mode == "x":
             self._open()
         self.close()
-        if self.path.exists():
+        if self._own.exists():
             self._check()
             with self._naming():
-                self.path.unlink()
+                self._own.unlink()
         if stays_open:
             self.open()
 
@@ -177,22 +186,22 @@ class AseFile(Sink):
         if not self._is_open:
             if self.mode == "x":
                 self._refuse_existing()
-            if self.mode == "w" or not self.path.exists():
+            if self.mode == "w" or not self._own.exists():
                 return None
             self._check()
         return self._state()
 
     def set_state(self, state: Any) -> None:
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         stays_open = self._stays_open
         self.close()
-        self._lock = WriteLock(self.path) if self.path.is_file() else None
+        self._lock = WriteLock(self._own) if self._own.is_file() else None
         try:
             with self._naming():
                 if state is None:
                     self._remove_own()
-                elif state["systems"] or self.path.exists():
+                elif state["systems"] or self._own.exists():
                     self._cut(state)
         finally:
             self._release()
@@ -202,14 +211,14 @@ class AseFile(Sink):
 
     def _remove_own(self) -> None:
         """Remove the file, if sinks of this library wrote all of it."""
-        if not self.path.exists():
+        if not self._own.exists():
             return
         if not self._is_own():
             raise ValueError(
-                f"{self.path} exists, the checkpoint says that it does not, and not all of it was written by "
+                f"{self._own} exists, the checkpoint says that it does not, and not all of it was written by "
                 "alchemi_jax: move it, or give another path."
             )
-        self.path.unlink()
+        self._own.unlink()
 
     def close(self) -> None:
         self._stays_open = False
@@ -225,8 +234,20 @@ class AseFile(Sink):
         if lock is not None:
             lock.release()
 
+    def _parts(self) -> list["AseFile"]:
+        """The files of all processes; this one if there is one."""
+        paths = part_paths(self.path)
+        parts: list[AseFile] = (
+            [self] if paths in ([self.path], [self._own]) else [type(self)(path, "r") for path in paths]
+        )
+        for part in parts:
+            part._check()
+        return parts
+
     def __len__(self) -> int:
-        if not self.path.exists() or self.path.stat().st_size == 0:
+        if len(part_paths(self.path)) > 1:
+            return sum(part._count() for part in self._parts())
+        if not self._own.exists() or self._own.stat().st_size == 0:
             return 0
         self._check()
         return self._count()

@@ -32,6 +32,20 @@ def empty_attributes() -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, **dict.fromkeys(COUNTS, 0)}
 
 
+def has_store(path: Path) -> bool:
+    """Whether there is a file or store at a path, apart from a store that was never completed."""
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name != BEGUN for entry in path.iterdir())
+
+
+def with_path(path: Path, error: Exception) -> Exception:
+    """An OSError with the path in its message; other errors as they are."""
+    if not isinstance(error, OSError):
+        return error
+    return type(error)(f"{path} cannot be written: {error.strerror or error}.")
+
+
 def put_attributes(path: Path, attributes: dict[str, Any], name: str = GROUP) -> None:
     """Write the attributes of the group in one write: complete or absent if the process is killed."""
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -136,9 +150,11 @@ __all__ = [
     "cut_store",
     "empty_attributes",
     "empty_store",
+    "has_store",
     "lengths",
     "open_columns",
     "put_attributes",
     "remove_store",
     "store_state",
+    "with_path",
 ]

@@ -68,18 +68,18 @@ class AseTrajectory(AseFile):
         return self._writer is not None
 
     def _count(self) -> int:
-        if self.path.stat().st_size == 0:
+        if self._own.stat().st_size == 0:
             return 0
-        with TrajectoryReader(self.path) as file:
+        with TrajectoryReader(self._own) as file:
             return len(file)
 
     def _begin(self) -> None:
         # ASE appends to an empty file as if it had a header.
-        count = self._count() if self.path.exists() else 0
-        self._writer = TrajectoryWriter(str(self.path), "a" if count else "w")
+        count = self._count() if self._own.exists() else 0
+        self._writer = TrajectoryWriter(str(self._own), "a" if count else "w")
         if count > 1:
             # Once structures differ each has its own numbers, also in the writer that goes on.
-            with ulm.Reader(self.path, count - 1) as last:
+            with ulm.Reader(self._own, count - 1) as last:
                 self._writer.multiple_headers = "numbers" in last
 
     def _put(self, structures: list[Atoms]) -> None:
@@ -99,23 +99,23 @@ class AseTrajectory(AseFile):
         with contextlib.suppress(OSError):
             # Closing the writer of ASE would complete the broken write.
             backend.fd.close()
-        with contextlib.suppress(OSError), open(self.path, "r+b") as file:
-            if self.path.stat().st_size >= 48:
+        with contextlib.suppress(OSError), open(self._own, "r+b") as file:
+            if self._own.stat().st_size >= 48:
                 ulm.writeint(file, count, 32)
 
     def _state(self) -> dict[str, Any]:
         count = self._count()
         if not count:
             return {"systems": 0, "bytes": 0}
-        with open(self.path, "rb") as file:
+        with open(self._own, "rb") as file:
             file.seek(40)
             table = int.from_bytes(file.read(8), "little")
-        size = self.path.stat().st_size
+        size = self._own.stat().st_size
         return {"systems": count, "bytes": size, "table": table, "crc32": self._checksum(count - 1)}
 
     def _checksum(self, index: int) -> int:
         """Of a structure of the file."""
-        with TrajectoryReader(self.path) as file:
+        with TrajectoryReader(self._own) as file:
             atoms = file[index]
         assert isinstance(atoms, Atoms)
         text = repr((atoms.get_chemical_formula("reduce"), sorted(atoms.info))).encode()
@@ -124,15 +124,15 @@ class AseTrajectory(AseFile):
 
     def _cut(self, state: dict[str, Any]) -> None:
         systems, length = int(state["systems"]), int(state["bytes"])
-        size = self.path.stat().st_size if self.path.exists() else -1
+        size = self._own.stat().st_size if self._own.exists() else -1
         said = f"the checkpoint says {length} bytes with {systems} structures"
         if size < length:
             has = "does not exist" if size < 0 else f"has {size} bytes"
-            raise ValueError(f"{self.path} {has}, {said}: {ADVICE}.")
+            raise ValueError(f"{self._own} {has}, {said}: {ADVICE}.")
         if systems:
             self._check_same(state, said)
             self._restore_header(systems, int(state["table"]))
-        cut_file(self.path, length)
+        cut_file(self._own, length)
 
     def _check_same(self, state: dict[str, Any], said: str) -> None:
         systems = int(state["systems"])
@@ -143,13 +143,13 @@ class AseTrajectory(AseFile):
             same = False
         if not same:
             raise ValueError(
-                f"{self.path} is not the file of the checkpoint: {said}, and structure {systems - 1} is "
+                f"{self._own} is not the file of the checkpoint: {said}, and structure {systems - 1} is "
                 f"another; {ADVICE}."
             )
 
     def _restore_header(self, count: int, table: int) -> None:
         """The number of structures, and the place of the table of their places, as they were: one write."""
-        with open(self.path, "r+b", buffering=0) as file:
+        with open(self._own, "r+b", buffering=0) as file:
             os.pwrite(file.fileno(), np.array([count, table], "<i8").tobytes(), 32)
             # Entries after them are zero in a file that was never longer. The table has 42^k entries.
             room = 1
@@ -170,7 +170,7 @@ class AseTrajectory(AseFile):
 
     def structures(self) -> Iterator[Atoms]:
         if self._count():
-            with TrajectoryReader(self.path) as file:
+            with TrajectoryReader(self._own) as file:
                 for i in range(len(file)):
                     atoms = file[i]
                     assert isinstance(atoms, Atoms)

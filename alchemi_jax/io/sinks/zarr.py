@@ -11,12 +11,14 @@ after a crash during one. `stored.py` reads it.
 import os
 import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from alchemi_jax.io.lock import WriteLock
+from alchemi_jax.io.parts import check_parts, own_path, part_paths
 from alchemi_jax.io.sinks.base import (
     Format,
     Sink,
@@ -28,6 +30,7 @@ from alchemi_jax.io.sinks.base import (
     systems_mask,
 )
 from alchemi_jax.io.sinks.columns import CODECS, Column
+from alchemi_jax.io.sinks.joined import open_stored
 from alchemi_jax.io.sinks.layout import STORED, Labels, Texts, array_name
 from alchemi_jax.io.sinks.store import (
     BEGUN,
@@ -35,10 +38,12 @@ from alchemi_jax.io.sinks.store import (
     cut_store,
     empty_attributes,
     empty_store,
+    has_store,
     open_columns,
     put_attributes,
     remove_store,
     store_state,
+    with_path,
 )
 from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
 from alchemi_jax.parameters import as_path, natural, optional
@@ -105,6 +110,11 @@ class ZarrData(Sink):
     def __repr__(self) -> str:
         return f"ZarrData({str(self.path)!r})"
 
+    @property
+    def _own(self) -> Path:
+        # Where this process writes.
+        return self.path if self.mode == "r" else own_path(self.path)
+
     # -- opening ---------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -114,9 +124,12 @@ class ZarrData(Sink):
     def _open(self) -> None:
         if self._attributes is not None:
             return
-        self.path, exists = self.path.absolute(), self._exists()
-        if self.mode != "r" and self._write_lock is None and self.path.is_dir():
-            self._write_lock = WriteLock(self.path)
+        self.path = self.path.absolute()
+        if self.mode != "r":
+            check_parts(self.path)
+        exists = has_store(self._own)
+        if self.mode != "r" and self._write_lock is None and self._own.is_dir():
+            self._write_lock = WriteLock(self._own)
         try:
             self._open_store(exists)
         except BaseException:
@@ -130,9 +143,9 @@ class ZarrData(Sink):
 
     def _open_store(self, exists: bool) -> None:
         if self.mode == "r" or (exists and self.mode == "a"):
-            attributes = attributes_of(self.path)
+            attributes = attributes_of(self._own)
             if self.mode != "r":
-                self._columns = open_columns(self.path, attributes)
+                self._columns = open_columns(self._own, attributes)
                 self._add_missing(attributes)
             self._attributes = attributes
             return
@@ -140,28 +153,22 @@ class ZarrData(Sink):
         attributes = empty_attributes()
         try:
             if exists:
-                empty_store(self.path, attributes_of(self.path))
+                empty_store(self._own, attributes_of(self._own))
             else:
-                self.path.mkdir(parents=True, exist_ok=True)
+                self._own.mkdir(parents=True, exist_ok=True)
                 if self._write_lock is None:
-                    self._write_lock = WriteLock(self.path)
-                put_attributes(self.path, attributes, BEGUN)
-                os.replace(self.path / BEGUN, self.path / GROUP)
+                    self._write_lock = WriteLock(self._own)
+                put_attributes(self._own, attributes, BEGUN)
+                os.replace(self._own / BEGUN, self._own / GROUP)
         except OSError as e:
-            raise type(e)(f"{self.path} cannot be written: {e.strerror or e}.") from e
+            raise with_path(self._own, e) from e
         # If the sink is opened again, it appends.
         self.mode = "a"
         self._columns, self._format, self._attributes = {}, None, attributes
 
-    def _exists(self) -> bool:
-        """Whether there is a file or store at the path, apart from a store that was never completed."""
-        if not self.path.is_dir():
-            return self.path.exists()
-        return any(entry.name != BEGUN for entry in self.path.iterdir())
-
     def _refuse_existing(self, exists: bool) -> None:
         if exists and self.mode == "x":
-            raise FileExistsError(f"{self.path} exists: give another path, or mode='w' or 'a'.")
+            raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
 
     def state(self) -> Any:
         """Numbers of systems and atoms, all of them committed, and a checksum of the last system."""
@@ -170,28 +177,28 @@ class ZarrData(Sink):
                 self._commit()
                 assert self._attributes is not None
                 return store_state(self._attributes, self._columns)
-            self._refuse_existing(exists := self._exists())
+            self._refuse_existing(exists := has_store(self._own))
             if self.mode == "w" or not exists:
                 return None
-            attributes = attributes_of(self.path)
-            return store_state(attributes, open_columns(self.path, attributes))
+            attributes = attributes_of(self._own)
+            return store_state(attributes, open_columns(self._own, attributes))
 
     def set_state(self, state: Any) -> None:
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         with self._lock:
             stays_open = self._stays_open
             self.close()
-            exists = self._exists()
-            if exists and self.path.is_dir():
-                self._write_lock = WriteLock(self.path)
+            exists = has_store(self._own)
+            if exists and self._own.is_dir():
+                self._write_lock = WriteLock(self._own)
             try:
                 if state is None and exists:
-                    remove_store(self.path)
+                    remove_store(self._own)
                 elif state is not None and (exists or state["systems"]):
-                    cut_store(self.path, state)
+                    cut_store(self._own, state)
             except Exception as e:
-                raise self._with_path(e) from None
+                raise with_path(self._own, e) from None
             finally:
                 self._release()
             self.mode = "a"
@@ -226,7 +233,7 @@ class ZarrData(Sink):
         if not (which if which is not None else systems_mask(batch)).any():
             return
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         host = batch.to_host(which)
         with self._lock:
             if self._error is not None:
@@ -263,7 +270,7 @@ class ZarrData(Sink):
             try:
                 self._flush()
             except Exception as e:
-                self._error = self._with_path(e)
+                self._error = with_path(self._own, e)
                 raise self._error from None
 
     def _flush(self) -> None:
@@ -309,16 +316,10 @@ class ZarrData(Sink):
             self._flush()
             for column in self._columns.values():
                 column.commit()
-            put_attributes(self.path, self._attributes)
+            put_attributes(self._own, self._attributes)
         except Exception as e:
             self._forget()
-            raise self._with_path(e) from None
-
-    def _with_path(self, error: Exception) -> Exception:
-        """An OSError with the path in its message; other errors as they are."""
-        if not isinstance(error, OSError):
-            return error
-        return type(error)(f"{self.path} cannot be written: {error.strerror or error}.")
+            raise with_path(self._own, e) from None
 
     def _create(
         self, arrays: dict[str, Shaped[np.ndarray, "rows ..."]], levels: dict[str, str], host: HostBatch
@@ -334,7 +335,7 @@ class ZarrData(Sink):
         """Add columns for fields that a store of an earlier version lacks; valid from the next commit on."""
         if not self._columns or attributes["columns"].keys() >= STORED:
             return
-        stored = StoredSystems(self.path)
+        stored = StoredSystems(self._own)
         for name in sorted(STORED - attributes["columns"].keys()):
             level, array, length = stored.field(name)
             rows = np.asarray(array[:length])
@@ -343,7 +344,7 @@ class ZarrData(Sink):
             attributes["columns"][name] = level
 
     def _make_column(self, name: str, rows: Shaped[np.ndarray, "rows ..."], level: str) -> None:
-        folder = self.path / name
+        folder = self._own / name
         if folder.exists():
             # From a first write that was never committed.
             shutil.rmtree(folder)
@@ -364,7 +365,7 @@ class ZarrData(Sink):
     # -- reading ---------------------------------------------------------------------------------
 
     def read(self) -> HostBatch:
-        """All systems, in the order in which they were written.
+        """All systems, in the order in which they were written; of several processes, of all of them.
 
         Raises:
             ValueError: if there are no systems, or the path does not exist.
@@ -372,21 +373,20 @@ class ZarrData(Sink):
         with self._lock:
             if self._attributes is not None:
                 self._commit()
-        stored = StoredSystems(self.path)
-        if stored.n_systems == 0:
+        if (stored := open_stored(self.path)).n_systems == 0:
             raise ValueError(f"{self.path} is empty: nothing was written to it.")
         return stored.batch(np.arange(stored.n_systems))
 
     def zero(self) -> None:
         """Remove all systems; frames are counted from zero again."""
         if self.mode == "r":
-            raise ValueError(f"{self.path} was opened to read, mode 'r'.")
+            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         with self._lock:
             stays_open = self._stays_open
-            if self._attributes is None and self._exists():
+            if self._attributes is None and has_store(self._own):
                 self._open()
             self._forget()
-            if self._exists():
+            if has_store(self._own):
                 # If an error follows, there must be no systems rather than some of them.
                 self.mode = "w"
                 self._open()
@@ -397,4 +397,4 @@ class ZarrData(Sink):
     def __len__(self) -> int:
         if self._attributes is not None:
             return int(self._attributes["systems"])
-        return int(attributes_of(self.path)["systems"]) if self._exists() else 0
+        return sum(attributes_of(part)["systems"] for part in part_paths(self.path) if has_store(part))
