@@ -54,7 +54,7 @@ ORDER = [
     *("nvalchemi", "torchsim", "W7", "large"),
 ]
 #: Seconds that a part may take: a peer that takes longer is cut off, with the rows that it has.
-LONGEST = {"torchsim": 60.0, "nvalchemi": 60.0, "W6": 60.0, "W7": 60.0}
+LONGEST = {"torchsim": 60.0, "nvalchemi": 60.0, "W6": 90.0, "W7": 60.0}
 #: The folder of the weights of CHGNet, in a user's cache and in the folder of wheels.
 WEIGHTS = Path("alchemi-jax") / "models" / "chgnet-0.4.2"
 

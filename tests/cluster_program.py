@@ -456,6 +456,9 @@ def poison(folder):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")
+    # ASE 3.29 with numpy 2.5.
+    warnings.filterwarnings("ignore", "Setting the shape on a NumPy array", DeprecationWarning)
     jax.config.update("jax_enable_x64", True)
     MODEL = HarmonicModel(k=1.0)
     case, at = sys.argv[1], Path(sys.argv[2])
