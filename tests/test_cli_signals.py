@@ -149,29 +149,30 @@ def has_rows(path):
     return path.exists() and path.read_text().count("\n") > 3
 
 
-def test_killed_at_a_change_of_a_file_the_same_command_goes_on(folder, monkeypatch):
-    """A whole process; the sweep over all changes is in `benchmarks`."""
+def test_killed_at_changes_of_files_the_same_command_goes_on(folder, monkeypatch):
+    """Six whole processes, each going on where the one before was killed; all changes: `benchmarks`."""
     arguments = ["md", "x.extxyz", "--temperature", "20", "--save-every", "5", "--steps", "200"]
     arguments += ["--checkpoint-every", "0.1", "--out"]
     monkeypatch.chdir(folder)
     code = main([*arguments, "whole"], Signals())
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    dies = [sys.executable, "-c", DIES, "alchemi-jax", str(folder / "o"), "60"]
-    assert subprocess.run([*dies, *arguments, "o"], cwd=folder, env=env, check=False).returncode == -9
+    dies = [sys.executable, "-c", DIES, str(folder / "o"), "60,25,90,40,5,30"]
+    killed = subprocess.run([*dies, *arguments, "o"], cwd=folder, env=env, check=False, capture_output=True)
+    assert killed.returncode == 0, killed.stderr.decode()[-3000:]
     assert main([*arguments, "o"], Signals()) == code
     same_folders(folder / "whole", folder / "o")
 
 
-#: A process that dies at its n-th change of a file in a folder.
+#: Processes that die at their n-th change of a file, forked from one that did not touch the devices.
 DIES = """
-import os, sys
+import sys
 from pathlib import Path
-from killing import Injector, injected
-folder, n = sys.argv[2], int(sys.argv[3])
-sys.argv = [sys.argv[1], *sys.argv[4:]]
-from alchemi_jax.cli.main import start
-with injected(Injector(Path(folder), n, lambda: os.kill(os.getpid(), 9))):
-    start()
+from killing import run_killed
+from alchemi_jax.cli.main import main
+import alchemi_jax.cli.run, orbax.checkpoint
+folder, numbers, words = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+for number in map(int, numbers):
+    assert not run_killed(folder, number, lambda: main(words)), f"ended before its change {number}"
 """
 
 
