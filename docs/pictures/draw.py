@@ -138,7 +138,7 @@ def atoms():
         for row, (seen, energy, fmax) in enumerate(rows):
             panel = panels[row, i]
             show(panel, seen, center, tilts[i], scale=(0.95, 1.03, 1.12)[i])
-            said = f"{energy:.1f} eV   fmax {fmax:.2g} eV/Å"
+            said = f"{energy:.1f} eV   fmax {fmax:.{0 if fmax > 10 else 4}f} eV/Å"
             said += f"   {int(done.steps_taken[i])} steps" if row else ""
             panel.text(0.5, -0.07, said, transform=panel.transAxes, ha="center", fontsize=8.5, color=INK)
         panels[0, i].set_title(title, fontsize=10.5, color=INK)
