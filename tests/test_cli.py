@@ -60,7 +60,7 @@ def test_results_are_not_overwritten_unasked(relaxed, capsys):
     arguments = ["relax", files[0], "--steps", "2", "--out", str(folder / "out")]
     before = (folder / "out" / "relaxed.extxyz").read_bytes()
     assert main(arguments) == 2
-    assert re.search(r"out holds results of other settings, .*--overwrite", capsys.readouterr().err)
+    assert re.search(r"out holds results of other settings: fmax was .*--overwrite", capsys.readouterr().err)
     assert (folder / "out" / "relaxed.extxyz").read_bytes() == before
     code = main([*arguments, "--overwrite"])
     assert code == 3

@@ -231,7 +231,7 @@ def test_the_first_line_and_the_results_name_the_model(folder, no_engine, capsys
     assert main([*md, "--model", "lj"]) == 3
     capsys.readouterr()
     assert main([*md, "--model", "emt"]) == 2
-    assert "results of other settings, model differs" in capsys.readouterr().err
+    assert "results of other settings: model was lj and is emt" in capsys.readouterr().err
     assert main(["show", "o"]) == 2
 
 
