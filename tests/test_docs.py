@@ -329,6 +329,35 @@ def test_the_training_of_the_page_on_commands(tmp_path):
     assert tables.strip() == reference_of_training().strip()
 
 
+#: Short pages, each one question: what their blocks print stands in them.
+HOW_TO = [
+    "compile_less",
+    "debug_nan",
+    "fit_dynamics",
+    "fix_atoms",
+    "relax_cell",
+    "tensorboard",
+    "trajectory",
+]
+
+
+@pytest.mark.parametrize("page", HOW_TO)
+def test_a_short_how_to_prints_what_it_says(page, blocks, tmp_path, monkeypatch, capsys):
+    """Each line, where tests compute with more digits; it warns where it says so, and only there."""
+    if page == "tensorboard":
+        pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run_alone(f"docs/howto/{page}.md")
+    assert bool(seen) == (page == "debug_nan"), [str(warning.message) for warning in seen]
+    text = (ROOT / f"docs/howto/{page}.md").read_text()
+    printed = capsys.readouterr().out.replace("float64", "float32").splitlines()
+    assert len(printed) > 0
+    for line in printed:
+        assert line in text, line
+
+
 def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_alone("docs/howto/sinks.md")

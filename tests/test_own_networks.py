@@ -297,7 +297,7 @@ def test_a_hook_marks_systems_in_its_memory(steep):
         NVE(HarmonicModel(), dt=1.0, hooks=[UncertaintyHook(0.3)]).init(batch)
 
 
-def test_the_page_on_own_networks():
+def test_the_page_on_own_networks(capsys):
     """Its models are traced, their results finite; the code of each has at most fifteen lines."""
     if not PAGE.exists():
         pytest.skip("installed without its repository")
@@ -315,6 +315,7 @@ def test_the_page_on_own_networks():
         "GraphFunctionModel"
     ] * 2
     found.append(names["committee"])
+    assert f"```text\n{capsys.readouterr().out}```" in PAGE.read_text()
     for model in found:
         model.check(batch)
         neighbors = allocate(batch, model.requirements)
