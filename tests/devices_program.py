@@ -28,6 +28,7 @@ warnings.filterwarnings("ignore", message="Setting the shape on a NumPy array", 
 import cheap_xla  # noqa: E402
 import devices_training  # noqa: E402
 from conftest import cluster  # noqa: E402
+from devices_training import raised  # noqa: E402
 
 from alchemi_jax import Batch  # noqa: E402
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, NVTLangevin, Sampler, sweep  # noqa: E402
@@ -95,15 +96,6 @@ def same(x, y, what):
         np.testing.assert_array_equal(x, y, err_msg=what)
     else:
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=what)
-
-
-def raised(kind, function):
-    """The exception that the function must raise."""
-    try:
-        function()
-    except kind as e:
-        return e
-    raise AssertionError(f"{kind.__name__} was not raised")
 
 
 def check_hooks(folder):

@@ -205,6 +205,12 @@ class Pipeline(Run):
         return self
 
 
+def _word_or_number(given: str | None, word: str, things: str) -> str | None:
+    if given is not None and given != word and not (given.isdecimal() and int(given) > 0):
+        raise ValueError(f"must be {word} or a number of {things}, not {given[:80]!r}")
+    return given
+
+
 class Options(Settings):
     """Flags of commands that make results; not in files."""
 
@@ -226,9 +232,7 @@ class Options(Settings):
     @validator("devices")
     @classmethod
     def _devices(cls, given: str | None) -> str | None:
-        if given is not None and given != "all" and not (given.isdecimal() and int(given) > 0):
-            raise ValueError(f"must be all or a number of devices, not {given[:80]!r}")
-        return given
+        return _word_or_number(given, "all", "devices")
 
 
 class DynamicsOptions(Options):
@@ -272,9 +276,7 @@ class ProcessOptions(DynamicsOptions):
     @validator("processes")
     @classmethod
     def _processes(cls, given: str | None) -> str | None:
-        if given is not None and given != "launched" and not (given.isdecimal() and int(given) > 0):
-            raise ValueError(f"must be launched or a number of processes, not {given[:80]!r}")
-        return given
+        return _word_or_number(given, "launched", "processes")
 
     @model_validator(mode="after")
     def _in_one_way(self) -> "ProcessOptions":

@@ -4,9 +4,8 @@ Processes exchange a mark of what they were given when a run begins, and the res
 no step waits for another process.
 """
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from alchemi_jax import neighbors as nl
-from alchemi_jax.dynamics.devices.check import check_memories
+from alchemi_jax.dynamics.devices.check import Division, check_memories
 from alchemi_jax.dynamics.devices.deal import costs, deal, room_for
 from alchemi_jax.dynamics.devices.gather import part_of_batch, whole_batch
 from alchemi_jax.dynamics.devices.proxies import with_rows
@@ -22,14 +21,17 @@ from alchemi_jax.dynamics.devices.records import row_levels
 from alchemi_jax.dynamics.finish import with_reason_texts
 from alchemi_jax.dynamics.init import prepare_batch
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rows import check_relations
 from alchemi_jax.dynamics.sameness import marks_of
 from alchemi_jax.dynamics.stage import DynamicsStage
-from alchemi_jax.errors import name_of
-from alchemi_jax.hooks.protocol import flag, runs_on
+from alchemi_jax.hooks.protocol import runs_on
 from alchemi_jax.shared import gather, together, world
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import unsafe_replace
+
+
+_PROCESSES = Division("with several processes each has some of the systems", "run it in one process")
 
 
 def share_batch(engine: Engine, batch: Batch, work: Callable[[Engine, Batch, str | None], Batch]) -> Batch:
@@ -162,30 +164,14 @@ def check_hooks(engine: Engine, batch: Batch | None) -> None:
     Raises:
         ValueError: naming the hook.
     """
-    with _said_of_processes():
-        for group in engine.groups:
-            for hook in group.hooks:
-                if flag(hook, "needs_fixed_systems"):
-                    raise ValueError(
-                        f"{name_of(hook)} relates systems of a batch to one another, but with several "
-                        "processes each has some of the systems: run it in one process."
-                    )
-            for entry in () if batch is None else group.hooks.recording:
-                assert batch is not None
-                if sum(runs_on(entry.hook, stage) for stage in DynamicsStage) == 1:
-                    row_levels(engine, group, entry.hook, batch)
-        if batch is not None:
-            check_memories(engine, batch)
-
-
-@contextlib.contextmanager
-def _said_of_processes() -> Iterator[None]:
-    """Say of processes what is said of devices."""
-    try:
-        yield
-    except ValueError as e:
-        text = str(e).replace("with devices= each device has", "with several processes each has")
-        raise ValueError(text.replace("leave devices out", "run it in one process")) from None
+    check_relations(engine, *_PROCESSES)
+    if batch is None:
+        return
+    for group in engine.groups:
+        for entry in group.hooks.recording:
+            if sum(runs_on(entry.hook, stage) for stage in DynamicsStage) == 1:
+                row_levels(engine, group, entry.hook, batch, _PROCESSES)
+    check_memories(engine, batch, _PROCESSES)
 
 
 __all__ = [

@@ -1,6 +1,8 @@
 """`engine.run(sampler=...)`: the sink, the stream of systems, and what a checkpoint has of both."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,7 @@ from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.processes import share_stream
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.refilled import RefilledRun
-from alchemi_jax.dynamics.rows import (
-    check_rows_may_move,
-)
+from alchemi_jax.dynamics.rows import check_rows_may_move
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saver import Saved, Saver, make_saver
 from alchemi_jax.dynamics.stream import Stream
@@ -102,30 +102,24 @@ def _run(
     devices: tuple[Any, ...] | None,
 ) -> HostBatch | None:
     """`is_own`: whether the sink is ours, and the systems are returned."""
-    refilled: Any = None
+    refilled: Any
     if devices is None and saved is not None and len(parts_of(saved)) > 1:
         # It was begun on several devices, and goes on with as many batches.
         devices = (default_device(),)
     stream = _open_stream(engine, sampler, saved, saver is not None, 0 if devices is None else len(devices))
     try:
-        with engine:
-            open_sink(out)
+        with engine, opened_sink(out, is_own):
+            if devices is None:
+                one = None if saved is None else parts_of(saved)[0]
+                refilled = RefilledRun(engine, stream, out, key, saver, one)
+            else:
+                refilled = StreamOverDevices(engine, stream, out, key, saver, saved, devices)
             try:
-                if devices is None:
-                    one = None if saved is None else parts_of(saved)[0]
-                    refilled = RefilledRun(engine, stream, out, key, saver, one)
-                else:
-                    refilled = StreamOverDevices(engine, stream, out, key, saver, saved, devices)
                 sampler.traffic = refilled.run()
                 refilled.save_end()
             except BaseException as e:
-                out.close()
-                if refilled is not None:
-                    carry_state(e, refilled.reached)
-                if is_own:
-                    e.finished = out.read() if len(out) else None  # pyright: ignore
+                carry_state(e, refilled.reached)
                 raise
-            out.close()
     finally:
         stream.close()
     return out.read() if is_own and len(out) else None
@@ -142,13 +136,26 @@ def _open_stream(engine: Engine, sampler: Sampler, saved: Saved | None, marks: b
     return Stream(sampler, engine.model, check_batch, saved.rest["stream"], known, marks, shares)
 
 
-def open_sink(sink: Sink) -> None:
-    """Open a sink; an error says when it came."""
+@contextlib.contextmanager
+def opened_sink(sink: Sink, is_own: bool) -> Iterator[None]:
+    """A context in which a sink is open; errors of opening it say when they came.
+
+    Args:
+        is_own: whether the sink is the run's: an error then carries the systems in it, as `finished`.
+    """
     try:
         sink.open()
     except Exception as e:
         e.add_note(f"raised in sink {sink!r} before the first step")
         raise
+    try:
+        yield
+    except BaseException as e:
+        sink.close()
+        if is_own:
+            e.finished = sink.read() if len(sink) else None  # pyright: ignore
+        raise
+    sink.close()
 
 
-__all__ = ["FINISHED", "open_sink", "run"]
+__all__ = ["FINISHED", "opened_sink", "run"]

@@ -79,12 +79,23 @@ def check_rows_may_move(engine: Engine, where: str) -> None:
                     f"{name_of(part)}.{f.name} has one value per system, but {where}: give one number, or "
                     "set what differs by a hook."
                 )
+    check_relations(engine, where, "run it on a batch of fixed systems")
+
+
+def check_relations(engine: Engine, where: str, instead: str) -> None:
+    """Check that no hook relates systems of a batch to one another.
+
+    Args:
+        where: why it must not, and `instead`: what to do, for the message.
+
+    Raises:
+        ValueError: naming the hook.
+    """
     for group in engine.groups:
         for hook in group.hooks:
             if flag(hook, "needs_fixed_systems"):
                 raise ValueError(
-                    f"{name_of(hook)} relates systems of a batch to one another, but {where}: run it on a "
-                    "batch of fixed systems."
+                    f"{name_of(hook)} relates systems of a batch to one another, but {where}: {instead}."
                 )
 
 
@@ -228,6 +239,7 @@ __all__ = [
     "Capacities",
     "RowPlan",
     "capacities",
+    "check_relations",
     "check_rows_may_move",
     "move_rows",
     "pack_incoming",

@@ -11,10 +11,10 @@ from alchemi_jax.dynamics.cluster.connect import check_client
 from alchemi_jax.dynamics.cluster.pickling import pack, strip
 from alchemi_jax.dynamics.cluster.progress import Progress, look
 from alchemi_jax.dynamics.cluster.tasks import Tasks
-from alchemi_jax.dynamics.devices.check import check_follows, check_hooks, check_memories
+from alchemi_jax.dynamics.devices.check import Division, check_follows, check_hooks, check_memories
 from alchemi_jax.dynamics.hooks.snapshot import check_sink
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.refill import FINISHED, open_sink
+from alchemi_jax.dynamics.refill import FINISHED, opened_sink
 from alchemi_jax.dynamics.rows import check_rows_may_move
 from alchemi_jax.dynamics.sampler import Sampler
 from alchemi_jax.dynamics.saver import make_saver
@@ -25,7 +25,7 @@ from alchemi_jax.parameters import as_key
 from alchemi_jax.systems.batch import Batch
 
 
-_WHERE = "on a cluster each worker has some of the systems"
+_CLUSTER = Division("on a cluster each worker has some of the systems", "leave client out")
 
 
 def run_on_cluster(
@@ -91,7 +91,7 @@ def _check(engine: Engine, sampler: Sampler) -> None:
     if sampler.devices is not None:
         raise ValueError("a Sampler with devices= is for this machine: on a cluster leave devices out.")
     check_rows_may_move(engine, "with a sampler systems come and go")
-    check_hooks(engine, _WHERE, "client")
+    check_hooks(engine, _CLUSTER)
     check_follows(engine, "On a cluster it sees the systems of one task at a time", "client")
 
 
@@ -107,19 +107,10 @@ def _run(
     try:
         if stream.waiting is not None:
             first = stream.waiting.take(np.arange(min(stream.places, len(stream.waiting))))
-            check_memories(engine, Batch.from_host(first), _WHERE, "client")
-        with engine:
-            open_sink(out)
-            run = Tasks(engine, stream, client, work, out, progress)
-            try:
-                sampler.traffic = run.run()
-                progress.save(stream, ended=True)
-            except BaseException as e:
-                out.close()
-                if is_own:
-                    e.finished = out.read() if len(out) else None  # pyright: ignore
-                raise
-            out.close()
+            check_memories(engine, Batch.from_host(first), _CLUSTER)
+        with engine, opened_sink(out, is_own):
+            sampler.traffic = Tasks(engine, stream, client, work, out, progress).run()
+            progress.save(stream, ended=True)
     finally:
         stream.close()
     if not is_own:

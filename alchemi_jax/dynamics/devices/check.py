@@ -1,12 +1,13 @@
 """What cannot be divided among devices is refused by name, before anything is compiled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.rows import check_relations
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import TracedHook
 from alchemi_jax.hooks.protocol import flag
@@ -14,34 +15,38 @@ from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.levels import map_by_level
 
 
-_WHERE = "with devices= each device has some of the systems"
+class Division(NamedTuple):
+    """What divides the systems of a run, in the words of messages.
+
+    Attributes:
+        where: what has some of the systems. instead: what to do with a hook that needs all.
+    """
+
+    where: str
+    instead: str
 
 
-def check_hooks(engine: Engine, where: str = _WHERE, leave: str = "devices") -> None:
+DEVICES = Division("with devices= each device has some of the systems", "leave devices out")
+
+
+def check_hooks(engine: Engine, division: Division = DEVICES) -> None:
     """Check that no hook relates systems to one another, or measures a device.
-
-    Args:
-        where: what divides the systems, for messages. leave: what to leave out.
 
     Raises:
         ValueError: naming the hook.
     """
+    check_relations(engine, division.where, "leave one of the two out")
     for group in engine.groups:
         for hook in group.hooks:
-            if flag(hook, "needs_fixed_systems"):
-                raise ValueError(
-                    f"{name_of(hook)} relates systems of a batch to one another, but {where}: leave one of "
-                    "the two out."
-                )
             if flag(hook, "one_device"):
-                raise ValueError(f"{name_of(hook)} measures one device: leave {leave} out.")
+                raise ValueError(f"{name_of(hook)} measures one device: {division.instead}.")
 
 
-def check_memories(engine: Engine, batch: Batch, where: str = _WHERE, leave: str = "devices") -> None:
+def check_memories(engine: Engine, batch: Batch, division: Division = DEVICES) -> None:
     """Check that traced hooks have neither values for rows nor a memory that all systems share.
 
     Args:
-        batch: the systems of a part. where, leave: as for `check_hooks`.
+        batch: the systems of a part.
 
     Raises:
         ValueError: naming the hook.
@@ -53,12 +58,12 @@ def check_memories(engine: Engine, batch: Batch, where: str = _WHERE, leave: str
                 if eqx.is_array(leaf) and leaf.ndim and leaf.shape[0] in lengths:
                     raise ValueError(
                         f"{name_of(hook)}{jax.tree_util.keystr(path)} has a value for each row, but "
-                        f"{where}: leave {leave} out."
+                        f"{division.where}: {division.instead}."
                     )
             if _has_shared(hook, batch):
                 raise ValueError(
-                    f"{name_of(hook)} has a memory that all systems share, but {where}: declare it per "
-                    f"system or per atom (alchemi_jax.levels), or leave {leave} out."
+                    f"{name_of(hook)} has a memory that all systems share, but {division.where}: "
+                    f"declare it per system or per atom (alchemi_jax.levels), or {division.instead}."
                 )
 
 
@@ -100,4 +105,4 @@ def check_follows(engine: Engine, sees: str = _STREAM, leave: str = "one of the 
                 )
 
 
-__all__ = ["check_follows", "check_hooks", "check_memories"]
+__all__ = ["DEVICES", "Division", "check_follows", "check_hooks", "check_memories"]

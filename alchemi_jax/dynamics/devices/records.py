@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alchemi_jax.dynamics.devices.check import DEVICES, Division
 from alchemi_jax.dynamics.devices.gather import Places
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.saved import batch_format, state_like
@@ -48,7 +49,9 @@ def _record(entry: Any, ctx: Any) -> Any:
     return entry.hook.record(ctx)
 
 
-def row_levels(engine: Engine, group: Group, hook: Any, batch: Batch) -> list[_Level]:
+def row_levels(
+    engine: Engine, group: Group, hook: Any, batch: Batch, division: Division = DEVICES
+) -> list[_Level]:
     """The level of each leaf of the rows of a hook.
 
     Raises:
@@ -78,8 +81,7 @@ def row_levels(engine: Engine, group: Group, hook: Any, batch: Batch) -> list[_L
         if len(odd) > 1 or (not odd and of_systems):
             raise ValueError(
                 f"{name_of(hook)} records a number that several systems have in common, such as their sum, "
-                "but with devices= each device has some of the systems: record it for each system, or leave "
-                "devices out."
+                f"but {division.where}: record it for each system, or {division.instead}."
             )
         levels.append(odd[0] if odd else ("shared", 0))
     return levels
