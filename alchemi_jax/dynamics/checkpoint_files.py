@@ -36,7 +36,7 @@ class CheckpointFiles:
 
     def save(self, number: int, arrays: dict[str, np.ndarray], content: dict[str, Any]) -> None:
         """Begin to write a checkpoint. The arrays are copied before this returns."""
-        coded = {name: _as_text(x) for name, x in arrays.items()}
+        coded = {name: as_text(x) for name, x in arrays.items()}
         self._writing = self._thread.submit(self._write, number, content | {_ARRAYS: coded})
 
     def _write(self, number: int, content: dict[str, Any]) -> None:
@@ -74,16 +74,19 @@ class CheckpointFiles:
 def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and content of a file. Errors of any type if it is damaged."""
     content = json.loads(path.read_text())
-    return {name: _from_text(x) for name, x in content.pop(_ARRAYS).items()}, content
+    return {name: from_text(x) for name, x in content.pop(_ARRAYS).items()}, content
 
 
-def _as_text(x: Any) -> Any:
+def as_text(x: Any) -> Any:
     """An array as JSON has it: dtype, shape, bytes."""
     x = np.asarray(x)
-    return x.dtype.name, x.shape, base64.b64encode(x.tobytes()).decode()
+    # Types that numpy does not have itself, such as bfloat16, are known by their name alone.
+    dtype = x.dtype.str if np.dtype(x.dtype.str) == x.dtype else x.dtype.name
+    return dtype, x.shape, base64.b64encode(x.tobytes()).decode()
 
 
-def _from_text(coded: Any) -> np.ndarray:
+def from_text(coded: Any) -> np.ndarray:
+    """The array of `as_text`."""
     dtype, shape, data = coded
     return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
 
@@ -98,4 +101,4 @@ def this_process() -> Any:
     return ocp.options.MultiprocessingOptions(rank, {rank}, f"process-{rank}")
 
 
-__all__ = ["CheckpointFiles", "read_file", "this_process"]
+__all__ = ["CheckpointFiles", "as_text", "from_text", "read_file", "this_process"]

@@ -6,7 +6,6 @@ mistaken for a good one. `begin.json` says what hooks and sinks had when the run
 before its first checkpoint.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -22,7 +21,7 @@ import google_crc32c
 import jax
 import numpy as np
 
-from alchemi_jax.dynamics.checkpoint_files import CheckpointFiles, read_file
+from alchemi_jax.dynamics.checkpoint_files import CheckpointFiles, as_text, from_text, read_file
 from alchemi_jax.dynamics.saved import FORMAT, AnotherRun, Arrays, join_tree, split_tree
 from alchemi_jax.io.lock import LockedError, WriteLock
 
@@ -162,10 +161,7 @@ class Checkpoints:
             content = json.loads(path.read_bytes())
             if content["format"] != FORMAT:
                 raise AnotherRun(f"{self.folder} was written by another version of alchemi_jax.")
-            arrays = {
-                name: np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
-                for name, (dtype, shape, data) in content["arrays"].items()
-            }
+            arrays = {name: from_text(coded) for name, coded in content["arrays"].items()}
             begin, saved = join_tree(content["begin"], arrays), content["saved"]
         except FileNotFoundError:
             return None
@@ -185,9 +181,7 @@ class Checkpoints:
     def write_begin(self, tree: Any) -> None:
         """Write what is there when the run begins."""
         plain, arrays = split_tree(tree, "")
-        coded = {
-            name: (x.dtype.str, x.shape, base64.b64encode(x.tobytes()).decode()) for name, x in arrays.items()
-        }
+        coded = {name: as_text(x) for name, x in arrays.items()}
         self._put_begin({"format": FORMAT, "begin": plain, "arrays": coded, "saved": False})
 
     def _put_begin(self, content: dict[str, Any]) -> None:

@@ -143,6 +143,17 @@ def same_key(a: Any, b: Any) -> bool:
     return np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
 
 
+def key_parts(key: Any) -> tuple[str, np.ndarray]:
+    """Generator and data of a key, which can be written; `join_key` makes the key again."""
+    return str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key))
+
+
+def join_key(parts: Any) -> Any:
+    """The key of `key_parts`."""
+    impl, data = parts
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is an array of PRNG keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
@@ -322,7 +333,9 @@ __all__ = [
     "batch_format",
     "check_same_systems",
     "is_key",
+    "join_key",
     "join_tree",
+    "key_parts",
     "named_leaves",
     "pack_state",
     "plain",

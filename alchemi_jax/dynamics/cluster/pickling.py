@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from alchemi_jax._version import __version__
 from alchemi_jax.dynamics.devices.proxies import with_hook_sets
 from alchemi_jax.dynamics.hooks.checkpoint import CheckpointHook
 from alchemi_jax.dynamics.protocol import Engine
+from alchemi_jax.dynamics.saved import join_key, key_parts
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookSet
 from alchemi_jax.hooks.lifecycle import Openings
@@ -126,11 +126,7 @@ def pack(engine: Engine, key: Any) -> bytes:
     """
     hooks = [h for group in engine.groups for h in group.hooks]
     without = {id(getattr(h, name)) for h in hooks for name in _WRITES if hasattr(h, name)}
-    key = as_key(key)
-    work = {
-        "engine": engine,
-        "key": (str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key))),
-    }
+    work = {"engine": engine, "key": key_parts(as_key(key))}
     settings = pickle.dumps(Settings.here())
     try:
         return pickle.dumps((settings, _pickled(work, without)))
@@ -161,8 +157,7 @@ def unpack_settings(work: bytes) -> tuple[Settings, bytes]:
 def unpack(rest: bytes) -> tuple[Engine, Any]:
     """Engine and key. In the context of the settings: without them float64 would become float32."""
     found = _Unpickler(io.BytesIO(rest)).load()
-    impl, data = found["key"]
-    return found["engine"], jax.random.wrap_key_data(data, impl=impl)
+    return found["engine"], join_key(found["key"])
 
 
 __all__ = ["Elsewhere", "Settings", "pack", "strip", "unpack", "unpack_settings"]

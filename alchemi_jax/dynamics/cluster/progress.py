@@ -7,12 +7,11 @@ that what is there and what is done agree.
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.resume import budgets_of
-from alchemi_jax.dynamics.saved import AnotherRun, join_tree
+from alchemi_jax.dynamics.saved import AnotherRun, join_key, join_tree, key_parts, same_key
 from alchemi_jax.dynamics.saver import Saver
 from alchemi_jax.dynamics.stream import Stream
 
@@ -75,7 +74,7 @@ class Progress:
         rest = {
             "done": self.done[0],
             "stream": stream.saved(np.concatenate([self.done[0], left_out])),
-            "key": [str(jax.random.key_impl(self.key)), np.asarray(jax.random.key_data(self.key))],
+            "key": key_parts(self.key),
             "budgets": budgets_of(self.engine),
         }
         self.saver.save([], rest, ended, self.finished)
@@ -89,8 +88,7 @@ def look(engine: Engine, key: Any, found: Any) -> dict[str, Any]:
         AnotherRun: naming what differs.
     """
     saved = join_tree(found.about["rest"], found.arrays)
-    impl, data = saved["key"]
-    if impl != str(jax.random.key_impl(key)) or not np.array_equal(data, jax.random.key_data(key)):
+    if not same_key(join_key(saved["key"]), key):
         raise AnotherRun(f"{found.path} is of a run with another key: give the same.")
     if saved["budgets"] != budgets_of(engine):
         raise AnotherRun(
