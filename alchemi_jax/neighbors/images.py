@@ -101,6 +101,7 @@ def find_images(
     once = (batch.atoms_per_system[0] >= 0).astype(jnp.int32)
     whole = compute_once(lambda: jnp.where(periodic, jnp.floor(along), 0), once)
     inside = along - whole
+    # Otherwise XLA takes the extremes again for each atom, which is half of the time of a small batch's list.
     box = compute_once(lambda: _bounds(batch, inside), once)
     ends = _to_atoms(batch, (box + margin[None]).reshape(6, -1))
 
