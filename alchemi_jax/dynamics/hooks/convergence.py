@@ -148,7 +148,7 @@ class ConvergenceHook(TracedHook):
         criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
             custom_op), Criterion objects, or a single one of either. All must be met. By default fmax at or
             below 0.05 eV/Å.
-        source_status: judge only systems with this status; by default all unfinished systems.
+        source_status: only systems with this status are judged; by default all unfinished systems.
         target_status: their new status; by default one more than the old one.
         frequency: number of steps from one check to the next.
         cell: whether a criterion on forces ("fmax" or "forces") brings the stress with it where a cell is
@@ -157,7 +157,7 @@ class ConvergenceHook(TracedHook):
             ASE. In a perfect crystal all forces vanish by symmetry, whatever the cell.
 
     Raises:
-        ValueError, TypeError: naming what is wrong with a criterion; for an empty list of them.
+        ValueError, TypeError: naming what is wrong with a criterion; for an empty list.
     """
 
     criteria: tuple[Criterion, ...]
@@ -197,13 +197,14 @@ class ConvergenceHook(TracedHook):
 
     @classmethod
     def from_fmax(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """Converged where the largest force norm is at or below `threshold`, eV/Å; where a cell is relaxed,
-        the stress counts, too (see `cell`)."""
+        """Converged where the largest force norm is at or below `threshold`, eV/Å. Where a cell is relaxed
+        the stress is judged, too (see `cell`)."""
         return cls({"key": "fmax", "threshold": threshold}, **kwargs)
 
     @classmethod
     def from_forces(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """The same criterion written with the field: the norm of the force on every atom."""
+        """Converged where the norm of the force on every atom is at or below `threshold`, eV/Å: the same as
+        `from_fmax`, written with the field `forces`."""
         criterion = {"key": "forces", "threshold": threshold, "reduce_op": "norm", "reduce_dims": -1}
         return cls(criterion, **kwargs)
 

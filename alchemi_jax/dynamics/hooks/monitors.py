@@ -35,7 +35,11 @@ class NaNDetectorHook(TracedHook):
     reasons: ClassVar[tuple[str, ...]] = ("a field that it checks is not finite",)
 
     def init(self, batch: Batch) -> None:
-        """Raises KeyError for a key that the batch does not have."""
+        """No memory.
+
+        Raises:
+            KeyError: for a key that the batch does not have.
+        """
         for key in self.keys:
             batch.level(key)
 
@@ -64,8 +68,8 @@ class Drift(Described):
 class EnergyDriftMonitorHook(TracedHook):
     """Monitors the total energy, kinetic plus potential, of constant-energy runs. Traced, at AFTER_STEP.
 
-    Its memory (in `state.memory`, a `Drift`) has the difference of the energy to its first value. Reads
-    energy, velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
+    Its memory (in `state.memory`, a `Drift`) has the difference of the energy to its first value, eV per
+    atom. Reads energy, velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
 
     Args:
         threshold: eV per atom; a system with a larger difference is marked as failed, restored to the
