@@ -67,7 +67,7 @@ class HookContext(eqx.Module):
         return dataclasses.replace(self, batch=self.batch.replace(**fields))
 
     def with_memory(self: _C, memory: Any) -> _C:
-        """The context with a new memory for this hook; for traced hooks."""
+        """The context with a new memory for this traced hook."""
         return dataclasses.replace(self, memory=memory)
 
     def stop(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
