@@ -26,13 +26,13 @@ class LearningRate(eqx.Module):
 
 
 class TrainingContext(HookContext):
-    """The context of a training.
+    """The context of hooks in a training: a `HookContext` with further fields.
 
     Attributes:
-        results: of the model, from AFTER_FORWARD on.
-        updates: from AFTER_OPTIMIZER_STEP on, what is added to the parameters.
-        skipped: whether this step is left out: parameters and optimizer stay, and it does not count.
-        errors: at AFTER_VALIDATION, of the results that the loss names: `ctx.errors["forces"].mae`.
+        results: `Results` of the model, from AFTER_FORWARD on.
+        updates: what is added to the parameters, from AFTER_OPTIMIZER_STEP on.
+        skipped: whether this step is skipped: parameters and optimizer do not change, and it does not count.
+        errors: at AFTER_VALIDATION, errors of the results in the loss, by name: `ctx.errors["forces"].mae`.
     """
 
     results: Any = None
@@ -41,7 +41,7 @@ class TrainingContext(HookContext):
     errors: Any = None
 
     def skip(self, condition: Bool[Array, ""]) -> "TrainingContext":
-        """The context with this step left out if the condition is true; from AFTER_BACKWARD on."""
+        """The context with this step skipped if the condition is true; from AFTER_BACKWARD on."""
         return dataclasses.replace(self, skipped=self.skipped | jnp.asarray(condition))
 
 
