@@ -32,8 +32,8 @@ def count_cores() -> int:
 def use_cores(n: int | None = None) -> int:
     """Make JAX see the cores of the CPU as `n` devices, by default all of them; returns their number.
 
-    It is for programs of your own that shard over devices. `devices=` of this package uses the cores without
-    it.
+    It is for programs of your own that shard over devices. `devices=` of `run`, `relax_all`, `Sampler`, ...
+    uses the cores without it; `Trainer.run` needs it.
 
     Raises:
         ValueError: if `n` is not a positive int.
