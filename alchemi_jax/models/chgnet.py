@@ -173,7 +173,7 @@ class CHGNet(AbstractGraphModel):
 
         Raises:
             ValueError: for another version.
-            OSError: saying what to put where, if the weights cannot be fetched.
+            OSError: if the weights cannot be downloaded; the message says which file to put where.
         """
         return from_weights(get(version), skin)
 

@@ -73,11 +73,11 @@ class ExportedModel(AbstractModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike, skin: float = 1.0) -> "ExportedModel":
-        """Reads an archive of three files; or what `jax.export` has serialized, with the metadata beside it
-        in a file whose name ends in .json instead.
+        """Reads an archive of three files; or a file of `jax.export`, with the metadata beside it in a file
+        of the same name that ends in .json.
 
         Raises:
-            ValueError: naming the file, and what is missing in it or wrong with it.
+            ValueError: naming the file, and what is missing or wrong in it.
             ImportError: if flatbuffers is missing, which `jax.export` needs.
         """
         path = Path(path)

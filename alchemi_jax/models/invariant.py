@@ -35,7 +35,7 @@ Layers = tuple[tuple[Float[Array, "elements inputs outputs"], Float[Array, "elem
 
 
 class InvariantNetwork(AbstractModel):
-    """A network whose input, for each atom, are sums of Gaussians of the distances to its neighbors.
+    """A network for the energy of each atom, on sums of Gaussians of the distances to its neighbors.
 
         E = sum_i [ e(z_i) + scale N_zi( (g_i - mean) / spread ) ]
         g_i,z,n = sum_j in z exp(-(r_ij - c_n)² / 2 w²) (1 + cos(pi r_ij / rc)) / 2

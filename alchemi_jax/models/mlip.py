@@ -59,8 +59,8 @@ class MLIPModel(AbstractGraphModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike, skin: float = 0.6) -> "MLIPModel":
-        """Reads an archive that `mlip.models.model_io.save_model_to_zip` wrote. Its settings tell which of
-        the networks it is.
+        """Reads an archive that `mlip.models.model_io.save_model_to_zip` wrote. Its settings say which
+        network it is.
 
         Raises:
             ImportError: if the package is missing, with the command that installs it.

@@ -64,8 +64,8 @@ class Trainer(Described):
     Args:
         model: any model. A loss on forces differentiates its energy twice.
         loss: `loss(results, batch, step)` gives a number and a dictionary of its parts. `results` are those
-            of the model, `batch` has the labels (NaN where there is none), `step` the number of completed
-            steps. An attribute `needs_stress` that is true asks for the stress.
+            of the model, `batch` has the labels (NaN if missing), `step` the number of completed steps. An
+            attribute `needs_stress` that is true asks for the stress.
         optimizer: a gradient transformation of optax.
         hooks: hooks of any kind, with stages of `TrainingStage`.
         trainable: what is trained: None, all arrays of floats of the model except those that it names in
