@@ -39,15 +39,16 @@ class Footprint(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """The batch that fits into a budget; see `max_batch`."""
+    """The largest batch within a number of bytes, see `max_batch`."""
 
     copies: int
-    """Number of copies of the given batch."""
+    """Number of copies of the given batch that fit."""
     systems: int
     """`system_capacity` of all copies together."""
     atoms: int
     """`atom_capacity` of all copies together."""
     footprint: Footprint
+    """Bytes of that batch."""
 
 
 def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:

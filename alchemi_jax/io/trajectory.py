@@ -300,8 +300,8 @@ class Field:
 class SystemSeries:
     """One system in all its frames.
 
-    Each field of the trajectory is an attribute, read when it is used: `positions` is [frames, atoms, 3],
-    `energy` [frames], `steps_taken` [frames].
+    Each field of the trajectory is an attribute, read from disk when it is used: `positions` is [frames,
+    atoms, 3], Å, `energy` [frames], eV, `steps_taken` [frames].
 
     Attributes:
         id: its system_id.
@@ -319,12 +319,12 @@ class SystemSeries:
 
     @property
     def n_frames(self) -> int:
-        """Number of frames with the system."""
+        """Number of frames that have the system."""
         return len(self.rows)
 
     @property
     def name(self) -> str:
-        """The name of the system in errors."""
+        """Name of the system in errors."""
         return self._stored.meta(self.rows[:1])[0].name
 
     def __len__(self) -> int:

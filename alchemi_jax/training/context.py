@@ -12,14 +12,24 @@ from alchemi_jax.hooks.context import HookContext
 
 
 class Optimizer(eqx.Module):
-    """The optimizer in a context: the transformation of optax, and its state."""
+    """The optimizer in a context.
+
+    Attributes:
+        transformation: the gradient transformation of optax.
+        state: its state.
+    """
 
     transformation: Any = eqx.field(static=True)
     state: Any = None
 
 
 class LearningRate(eqx.Module):
-    """The schedule, if it is known, and the present rate, NaN if it is not."""
+    """The learning rate in a context.
+
+    Attributes:
+        schedule: the schedule of a ScheduleHook; None without one.
+        rate: the present rate; NaN if it is not known.
+    """
 
     schedule: Callable[..., Any] | None = eqx.field(static=True)
     rate: Any = None

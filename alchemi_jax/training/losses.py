@@ -189,11 +189,11 @@ def label_errors(
 
 
 class Errors(eqx.Module):
-    """Sums over labels, of one or of many batches: `a + b` adds them.
+    """Errors of one result, as sums over the labels of one or several batches; `a + b` adds them.
 
     Attributes:
-        absolute, squared: sums of |e| and e², e in the unit of the label (energy: eV per atom).
-        count: the number of labels.
+        absolute, squared: sums of |e| and e², with e in the unit of the label (energy: eV per atom).
+        count: number of labels.
     """
 
     absolute: Float[Array, ""]
@@ -205,12 +205,12 @@ class Errors(eqx.Module):
 
     @property
     def mae(self) -> Float[Array, ""]:
-        """Mean of |e|; NaN without labels."""
+        """Mean absolute error; NaN without labels."""
         return self.absolute / self.count
 
     @property
     def rmse(self) -> Float[Array, ""]:
-        """Root of the mean of e²; NaN without labels."""
+        """Root mean square error; NaN without labels."""
         return jnp.sqrt(self.squared / self.count)
 
 

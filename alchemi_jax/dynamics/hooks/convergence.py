@@ -39,16 +39,16 @@ class Criterion(Described):
 
     Args:
         key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or "smax", the largest
-            component of the stress that the algorithm relaxes (that of the batch plus an external pressure,
-            without the components that a mask excludes), eV/Å³; or "energy_change", |E - E at the last
-            check|, eV, infinite at the first check.
+            component of the stress that the algorithm relaxes, eV/Å³ (that of the batch plus an external
+            pressure, without components that a mask excludes); or "energy_change", |E - E at the last check|,
+            eV, infinite at the first check.
         threshold: a value at or below it counts as converged.
         reduce_op: how the axes of one entry are reduced: norm, max, min, mean, sum. Without it the largest
             absolute value counts.
         reduce_dims: the axes to reduce, numbered as in the whole array, by default the last. Of the remaining
             axes the largest value counts. Axis 0, that of atoms or systems, cannot be reduced.
-        custom_op: a function from the array to a mask, per atom or per system like the array; it replaces
-            reduction and threshold.
+        custom_op: a function of the array that gives a mask, per atom or per system like the array. It
+            replaces reduction and threshold.
     """
 
     key: str = eqx.field(static=True, default="fmax")
@@ -145,9 +145,9 @@ class ConvergenceHook(TracedHook):
     system that meets the criteria at the start takes no step.
 
     Args:
-        criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
-            custom_op), Criterion objects, or a single one of either. All must be met. By default fmax at or
-            below 0.05 eV/Å.
+        criteria: a list of dictionaries with the arguments of `Criterion` (key, threshold, reduce_op,
+            reduce_dims, custom_op) or of Criterion objects, or a single one. All must be met. By default fmax
+            at or below 0.05 eV/Å.
         source_status: only systems with this status are judged; by default all unfinished systems.
         target_status: their new status; by default one more than the old one.
         frequency: number of steps from one check to the next.

@@ -54,10 +54,12 @@ class NaNDetectorHook(TracedHook):
 
 
 class Drift(Described):
-    """The memory of EnergyDriftMonitorHook, per system, eV per atom.
+    """The memory of EnergyDriftMonitorHook.
 
-    `reference` is the total energy per atom at the first call (NaN before it), `now` the difference to it at
-    the last call, `worst` the largest absolute difference so far.
+    Attributes:
+        reference: [systems], total energy at the first call, eV per atom; NaN before it.
+        now: [systems], its change from then to the last call, eV per atom.
+        worst: [systems], the largest absolute change so far, eV per atom.
     """
 
     reference: Float[Array, " systems"] = per_system()

@@ -111,8 +111,10 @@ class PressureScheduleHook(TracedHook):
 class Exchange(Described):
     """The memory of ReplicaExchangeHook.
 
-    `rung` is the position of each system in its ladder of temperatures; `attempted` and `accepted` count the
-    swaps between rungs r and r + 1 over all ladders.
+    Attributes:
+        attempted, accepted: [pairs], number of attempted and accepted swaps between rungs r and r + 1, over
+            all ladders.
+        rung: [systems], the position of each system in its ladder of temperatures, from 0.
     """
 
     attempted: Int[Array, " pairs"]

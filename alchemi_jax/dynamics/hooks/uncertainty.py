@@ -15,10 +15,12 @@ from alchemi_jax.systems.segments import max_by_system
 
 
 class Uncertainty(Described):
-    """The memory of UncertaintyHook, per system.
+    """The memory of UncertaintyHook.
 
-    `worst` is the largest value so far, in the unit of the key; `marked` whether it has passed the limit, and
-    `step` the step of the system, counted from 0, in which it did so first; -1 if it never did.
+    Attributes:
+        worst: [systems], the largest value so far, in the unit of the key.
+        marked: [systems], whether it exceeded the limit.
+        step: [systems], the step of the system, from 0, in which it first did; -1 if it never did.
     """
 
     worst: Float[Array, " systems"] = per_system()
