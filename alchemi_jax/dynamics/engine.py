@@ -138,9 +138,9 @@ class AbstractDynamics(Algorithm):
 
         Returns:
             The batch in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A system
-                with a value that is not finite stays in its last finite state, with a warning. With a
-                sampler: all systems in the order of its source, or the sink, which has them in the order in
-                which they finished, with their `system_id`.
+            with a value that is not finite stays in its last finite state, with a warning. With a sampler:
+            all systems in the order of its source, or the sink, which has them in the order in which they
+            finished, with their `system_id`.
         """
         with public_call():
             return run.run(self, batch, n_steps, key, sampler, sink, shrink, resume, devices)

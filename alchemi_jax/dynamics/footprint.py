@@ -71,7 +71,7 @@ def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
 
     Returns:
         A Capacity with `copies` of the batch, `systems` and `atoms` (the capacities for `Batch.from_ase`),
-            and its `footprint`.
+        and its `footprint`.
 
     Raises:
         ValueError: if not even the batch itself fits.

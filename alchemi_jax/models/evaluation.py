@@ -32,10 +32,10 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
 
     Returns:
         The structures in the same order, as a HostBatch of numpy arrays without padding: `energy` [systems],
-            eV; `forces`
-        [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where a system is
-        not periodic in all directions; further results of the model by name, as in `results["magmoms"]`.
-            `to_ase()` returns ASE structures with these results; iteration gives one system at a time.
+        eV; `forces` [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where
+        a system is not periodic in all directions; further results of the model by name, as in
+        `results["magmoms"]`. `to_ase()` returns ASE structures with these results; iteration gives one system
+        at a time.
 
     Raises:
         TypeError: if `model` is not a model.

@@ -55,7 +55,7 @@ class TrainingBatch(eqx.Module):
 
         Returns:
             The batch without its systems, its systems in n parts [n, ...], and the place of each among all
-                parts.
+            parts.
 
         Raises:
             ValueError: for a batch with `neighbors`, which are those of all systems.
