@@ -169,7 +169,7 @@ class Trainer(Described):
         """Trains the model; returns the last state.
 
         Args:
-            data: `Batches`, or what they are made of (structures with labels, a path); a list of Batch; or an
+            data: `Batches`, or a source for them (structures with labels, a path); a list of Batch; or an
                 object with `len`, `epoch(key, epoch, start)` and `in_order()`.
             epochs: total number of epochs, counted from the first step of the training; or
             n_steps: total number of steps, counted likewise.

@@ -84,7 +84,7 @@ class Criterion(Described):
         previous_energy: Float[Array, " systems"] | None,
         stress: Float[Array, "systems 3 3"] | None = None,
     ) -> Bool[Array, " systems"]:
-        """[systems] Those that meet the criterion."""
+        """True for systems that meet the criterion, [systems]."""
         if self.key == "energy_change":
             assert previous_energy is not None
             values, level = jnp.abs(batch.energy - previous_energy), "system"
