@@ -47,7 +47,7 @@ def children_seconds():
 
 
 def keep(made, kept):
-    """Writes a picture with few colors; of an animation all frames share them."""
+    """Writes a picture with few colors; those of an animation share them."""
     with Image.open(made) as image:
         frames = [
             frame.convert("RGB") for frame in ImageSequence.Iterator(image)

@@ -23,15 +23,15 @@ engine = NVTLangevin(
     dt=4.0,
     temperature=kelvin,
     friction=0.01,
-    n_steps=5000,
-    hooks=[SnapshotHook(sink, frequency=100)],
+    n_steps=3200,
+    hooks=[SnapshotHook(sink, frequency=80)],
 )
 engine.run(initialize_velocities(Batch.from_ase(cells), kelvin))
 frames = sink.read().to_ase()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
 for k, name in enumerate(names):
-    later = frames[k::3][15:]
+    later = frames[k::3][10:]
     r, g = radial_distribution_function(later, r_max=10.0, bins=200)
     density = len(cells[k]) / cells[k].get_volume()
     around = np.cumsum(4 * np.pi * density * r**2 * g * (r[1] - r[0]))

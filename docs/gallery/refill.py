@@ -1,6 +1,5 @@
 """A batch that waiting systems keep full."""
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
@@ -9,6 +8,7 @@ from ase.cluster import Icosahedron
 from alchemi_jax.dynamics import FIRE, ConvergenceHook, Sampler
 from alchemi_jax.dynamics.hooks import ObservableHook
 from alchemi_jax.models import LennardJones
+from alchemi_jax.observables import fmax
 
 
 rng = np.random.default_rng(1)
@@ -20,27 +20,25 @@ for n in rng.integers(7, 40, 72):
     clusters.append(atoms)
 
 in_batch = 12
-row = ObservableHook({"row": lambda ctx: jnp.arange(ctx.batch.system_capacity)})
+seen = ObservableHook({"fmax": fmax})
 engine = FIRE(
     LennardJones(epsilon=0.0104, sigma=3.4, cutoff=25.0),
     n_steps=1000,
-    hooks=[ConvergenceHook.from_fmax(0.005), row],
+    hooks=[ConvergenceHook.from_fmax(0.005), seen],
 )
 sampler = Sampler(clusters, max_systems=in_batch, refill_share=0.1)
 done = engine.run(sampler=sampler).to_host()
+active, system = seen.table["active"], seen.table["system_id"]  # [steps, rows]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
-table = row.table
-for k in range(len(clusters)):
-    here = table["active"] & (table["system_id"] == k)
-    steps = table["step"][here.any(axis=1)]
-    left.barh(table["row"][here][0], len(steps), left=steps[0], height=0.8)
+colors = np.where(active, system % 20, np.nan).T
+left.imshow(colors, aspect="auto", cmap="tab20", interpolation="nearest")
 left.set(xlabel="step", ylabel="row of the batch")
-right.plot(table["step"], table["active"].sum(axis=1), label="refilled")
+right.plot(active.sum(axis=1), label="refilled")
 fixed = []
 for group in np.asarray(done.steps_taken).reshape(-1, in_batch):
     fixed += [(group > step).sum() for step in range(group.max())]
-right.plot(fixed, lw=0.8, label="batches one after another")
-right.set(xlabel="step", ylabel="systems that still move")
-right.legend(frameon=False, loc="lower left")
+right.plot(fixed, lw=0.8, label="one batch after another")
+right.set(xlabel="step", ylabel="systems that still move", ylim=(0, 14.5))
+right.legend(frameon=False, ncols=2, fontsize=8, loc="upper center")
 fig.savefig("refill.png", dpi=110)

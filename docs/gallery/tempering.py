@@ -34,11 +34,12 @@ table = seen.table
 exchanged, energy = table["kelvin"][:, :6], table["energy"][:, :6]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
-for k, width in ((1, 0.7), (5, 0.7), (0, 2.0)):
+for k in (5, 0):
     time = 5e-3 * table["step"]
-    left.step(time, exchanged[:, k], lw=width, label=f"replica {k}")
+    left.step(time, exchanged[:, k], label=f"replica {k}")
 left.set(xlabel="time (ps)", ylabel="temperature of the replica (K)")
 left.set_yticks(kelvin)
+left.set_ylim(18, 45)
 for t in kelvin:
     here = np.isclose(exchanged, t)
     right.hist(
@@ -50,5 +51,5 @@ for t in kelvin:
     )
 right.set(xlabel="potential energy (eV)", ylabel="density (1/eV)")
 right.legend(frameon=False, fontsize=8)
-left.legend(fontsize=8, loc="upper right")
+left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
 fig.savefig("tempering.png", dpi=110)
