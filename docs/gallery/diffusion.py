@@ -1,4 +1,4 @@
-"""Diffusion in liquid argon at six frictions of the thermostat."""
+"""Diffusion in liquid argon at five frictions of the thermostat."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,28 +11,35 @@ from alchemi_jax.dynamics.hooks import ObservableHook
 from alchemi_jax.models import LennardJones
 
 
-liquid = bulk("Ar", "fcc", a=5.98, cubic=True).repeat(3)
-batch = initialize_velocities(Batch.from_ase(liquid), 110.0)
-seen = ObservableHook({"r": lambda ctx: ctx.batch.positions}, frequency=10)
-engine = NVTLangevin(
-    LennardJones(epsilon=0.0104, sigma=3.4, cutoff=8.0),
-    dt=4.0,
+crystal = bulk("Ar", "fcc", a=5.98, cubic=True).repeat(3)
+batch = initialize_velocities(Batch.from_ase(crystal), 300.0)
+melt = NVTLangevin(
+    LennardJones(epsilon=0.0104, sigma=3.4, cutoff=7.0),
+    dt=5.0,
     temperature=110.0,
-    hooks=[seen],
+    friction=0.001,
+    n_steps=1000,
 )
-frictions = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # 1/fs
+liquid = melt.run(batch)
+
+seen = ObservableHook({"r": lambda ctx: ctx.batch.positions}, frequency=10)
+frictions = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # 1/fs
 _, states = sweep(
-    engine, batch, friction=frictions, n_steps=6000, with_states=True
+    melt.with_hooks(seen),
+    liquid,
+    friction=frictions,
+    n_steps=3000,
+    with_states=True,
 )
-paths = states.records[0].rows["r"][:, 100:600, :108]  # after 4 ps
+paths = states.records[0].rows["r"][:, :300, :108]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
-time = 0.04 * np.arange(250)  # ps
+time = 0.05 * np.arange(120)  # ps
 diffusion = []
 for friction, path in zip(frictions, paths, strict=True):
-    msd = mean_squared_displacement(path)[:250]
+    msd = mean_squared_displacement(path)[:120]
     left.loglog(time[1:], msd[1:], label=f"{friction:g}/fs")
-    slope = np.polyfit(time[50:], msd[50:], 1)[0]  # Å²/ps
+    slope = np.polyfit(time[40:], msd[40:], 1)[0]  # Å²/ps
     diffusion.append(slope / 6)
 left.set(xlabel="time (ps)", ylabel="mean squared displacement (Å²)")
 left.legend(frameon=False, fontsize=8, title="friction")
