@@ -14,7 +14,8 @@ from alchemi_jax.dynamics.sinks import HostMemory
 from alchemi_jax.models import EMT
 
 
-gold, copper = Icosahedron("Au", 3), Icosahedron("Cu", 3)
+gold = Icosahedron("Au", 3, latticeconstant=3.84)
+copper = Icosahedron("Cu", 3, latticeconstant=3.47)
 gold.translate([-8, -1, 0] - gold.positions.mean(axis=0))
 copper.translate([8, 1, 0] - copper.positions.mean(axis=0))
 gold.set_velocities([0.0015 / fs, 0, 0])  # 0.0015 Å/fs = 150 m/s
