@@ -13,7 +13,7 @@ from alchemi_jax.units import KB
 
 
 sites = Icosahedron("Ar", 2, latticeconstant=5.3).positions
-batch = Batch.from_ase([Atoms("Ar13", sites)] * 16)
+batch = Batch.from_ase([Atoms("Ar13", sites)] * 12)
 seen = ObservableHook({"energy": lambda ctx: ctx.batch.energy}, frequency=20)
 engine = NVTLangevin(
     LennardJones(epsilon=0.0104, sigma=3.4, cutoff=20.0),
@@ -37,7 +37,7 @@ _, states = sweep(
     start=warm,
     with_states=True,
 )
-energy = states.records[0].rows["energy"][:, 100:500, :16]  # after 16 ps
+energy = states.records[0].rows["energy"][:, 100:500, :12]  # after 16 ps
 capacity = energy.var(axis=(1, 2)) / (KB * kelvin) ** 2 / 13 + 1.5  # in k_B
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
