@@ -41,7 +41,7 @@ right.set(xlabel="time (ps)", ylabel="kinetic energy (eV)")
 
 
 def draw(k):
-    order = np.argsort(frames[k].positions[:, 2])  # the nearest at the end
+    order = np.argsort(frames[k].positions[:, 2])  # far atoms first
     balls.set_offsets(frames[k].positions[order, :2])
     balls.set_sizes(size[order])
     balls.set_facecolors(jmol_colors[frames[k].numbers[order]])

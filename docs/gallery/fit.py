@@ -19,7 +19,7 @@ like = NVE(Morse(*true), dt=2.0).init(batch)
 
 
 def signal(logs):
-    """The bond length every 8 fs, Å; twice, as jacfwd with has_aux asks."""
+    """The bond length every 8 fs, Å, and once more for has_aux."""
     engine = NVE(Morse(*jnp.exp(logs)), dt=2.0)
 
     def go(state, _):
