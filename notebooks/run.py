@@ -129,8 +129,8 @@ def run(path):
         roots = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         environment = {
             "JAX_PLATFORMS": "cpu",
-            # No message for a GPU without its driver.
-            "TF_CPP_MIN_LOG_LEVEL": "2",
+            # XLA tells of a slow machine otherwise.
+            "TF_CPP_MIN_LOG_LEVEL": "3",
             **os.environ,
             "MATPLOTLIBRC": str(style),
             "PYTHONPATH": os.pathsep.join(filter(None, roots)),
