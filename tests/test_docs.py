@@ -466,3 +466,14 @@ def test_names_in_the_tables_of_other_codes_and_of_the_readme(blocks):
             assert name in known, (name, line)
             checked += 1
     assert checked > 60
+
+
+@pytest.mark.parametrize("page", ["compiling", "neighbors", "padding", "precision"])
+def test_an_explanation_prints_what_it_says(page, blocks, capsys):
+    """Each line, where tests compute with more digits."""
+    run_alone(f"docs/explanation/{page}.md", skip=["jax_default_matmul_precision"])
+    text = (ROOT / f"docs/explanation/{page}.md").read_text()
+    printed = capsys.readouterr().out.replace("float64)", "float32)").splitlines()
+    assert len(printed) > 0
+    for line in printed:
+        assert line in text, line
