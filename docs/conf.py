@@ -1,6 +1,7 @@
 """The site: `python -m sphinx -W docs build/site`.
 
-With EXECUTE_NOTEBOOKS=true the notebooks are run.
+Notebooks are shown with their stored outputs. With EXECUTE_NOTEBOOKS=true they
+are run.
 """
 
 import os
@@ -53,9 +54,9 @@ html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-# Notebooks are stored without outputs. The cache knows them by the code of
-# their cells. It has to notice changes of the package too, so there is one for
-# each state of its files.
+# Notebooks are stored with outputs, by notebooks/run.py. When they are run
+# here, the cache knows them by the code of their cells. It has to notice
+# changes of the package too, so there is one for each state of its files.
 nb_execution_mode = "cache" if asked("EXECUTE_NOTEBOOKS") else "off"
 nb_execution_cache_path = str(
     ROOT / "build" / "notebooks" / digest(ROOT / "alchemi_jax")

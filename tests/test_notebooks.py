@@ -1,5 +1,6 @@
-"""Every notebook runs from a clean kernel and ends in a picture."""
+"""Every notebook runs from a clean kernel and ends in a picture; its stored outputs are those of its code."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,42 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     assert last, "no picture at the end"
     printed = [o.text for cell in book.cells for o in cell.get("outputs", ()) if o.get("name") == "stderr"]
     assert not any("Warning" in text for text in printed), printed
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """The script that stores outputs."""
+    pytest.importorskip("nbformat")
+    spec = importlib.util.spec_from_file_location("run_notebooks", BOOKS[0].parent / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_are_those_of_the_code(path, runner):
+    book = runner.nbformat.read(path, as_version=4)
+    if "alchemi_jax" not in book.metadata:
+        pytest.skip("not stored yet")
+    assert not runner.faults(book), "python notebooks/run.py " + path.stem[:2]
+    runner.nbformat.validate(book)
+    shown = [o for cell in book.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+    assert shown, "no picture"
+
+
+def test_faults_of_stored_outputs_are_found(runner):
+    book = runner.nbformat.read(BOOKS[0], as_version=4)
+    code = next(cell for cell in book.cells if cell.cell_type == "code")
+    v4 = runner.nbformat.v4
+    code.outputs = [
+        v4.new_output("error", ename="ValueError", evalue="", traceback=[]),
+        v4.new_output("stream", name="stderr", text="UserWarning: slow"),
+        v4.new_output("stream", name="stdout", text="written to /tmp/abc/run.zarr"),
+        v4.new_output("execute_result", {"text/plain": "<object at 0x7f1e5e3b50>"}),
+    ]
+    code.source += "\nchanged = 1"
+    found = " ".join(runner.faults(book))
+    for word in ("ValueError", "stderr", "/tmp/abc", "0x7f1e5e3b50", "other code"):
+        assert word in found
+    code.outputs = [v4.new_output("stream", name="stdout", text="1/2 </tr> 3 eV/Å x" * 30_000)]
+    assert "bytes" in " ".join(runner.faults(book))

@@ -101,7 +101,8 @@ def find_images(
     once = (batch.atoms_per_system[0] >= 0).astype(jnp.int32)
     whole = compute_once(lambda: jnp.where(periodic, jnp.floor(along), 0), once)
     inside = along - whole
-    box = _bounds(batch, inside)
+    # Otherwise XLA takes the extremes again for each atom, which is half of the time of a small batch's list.
+    box = compute_once(lambda: _bounds(batch, inside), once)
     ends = _to_atoms(batch, (box + margin[None]).reshape(6, -1))
 
     def ranges() -> tuple[Float[Array, "3 atoms"], Float[Array, "3 atoms"]]:
