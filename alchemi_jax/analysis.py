@@ -25,7 +25,12 @@ except ImportError:
 
 
 class RadialDistribution(NamedTuple):
-    """r: middles of the shells, Å.  g: pair density divided by that of an ideal gas."""
+    """A radial distribution function.
+
+    Attributes:
+        r: [bins], middles of the shells, Å.
+        g: [bins], pair density divided by that of an ideal gas.
+    """
 
     r: Float[np.ndarray, " bins"]
     g: Float[np.ndarray, " bins"]
@@ -37,14 +42,15 @@ def radial_distribution_function(
     bins: int = 200,
     species: tuple[str | int, str | int] | None = None,
 ) -> RadialDistribution:
-    """g(r), averaged over structures; all images within `r_max` count, however small the cell.
+    """The radial distribution function g(r), averaged over structures. All images within `r_max` count, in
+    cells of any size.
 
-    The sum over shells of g times the shell's volume times the density of the second species is the number of
-    its atoms within r of one of the first, exactly. In an ideal gas of N atoms g is 1 - 1/N.
+    The sum over shells of g times the volume of the shell times the density of the second species is exactly
+    the number of its atoms within r of an atom of the first. In an ideal gas of N atoms g is 1 - 1/N.
 
     Args:
-        structures: periodic in all directions; of any sizes.
-        r_max: Å.
+        structures: ASE structures of any size, periodic in all directions.
+        r_max: largest distance, Å.
         bins: number of shells of equal width.
         species: a pair of elements, `("O", "H")`: atoms of the second around atoms of the first. By default
             all atoms around all atoms.
@@ -84,13 +90,14 @@ def _number(element: str | int) -> int:
 
 
 def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "frames atoms 3"]:
-    """Positions without the jumps of wrapped atoms: no atom moves more than half a cell between frames.
+    """Positions, [frames, atoms, 3], without the jumps of wrapped atoms: no atom moves more than half a cell
+    between frames.
 
-    Trajectories of this package need it only if a WrapPeriodicHook was in the run.
+    Trajectories of this package need it only after a run with a WrapPeriodicHook.
 
     Args:
         positions: [frames, atoms, 3], Å.
-        cell: [3, 3], or [frames, 3, 3]. Vectors of directions that are not periodic may be zero.
+        cell: [3, 3] or [frames, 3, 3], Å. Vectors of directions that are not periodic may be zero.
         pbc: [3], along which lattice vectors.
 
     Raises:
@@ -113,13 +120,16 @@ def unwrap(positions: Any, cell: Any, pbc: Any = True) -> Float[np.ndarray, "fra
 
 
 def mean_squared_displacement(positions: Any) -> Float[np.ndarray, " frames"]:
-    """[frames] mean of |x(t + lag) - x(t)|², Å², over atoms and all origins t, for lags 0, 1, ... frames.
+    """Mean squared displacement |x(t + lag) - x(t)|², Å², over atoms and origins t, for lags of 0, 1, ...
+    frames, [frames].
 
-    By Fourier transforms, as in Calandrini et al., Collection SFN 12, 201 (2011), doi:10.1051/sfn/201112010.
     Frames must be equally spaced. Late lags have few origins: half of the frames is a usual limit.
 
     Args:
         positions: [frames, atoms, 3], Å, unwrapped (`unwrap`). Drift is not removed.
+
+    Source: the sums by Fourier transforms are those of Calandrini et al., Collection SFN 12, 201 (2011),
+    doi:10.1051/sfn/201112010.
     """
     x = _frames(positions, "positions")
     # The result does not depend on the origin, but its rounding error does.
@@ -136,11 +146,11 @@ def mean_squared_displacement(positions: Any) -> Float[np.ndarray, " frames"]:
 
 
 def velocity_autocorrelation(velocities: Any, normalize: bool = False) -> Float[np.ndarray, " frames"]:
-    """[frames] mean of v(t) · v(t + lag), Å²/fs², over atoms and origins, for lags 0, 1, ... frames.
+    """Mean of v(t) · v(t + lag), Å²/fs², over atoms and origins, for lags of 0, 1, ... frames, [frames].
 
     Args:
         velocities: [frames, atoms, 3], Å/fs, equally spaced frames.
-        normalize: divide by the value at lag 0.
+        normalize: whether to divide by the value at lag 0.
     """
     out = _correlation(_frames(velocities, "velocities"))
     return out / out[0] if normalize else out
@@ -162,8 +172,13 @@ def _correlation(x: Float[np.ndarray, "frames atoms 3"]) -> Float[np.ndarray, " 
 
 
 class BlockAverage(NamedTuple):
-    """A mean and its standard error. `converged`: whether the series is long enough to determine the error;
-    if not, the error is a lower bound, and NaN for less than two samples."""
+    """A mean and its standard error.
+
+    Attributes:
+        mean: in the unit of the series.
+        error: standard error of the mean, NaN for less than two samples.
+        converged: whether the series is long enough for the error; if not, `error` is a lower bound.
+    """
 
     mean: float
     error: float
@@ -176,16 +191,18 @@ class BlockAverage(NamedTuple):
 def block_average(series: Any) -> BlockAverage:
     """Mean of correlated samples, with its standard error by blocking.
 
-    Neighbors are averaged in pairs, repeatedly. The error computed as if blocks were independent grows until
-    they are (Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989), doi:10.1063/1.457480). It is taken from the
-    smallest blocks of B samples with B³ > 2 n (error of blocks / error of samples)⁴ (Lee et al., Phys. Rev. E
-    83, 066706 (2011), doi:10.1103/PhysRevE.83.066706).
+    Neighboring samples are averaged in pairs, repeatedly. The error computed as if blocks were independent
+    grows until they are. It is taken from the smallest blocks of B samples with B³ > 2 n (error of blocks /
+    error of samples)⁴.
 
     Args:
         series: [samples], equally spaced.
 
     Raises:
-        ValueError: if it is empty, has another shape, or values that are not finite.
+        ValueError: if the series is empty, has another shape, or has values that are not finite.
+
+    Source: Flyvbjerg, Petersen, J. Chem. Phys. 91, 461 (1989), doi:10.1063/1.457480; size of the blocks: Lee
+    et al., Phys. Rev. E 83, 066706 (2011), doi:10.1103/PhysRevE.83.066706.
     """
     x = np.asarray(series, float)
     if x.ndim != 1 or not len(x):

@@ -18,29 +18,29 @@ def initialize(
     heartbeat_seconds: int = 100,
     start_seconds: int = 300,
 ) -> World:
-    """Connect the processes that run this program; from then on runs are shared among them.
+    """Connect the processes that run this program. From then on they share runs.
 
         alchemi_jax.distributed.initialize()
         relaxed = relax_all(model, structures)      # all of them, in order, in each process
 
     Call it first, before the first array is made. Started by `mpirun` or `srun` it needs no arguments. By
-    hand, give them, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If there is none of
-    these the program is one process, and nothing is connected: the same script runs alone.
+    hand give the arguments, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any
+    of these the program is one process, and nothing is connected: the same script runs alone.
 
     From then on `engine.run`, `relax_all` and `integrate_all` must be called by all processes with the same
-    systems. Each runs its share, and all get all results. Files that a run writes are one for each process,
-    `traj.0-of-2.zarr`; see `part_paths`. A process that is killed ends the others after
-    `heartbeat_seconds`; the same command goes on from checkpoints.
+    systems. Each runs its share, and all get all results. Each process writes its own file,
+    `traj.0-of-2.zarr`; see `part_paths`. If a process is killed the others end after `heartbeat_seconds`; the
+    same command continues from checkpoints.
 
     Args:
         address: of process 0, "host:port"; the port must be free.
-        size, rank: the number of processes, and which of them this is, from 0.
+        size, rank: number of processes, and rank of this one, from 0.
         local_devices: numbers of the GPUs that this process uses; by default one for each process of a host.
-        heartbeat_seconds: so long a process may be silent before it is taken for dead.
-        start_seconds: so long processes wait for each other at the beginning.
+        heartbeat_seconds: time without a sign of a process after which it counts as dead, s.
+        start_seconds: longest time that processes wait for each other at the start, s.
 
     Raises:
-        ValueError: if something about the processes is missing or wrong.
+        ValueError: if an argument or variable is missing or wrong.
         RuntimeError: if JAX has started already, or the processes were connected in another way.
     """
     found = find_launch(address, size, rank)

@@ -22,14 +22,15 @@ Kind = Literal["hook", "model", "algorithm"]
 
 
 class UserCodeError(TypeError):
-    """A mistake in the code of a user."""
+    """A mistake in the code of a hook, model or function of yours. The message names the object, the file and
+    the line."""
 
 
 class OutOfMemory(MemoryError):
-    """A run does not fit the memory of the device; the message says what does.
+    """A run does not fit into the memory of the device. The message says what fits.
 
     Attributes:
-        capacity: the batch that fits, a `Capacity` as of `max_batch`; None if it could not be found.
+        capacity: the batch that fits, a `Capacity` as from `max_batch`; None if it could not be found.
         state: the state reached, if any.
     """
 

@@ -25,14 +25,19 @@ _ALWAYS = "always"
 
 
 class World(NamedTuple):
-    """The processes of a program: the number of this one, from 0, and how many there are."""
+    """The processes of a program.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
 
 class OtherProcessError(RuntimeError):
-    """Another process has failed and has told why; this one ends with it.
+    """Another process has failed, so this one ends, too. The message says why.
 
     Attributes:
         rank: of the other process.

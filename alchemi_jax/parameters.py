@@ -22,13 +22,13 @@ Parameter = Float[Array, ""] | Float[Array, " systems"]
 
 
 def as_parameter(value: Any, name: str = "a parameter") -> Inexact[Array, "..."]:
-    """A number that may be swept, mapped over or differentiated, as an array leaf.
+    """The value as an array leaf, which can be swept, mapped over or differentiated.
 
-    Numbers of Python and numpy, and arrays of one number without dimensions, become weakly typed arrays,
-    which take the dtype of the batch: which of them it was makes no difference to compiled code.
+    Numbers of Python and numpy, and arrays without dimensions, become weakly typed arrays, which take the
+    dtype of the batch. So they all share compiled code.
 
     Raises:
-        ValueError: naming the parameter, for what is not a real number or an array of them.
+        ValueError: naming the parameter, if it is not a real number or an array of them.
     """
     is_number = isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
     given = value
@@ -84,29 +84,31 @@ def _checked(
 
 
 def positive(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
-    """A converter to an array leaf. It raises ValueError, naming the parameter, for values not positive."""
+    """A converter to an array leaf of positive values (with `zero` also 0). Other values raise ValueError
+    with `name`."""
     if zero:
         return _checked(name, lambda v: v >= 0, "zero or positive")
     return _checked(name, lambda v: v > 0, "positive")
 
 
 def finite(name: str) -> Callable[[Any], Inexact[Array, "..."]]:
-    """A converter to an array leaf. It raises ValueError, naming the parameter, for infinities and NaN."""
+    """A converter to an array leaf of finite values. Infinities and NaN raise ValueError with `name`."""
     return _checked(name, lambda v: np.isfinite(v), "finite")
 
 
 def between(name: str, low: float, high: float) -> Callable[[Any], Inexact[Array, "..."]]:
-    """A converter to an array leaf. It raises ValueError, naming the parameter, for values outside bounds."""
+    """A converter to an array leaf of values from `low` to `high`. Others raise ValueError with `name`."""
     return _checked(name, lambda v: (v >= low) & (v <= high), f"between {low} and {high}")
 
 
 def fraction(name: str) -> Callable[[Any], Inexact[Array, "..."]]:
-    """A converter to an array leaf for numbers between 0 and 1, both excluded."""
+    """A converter to an array leaf of values between 0 and 1, both excluded. Others raise ValueError with
+    `name`."""
     return _checked(name, lambda v: (v > 0) & (v < 1), "between 0 and 1, both excluded")
 
 
 def number(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "..."]]:
-    """`positive` for a single number."""
+    """The same as `positive`, for a single number: an array of several raises ValueError with `name`."""
     check = positive(name, zero)
 
     def convert(value: Any) -> Inexact[Array, "..."]:
@@ -120,12 +122,13 @@ def number(name: str, zero: bool = False) -> Callable[[Any], Inexact[Array, "...
 
 
 def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A converter that leaves None alone."""
+    """A converter that passes None through and applies `convert` to other values."""
     return lambda value: None if value is None else convert(value)
 
 
 def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
-    """A converter for names. It raises ValueError for a name that is not among the choices."""
+    """A converter for names. A name that is not among `choices` raises ValueError with `name` and the
+    choices."""
 
     def convert(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -136,7 +139,7 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
 
 
 def positive_number(name: str) -> Callable[[Any], float]:
-    """A converter to a positive float that is static."""
+    """A converter to a static positive float. Other values raise ValueError with `name`."""
     check = positive(name)
 
     def convert(value: Any) -> float:
@@ -151,14 +154,15 @@ def positive_number(name: str) -> Callable[[Any], float]:
 
 
 LONGEST = 5.0e5
-"""Å. No cutoff is longer: unused slots of a neighbor list point to a place that is just beyond it."""
+"""Largest length, Å. No cutoff is longer: unused slots of a neighbor list point to a place just beyond it."""
 
 
 def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
-    """A converter to a float, for lengths (Å) that determine shapes and so are static.
+    """A converter to a static float, for lengths (Å) that determine shapes. Other values, and those longer
+    than `LONGEST`, raise ValueError with `name`.
 
     Args:
-        name: of the parameter, for the message.
+        name: name of the parameter, for messages.
         zero: whether the length may be zero.
     """
     what = "zero or a positive length" if zero else "a positive length"
@@ -178,7 +182,7 @@ def positive_length(name: str, zero: bool = False) -> Callable[[Any], float]:
 
 
 def as_flag(name: str) -> Callable[[Any], bool]:
-    """A converter to a bool, for choices that are static."""
+    """A converter to a static bool. Other values raise ValueError with `name`."""
 
     def convert(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
@@ -189,7 +193,8 @@ def as_flag(name: str) -> Callable[[Any], bool]:
 
 
 def as_count(name: str) -> Callable[[Any], Any]:
-    """A converter of counts to integer array leaves, so that changing one does not recompile."""
+    """A converter of positive ints to array leaves, so that another value does not recompile. Others raise
+    ValueError."""
 
     def convert(value: Any) -> Any:
         if value is None or is_traced(value):
@@ -204,7 +209,8 @@ def as_count(name: str) -> Callable[[Any], Any]:
 
 
 def as_seed(name: str) -> Callable[[Any], Any]:
-    """A converter of seeds of random numbers to an array leaf."""
+    """A converter of ints from 0 to 2**32 - 1, seeds of random numbers, to array leaves. Others raise
+    ValueError."""
 
     def convert(value: Any) -> Any:
         if is_traced(value):
@@ -218,11 +224,13 @@ def as_seed(name: str) -> Callable[[Any], Any]:
 
 
 def as_key(key: Any) -> Any:
-    """A PRNG key: the one given, by default `jax.random.key(0)`. Of numbers, as `jax.random.PRNGKey` gives
-    them, it is a key of the default generator, which draws the same.
+    """A PRNG key: the given one, by default `jax.random.key(0)`.
+
+    Raw key data, as `jax.random.PRNGKey` gives, become a key of the default generator with the same random
+    numbers.
 
     Raises:
-        ValueError: for anything else, a number among them, and for several keys.
+        ValueError: for any other value, such as a number or several keys.
     """
     if key is None:
         return jax.random.key(0)
@@ -235,7 +243,7 @@ def as_key(key: Any) -> Any:
 
 
 def names(name: str) -> Callable[[Any], tuple[str, ...]]:
-    """A converter to a tuple of names; a single name is one of them."""
+    """A converter to a tuple of names; a single name becomes a tuple of one. Others raise ValueError."""
 
     def convert(value: Any) -> tuple[str, ...]:
         found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
@@ -247,7 +255,7 @@ def names(name: str) -> Callable[[Any], tuple[str, ...]]:
 
 
 def function(name: str) -> Callable[[Any], Callable[..., Any]]:
-    """A converter that takes what can be called."""
+    """A converter that accepts callables. Other values raise TypeError with `name`."""
 
     def convert(value: Any) -> Callable[..., Any]:
         if not callable(value):
@@ -258,11 +266,12 @@ def function(name: str) -> Callable[[Any], Callable[..., Any]]:
 
 
 def natural(name: str, most: int = 2**31 - 1) -> Callable[[Any], int]:
-    """A converter to a positive int, for counts that determine shapes and so are static.
+    """A converter to a static positive int, for counts that determine shapes. Other values raise ValueError
+    with `name`.
 
     Args:
-        name: of the parameter, for the message.
-        most: the largest one that is accepted; arrays have no more rows than an int32 can number.
+        name: name of the parameter, for messages.
+        most: largest value; arrays cannot have more rows than an int32 can count.
     """
 
     def convert(value: Any) -> int:
@@ -276,7 +285,7 @@ def natural(name: str, most: int = 2**31 - 1) -> Callable[[Any], int]:
 
 
 def as_path(name: str) -> Callable[[Any], Path]:
-    """A converter to a path. It raises ValueError, naming the parameter, for what is none."""
+    """A converter to a path. Other values than text and paths raise ValueError with `name`."""
 
     def convert(value: Any) -> Path:
         text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
@@ -288,7 +297,7 @@ def as_path(name: str) -> Callable[[Any], Path]:
 
 
 def system_ids(name: str) -> Callable[[Any], list[int]]:
-    """A converter to a list of `system_id`: whole numbers from 0."""
+    """A converter to a list of `system_id`, ints from 0. Other values raise ValueError with `name`."""
 
     def convert(value: Any) -> list[int]:
         ids: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [None]
@@ -301,13 +310,13 @@ def system_ids(name: str) -> Callable[[Any], list[int]]:
 
 @jax.tree_util.register_static
 class ExtraName(str):
-    """The name of an extra of the batch, in place of an array: static, not a leaf."""
+    """The name of an extra of the batch, given in place of an array; static, not a leaf."""
 
     __slots__ = ()
 
 
 class Described(eqx.Module):
-    """A Module with a repr that gives the values of its parameters, like a methods section."""
+    """A Module whose repr shows the values of its parameters."""
 
     def _shown(self) -> list[tuple[str, Any]]:
         """Names and values of what is shown."""

@@ -39,7 +39,7 @@ def world() -> World:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A context in which this process is by itself: runs are not shared, and files are written whole.
+    """A context in which this process works alone: runs are not shared, and files are not in parts.
 
     with alchemi_jax.distributed.alone():
         if rank == 0:
@@ -67,7 +67,7 @@ def processes_here() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank; all of them must call this. Values are pickled.
+    """The values of all processes, as a list by rank. All processes must call it. Values are pickled.
 
     Raises:
         OtherProcessError: if another process has failed meanwhile.
@@ -79,7 +79,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until all processes have called this."""
+    """Wait until all processes have called it."""
     gather(None)
 
 

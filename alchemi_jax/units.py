@@ -31,12 +31,12 @@ COULOMB = float(_ase.Hartree) * float(_ase.Bohr)
 
 
 def velocities_from_ase(velocities):
-    """ASE's velocities, Å per ASE time unit, in Å/fs."""
+    """Velocities in Å/fs, from ASE's velocities in Å per ASE time unit."""
     return velocities / ASE_TIME
 
 
 def velocities_to_ase(velocities):
-    """Velocities in Å/fs, in Å per ASE time unit."""
+    """ASE's velocities in Å per ASE time unit, from velocities in Å/fs."""
     return velocities * ASE_TIME
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from alchemi_jax.cli.flags import COMMANDS, described_default, flag_of
-from alchemi_jax.cli.settings import MD, DynamicsOptions, Pipeline, Relax, Settings
+from alchemi_jax.cli.settings import MD, MDOptions, Pipeline, Relax, Settings
 from alchemi_jax.cli.train_settings import TABLES
 
 
@@ -17,7 +17,7 @@ _TABLES: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (
     ("Settings of a run", Pipeline, ("relax", "md")),
     ('Settings of a stage of kind "relax"', Relax, ("relax",)),
     ('Settings of a stage of kind "md"', MD, ("md",)),
-    ("Flags of one call, which are not in files", DynamicsOptions, ("relax", "md", "run", "train")),
+    ("Flags of one call, which are not in files", MDOptions, ("relax", "md", "run", "train")),
 )
 BEGIN_TRAIN = "<!-- settings of a training: made by alchemi_jax/cli/reference.py -->"
 _OF_TRAINING = tuple((f"Settings of a training, table [{name}]", model, ()) for name, model in TABLES.items())
@@ -52,7 +52,7 @@ def _table(title: str, model: type[Settings], commands: tuple[str, ...]) -> Iter
             default = "off" if field.annotation is bool else "none"
         default = "; ".join(filter(None, [default, *(f"{v} ({c})" for v, c in others.items())]))
         unit = f", {extra['unit']}" if extra["unit"] else ""
-        key = "" if model is DynamicsOptions else f"`{name}`"
+        key = "" if model is MDOptions else f"`{name}`"
         flag = f" {flag} |" if flags else ""
         yield f"| {key} |{flag} {default} | {_bounds(field)} | {field.description}{unit} |"
     yield ""

@@ -25,13 +25,13 @@ _E = TypeVar("_E", bound="Algorithm")
 
 
 class Algorithm(Described):
-    """The part of an engine that an algorithm writes, and its hooks; `AbstractDynamics` has the rest.
+    """The methods of an engine that an algorithm defines, and its hooks; `AbstractDynamics` has the rest.
 
     Attributes:
         model: gives energies and forces.
-        n_steps: budget of steps for each system, None: no limit. A leaf: no compiling when it changes.
+        n_steps: budget of steps for each system; None: no limit. A leaf, so another value does not recompile.
         hooks: a HookSet, made from a list of hooks.
-        rescue: what is done before a system fails, a `Rescue`; None: nothing.
+        rescue: a `Rescue`, which lets a failing system try again; None: it fails at once.
     """
 
     model: eqx.AbstractVar[AbstractModel]
@@ -51,69 +51,75 @@ class Algorithm(Described):
     step_lengths: ClassVar[tuple[str, ...]] = ("dt",)
 
     def init_state(self, batch: Batch) -> Any:
-        """The algorithm's own state before the first step: a Module whose fields declare levels, or None."""
+        """State of the algorithm before the first step: a Module whose fields declare levels, or None."""
         return None
 
     @abstractmethod
     def pre_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
-        """Batch and own state after what precedes the new forces. Pure; every system at once.
+        """First half of a step, before the new forces: batch and state of the algorithm after it.
 
-        An algorithm that draws noise takes a third argument, `key`: that of the run.
+        It must be pure and acts on all systems at once. An algorithm that needs random numbers takes a third
+        argument `key`, the key of the run.
         """
 
     def post_update(self, batch: Batch, state: Any) -> tuple[Batch, Any]:
-        """Batch and own state after what follows the new forces."""
+        """Second half of a step, after the new forces: batch and state of the algorithm after it."""
         return batch, state
 
     def admit(self, batch: Batch, key: PRNGKeyArray) -> Batch:
-        """What a system begins with that enters this stage of a pipeline from a relaxation."""
+        """The batch as systems enter this part of a pipeline from a relaxation, for example with new
+        velocities."""
         return batch
 
     def time_step(self, batch: Batch, state: Any) -> Any:
-        """By how much a step advances the time of each system, fs, [systems] or a number; None: not at all.
+        """Time that a step takes in each system, fs, [systems] or a number; None: no time passes.
 
-        By default `dt`, where the algorithm moves by velocities. Override it where dt changes.
+        By default `dt`, if the algorithm moves atoms by velocities. Override it if the time step changes.
         """
         return getattr(self, "dt", None) if self.has_velocities else None
 
     def total_energy(self, batch: Batch, state: Any) -> Float[Array, " systems"]:
-        """What the exact motion conserves, [systems], eV, from batch and own state."""
+        """The energy that the exact dynamics conserve, eV, [systems]."""
         return batch.energy + kinetic_energy(batch)
 
     def ensemble_energy(self, batch: Batch) -> Float[Array, " systems"]:
-        """What the ensemble weighs by exp(-H/k_B T), without momenta, [systems], eV: the potential energy,
-        and P V with a barostat."""
+        """H in the weight exp(-H/k_B T) of the ensemble, without momenta, eV, [systems]: the potential
+        energy, plus P V with a barostat."""
         return batch.energy
 
     def scale_momenta(self, state: Any, factor: Float[Array, " systems"]) -> Any:
-        """The own state with its momenta scaled, after a hook has swapped temperatures: the factor of each
-        system is sqrt(T_new/T_old), by which its velocities were scaled."""
+        """State of the algorithm with scaled momenta, after a hook has swapped temperatures.
+
+        Args:
+            factor: [systems], sqrt(T_new/T_old), by which the velocities were scaled.
+        """
         return state
 
     def shorten_steps(self: _E, batch: Batch, factor: Float[Array, " systems"]) -> _E:
-        """The algorithm with shorter steps: `step_lengths`, per system, times the factor of each."""
+        """The algorithm with `step_lengths` multiplied by a factor per system, for a `Rescue`."""
         lengths = {name: getattr(self, name, None) for name in self.step_lengths}
         return unsafe_replace(
             self, **{n: by_system(batch, x) * factor for n, x in lengths.items() if x is not None}
         )
 
     def shorten_state(self, state: Any, factor: Float[Array, " systems"]) -> Any:
-        """The own state of systems that were rescued, where it has a time step of its own: times a factor."""
+        """State of the algorithm with its own time step multiplied by a factor per system, for a `Rescue`."""
         return state
 
     def unbalanced_stress(self, batch: Batch) -> Float[Array, "systems 3 3"]:
-        """Stress that the algorithm works against, [systems, 3, 3], eV/Å³: convergence is judged by it."""
+        """Residual stress by which convergence is judged, eV/Å³, [systems, 3, 3]: without external pressure
+        the stress itself."""
         return batch.stress
 
     def relaxes_cell(self, batch: Batch) -> Bool[Array, " systems"]:
-        """Systems whose cell a relaxation changes: they are converged when the stress is, too."""
+        """Systems whose cell is relaxed, [systems]; they converge only when the stress does, too."""
         return jnp.zeros(batch.energy.shape, bool)
 
     def check(self, batch: Batch) -> None:
-        """Called once, on the host, before the first step.
+        """Check that the algorithm can treat a batch. Called once, on the host, before the first step.
 
         Raises:
-            ValueError: naming the system, if the algorithm cannot treat it.
+            ValueError: naming the system, if it cannot.
         """
 
     # -- its hooks -------------------------------------------------------------------------------
@@ -124,13 +130,13 @@ class Algorithm(Described):
         return make_groups([(None, self.hooks)])
 
     def with_hooks(self: _E, *hooks: Any) -> _E:
-        """An engine with more hooks, after those that this one has; this one stays as it is."""
+        """The engine with further hooks, after those that it has. This engine does not change."""
         return dataclasses.replace(self, hooks=[*self.hooks, *hooks])
 
     register_hook = with_hooks
 
     def on_device(self: _E) -> _E:
-        """The engine as compiled code sees it: without host hooks."""
+        """The engine for compiled code: without host hooks."""
         hooks = self.hooks.on_device()
         return self if hooks is self.hooks else unsafe_replace(self, hooks=hooks)
 

@@ -105,18 +105,21 @@ def relax_all(
     client: Any = None,
     **stream: Any,
 ) -> Any:
-    """Relax any number of structures, as many at once as there is room for.
+    """Relax any number of structures, as many at once as fit into a batch.
 
     Args:
+        model: the potential.
         structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
         fmax: eV/Å, the largest force at which a structure has converged.
         n_steps: budget of each structure.
-        relax_cell: whether to relax cells too, under `pressure` (GPa), until no component of the residual
-            stress exceeds `smax` (eV/Å³).
-        hooks: further hooks.
-        sink: receives relaxed structures as they are ready; by default they are returned.
-        resume: a folder of checkpoints from which the run goes on, see `run` and `run_on_cluster`.
-        client: a `distributed.Client`: the structures go to the workers of its Dask cluster, see
+        relax_cell: whether to relax cells too.
+        pressure: external pressure for cells, GPa.
+        smax: largest component of the residual stress at which a cell has converged, eV/Å³.
+        hooks: further hooks, such as LoggingHook.
+        sink: stores structures as they finish; by default they are returned.
+        resume: a folder of checkpoints from which the run continues, see `AbstractDynamics.run` and
+            `run_on_cluster`.
+        client: a `distributed.Client` of a Dask cluster, whose workers compute the structures, see
             `run_on_cluster`.
         policy, **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 
@@ -145,21 +148,25 @@ def integrate_all(
     client: Any = None,
     **stream: Any,
 ) -> Any:
-    """Molecular dynamics of any number of structures, as many at once as there is room for.
+    """Molecular dynamics of any number of structures, as many at once as fit into a batch.
 
-    Structures at rest get velocities of the temperature, if one is given.
+    Structures at rest get velocities of `temperature`, if it is given.
 
     Args:
+        model: the potential.
         structures: as for `Sampler`: a list, a generator, a path, a Batch, a sink.
         n_steps: number of steps of each structure.
         ensemble: nve, nvt (Langevin), nvt-nose-hoover, nvt-bussi, nph or npt.
-        dt: fs.  temperature: K.  pressure: GPa.
-        hooks: for instance LoggingHook, SnapshotHook.
-        sink: receives structures after their last step; by default they are returned.
+        dt: time step, fs.
+        temperature: K.
+        pressure: GPa.
+        hooks: hooks of any kind, such as LoggingHook and SnapshotHook.
+        sink: stores structures after their last step; by default they are returned.
         key: PRNG key of velocities and noise.
         parameters: further parameters of the engine: friction, thermostat_time, barostat_time, cell, ...
-        resume: a folder of checkpoints from which the run goes on, see `run` and `run_on_cluster`.
-        client: a `distributed.Client`: the structures go to the workers of its Dask cluster, see
+        resume: a folder of checkpoints from which the run continues, see `AbstractDynamics.run` and
+            `run_on_cluster`.
+        client: a `distributed.Client` of a Dask cluster, whose workers compute the structures, see
             `run_on_cluster`.
         **stream: arguments of Sampler: devices, max_systems, max_atoms, unfit, dtype, ...
 

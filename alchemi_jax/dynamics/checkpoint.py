@@ -39,12 +39,12 @@ _MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 
 def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = False) -> None:
-    """Write the state of a run.
+    """Write a state to a folder.
 
     Raises:
-        FileExistsError: if the path exists and `overwrite` is not set, or what is there is no checkpoint.
-        OSError: naming the path, if it cannot be written; a checkpoint that is there stays.
-        ValueError: in another process than the first.
+        FileExistsError: if the path exists and `overwrite` is not set, or if it is not a checkpoint.
+        OSError: naming the path, if it cannot be written. An existing checkpoint is kept.
+        ValueError: in a process other than the first.
     """
     if jax.process_index() > 0:
         raise ValueError(
@@ -79,14 +79,15 @@ def save(path: str | os.PathLike, state: DynamicsState, *, overwrite: bool = Fal
 
 
 def load(path: str | os.PathLike, like: DynamicsState) -> DynamicsState:
-    """The state that was written.
+    """Read a state that `save` has written.
 
     Args:
         like: a state of the same engine and batch, `engine.init(batch)`, for the structure. A parameter of
             the engine may differ, with a warning; hooks may, if their memories have the same structure.
 
     Raises:
-        ValueError: if engine, model or batch differ, naming the first difference; if it is no checkpoint.
+        ValueError: if engine, model or batch differ, naming the first difference; if the path is not a
+            checkpoint.
         FileNotFoundError: if there is no checkpoint.
     """
     path = Path(path).absolute()

@@ -43,10 +43,9 @@ from alchemi_jax.systems.segments import to_atoms
 class AbstractDynamics(Algorithm):
     """An engine: a frozen set of parameters. What a step changes is in `DynamicsState`.
 
-    An algorithm writes `init_state`, `pre_update` and `post_update`; everything else is here.
-    `with engine:` opens its hooks for any number of runs.
-
-    Its fields are `model`, `n_steps`, `hooks` and the parameters of the algorithm.
+    An algorithm defines `init_state`, `pre_update` and `post_update`; everything else is here. `with engine:`
+    opens its hooks for any number of runs. Its fields are `model`, `n_steps`, `hooks`, `rescue` and the
+    parameters of the algorithm.
     """
 
     def __check_init__(self):
@@ -61,22 +60,22 @@ class AbstractDynamics(Algorithm):
 
     @property
     def n_stages(self) -> int:
-        """Number of stages of the pipeline; one for a single engine."""
+        """Number of parts of the pipeline; 1 for a single engine."""
         return 1
 
     @property
     def exit_status(self) -> int:
-        """`status` of a system that is finished."""
+        """The `status` of a finished system."""
         return self.n_stages
 
     @property
     def max_steps(self) -> Int[Array, ""] | None:
-        """The most steps that a system can take, None: no limit."""
+        """Largest number of steps that a system can take; None: no limit."""
         return self.n_steps
 
     @property
     def parts(self) -> tuple["AbstractDynamics", ...]:
-        """The stages of the pipeline, in order."""
+        """The parts of the pipeline, in order."""
         return (self,)
 
     def init(
@@ -87,20 +86,20 @@ class AbstractDynamics(Algorithm):
         builder: str | None = None,
         like: DynamicsState | None = None,
     ) -> DynamicsState:
-        """The state before the first step: bookkeeping from scratch, neighbor list built, model evaluated.
+        """The state before the first step: status and counts reset, neighbor list built, model evaluated.
 
         Args:
-            key: PRNG key for algorithms that draw noise; `jax.random.key(0)` by default.
-            builder: who makes the neighbor list, also later on: "brute force", "cell list", or "warp" (the
-                kernels of nvalchemi-toolkit-ops, extra `warp`); by default whichever of the first two
-                is faster for these systems.
-            like: a state whose neighbor list is taken over, with its capacities. Then nothing is chosen on
-                the host, and `init` is fit for all transforms: what starts from other positions, cells or
-                parameters has forces of its own. Too small a list shows in `state.overflow`.
+            key: PRNG key for algorithms with random numbers; `jax.random.key(0)` by default.
+            builder: how the neighbor list is built, also later: "brute force", "cell list", or "warp"
+                (kernels of nvalchemi-toolkit-ops, extra `warp`); by default the faster of the first two for
+                these systems.
+            like: a state whose neighbor list and capacities are used. Then nothing is chosen on the host, and
+                `init` works inside transforms, where forces depend on the given positions, cells and
+                parameters. If a capacity is too small, `state.overflow` is set.
 
         Raises:
-            ValueError: naming the system, if the model cannot treat it; also inside a transform, without
-                `like`, because capacities are chosen here (`loop` and `step` are fit for all transforms).
+            ValueError: naming the system, if the model cannot treat it; inside a transform without `like`,
+                because capacities are chosen here (`loop` and `step` work in all transforms).
         """
         with public_call():
             if like is not None:
@@ -123,26 +122,25 @@ class AbstractDynamics(Algorithm):
 
         Args:
             batch: a Batch, or ASE structures, one or a list of them.
-            n_steps: in place of the engine's own.
+            n_steps: replaces that of the engine.
             key: as for `init`.
-            sampler: in place of a batch: systems enter as others are finished, so that the batch stays full.
-                No step of a system depends on who else is there; shapes, hence compiled code, stay the same.
-            sink: where finished systems of a sampler go; by default they are kept in memory.
-            shrink: as for `advance`; for a sampler say it there.
-            resume: a folder of checkpoints. The run goes on from the newest good one there, bit for bit, and
-                starts where there is none, so that a script is the same each time; it saves there as its
-                CheckpointHook says, or every 60 s, and at its end. Sinks and logs are cut back to what they
-                had at that checkpoint: no frame and no row is missing or double. Systems that were out of
-                steps go on if `n_steps` is larger now.
-            devices: "all", a number, or a list of devices of JAX; on a CPU its cores. The systems are dealt
-                to them by cost, and each device runs its own (a sampler: see there). Paths are those on one
+            sampler: replaces the batch: systems enter as others finish, so that the batch stays full. The
+                steps of a system do not depend on the others. Shapes, hence compiled code, stay the same.
+            sink: stores finished systems of a sampler; by default they are kept in memory.
+            shrink: as for `advance`; with a sampler set it there.
+            resume: a folder of checkpoints. The run continues from the newest valid one, bit for bit, or
+                starts if there is none. It saves there when its CheckpointHook says so, by default every 60
+                s, and at its end. Sinks and logs first return to that checkpoint, so that no frame or row is
+                missing or double. Systems that were out of steps continue if `n_steps` is larger now.
+            devices: "all", a number, or a list of JAX devices; the cores of a CPU are devices. Systems are
+                distributed by cost (with a sampler: set it there). Trajectories are those of a run on one
                 device.
 
         Returns:
-            The batch, systems in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A
-            system in which something is no longer finite stays in its last finite state, with a warning.
-            With a sampler: all systems, in the order of its source; or, with a sink, the sink, which has
-            them in the order in which they finished (`system_id` says which is which).
+            The batch in the same order; `outcome`, `reason`, `steps_taken`, ... say what happened. A system
+            with a value that is not finite stays in its last finite state, with a warning. With a sampler:
+            all systems in the order of its source, or the sink, which has them in the order in which they
+            finished, with their `system_id`.
         """
         with public_call():
             return run.run(self, batch, n_steps, key, sampler, sink, shrink, resume, devices)
@@ -150,16 +148,16 @@ class AbstractDynamics(Algorithm):
     def advance(
         self, state: DynamicsState, n_steps: Any, *, shrink: bool = False, devices: Any = None
     ) -> DynamicsState:
-        """At most `n_steps` steps more of a state of your own; hooks of all kinds are called.
+        """Takes at most `n_steps` more steps from a state; calls hooks of all kinds.
 
-        Whatever ends it early, an error in a hook or Ctrl-C, the exception has the state reached as its
-        `state`. After Ctrl-C (`driver.Interrupted`) in a notebook that state is returned, with a warning.
+        An exception, from a hook or by Ctrl-C, has the state reached as its attribute `state`. After Ctrl-C
+        (`driver.Interrupted`) in a notebook that state is returned, with a warning.
 
         Args:
-            shrink: when half of the systems are finished, go on with a batch half as large that holds the
-                others, and so on; all are in their rows again at the end. Each size is compiled once in
-                a process (seconds), so it pays where some systems need many more steps than most and
-                a step is expensive. Paths agree to rounding. Hooks must follow systems by their `system_id`.
+            shrink: whether to continue with a batch of half the size when half of the systems are finished,
+                and so on. At the end all systems are in their rows again. Each size is compiled once per
+                process (seconds), so it pays if some systems need many more steps than most and a step is
+                expensive. Trajectories agree to rounding. Hooks must identify systems by `system_id`.
             devices: as for `run`.
 
         Raises:
@@ -169,27 +167,27 @@ class AbstractDynamics(Algorithm):
             return run.advance(self, state, n_steps, shrink, devices)
 
     def loop(self, state: DynamicsState, n_steps: Any = None) -> DynamicsState:
-        """The same as one function for jit and vmap. Recorded rows come back in the state.
+        """`advance` as one pure function, for jit and vmap. Recorded rows are in the state that it returns.
 
         Under jit host hooks are called through `io_callback`, in order.
 
-        Neighbor lists cannot grow here: if one overflows the loop stops there, `state.overflow` is
-        set, and energies and forces are NaN.
+        Neighbor lists cannot grow here. If one overflows, the loop ends, `state.overflow` is set, and
+        energies and forces are NaN.
 
         Raises:
-            ValueError: under `jax.grad`, which `rollout` is for; under vmap if the engine has host hooks.
+            ValueError: under `jax.grad` (use `rollout`); under vmap if the engine has host hooks.
         """
         with public_call():
             return loops.loop(self, state, n_steps)
 
     def rollout(self, state: DynamicsState, n_steps: Any, *, checkpoint: Any = "sqrt") -> DynamicsState:
-        """What `loop` gives, bit for bit, as a scan through which derivatives go in both directions.
+        """The result of `loop`, bit for bit, by a scan with derivatives in forward and reverse mode.
 
         Args:
-            n_steps: a plain int; once all systems are finished the rest of them costs nothing.
-            checkpoint: what the backward pass finds stored, all else being computed again: with an int k
-                n/k + k states, one every k steps and those of the k steps where it is now; "sqrt": the k for
-                which these are fewest; None: all intermediate values of all steps.
+            n_steps: a plain int; steps after all systems are finished cost nothing.
+            checkpoint: what is stored for the backward pass; the rest is computed again. An int k stores
+                every k-th state, and those of k steps at a time: n/k + k states. "sqrt" takes the k with the
+                fewest. None stores all intermediate values of all steps.
 
         Raises:
             ValueError: if the engine has host hooks; for another `checkpoint` or `n_steps`.
@@ -198,20 +196,21 @@ class AbstractDynamics(Algorithm):
             return rollout.rollout(self, state, n_steps, checkpoint)
 
     def footprint(self, batch: Batch | DynamicsState) -> Footprint:
-        """Bytes that the compiled loop needs for a batch, or to go on from a state, without running it.
+        """Bytes that the compiled loop needs for a batch, or to continue from a state, without running it.
 
-        From XLA's own analysis of the very program that `run` uses, with neighbor lists of the sizes that
-        `init` starts with. Compiles the loop once. `max_batch` asks the other way round.
+        The numbers are XLA's analysis of the program that `run` uses, with neighbor lists of the initial
+        sizes. Compiles the loop once. `max_batch` gives the number of systems that fit into a number of
+        bytes.
         """
         return footprint(self, batch if isinstance(batch, DynamicsState) else as_batch(batch))
 
     def reason_text(self, code: Any) -> str:
-        """What a number in `batch.reason` means, such as "its energy is not finite"; empty for 0."""
+        """The text of a number in `batch.reason`, such as "its energy is not finite"; empty for 0."""
         return reason_text(self, int(code))
 
     def conserved_energy(self, state: DynamicsState) -> Float[Array, " systems"]:
-        """What the exact motion would conserve, [systems], eV: potential and kinetic energy and, where there
-        are a thermostat or barostat, what these hold. How much it drifts says whether dt is short enough."""
+        """The energy that the exact dynamics conserve, eV, [systems]: potential and kinetic energy, and those
+        of thermostat and barostat if there are any. Its drift says whether dt is short enough."""
         check_arrays(self, "conserved_energy", state)
         return self.total_energy(state.batch, state.integrator)
 
@@ -222,7 +221,7 @@ class AbstractDynamics(Algorithm):
     # -- the parts of a step ---------------------------------------------------------------------
 
     def step(self, state: DynamicsState) -> DynamicsState:
-        """One step of all unfinished systems. Pure: fit for jit, vmap and loops of your own.
+        """One step of all unfinished systems: a pure function, for jit, vmap and loops of your own.
 
         To compile it write `eqx.filter_jit(engine.step)`, or `jax.jit(lambda state: engine.step(state))`.
         """
@@ -231,7 +230,7 @@ class AbstractDynamics(Algorithm):
             return steps.step(self, state, with_fresh=False)
 
     def active(self, batch: Batch) -> Bool[Array, " systems"]:
-        """[systems] Those that are not finished."""
+        """True for systems that are not finished, [systems]."""
         return jnp.asarray((batch.status < self.exit_status) & batch.system_mask)
 
     def _build_context(
@@ -258,17 +257,18 @@ class AbstractDynamics(Algorithm):
 class FusedStage(AbstractDynamics):
     """A pipeline, `relax + md`: each system goes through its parts, which are engines, at its own pace.
 
-    `status` is the number of the part in which a system is. It moves on when a ConvergenceHook of the part
-    says so, or when the part's own `n_steps` are used up. The model is evaluated once per step.
+    `status` is the number of the part in which a system is. It increases when a ConvergenceHook of the part
+    says so, or when the `n_steps` of the part are used up. The model is evaluated once per step.
 
     Hooks of a part are called while a system is in it, with those systems as `ctx.active_mask`. Hooks of the
-    pipeline see all, first at BEFORE_*, last elsewhere. A system starts in a part as in a run of its own.
+    pipeline see all systems; they are called first at BEFORE_* stages and last elsewhere. A system starts in
+    a part as in a run of its own.
 
     Args:
         stages: the engines, in order; pipelines among them are flattened. All have the same model.
         hooks: of the pipeline.
-        n_steps: budget of a system over all parts; those of the parts count in any case.
-        rescue: of the parts that have none of their own.
+        n_steps: budget of a system over all parts, besides those of the parts.
+        rescue: a `Rescue` for parts without their own.
 
     Raises:
         ValueError: if the parts have different models, or a nested pipeline has a budget of its own.
@@ -306,7 +306,7 @@ class FusedStage(AbstractDynamics):
 
     @property
     def model(self) -> AbstractModel:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The model of all stages."""
+        """The model of all parts."""
         return self.stages[0].model
 
     @property
@@ -350,7 +350,7 @@ class FusedStage(AbstractDynamics):
         return merged, tuple(after)
 
     def total_energy(self, batch: Batch, state: tuple) -> Float[Array, " systems"]:
-        """Each system's by the algorithm of its stage, a finished one's by the last."""
+        """By the algorithm of the part in which a system is; for finished systems by the last part."""
         energies = [part.total_energy(batch, own) for part, own in zip(self.stages, state, strict=True)]
         return self._by_stage(batch, energies)
 

@@ -19,7 +19,7 @@ from alchemi_jax.systems.levels import level_fields
 
 
 class Footprint(NamedTuple):
-    """Bytes on the device while the loop runs. `total` is their sum."""
+    """Bytes of device memory while the loop runs. `total` is their sum."""
 
     state: int
     """The state from which a segment starts; it is kept until the segment is accepted, to replay it."""
@@ -39,15 +39,16 @@ class Footprint(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """The batch that fits into a budget; see `max_batch`."""
+    """The largest batch within a number of bytes, see `max_batch`."""
 
     copies: int
-    """Number of copies of the given batch."""
+    """Number of copies of the given batch that fit."""
     systems: int
     """`system_capacity` of all copies together."""
     atoms: int
     """`atom_capacity` of all copies together."""
     footprint: Footprint
+    """Bytes of that batch."""
 
 
 def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:
@@ -59,17 +60,18 @@ def footprint(engine: Engine, batch: Batch | DynamicsState) -> Footprint:
 
 
 def max_batch(engine: Engine, batch: Batch, budget: float | int) -> Capacity:
-    """The number of systems like those of `batch` that an engine can treat at once within a budget.
+    """The number of systems like those of `batch` that fit into a number of bytes with an engine.
 
-    Bytes are a linear function of the number of systems: two analyses determine it, and a third checks the
-    result. Nothing is run or allocated; each analysis compiles the loop.
+    Bytes are a linear function of the number of systems. Two analyses determine it, and a third checks the
+    result. Nothing is run or allocated, but each analysis compiles the loop.
 
     Args:
         batch: systems with the sizes and densities of the run.
         budget: bytes, such as 0.9 * 80e9.
 
     Returns:
-        Capacity: give its `systems` and `atoms` as capacities to `Batch.from_ase`.
+        A Capacity with `copies` of the batch, `systems` and `atoms` (the capacities for `Batch.from_ase`),
+        and its `footprint`.
 
     Raises:
         ValueError: if not even the batch itself fits.

@@ -67,8 +67,8 @@ def implicit_relax(
 
     Args:
         engine: an optimizer with a `ConvergenceHook`, and a budget of steps; or a model, relaxed by FIRE.
-        start: a batch; or, inside `jit`, `vmap` and `grad`, where lists cannot be made, a state that `init`
-            made from it, with any parameters. A start near the minimum saves steps.
+        start: a batch; or, inside `jit`, `vmap` and `grad`, where neighbor lists cannot be made, a state that
+            `init` made from a batch, with any parameters. A start near the minimum saves steps.
         n_steps: budget of steps; by default that of the engine, or 10,000 for a model.
         fmax: threshold for a model, eV/Å; by default 1e-8, in single precision 1e-4.
         tolerance: relative tolerance of the linear solve.
@@ -79,6 +79,8 @@ def implicit_relax(
     Raises:
         TypeError: for an engine without a ConvergenceHook.
         ValueError: inside a transform, if `start` is a batch and the model has a neighbor list.
+
+    Source: Blondel et al., Adv. Neural Inf. Process. Syst. 35 (2022), doi:10.48550/arXiv.2105.15183.
     """
     batch = start.batch if isinstance(start, DynamicsState) else start
     if isinstance(engine, AbstractModel):

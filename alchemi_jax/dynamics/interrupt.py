@@ -7,7 +7,11 @@ from alchemi_jax.dynamics.state import DynamicsState
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by Ctrl-C. `state` is the state that it had reached; `advance` continues from it."""
+    """A run was stopped by Ctrl-C or by `CheckpointHook(should_stop=...)`.
+
+    Attributes:
+        state: the state reached; `advance` continues from it.
+    """
 
     state: DynamicsState
 

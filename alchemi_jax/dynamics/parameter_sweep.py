@@ -61,14 +61,15 @@ def sweep(
         table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
         table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
 
-    It is `vmap` of `loop`, in segments, with lists that grow: if a capacity is too small in any combination,
-    those that run together take the segment again with a larger one. Memory is that of one run times the
-    number of combinations that run together.
+    It is `vmap` of `loop`, in segments, with neighbor lists that grow: if a capacity is too small in any
+    combination, the segment is repeated with a larger one. Memory is that of one run times the number of
+    combinations that run together.
 
     Args:
-        engine: gives all other parameters. It must have no host hooks.
-        parameters, more: for each name a list of values, each a number or a row with one value per system.
-            Names may have dots: "model.sigma", "stages.1.temperature" of a pipeline, "hooks.0.limit".
+        engine: has all other parameters. It must have no host hooks.
+        batch: the systems, the same for each combination.
+        parameters, more: name -> list of values, each a number or a row with one value per system. Names may
+            have dots: "model.sigma", "stages.1.temperature" of a pipeline, "hooks.0.limit".
         n_steps: number of steps; by default that of the engine.
         product: whether to run all combinations, the first name varying slowest. False: the first values of
             all lists, then the second values, ...
@@ -83,11 +84,11 @@ def sweep(
         together: number of combinations that are mapped at once; one group of them runs after another. By
             default all of them; on a CPU as many as have about a thousand atoms together, since larger
             groups do not fit into the cache.
-        resume: a folder: the sweep is saved there as `engine.run(batch, resume=folder)` is, and the same call
-            goes on from there, bit for bit. A CheckpointHook of the engine says how often. Values, keys,
-            structures, `n_steps` and `together` must be the same.
-        devices: "all", a number, or a list of devices of JAX; on a CPU its cores. Each takes the next group
-            of combinations as it has finished one.
+        resume: a folder of checkpoints, as for `engine.run`: the same call continues from there, bit for bit.
+            A CheckpointHook of the engine sets how often it saves. Values, keys, structures, `n_steps` and
+            `together` must be the same.
+        devices: "all", a number, or a list of JAX devices; the cores of a CPU are devices. Each takes the
+            next group of combinations when it has finished one.
 
     Returns:
         A dict of numpy arrays with one row per combination and system: "combination", "system" (its row in

@@ -22,34 +22,35 @@ RESCUES = "rescues"
 
 
 class Rescue(Described):
-    """What is done before a system fails: it goes back to a copy of itself and goes on with shorter steps.
+    """Lets a failing system try again: it returns to a copy of itself and continues with shorter steps.
 
         md = NVE(model=model, dt=2.0, n_steps=10_000, rescue=Rescue(tries=3, factor=0.5, every=50))
 
-    A system whose energy, forces, positions, ... are no longer finite, whose atoms are too far away, or whose
-    cell became too small for the neighbor list, returns to the last but one copy of itself: the last one may
-    have been taken when the explosion had begun. Its time step (of optimizers without one: the largest step)
-    is multiplied by `factor` until the end of its run. After `tries` rescues the next failure is final, as is
-    one before the first step or at ON_CONVERGE.
+    A system is rescued when its energy, forces, positions, ... are no longer finite, when its atoms are too
+    far away, or when its cell became too small for the neighbor list. It returns to the last but one copy,
+    since the last one may have been made when the explosion had begun. Its time step (in optimizers without
+    one, its largest step) is multiplied by `factor` until the end of its run. After `tries` rescues the next
+    failure is final. So is a failure before the first step or at ON_CONVERGE.
 
-    A copy is made when a system was evaluated for the first time, when it enters a part of a pipeline, and
-    after each `every` of its own steps. It has all of the system that a step changes: positions, velocities,
-    cell, results, targets, `time`, the rows of the algorithm, and the rows of memories of traced hooks.
+    A copy is made after the first evaluation of a system, when it enters a part of a pipeline, and after each
+    `every` of its own steps. It has everything of the system that a step changes: positions, velocities,
+    cell, results, targets, `time`, its rows of the algorithm's state and of the memories of traced hooks.
     Shared memories, such as a histogram over all systems, keep what they counted.
 
-    Steps count on: the step that failed and those since the copy stay in `steps_taken` and in the budget, so
-    that no two rows or frames have the same step, and noise is drawn anew. `time` is that of the copy. Rows
-    and frames that were recorded since the copy stay; `time` shows the jump. In the step of a rescue the
+    Steps are counted on: the failed step and those since the copy stay in `steps_taken` and in the budget. So
+    no two rows or frames have the same step, and the noise is new. `time` is that of the copy. Rows and
+    frames that were recorded since the copy stay; their `time` shows the jump. In the step of a rescue the
     system does not move: hooks see it as failed, and logs have no row of it.
 
-    `batch["rescues"]` counts the rescues of each system, and a warning tells of each one. The two copies cost
-    memory, twice the fields above, and a pass over them in each `every` steps.
+    `batch["rescues"]` counts the rescues of each system, and a warning reports each one. The two copies need
+    twice the memory of the fields above, and a pass over them in each `every` steps.
 
     Args:
         tries: largest number of rescues of a system.
-        factor: on the time step at each rescue, between 0 and 1.
-        every: steps between two copies. Take more than an explosion lasts, from the first wrong step on.
-        hooks: whether a system is also rescued that a hook failed by `ctx.fail`.
+        factor: the time step is multiplied by it at each rescue; between 0 and 1.
+        every: number of steps from one copy to the next. Take more than an explosion lasts from its first
+            wrong step on.
+        hooks: whether systems that a hook failed by `ctx.fail` are also rescued.
     """
 
     tries: Int[Array, ""] = eqx.field(converter=as_count("tries"), default=3)

@@ -38,9 +38,9 @@ class Sampler:
     """The source of the systems of `engine.run(sampler=...)`.
 
     Args:
-        source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path
-            of a file that ASE reads (an extxyz file is read during the run); a Batch or HostBatch; or a
-            sink, such as ZarrData, with what was written to it.
+        source: structures (ase.Atoms or AtomicData) in a list, a generator or any other iterable; the path of
+            a file that ASE reads (an extxyz file is read during the run); a Batch or HostBatch; or a sink,
+            such as ZarrData, with systems in it.
         max_systems: number of systems in flight.
         max_atoms: number of atoms in flight, without padding; by default what `max_systems` systems of mean
             size need, and at least the size of the largest system. The mean is taken over the source if its
@@ -48,32 +48,33 @@ class Sampler:
         max_pairs: pairs within cutoff and skin in flight, estimated from densities: a bound for memory if
             systems differ in density. None: no bound.
         policy: which system is next. "first come": in the order of the source; "best fit": the largest system
-            of the window that fits into the room; "largest first": the largest system of the window as soon
-            as it fits, which leaves small systems for the end and keeps the device full for longest.
+            of the window that fits; "largest first": the largest system of the window, as soon as it fits.
+            The latter leaves small systems for the end, so that the device is full for longest.
         unfit: "raise", or "skip" with a warning, for a system that is larger than the bounds or that the
             model cannot treat; `skipped` lists them.
         window: number of structures that are read ahead, at least two for each system in flight.
         dtype: dtype of the floats, as in `Batch.from_ase`.
         refill_share: share of the systems in flight that must be finished before others enter; by default the
-            one with the least cost, from the numbers of steps that systems take. Results do not depend on it.
+            share with the least estimated cost, from the numbers of steps that systems take. Results do not
+            depend on it.
         shrink: whether to continue with a batch of half the size when the source is empty and half of the
             systems are finished, and so on, as `engine.run(batch, shrink=True)` does.
         skip: system_ids of systems to leave out, such as those that an earlier run has finished.
         prepare: a function Batch -> Batch that is applied to each window of systems after reading, such as
             `lambda batch: initialize_velocities(batch, 300.0)`.
-        devices: "all", a number, or a list of devices of JAX; on a CPU its cores. Each of them has so many
-            systems and atoms in flight, and takes the next system as it has room. Hooks of the host see the
-            systems of one device at a time.
+        devices: "all", a number, or a list of JAX devices; the cores of a CPU are devices. `max_systems` and
+            `max_atoms` hold for each device, and each takes the next system when it has room. Host hooks see
+            the systems of one device at a time.
 
     Several processes (`alchemi_jax.distributed`) read the same source, and each runs its share of it.
 
-    The `system_id` of a system is its place in the source, from 0; systems of a Batch keep theirs. Extras
-    that all structures of the first window have become arrays, others go into `info`.
+    The `system_id` of a system is its place in the source, from 0; systems of a Batch keep theirs. Extras of
+    all structures in the first window become arrays, other extras go into `info`.
 
     Attributes:
         skipped: (system_id, name, reason) of the systems that the last run left out.
-        traffic: statistics of the last run: systems, refills, steps, occupancy, seconds;
-            of several devices also the part of the time in which each was busy.
+        traffic: statistics of the last run: systems, refills, steps, occupancy, seconds; for several devices
+            also the fraction of time in which each was busy.
 
     Raises:
         ValueError: naming the argument.
@@ -130,7 +131,7 @@ class Sampler:
         return f"Sampler({many}, {bounds}, policy={self.policy!r})"
 
     def sizes(self) -> Int[np.ndarray, " systems"] | None:
-        """Number of atoms of each system, if it is known without reading the source."""
+        """Number of atoms of each system, [systems]; None if it is not known without reading the source."""
         if isinstance(self.source, Batch | HostBatch):
             return self.source.to_host().atoms_per_system
         if isinstance(self.source, list | tuple) and self.source:
@@ -143,12 +144,13 @@ class Sampler:
         look: Callable[[HostBatch], None] | None = None,
         look_prepared: Callable[[HostBatch], None] | None = None,
     ) -> Iterator[HostBatch]:
-        """The source as batches of `window` systems; if it is a batch, as this batch.
+        """The source as batches of `window` systems; a source that is a batch as this batch.
 
         Args:
-            gone: ids of systems that were taken before. look: called with all systems as they are read.
-            look_prepared: with all of them after `prepare`, which is called for those that are gone, too: if
-            it draws numbers, others get those that they got before.
+            gone: ids of systems to leave out, since they were taken before.
+            look: called with all systems as they are read.
+            look_prepared: called with all systems after `prepare`. `prepare` gets those in `gone`, too, so
+                that random numbers of the others do not change.
         """
         prepare, gone = self.prepare, np.array(sorted({*self.skip, *gone}), int)
         for host in self._batches():

@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class DynamicsStage(Enum):
-    """Where in a step a hook is called, in this order.
+    """The stages of a step at which hooks are called, in this order.
 
     ```
     BEFORE_STEP

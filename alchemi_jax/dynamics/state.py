@@ -18,23 +18,23 @@ class DynamicsState(eqx.Module):
     """A run between two steps.
 
     Attributes:
-        batch: the systems, with `status`, `outcome`, `converged`, `steps_taken`, ... of each.
-        integrator: the algorithm's own state (what its `init_state` made); of a pipeline one for each part.
-        neighbors: the list of the model; None if it needs none.
+        batch: the systems, with their `status`, `outcome`, `converged`, `steps_taken`, ...
+        integrator: state of the algorithm, from its `init_state`; a tuple with one per part for a pipeline.
+        neighbors: neighbor list of the model; None for a model without one.
         step_count: number of completed steps.
-        memory: of each traced hook.
-        records: rows of each recording hook that were not yet fetched.
+        memory: memories of the traced hooks, in order.
+        records: rows of each recording hook that were not yet written.
         key: PRNG key of the run.
-        fresh: [systems], not evaluated yet: the next pass evaluates them and does not move them.
-        newly_converged: [systems], by the last step.
-        converged_at_start: [systems], by their first evaluation: ON_CONVERGE, in the next step, is still to
-            come for them.
-        moved: [systems], by the last step.
-        entering: [systems], the next step is their first in another part of the pipeline.
+        fresh: [systems], True if not evaluated yet: the next pass evaluates them and does not move them.
+        newly_converged: [systems], True if converged in the last step.
+        converged_at_start: [systems], True if converged at the first evaluation; ON_CONVERGE follows in the
+            next step.
+        moved: [systems], True if the last step moved them.
+        entering: [systems], True if the next step is the first in another part of the pipeline.
         came_from: [systems], the part that a system left last, -1 while it is in its first.
-        time_error: [systems], fs, what rounding took from `batch.time`.
-        rescue: copies of the systems and the factors on their steps; None if the engine has no rescue.
-        origin: the engine that made the state, if it is known; no arrays.
+        time_error: [systems], rounding error of `batch.time`, fs.
+        rescue: copies of the systems, and factors on their time steps; None without a `Rescue`.
+        origin: the engine that made the state, if it is known; for messages.
     """
 
     batch: Batch
@@ -56,7 +56,7 @@ class DynamicsState(eqx.Module):
 
     @property
     def overflow(self) -> Any:
-        """Whether a capacity was too small: the state after it must not be used."""
+        """Whether a capacity was too small. Such a state must not be used."""
         overflow: Any = self.neighbors.overflow if self.neighbors is not None else False
         for buffer in self.records:
             overflow = overflow | buffer.overflow

@@ -24,7 +24,7 @@ from alchemi_jax.units import ACCELERATION
 
 
 def per_system_value(batch: Batch, value: Any) -> Float[Array, "*n"]:
-    """A parameter, a number or one per system, in the dtype of the run; padding gets the last value."""
+    """A parameter as it is, a number or [systems], in the dtype of the run; padding gets the last value."""
     return filled_up(jnp.asarray(value).astype(batch.dtype), batch.system_capacity)
 
 
@@ -35,12 +35,12 @@ def filled_up(value: Shaped[Array, "*n"], systems: int) -> Shaped[Array, "*m"]:
 
 
 def by_system(batch: Batch, value: Any) -> Float[Array, " systems"]:
-    """A parameter of each system, in the dtype of the run."""
+    """A parameter at the systems, [systems], in the dtype of the run."""
     return jnp.broadcast_to(per_system_value(batch, value), batch.energy.shape)
 
 
 def at_atoms(batch: Batch, value: Any) -> Float[Array, "atoms 1"] | Float[Array, ""]:
-    """A parameter of each atom, or the number itself if it is the same for all."""
+    """A parameter at the atoms, [atoms, 1], or the number itself if it is the same for all."""
     value = per_system_value(batch, value)
     return to_atoms(batch, value)[:, None] if value.ndim else value
 
@@ -57,7 +57,8 @@ def drift(batch: Batch, dt: Any) -> Batch:
 
 
 def target(batch: Batch, asked: Any, own: Any) -> Float[Array, " systems"]:
-    """The temperature or pressure to keep: the one that a hook set, otherwise that of the engine."""
+    """The temperature (K) or pressure (GPa) to keep, [systems]: the one that a hook has set, otherwise that
+    of the engine."""
     return jnp.where(jnp.isnan(asked), per_system_value(batch, own), asked)
 
 
@@ -74,10 +75,10 @@ def stage_key(key: PRNGKeyArray, code: int) -> PRNGKeyArray:
 
 
 def normal_noise(batch: Batch, key: PRNGKeyArray, salt: Any = None) -> Float[Array, "atoms 3"]:
-    """Standard normal numbers for this step of each system.
+    """Standard normal random numbers for this step of each system, [atoms, 3].
 
-    They depend on key, system_id, the steps since the system entered its part of the pipeline (or `salt`),
-    and the number of the atom in its system, but not on row, padding or other systems.
+    They depend on `key`, `system_id`, the steps since the system entered its part of the pipeline (or on
+    `salt`), and the number of the atom in its system. They do not depend on rows, padding or other systems.
     """
     systems = _system_keys(batch, key, salt)
     local = number_in_system(batch)

@@ -22,12 +22,12 @@ _SALT = 2**31 - 1
 def initialize_velocities(batch: Batch, temperature: Any, key: PRNGKeyArray | None = None) -> Batch:
     """The batch with velocities from the Maxwell-Boltzmann distribution.
 
-    Each component is normal with variance k_B T/m; then the motion of the centre of mass is removed
+    Each component is normal with variance k_B T/m. Then the motion of the center of mass is removed
     (`remove_com_motion`), so that the mean kinetic energy is that of 3N - 3 degrees of freedom. Fixed atoms
     stay at rest. The velocities of a system depend only on key and system_id.
 
     Args:
-        temperature: K, a number or one per system.
+        temperature: K, a number or [systems].
         key: PRNG key, `jax.random.key(0)` by default.
 
     Raises:
@@ -53,16 +53,16 @@ _draw_compiled = _filter_jit(_draw, compiler_options=RUNS_ONCE)
 
 
 def to_atoms_speed(batch: Batch, temperature: Any) -> Float[Array, "atoms 1"]:
-    """sqrt(k_B T/m) of each atom, Å/fs."""
+    """Standard deviation of a velocity component of each atom at a temperature (K), sqrt(k_B T/m), Å/fs."""
     energy = jnp.broadcast_to(per_system_value(batch, temperature), batch.energy.shape) * KB
     return root(to_atoms(batch, energy) / batch.masses * ACCELERATION)[:, None]
 
 
 def remove_com_motion(batch: Batch) -> Batch:
-    """The batch without the motion of the centre of mass of each system.
+    """The batch without the motion of the center of mass of each system.
 
-    Axes along which an atom is fixed, and single atoms, are not changed: there this motion is not conserved,
-    or all there is.
+    Not changed are axes along which an atom is fixed, where this motion is not conserved, and single atoms,
+    which have no other motion.
     """
     free = (batch.atoms_per_system > 1)[:, None] & moves_as_whole(batch)
     mass = sum_by_system(batch, jnp.where(batch.atom_mask, batch.masses, 0))

@@ -22,7 +22,8 @@ else:
 
 
 class HookContext(eqx.Module):
-    """One pytree for traced hooks (JAX arrays) and host hooks (numpy arrays without padding).
+    """What a hook gets: a pytree with JAX arrays for traced and recording hooks, with numpy arrays without
+    padding for host hooks.
 
     Fields that a workflow does not have are None. Subclass it to add fields.
 
@@ -31,11 +32,11 @@ class HookContext(eqx.Module):
         step_count: number of completed steps, zero in the first.
         model: the model of the workflow.
         converged_mask: [systems], the systems that converged in this step (at ON_CONVERGE).
-        active_mask: [systems], the systems that this call moves; the others are frozen.
-        stages: codes of the parts of a pipeline that the hook belongs to; None: to all of it.
+        active_mask: [systems], the systems that this call moves. Changes to others are undone.
+        stages: numbers of the parts of a pipeline that the hook belongs to; None: all.
         memory: the memory of this traced hook, from its `init` or its last call.
-        workflow: the engine, or another object that calls the hooks.
-        global_rank, world_size: the number of this process, from 0, and how many there are.
+        workflow: the engine, trainer or other object that calls the hooks.
+        global_rank, world_size: the rank of this process, from 0, and the number of processes.
         loss, losses, optimizer, lr_scheduler, gradients, epoch: fields of a training workflow; `losses` has
             the parts of the loss by name.
     """
@@ -58,11 +59,15 @@ class HookContext(eqx.Module):
     world_size: Any = None
 
     def with_batch(self: _C, **fields: Any) -> _C:
-        """The context with some fields of the batch changed; an unknown name is an error."""
+        """The context with some fields or extras of the batch changed.
+
+        Raises:
+            KeyError: for an unknown name.
+        """
         return dataclasses.replace(self, batch=self.batch.replace(**fields))
 
     def with_memory(self: _C, memory: Any) -> _C:
-        """The context with a new memory for this hook."""
+        """The context with a new memory for this traced hook."""
         return dataclasses.replace(self, memory=memory)
 
     def stop(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
@@ -73,7 +78,7 @@ class HookContext(eqx.Module):
         change.
 
         Args:
-            mask: the systems to stop.
+            mask: [systems], the systems to stop.
             reason: index of the text in the `reasons` of the hook.
         """
         batch = self.batch
@@ -84,9 +89,12 @@ class HookContext(eqx.Module):
         )
 
     def fail(self: _C, mask: Bool[Array, " systems"], reason: int = 0) -> _C:
-        """The context with some systems failed: they return to the state in which the step began.
+        """The context with some systems failed: they return to the state at the beginning of the step and
+        stay in it.
 
-        They stay in it. Arguments as in `stop`.
+        Args:
+            mask: [systems], the systems that failed.
+            reason: index of the text in the `reasons` of the hook.
         """
         batch = self.batch
         failed = self._unfinished(mask)

@@ -27,7 +27,16 @@ from alchemi_jax.systems.batch import Batch
 
 @runtime_checkable
 class Hook(Protocol):
-    """An object with a stage, a frequency and a call; no base class is needed."""
+    """What every hook has; no base class is needed.
+
+    A hook is called as `hook(ctx, stage)` with a `HookContext` and the stage. An object that is neither a
+    `TracedHook` nor a `RecordingHook` is a host hook. It observes and returns nothing.
+
+    Attributes:
+        stage: the stage at which it is called, such as `DynamicsStage.AFTER_STEP`. A hook for several stages
+            has a method `_runs_on_stage(stage) -> bool`.
+        frequency: it is called in the steps 0, f, 2f, ...
+    """
 
     stage: Enum | None
     frequency: int
@@ -36,21 +45,21 @@ class Hook(Protocol):
 
 
 class HookFlags:
-    """Attributes that a workflow reads of a hook besides stage and frequency, with their defaults.
+    """Attributes by which a hook says what it needs, with their defaults.
 
-    Set one as an attribute of the hook or of its class; no base class is needed. No other attributes are
-    read.
+    Set one as an attribute of the hook or of its class; no base class is needed. Besides `stage` and
+    `frequency` no other attributes are read.
 
-    Two methods of host and recording hooks, both optional, are called by checkpoints:
+    A host or recording hook that keeps or writes something needs two methods for checkpoints. A hook without
+    them keeps nothing.
 
-    `state()` returns what the hook needs to go on in another process, and how far what it writes is; that is
-    on disk when it returns. A tree of dictionaries (keys: text), lists, tuples, text, numbers, None and numpy
-    arrays.
+    `state()` returns what the hook needs to continue in another process, and how much it has written, which
+    is on disk when `state` returns. The value is a tree of dictionaries (with text as keys), lists, tuples,
+    text, numbers, None and numpy arrays.
 
-    `set_state(state)` goes back to that point, before the hook is opened: what was written later is removed.
-    None: there was nothing yet. It may be called again with the same state, after a process was killed in it.
-    It raises ValueError, naming the path, if something is missing. A hook without these methods has nothing
-    to keep.
+    `set_state(state)` restores this, before the hook is opened: what was written later is removed. None
+    stands for the beginning. It may be called again with the same state, after a process was killed during
+    the call. It raises ValueError, naming the path, if something is missing.
     """
 
     needs_stress: bool = False
@@ -63,7 +72,7 @@ class HookFlags:
     sets_targets: tuple[str, ...] = ()
     """"temperature" or "pressure": the hook writes `batch.target_...`, which the engine must follow."""
     swaps_temperatures: bool = False
-    """The hook swaps temperatures and scales the velocities; the algorithm's own momenta are scaled, too."""
+    """The hook swaps temperatures and scales velocities; momenta in the algorithm's state are scaled, too."""
     final: bool = False
     """Host and recording hooks: the hook shows the state that a run ends with, too. It then has the method
     `call_final(ctx)` or, if it records, `write_final(rows, systems)` with the mask of those that end. In a
@@ -73,13 +82,13 @@ class HookFlags:
     follows_systems: bool = False
     """Host and recording hooks: the hook identifies systems by `system_id`, so they may change their rows."""
     one_device: bool = False
-    """Host hooks: the hook measures or drives the device, so the run must be on one."""
+    """Host hooks: the hook measures or controls the device, so the run must be on one device."""
     own_steps: bool = False
     """Host and recording hooks: the frequency counts the steps of each system, not those of the run. The hook
     is called in the steps in which it is due for any system, and these are its `ctx.active_mask` (at
     ON_CONVERGE its `ctx.converged_mask`). So what is seen of a system does not depend on when it entered."""
     ends_run: bool = False
-    """Host hooks of a training: asked after each call; the training ends if it is true."""
+    """Host hooks of a training: read after each call; the training ends if it is true."""
     reasons: tuple[str, ...] = ()
     """Traced hooks that call `ctx.stop` or `ctx.fail`: the texts of the reasons 0, 1, ..., at most eight."""
 
@@ -98,9 +107,9 @@ def runs_on(hook: Any, stage: Enum) -> bool:
 class TracedHook(eqx.Module):
     """A pure transform of the context, run inside the compiled step.
 
-    Declare the fields `stage` and `frequency` (an int, 1 by default in most hooks) and write
-    `__call__`. Fields that are Python floats become array leaves when the hook is attached, so that
-    changing them does not compile again.
+    Declare the fields `stage` and `frequency` (an int, 1 by default in most hooks) and write `__call__(ctx,
+    stage)`, which returns a context. Fields that are Python floats become array leaves when the hook is
+    attached, so that another value does not recompile.
     """
 
     stage: eqx.AbstractVar[Any]
@@ -123,14 +132,14 @@ class TracedHook(eqx.Module):
         """
 
     def check_engine(self, engine: Any) -> None:
-        """Check that the hook means something in this engine. Called when it is attached.
+        """Check that the hook has a meaning in this engine. Called when it is attached.
 
         Raises:
-            TypeError: naming hook and engine, if it does not.
+            TypeError: naming hook and engine, if it has none.
         """
 
     def check_in(self, engine: Any, batch: Batch) -> None:
-        """`check` for a hook that must know the engine, too."""
+        """The same as `check`, for a hook that needs the engine for it."""
         self.check(batch)
 
     @abstractmethod
@@ -141,8 +150,8 @@ class TracedHook(eqx.Module):
 class RecordingHook:
     """Rows that are recorded inside the compiled loop and written on the host, many at a time.
 
-    Set `stage` and `frequency`, and define `record` and `write`. The device does not stop for them: rows wait
-    in a buffer until it is full, a segment ends, or the run ends.
+    Set `stage` and `frequency`, and define `record` and `write`. The device does not wait for them: rows stay
+    in a buffer on the device until it is full, a segment ends, or the run ends.
     """
 
     stage: Any = None
@@ -157,7 +166,7 @@ class RecordingHook:
         """Write rows, numpy arrays with a leading axis `rows`, in order. On the host."""
 
     def trace_key(self) -> Hashable:
-        """A key of what `record` depends on: hooks of one class with equal keys share compiled code."""
+        """A key for what `record` depends on: hooks of one class with equal keys share compiled code."""
         return id(self)
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:

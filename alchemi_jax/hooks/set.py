@@ -82,7 +82,8 @@ class HookSet(eqx.Module):
 
     @property
     def traced(self) -> tuple[TracedHook, ...]:
-        """The traced hooks, in order. As leaves of the set they have arrays alone: all else is static."""
+        """The traced hooks, in order. As leaves of the set they have only their arrays; everything else is
+        static."""
         return tuple(node.combine() for node in self.nodes)
 
     def __iter__(self) -> Iterator[Any]:
@@ -103,8 +104,8 @@ class HookSet(eqx.Module):
         return unsafe_replace(self, host=())
 
     def only_memories(self) -> "HookSet":
-        """The set with all that `init` depends on and no more: programs that do not call hooks are then the
-        same for hooks without a memory."""
+        """The set with only what `init` depends on: programs that do not call hooks are then the same for all
+        hooks without a memory."""
         pairs = zip(self.traced, self.nodes, strict=True)
         nodes = [_NO_MEMORY if type(hook).init is TracedHook.init else node for hook, node in pairs]
         return unsafe_replace(self, nodes=tuple(nodes))
@@ -126,7 +127,7 @@ class HookSet(eqx.Module):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """A context in which the hooks are open; within another such context it does nothing."""
+        """A context in which the hooks are open. Inside another such context it does nothing."""
         self.open()
         try:
             yield
@@ -203,8 +204,9 @@ class HookSet(eqx.Module):
         )
 
     def run_host(self, ctx: HookContext, stage: Enum, step: int, due: Due | None = None) -> None:
-        """Call the host hooks that are due, by default by their frequency; if for some systems only, with a
-        context that has these in its masks. Exceptions get a note with hook, stage and step."""
+        """Call the host hooks that are due, by default by their frequency. A hook that is due for some
+        systems only gets a context with these in its masks. An exception gets a note with hook, stage and
+        step."""
         for entry in self.host:
             hook = entry.hook
             if not runs_on(hook, stage):

@@ -68,16 +68,16 @@ def parts_there(path: str | os.PathLike) -> list[Path]:
 
 
 def part_paths(path: str | os.PathLike) -> list[Path]:
-    """What there is to read of a path: the path itself, or the parts that several processes have written.
+    """The files of a path: the path itself, or the parts that several processes have written.
 
         rows = pandas.concat(map(pandas.read_csv, part_paths("log.csv")))
 
     Returns:
-        [path] if it exists, or if there is nothing; otherwise its parts, in the order of the processes.
+        [path] if it exists or if there are no parts; otherwise the parts, in the order of the processes.
 
     Raises:
-        ValueError: if a part is missing, or if there are parts of several numbers of processes, or beside the
-            path itself, so that it is not clear which of them counts.
+        ValueError: if a part is missing; if there are parts of different numbers of processes, or parts and
+            the path itself.
     """
     path = Path(path)
     parts = _parts_there(path)

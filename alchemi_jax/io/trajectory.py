@@ -20,16 +20,16 @@ from alchemi_jax.systems.viewer import draw_frames
 
 
 class Trajectory:
-    """A store of ZarrData as a sequence of frames, without loading all of it.
+    """A store of ZarrData as a sequence of frames, read from disk as needed.
 
     A frame has the systems of one write: all systems of the batch for a SnapshotHook, those that had just
     converged for a ConvergedSnapshotHook. A row is one system in one frame. Positions and other fields are
     read from disk when they are used; only three numbers per row are in memory.
 
-    What several processes have written, `traj.0-of-2.zarr` and so on, is read as one, under the path that
-    they were given: the systems in the first frames of all processes are the first frame, and so on.
+    The parts of several processes, `traj.0-of-2.zarr` and so on, are read as one store under the path that
+    the run was given: the systems in the first frames of all parts are the first frame, and so on.
 
-    It shows what was committed when it was opened, also while a run is writing; `refresh` includes what was
+    It shows what was committed when it was opened, also while a run is writing. `refresh` adds what was
     committed since.
 
         traj = Trajectory("traj.zarr")
@@ -50,7 +50,7 @@ class Trajectory:
         self.refresh()
 
     def refresh(self) -> Trajectory:
-        """Include what has been committed since; returns itself."""
+        """Add what was committed since; returns itself."""
         self._stored = open_stored(self.path)
         frame = self._stored.frame
         begins = np.concatenate([[True], frame[1:] != frame[:-1]])[: len(frame)]
@@ -68,7 +68,7 @@ class Trajectory:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows: of systems, counted in each frame."""
+        """Number of rows; each system in each frame is a row."""
         return self._stored.n_systems
 
     @property
@@ -78,17 +78,17 @@ class Trajectory:
 
     @property
     def system_ids(self) -> Int[np.ndarray, " systems"]:
-        """The ids of all systems, in increasing order."""
+        """The `system_id` of all systems, in increasing order."""
         return np.unique(self._row_ids())
 
     @property
     def frame_of_row(self) -> Int[np.ndarray, " rows"]:
-        """The frame that each row belongs to."""
+        """The frame of each row, [rows]."""
         return np.repeat(np.arange(self.n_frames), np.diff(self._bounds))
 
     @property
     def atoms_of_row(self) -> Int[np.ndarray, " rows"]:
-        """The number of atoms of each row."""
+        """Number of atoms of each row, [rows]."""
         return self._stored.sizes
 
     def _row_ids(self) -> Int[np.ndarray, " rows"]:
@@ -300,8 +300,8 @@ class Field:
 class SystemSeries:
     """One system in all its frames.
 
-    Each field of the trajectory is an attribute, read when it is used: `positions` is [frames, atoms, 3],
-    `energy` [frames], `steps_taken` [frames].
+    Each field of the trajectory is an attribute, read from disk when it is used: `positions` is [frames,
+    atoms, 3], Å, `energy` [frames], eV, `steps_taken` [frames].
 
     Attributes:
         id: its system_id.
@@ -319,12 +319,12 @@ class SystemSeries:
 
     @property
     def n_frames(self) -> int:
-        """Number of frames with the system."""
+        """Number of frames that have the system."""
         return len(self.rows)
 
     @property
     def name(self) -> str:
-        """The name of the system in errors."""
+        """Name of the system in errors."""
         return self._stored.meta(self.rows[:1])[0].name
 
     def __len__(self) -> int:

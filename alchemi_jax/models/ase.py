@@ -17,22 +17,22 @@ from alchemi_jax.systems.batch import Batch
 
 
 class ASEModel(AbstractModel):
-    """A calculator of ASE: DFT codes, DFT-D3, and whatever else is not in JAX.
+    """An ASE calculator as a model: DFT codes, DFT-D3, and other codes that are not in JAX.
 
     Each evaluation calls the calculator on the host, for one system after another, while the device waits. It
     works in compiled loops, and under `vmap` one lane after another. Results have the dtype of the batch. The
-    Atoms that the calculator gets have numbers, positions, cell, pbc and masses, the per-atom extras of the
-    batch as arrays, and its per-system extras, `charge` and `spin` in `info`.
+    calculator gets Atoms with numbers, positions, cell, pbc and masses, with the per-atom extras of the batch
+    as arrays, and with its per-system extras, `charge` and `spin` in `info`.
 
     `energy` has a first derivative with respect to positions (minus the calculator's forces) and, for systems
-    that are periodic in all directions, to the cell (from its stress). Derivatives of `evaluate`, hence
-    second derivatives, are refused.
+    that are periodic in all directions, with respect to the cell (from its stress). Derivatives of
+    `evaluate`, hence second derivatives, are refused.
 
     Stress is NaN if the calculator has none. An exception in the calculator ends the run with an
     error that names the system.
 
     Args:
-        calculator: of ASE. There is one for all systems, so it gets another system at each call.
+        calculator: an ASE calculator. One object serves all systems, so it gets another system at each call.
     """
 
     calculator: Any = eqx.field(static=True)

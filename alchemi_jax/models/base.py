@@ -23,9 +23,13 @@ from alchemi_jax.systems.segments import sum_by_system, to_atoms
 
 
 class Results(eqx.Module):
-    """Results of a model: eV, eV/Å, eV/Å³ (positive under tension, None if not asked for).
+    """Results of a model.
 
-    `extras` has what else a model computes, by name, as its `extra_results` declare.
+    Attributes:
+        energy: [systems], eV.
+        forces: [atoms, 3], eV/Å.
+        stress: [systems, 3, 3], eV/Å³, positive under tension; None if it was not asked for.
+        extras: further results by name, as the model's `extra_results` declare: arrays per atom or system.
     """
 
     energy: Float[Array, " systems"]
@@ -35,7 +39,7 @@ class Results(eqx.Module):
 
 
 class AbstractModel(Described):
-    """A potential. Write `energy`; forces and stress come from its gradient.
+    """A potential. Write `energy(batch, neighbors)`; forces and stress are its gradient.
 
     A model with a `cutoff` (Å) gets a neighbor list of this cutoff plus a `skin` (Å), which the engine keeps
     up to date. A model without a cutoff (None) gets None. Override `requirements` to ask for edges,
@@ -68,10 +72,10 @@ class AbstractModel(Described):
 
     @abstractmethod
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:
-        """Energy of each system, eV; differentiable in positions and cell."""
+        """Energy of each system, eV, [systems]; differentiable in positions and cell."""
 
     def evaluate(self, batch: Batch, neighbors: NeighborList | None, *, stress: bool = False) -> Results:
-        """Energy, forces = -dE/dr and, if asked for, stress = (1/V) dE/dstrain."""
+        """Energy (eV), forces -dE/dr (eV/Å) and, with `stress`, the stress (1/V) dE/dstrain (eV/Å³)."""
         if not stress:
 
             def total(
@@ -85,14 +89,14 @@ class AbstractModel(Described):
         return Results(energy, mask_atoms(batch, -slope), per_volume(batch, virial))
 
     def check(self, batch: Batch) -> None:
-        """Called once, on the host, before the first step.
+        """Check that the model can treat a batch. Called once, on the host, before the first step.
 
         Raises:
-            ValueError: naming the system, if the model cannot treat it.
+            ValueError: naming the system, if it cannot.
         """
 
     def source_of(self, method: str) -> Any:
-        """The function to look at if a method returns something wrong; for the end of a message."""
+        """The function of the user that a method calls; error messages name its file and line."""
         return getattr(type(self), method)
 
     def __add__(self, other: "AbstractModel") -> "AbstractModel":
@@ -118,7 +122,7 @@ class SumModel(AbstractModel):
         parts: the models; sums among them are flattened.
 
     Raises:
-        ValueError: for no parts at all; from `check`, what the parts raise.
+        ValueError: without parts; from `check`, what the parts raise.
         TypeError: for a part that is not a model.
     """
 
@@ -140,12 +144,12 @@ class SumModel(AbstractModel):
 
     @property
     def extra_results(self) -> Mapping[str, Level]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all parts."""
+        """The extra results of all parts."""
         return {name: level for part in self.parts for name, level in part.extra_results.items()}
 
     @property
     def never_negative(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all parts."""
+        """The results of all parts that cannot be negative."""
         return tuple(name for part in self.parts for name in part.never_negative)
 
     @property
@@ -155,19 +159,19 @@ class SumModel(AbstractModel):
 
     @property
     def cutoff(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å, the largest of the parts; None if none has one."""
+        """The largest cutoff of the parts, Å; None if no part has one."""
         part = self._longest
         return None if part is None else part.cutoff
 
     @property
     def skin(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å, that of the part with the largest cutoff."""
+        """The skin of the part with the largest cutoff, Å."""
         part = self._longest
         return AbstractModel.skin if part is None else part.skin
 
     @property
     def requirements(self) -> Requirements:
-        """Those of all parts together."""
+        """The requirements of all parts together."""
         return Requirements.join((part.requirements for part in self.parts), self.skin)
 
     def energy(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, " systems"]:

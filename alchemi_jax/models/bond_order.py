@@ -28,7 +28,12 @@ from alchemi_jax.systems.segments import sum_by_system
 
 
 class AbstractBondOrder(AbstractModel):
-    """A potential of bonds and angles: write `bond` and `angle`, and `atom_parameters` if atoms differ."""
+    """A bond-order potential. Write `bond` and `angle`, and `atom_parameters` if atoms differ.
+
+        E = 1/2 sum_i sum_j bond(r_ij, xi_ij),  xi_ij = sum_{k != j} angle(r_ij, r_ik, cos theta_jik)
+
+    Forces and stress follow from both functions by differentiation.
+    """
 
     cutoff: eqx.AbstractVar[float]
 
@@ -36,9 +41,13 @@ class AbstractBondOrder(AbstractModel):
     def bond(
         self, r: Float[Array, "*bonds"], xi: Float[Array, "*bonds"], a: Any, b: Any
     ) -> Float[Array, "*bonds"]:
-        """Energy of bonds from a to b, eV. Half of it is counted, because the bond from b to a comes too.
+        """Energy of bonds from a to b, eV. Half of it counts, because the bond from b to a is there too.
 
-        It is also called for distances r somewhat beyond the cutoff, where any finite value will do.
+        Args:
+            r: distances, Å. The function is also called somewhat beyond the cutoff, where it may have any
+                finite value.
+            xi: sums of `angle` over the other bonds of a.
+            a, b: values of `atom_parameters` at the two atoms.
         """
 
     @abstractmethod
@@ -51,7 +60,13 @@ class AbstractBondOrder(AbstractModel):
         b: Any,
         c: Any,
     ) -> Float[Array, "*angles"]:
-        """Contribution of the bond from a to c to xi of the bond from a to b."""
+        """Contribution of the bond from a to c to xi of the bond from a to b.
+
+        Args:
+            rj, rk: distances from a to b and to c, Å.
+            cosine: of the angle between both bonds.
+            a, b, c: values of `atom_parameters` at the three atoms.
+        """
 
     def atom_parameters(self, batch: Batch) -> Any:
         """Arrays [atoms], gathered for the atoms of each bond; none by default."""

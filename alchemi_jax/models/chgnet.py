@@ -117,7 +117,7 @@ class CHGNet(AbstractGraphModel):
     """CHGNet with pretrained weights, for H to Bi and Ac to Pu: `CHGNet.load()`.
 
     Energies are those of the chgnet package for the same version, in eV, corrected as in the Materials
-    Project. Results also have `magmoms`, sizes of the magnetic moments of atoms in Bohr magnetons.
+    Project. Results also have `magmoms`, [atoms], absolute values of magnetic moments in Bohr magnetons.
 
     Attributes:
         version: of the weights: "0.3.0", "0.2.0" or "r2scan".
@@ -164,8 +164,8 @@ class CHGNet(AbstractGraphModel):
     def load(cls, version: str = "0.3.0", *, skin: float = 0.6) -> "CHGNet":
         """CHGNet with pretrained weights.
 
-        They are taken from an installed `chgnet`, or from the cache of the user; on first use pip downloads
-        the wheel of `chgnet` (13.7 MB) into that cache.
+        The weights come from an installed `chgnet` or from the user's cache; on first use pip downloads the
+        wheel of `chgnet` (13.7 MB) into that cache.
 
         Args:
             version: "0.3.0", "0.2.0" or "r2scan".
@@ -173,7 +173,7 @@ class CHGNet(AbstractGraphModel):
 
         Raises:
             ValueError: for another version.
-            OSError: saying what to put where, if the weights cannot be fetched.
+            OSError: if the weights cannot be downloaded; the message says which file to put where.
         """
         return from_weights(get(version), skin)
 

@@ -38,10 +38,10 @@ class CommitteeModel(AbstractModel):
     all of its members.
 
     Attributes:
-        members: one model, all of whose arrays have a leading axis, the members.
+        members: one model whose arrays have a leading axis [members].
 
     Raises:
-        TypeError: if the members are no model.
+        TypeError: if `members` is not a model.
         ValueError: if the model has no arrays, or they differ in the length of the leading axis.
     """
 
@@ -52,8 +52,8 @@ class CommitteeModel(AbstractModel):
         """The committee of models of one class that differ only in the values of arrays.
 
         Raises:
-            TypeError: for what is not a model.
-            ValueError: for no models; naming the field in which one differs from the first.
+            TypeError: if one of them is not a model.
+            ValueError: for an empty list; naming the field in which one differs from the first.
         """
         models = list(models)
         if not models:
@@ -99,10 +99,10 @@ class CommitteeModel(AbstractModel):
         return next(x.shape[0] for x in jax.tree.leaves(self.members) if eqx.is_array(x))
 
     def member(self, index: int) -> AbstractModel:
-        """The model of this index, from 0.
+        """The member with an index, from 0.
 
         Raises:
-            IndexError: if there are not so many.
+            IndexError: if there is no such member.
         """
         if not 0 <= index < self.size:
             raise IndexError(f"member {index} of a CommitteeModel with {self.size}.")
@@ -110,22 +110,22 @@ class CommitteeModel(AbstractModel):
 
     @property
     def cutoff(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å, that of the members."""
+        """The cutoff of the members, Å."""
         return self.members.cutoff
 
     @property
     def skin(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å, that of the members."""
+        """The skin of the members, Å."""
         return self.members.skin
 
     @property
     def extra_results(self) -> Mapping[str, Level]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the members, and the spreads."""
+        """The extra results of the members, and the two spreads."""
         return {**self.members.extra_results, **SPREADS}
 
     @property
     def requirements(self) -> Requirements:
-        """Those of the members."""
+        """The requirements of the members."""
         return self.members.requirements
 
     def _map(self, function: Any) -> Any:

@@ -22,12 +22,14 @@ from alchemi_jax.systems.batch import Batch
 
 
 class EAM(AbstractEmbedded):
-    """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r),  rho_i = sum_j rho_ij(r), functions from tables.
+    """The embedded-atom method, with functions from tables.
+
+        E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r),  rho_i = sum_j rho_ij(r)
 
     Make one with `EAM.read`, or from arrays with `EAM.from_tables`. The functions are those that LAMMPS makes
-    of a file: F, rho and r phi are cubics on each interval of the grid, with slopes at the points from
-    five of them. Beyond the end of its table a function keeps the last value, but F goes on as a straight
-    line. Pairs beyond the cutoff of the file do not count, whatever the tables have there.
+    of a file: F, rho and r phi are cubics on each interval of the grid, with slopes at the points from five
+    of them. Beyond the end of its table a function keeps the last value, but F continues as a straight line.
+    Pairs beyond the cutoff of the file do not count, even if the tables are longer.
 
     Attributes:
         embedding: [elements, intervals, 4], coefficients of F (eV) on each interval, as a cubic of the part
@@ -83,7 +85,7 @@ class EAM(AbstractEmbedded):
         """Reads a file in a format of LAMMPS and DYNAMO, in its units `metal` or `real`.
 
         Args:
-            path: of the file; for funcfl, with one element per file, also a list of files.
+            path: path of the file; for funcfl, with one element per file, also a list of paths.
             form: "funcfl" (LAMMPS's eam), "setfl" (eam.alloy) or "fs" (eam.fs); by default known from
                 the name: .eam or .funcfl, .alloy or .setfl, .fs.
             skin: Å.
@@ -91,8 +93,8 @@ class EAM(AbstractEmbedded):
                 the file; by default all. For funcfl, the symbol of each file.
 
         Raises:
-            ValueError: naming the file and the line, for an unknown form, words that are not numbers, and
-                too few or too many values; for elements that the file does not have.
+            ValueError: naming the file and the line, for an unknown form, words that are not numbers, and too
+                few or too many values; for elements that are not in the file.
         """
         single = isinstance(path, str | os.PathLike)
         paths = [Path(path)] if single else [Path(p) for p in path]  # pyright: ignore[reportArgumentType]
@@ -114,7 +116,7 @@ class EAM(AbstractEmbedded):
         """Makes the potential from arrays.
 
         Raises:
-            ValueError: naming the table that holds what is not finite, or has fewer than five points.
+            ValueError: naming the table with values that are not finite or with fewer than five points.
         """
         for name in ("embedding", "density", "pair"):
             values = getattr(tables, name)
@@ -168,7 +170,8 @@ class EAM(AbstractEmbedded):
     def pair_functions_and_slopes(
         self, squared: Float[Array, "*pairs"], a: Any, b: Any
     ) -> tuple[tuple[Float[Array, "*pairs"], ...], tuple[Float[Array, "*pairs"], ...]]:
-        """In closed form, with the coefficients of both functions in one row, since gathering takes time."""
+        """The functions and their slopes in closed form. The coefficients of both functions are in one row,
+        because gathering takes time."""
         r = jnp.sqrt(jnp.minimum(squared, 4 * self.cutoff**2))
         n = len(self.elements)
         knots = self.pair.shape[-2]

@@ -16,11 +16,13 @@ from alchemi_jax.systems.segments import sum_by_system
 
 
 class AbstractEmbedded(AbstractModel):
-    """E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r), with rho_i = sum_j g_ij(r).
+    """An embedded-atom potential. Write `pair_functions` and `embedding_energy`, and `atom_parameters` if
+    atoms differ.
 
-    Write `pair_functions` and `embedding_energy`, and `atom_parameters` if atoms differ. Forces and
-    stress are a second sum over the neighbors, of the derivative of phi_ij + F'_i g_ij + F'_j g_ji. The
-    derivatives of the functions are kept from the first sum.
+        E = sum_i F_i(rho_i) + 1/2 sum_ij phi_ij(r),  rho_i = sum_j g_ij(r)
+
+    Forces and stress are a second sum over the neighbors, of the derivative of phi_ij + F'_i g_ij + F'_j
+    g_ji. The derivatives of the functions are kept from the first sum.
     """
 
     cutoff: eqx.AbstractVar[float]
@@ -34,15 +36,18 @@ class AbstractEmbedded(AbstractModel):
     def pair_functions(
         self, squared: Float[Array, "*pairs"], a: Any, b: Any
     ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"], Float[Array, "*pairs"]]:
-        """phi (eV), g_ab (the density at a from b) and g_ba (that at b from a), from squared distances, Å².
+        """phi (eV), g_ab (the density at a from b) and g_ba (the density at b from a) of pairs.
 
+        Args:
+            squared: squared distances, Å².
         a, b: values of `atom_parameters` at the two atoms.
         """
 
     def pair_functions_and_slopes(
         self, squared: Float[Array, "*pairs"], a: Any, b: Any
     ) -> tuple[tuple[Float[Array, "*pairs"], ...], tuple[Float[Array, "*pairs"], ...]]:
-        """phi, g_ab, g_ba (not if there is `one_density`), and their derivatives in the squared distance."""
+        """phi, g_ab, g_ba (without g_ba if `one_density`), and their derivatives with respect to the squared
+        distance."""
         kept = 2 if self.one_density else 3
         return jax.jvp(lambda s: self.pair_functions(s, a, b)[:kept], (squared,), (jnp.ones_like(squared),))
 

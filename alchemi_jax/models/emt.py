@@ -107,7 +107,7 @@ class EMT(AbstractEmbedded):
 
     @property
     def cutoff(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Å."""
+        """Cutoff, Å, which follows from the elements."""
         rc, _ = self._reach
         return rc + 0.5 if self.elements is None else 1.045 * rc
 

@@ -21,15 +21,15 @@ class ModelEntry:
     Attributes:
         name: without a colon.
         text: what it is, in a line.
-        place: `module:callable`, imported when the model is made; called with what stands behind the colon:
+        place: `module:callable`, imported when the model is made; called with what follows the colon:
             `callable(**numbers)`, `callable(version=...)`, `callable(path)`, `callable(text)`.
-        grammar: of what stands behind the colon.
-        bare: `module:callable`, called without arguments when the name stands alone; "" if it cannot, except
-            for versions, of which the first is then taken.
+        grammar: form of what follows the colon.
+        bare: `module:callable`, called without arguments for the name without a colon; "" if that is no
+            model. An entry with `versions` takes the first one then.
         required, optional: names of the numbers.
         versions: the default first.
-        elements: atomic numbers that it knows when the name stands alone, or with any version; None if it
-            depends on what is given.
+        elements: atomic numbers that it knows, with the name alone or any version; None if this depends on
+            what follows the colon.
         covers: the elements in words, where `elements` is None.
         licence: of the parameters or weights. `source`: publication or package.
         modules: names of Python modules that it needs. `install`: the command that installs them.

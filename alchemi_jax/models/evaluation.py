@@ -31,14 +31,15 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
         dtype: as in `Batch.from_ase`, unless the structures are a batch already.
 
     Returns:
-        The structures in the same order, as numpy arrays without padding: `energy` [systems], eV; `forces`
-        [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where a system is
-        not periodic in all directions; further results of the model, such as magnetic moments, by their
-        names, `results["magmoms"]`. `to_ase()` gives them back to ASE; `for system in ...` one by one.
+        The structures in the same order, as a HostBatch of numpy arrays without padding: `energy` [systems],
+        eV; `forces` [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where
+        a system is not periodic in all directions; further results of the model by name, as in
+        `results["magmoms"]`. `to_ase()` returns ASE structures with these results; iteration gives one system
+        at a time.
 
     Raises:
-        TypeError: if the model is none.
-        ValueError: naming the system that the model cannot treat; inside a transform.
+        TypeError: if `model` is not a model.
+        ValueError: naming a system that the model cannot treat; or inside a transform.
     """
     if not isinstance(model, AbstractModel):
         advice = (

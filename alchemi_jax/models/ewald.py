@@ -34,7 +34,8 @@ def _as_waves(value: Any) -> tuple[int, int, int]:
 
 
 class Ewald(AbstractModel):
-    """Point charges in cells that are periodic in all directions, with tin foil at infinity.
+    """Point charges in cells that are periodic in all directions, with conducting (tin foil) boundary
+    conditions.
 
         E = ke/2 sum_ij q_i q_j erfc(alpha r)/r                            (r <= cutoff, all images)
           + 2 pi ke/V sum_{k != 0} e^(-k²/(4 alpha²))/k² |sum_i q_i e^(i k r_i)|²
@@ -45,9 +46,9 @@ class Ewald(AbstractModel):
     thousand atoms. All systems of a batch have the same number of waves, so that shapes are fixed.
 
     Args:
-        charges: e. A dict of elements, one number, or the name of a per-atom extra of the batch; by default
-            the charges of `atoms.set_initial_charges`.
-        cutoff: of the first sum, Å.
+        charges: charges, e: a dict of elements, one number, or the name of a per-atom extra of the batch; by
+            default the charges of `atoms.set_initial_charges`.
+        cutoff: cutoff of the first sum, Å.
         accuracy: relative error of each sum; alpha = sqrt(-ln accuracy)/cutoff follows.
         waves: number of multiples of each reciprocal vector in the second sum. `Ewald.of` chooses it for a
             batch. If a cell grows so much during a run that it no longer suffices, the energy is NaN and the
@@ -77,8 +78,13 @@ class Ewald(AbstractModel):
 
     @classmethod
     def of(cls, batch: Batch, margin: float = 1.1, **arguments: Any) -> "Ewald":
-        """An Ewald with enough waves for a batch, also if its cells become `margin` times as long. Other
-        arguments are those of the class."""
+        """An Ewald sum with enough waves for a batch, even if its cells become `margin` times as long.
+
+        Args:
+            batch: the systems.
+            margin: factor on the lengths of the cells.
+            arguments: other arguments of the class.
+        """
         model = cls(**arguments)
         rows = np.asarray(batch.system_mask) & np.asarray(batch.pbc).all(axis=-1)
         needed = np.asarray(model._needed(batch.cell))[rows].max(axis=0, initial=0)
@@ -87,7 +93,7 @@ class Ewald(AbstractModel):
 
     @property
     def alpha(self) -> float:
-        """1/Å."""
+        """Inverse width of the Gaussians that split the two sums, 1/Å."""
         return math.sqrt(-math.log(self.accuracy)) / self.cutoff
 
     def _needed(self, cell: Float[Array, "systems 3 3"]) -> Float[Array, "systems 3"]:

@@ -34,30 +34,30 @@ _INPUTS = ("atomic_numbers", "batch", "cell", "cell_offsets", "charge", "edge_in
 class ExportedModel(AbstractModel):
     """A function that `jax.export` has saved, with parameters and a small file of metadata.
 
-    The function is called with its parameters (if it has such) and a dict of arrays, and returns the energy
-    of each system, eV:
+    The function is called with its parameters (if it has any) and a dict of arrays, and returns the energy of
+    each system, eV:
 
         pos [atoms, 3] Å, atomic_numbers [atoms], batch [atoms]: the system of each atom
         cell [systems, 3, 3] Å, pbc [systems, 3], charge [systems] e, spin [systems] multiplicity
         edge_index [2, edges], cell_offsets [edges, 3]: whole numbers of lattice vectors
 
     The vector of an edge is `pos[edge_index[1]] - pos[edge_index[0]] + cell_offsets @ cell`. Every pair
-    within the cutoff comes in both directions. The last atom, alone in the last system, is padding, to which
-    the edges of padding belong; these are longer than the cutoff. Forces and stress are gradients of the
-    energy.
+    within the cutoff is there in both directions. The last atom, alone in the last system, is padding, to
+    which the edges of padding belong; these are longer than the cutoff. Forces and stress are gradients of
+    the energy.
 
-    The archive is that which kUPS publishes (`model.jax`, `metadata.json`, `params.msgpack`); `save_exported`
-    writes such. Metadata has `cutoff` (Å) and may have `elements` (symbols or atomic numbers) and `takes`
-    (of "charge" and "spin", what the function uses; without them it gets zeros).
+    The archive has the form that kUPS publishes (`model.jax`, `metadata.json`, `params.msgpack`);
+    `save_exported` writes it. Metadata has `cutoff` (Å) and may have `elements` (symbols or atomic numbers)
+    and `takes` (of "charge" and "spin", what the function uses; without them it gets zeros).
 
     Energies have the precision with which the function was exported.
 
     Args:
-        parameters: of the function, in its order; leaves.
+        parameters: arrays of the function, in its order; leaves.
         function: the saved function.
         cutoff: Å. skin: Å, added to the cutoff of the neighbor list.
-        elements: atomic numbers that it knows; None: not said.
-        takes: of "charge" and "spin".
+        elements: atomic numbers that it knows; None: unknown.
+        takes: those of "charge" and "spin" that the function uses.
 
     Raises:
         ValueError: from `check`, for an element that it does not know, for a charge or spin that it does not
@@ -73,11 +73,11 @@ class ExportedModel(AbstractModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike, skin: float = 1.0) -> "ExportedModel":
-        """Reads an archive of three files; or what `jax.export` has serialized, with the metadata beside it
-        in a file whose name ends in .json instead.
+        """Reads an archive of three files; or a file of `jax.export`, with the metadata beside it in a file
+        of the same name that ends in .json.
 
         Raises:
-            ValueError: naming the file, and what is missing in it or wrong with it.
+            ValueError: naming the file, and what is missing or wrong in it.
             ImportError: if flatbuffers is missing, which `jax.export` needs.
         """
         path = Path(path)
@@ -291,13 +291,13 @@ def save_exported(
     """Writes a potential as an archive that `ExportedModel.read` and kUPS read.
 
     Args:
-        path: of the file, .zip.
+        path: path of the file, .zip.
         function: `function(parameters, inputs)`, the energy of each system, see `ExportedModel`; traced with
             symbolic numbers of atoms, systems and edges.
         parameters: arrays.
         cutoff: Å.
-        elements: that it knows. takes: of "charge" and "spin", what it uses.
-        dtype: of the floats. platforms: such as ("cpu", "cuda"); by default that of this process.
+        elements: symbols or atomic numbers that it knows. takes: those of "charge" and "spin" that it uses.
+        dtype: dtype of the floats. platforms: such as ("cpu", "cuda"); by default that of this process.
 
     Raises:
         ValueError: for another name in `takes`.

@@ -70,7 +70,7 @@ class FunctionModel(AbstractModel):
     Forces and stress are gradients of the energy.
 
     Raises:
-        TypeError: if the function is none, or holds arrays.
+        TypeError: if `function` is not callable, or contains arrays.
     """
 
     function: Callable[..., Any] = eqx.field(static=True, converter=_without_arrays)
@@ -103,7 +103,7 @@ class GraphFunctionModel(AbstractGraphModel):
     Forces and stress come from one reverse pass through the edge vectors.
 
     Raises:
-        TypeError: if the function is none, or holds arrays.
+        TypeError: if `function` is not callable, or contains arrays.
         ValueError: naming the argument; from `check`, for an element that is not among `elements`.
     """
 

@@ -46,11 +46,11 @@ class Edges(eqx.Module):
 
 
 class Graph(eqx.Module):
-    """What a graph network sees of a batch: all its systems as one graph.
+    """The input of a graph network: all systems of a batch as one graph.
 
     Attributes:
         numbers: [atoms], atomic numbers; 0 in padding.
-        species: [atoms], their places in the model's table `elements`; without one, atomic numbers.
+        species: [atoms], indices into the model's table `elements`; without one, atomic numbers.
         node_mask: [atoms], False in padding.
         node_system: [atoms], the system of each atom; in padding the number of systems.
         n_nodes: [systems], number of atoms. `system_mask`: [systems], False in padding.
@@ -116,7 +116,7 @@ class Graph(eqx.Module):
     def with_vectors(
         self, vectors: Float[Array, "edges 3"], long_vectors: Float[Array, "long_edges 3"] | None = None
     ) -> "Graph":
-        """The graph with other edge vectors: what is differentiated."""
+        """The graph with other edge vectors, Å; forces are derivatives with respect to them."""
         edges, long_edges = dataclasses.replace(self.edges, vectors=vectors), self.long_edges
         if long_edges is not None and long_vectors is not None:
             long_edges = dataclasses.replace(long_edges, vectors=long_vectors)
@@ -124,7 +124,7 @@ class Graph(eqx.Module):
 
 
 class AbstractGraphModel(AbstractModel):
-    """A graph network. Write `node_energies`; forces, stress and padding come from here.
+    """A graph network. Write `node_energies`; forces, stress and padding are handled by this class.
 
         class Net(AbstractGraphModel):
             params: Any
@@ -154,10 +154,11 @@ class AbstractGraphModel(AbstractModel):
 
     @abstractmethod
     def node_energies(self, graph: Graph) -> Float[Array, " atoms"]:
-        """Energy of each atom, eV; what it is in padding does not matter, as long as it is finite."""
+        """Energy of each atom, eV, [atoms]. In padding any finite value is allowed."""
 
     def node_results(self, graph: Graph) -> tuple[Float[Array, " atoms"], dict[str, Shaped[Array, "..."]]]:
-        """Energy of each atom and what `extra_results` declare, for models that compute both at once."""
+        """Energy of each atom, and the results that `extra_results` declare, for models that compute both at
+        once."""
         return self.node_energies(graph), {}
 
     def make_graph(self, batch: Batch, neighbors: NeighborList | None = None) -> Graph:
@@ -210,7 +211,7 @@ class AbstractGraphModel(AbstractModel):
 
     @property
     def trained_elements(self) -> tuple[int, ...] | None:
-        """Those of `elements` that the parameters were fitted to; `check` refuses others."""
+        """The elements to which the parameters were fitted; `check` refuses others."""
         return self.elements
 
     def check(self, batch: Batch) -> None:

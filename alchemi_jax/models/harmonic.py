@@ -19,11 +19,12 @@ def _padded(values: Float[Array, "*n"], rows: int) -> Float[Array, "*m"]:
 
 
 class HarmonicModel(AbstractModel):
-    """E = (k/2) sum |r - center|² over the atoms of each system.
+    """A harmonic well for each atom, for tests: E = (k/2) sum |r - center|² over the atoms of each system.
 
     Args:
         k: force constant, eV/Å²: a number, or one per system.
-        center: Å, [3] or [atoms, 3], or the name of a per-atom extra of the batch, [atoms, 3].
+        center: center of the wells, Å: [3] or [atoms, 3], or the name of a per-atom extra of the batch,
+            [atoms, 3].
     """
 
     k: Parameter = eqx.field(converter=finite("k"), default=1.0)

@@ -35,29 +35,31 @@ Layers = tuple[tuple[Float[Array, "elements inputs outputs"], Float[Array, "elem
 
 
 class InvariantNetwork(AbstractModel):
-    """The energy of an atom as a network of what surrounds it, as sums of Gaussians of distances.
+    """A network for the energy of each atom, on sums of Gaussians of the distances to its neighbors.
 
         E = sum_i [ e(z_i) + scale N_zi( (g_i - mean) / spread ) ]
         g_i,z,n = sum_j in z exp(-(r_ij - c_n)² / 2 w²) (1 + cos(pi r_ij / rc)) / 2
 
     N is a perceptron with a set of weights for each element of the atom; z runs over the elements of the
-    neighbors, c_n over centers from 0.5 Å to the cutoff, w apart. These are distances and no angles: that is
-    enough for simple metals and noble gases, not for covalent bonds. With `angular` Gaussians m of their own
-    width it also sees the angles at each atom, as sums over pairs of its neighbors, for l = 1, 2, 3:
+    neighbors, c_n over centers from 0.5 Å to the cutoff, w apart. Distances alone are enough for simple
+    metals and noble gases, not for covalent bonds. With `angular` Gaussians m of another width the input also
+    has angles, as sums over pairs of neighbors, for l = 1, 2, 3:
 
         a_i,m,m',l = sum_jk g_m(r_ij) g_m'(r_ik) cos^l(angle j i k)
 
-    They are made of sums over single neighbors, so that the work grows with the neighbors and not with their
-    pairs. Work and memory grow with the number of elements; with angles, as its square.
+    They are computed from sums over single neighbors, so that the work grows with the number of neighbors and
+    not of pairs. Work and memory grow with the number of elements; with angles, as its square.
     `alchemi_jax.training.network_for(data, key=key)` prepares one for data.
 
     Args:
         elements: symbols or atomic numbers.
-        key: a PRNG key, of the first weights.
-        cutoff: rc, Å. gaussians: their number. hidden: widths of the hidden layers.
-        energies: e, eV, of each element in order; zero by default.
-        scale: eV.
-        angular: the number of Gaussians for angles.
+        key: PRNG key of the initial weights.
+        cutoff: rc, Å.
+        gaussians: number of Gaussians of distances.
+        hidden: widths of the hidden layers.
+        energies: e of each element in order, eV; zero by default.
+        scale: factor on the output of the network, eV.
+        angular: number of Gaussians for angles; 0: no angles.
         mean, spread: of each g and a, [elements, `n_features`], for each element of the atom; zero and one
             by default.
         skin: Å, added to the cutoff of the neighbor list.
@@ -66,6 +68,9 @@ class InvariantNetwork(AbstractModel):
 
     Raises:
         ValueError: naming the argument; from `check`, naming a system with another element.
+
+    Source: after the networks of J. Behler, M. Parrinello, Phys. Rev. Lett. 98, 146401 (2007),
+    doi:10.1103/PhysRevLett.98.146401.
     """
 
     untrained: ClassVar[tuple[str, ...]] = ("energies", "scale", "mean", "spread")
@@ -123,7 +128,7 @@ class InvariantNetwork(AbstractModel):
 
     @property
     def n_features(self) -> int:
-        """How many numbers describe the surroundings of an atom."""
+        """Number of inputs of the network per atom."""
         n, m = len(self.elements), len(self.elements) * self.angular
         return n * self.gaussians + len(POWERS) * m * (m + 1) // 2
 
@@ -158,7 +163,8 @@ class InvariantNetwork(AbstractModel):
         return jnp.concatenate([jnp.where(there[..., None], g, 0).sum(axis=0) for there in of], axis=-1)
 
     def features(self, batch: Batch, neighbors: NeighborList | None) -> Float[Array, "atoms features"]:
-        """The sums of Gaussians around each atom: what `mean` and `spread` are taken of."""
+        """The sums of Gaussians around each atom, [atoms, `n_features`], before `mean` and `spread` are
+        applied."""
         neighbors = need_list(self, neighbors)
         d, r, _, of = self._pairs(batch, neighbors)
         of_distances = self._features(self._gaussians(r), of)

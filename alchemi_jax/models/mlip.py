@@ -37,7 +37,8 @@ class MLIPModel(AbstractGraphModel):
         network: the flax module.
         numbers: atomic numbers that it knows.
         cutoff: Å. skin: Å, added to the cutoff of the neighbor list.
-        heads: number of data sets; which one is taken is the extra `head` of a structure, 0 by default.
+        heads: number of output heads, one per data set; the extra `head` of a structure selects one, 0 by
+            default.
         charges: total charges that it knows, if it uses them.
 
     Raises:
@@ -58,8 +59,8 @@ class MLIPModel(AbstractGraphModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike, skin: float = 0.6) -> "MLIPModel":
-        """Reads an archive that `mlip.models.model_io.save_model_to_zip` wrote. Its settings tell which of
-        the networks it is.
+        """Reads an archive that `mlip.models.model_io.save_model_to_zip` wrote. Its settings say which
+        network it is.
 
         Raises:
             ImportError: if the package is missing, with the command that installs it.

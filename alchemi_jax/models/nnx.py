@@ -22,8 +22,8 @@ def split_nnx(module: Any) -> tuple[Callable[..., Any], Any]:
 
         GraphFunctionModel(*split_nnx(net), cutoff=5.0)
 
-    `nnx.update(net, model.params)` brings parameters back into the module. What a call changes in the module
-    (running means, counts of random numbers) is dropped.
+    `nnx.update(net, model.params)` puts parameters back into the module. Changes that a call makes to the
+    module (running means, counts of random numbers) are dropped.
 
     Args:
         module: its `__call__` takes the graph, or the batch and its neighbor list.
@@ -32,7 +32,7 @@ def split_nnx(module: Any) -> tuple[Callable[..., Any], Any]:
         `function(params, *inputs)`, and the state of the module, a pytree of arrays.
 
     Raises:
-        TypeError: for what is no `flax.nnx.Module`.
+        TypeError: if `module` is not a `flax.nnx.Module`.
     """
     if not isinstance(module, nnx.Module):
         raise TypeError(f"module must be a flax.nnx.Module, not {module!r}.")

@@ -165,24 +165,27 @@ def _accumulate_jvp(primals, tangents, *, virial: bool):
 class AbstractPair(AbstractModel):
     """A pair potential: write `pair_energy`, and `atom_parameters` if atoms differ.
 
-    The fields `cutoff` and `skin` (Å) are plain numbers, not leaves: they set the range of the list.
+    Forces and stress follow from it. The fields `cutoff` and `skin` (Å) are plain numbers, not leaves: they
+    set the range of the neighbor list.
     """
 
     cutoff: eqx.AbstractVar[float]
 
     @abstractmethod
     def pair_energy(self, squared: Float[Array, "*pairs"], a: Any, b: Any) -> Float[Array, "*pairs"]:
-        """Energy of pairs, eV, from squared distances, Å².
+        """Energy of pairs, eV.
 
+        Args:
+            squared: squared distances, Å².
         a, b: values of `atom_parameters` at the two atoms.
         """
 
     def pair_terms(
         self, squared: Float[Array, "*pairs"], a: Any, b: Any
     ) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
-        """Energy of pairs, eV, and its derivative in the squared distance, eV/Å².
+        """Energy of pairs, eV, and its derivative with respect to the squared distance, eV/Å².
 
-        By default from differentiating `pair_energy`. Override it where a closed form saves divisions.
+        By default `pair_energy` is differentiated. Override it where a closed form saves divisions.
         """
         one = jnp.ones_like(squared)
         return jax.jvp(lambda s: self.pair_energy(s, a, b), (squared,), (one,))
@@ -245,7 +248,7 @@ class LennardJones(AbstractPair):
 
     @classmethod
     def noble_gases(cls, cutoff: float = 10.0, shift: bool = True, skin: float = 1.0) -> "LennardJones":
-        """Ne, Ar, Kr and Xe, fitted to the second virial coefficients of the gases.
+        """Parameters of Ne, Ar, Kr and Xe, fitted to the second virial coefficients of the gases.
 
         Source: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), table 20.2.
         """

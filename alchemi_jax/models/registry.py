@@ -75,15 +75,18 @@ def fetch(text: str) -> str:
 
 
 def load(model: str | Sequence[str]) -> Any:
-    """The model of a name, as `--model` takes it; of several names the sum.
+    """The model with a name, as `--model` takes it; for several names their sum.
 
     `load("chgnet")`, `load("lj:epsilon=0.0104,sigma=3.4")`, `load("eam:Cu_mishin.eam.alloy")`,
-    `load(["chgnet", "mymodule:dispersion"])`. `alchemi-jax models` lists the names.
+    `load("trained:copper")`, `load(["chgnet", "mymodule:dispersion"])`. `alchemi-jax models` lists the names.
+
+    Args:
+        model: a name, or a list of names.
 
     Raises:
         ValueError: saying which part of a name is wrong, or what is wrong with its file.
         ImportError: if a package is missing, with the command that installs it.
-        TypeError: if a function of the user's does not return a model.
+        TypeError: if a function of the user does not return a model.
     """
     names = [model] if isinstance(model, str) else list(model)
     if not names:

@@ -39,16 +39,16 @@ def _elements(value: Any) -> str | tuple[str, ...]:
 
 
 class StillingerWeber(AbstractMoments):
-    """Pairs and angles with the range a sigma.
+    """The Stillinger-Weber potential: pairs and angles with the range a sigma.
 
         E = sum_{i<j} A epsilon [B (sigma/r)^p - (sigma/r)^q] e^{sigma/(r - a sigma)}
           + sum_i sum_{j<k} lam epsilon (cos theta_jik - cos0)²
             e^{gamma sigma/(r_ij - a sigma)} e^{gamma sigma/(r_ik - a sigma)}
 
     Both vanish smoothly at a sigma, with all derivatives. The defaults are those of silicon; `water` is
-    another set, and `read` takes files of LAMMPS, also of several elements. Then, as there, epsilon, lam and
-    cos0 of an angle depend on three elements, those of atom i, j and k; all else, and the
-    epsilon of pairs (i, j, j), on the two of a bond.
+    another set, and `read` takes files of LAMMPS, also of several elements. Then, as in LAMMPS, epsilon, lam
+    and cos0 of an angle depend on three elements, those of atoms i, j and k. All other parameters, and the
+    epsilon of pairs (i, j, j), depend on the two elements of a bond.
 
     Args:
         epsilon: eV.
@@ -129,12 +129,13 @@ class StillingerWeber(AbstractMoments):
         """Reads a file of LAMMPS's `sw` style, in its units `metal` or `real`.
 
         Args:
-            path: of the file.
+            path: path of the file.
             elements: those to take from it, as symbols, or as a dict from symbols to names of the file; by
                 default all.
             skin: Å.
             average: whether parameters may differ between the two orders of a pair (i-j, j-i) or of an angle
-                (i-j-k, i-k-j); then both count by half. LAMMPS takes one of them, as it comes upon the atoms.
+                (i-j-k, i-k-j); then their mean is taken. LAMMPS takes one of them, depending on the order of
+                the atoms.
 
         Raises:
             ValueError: naming the file and the line, for values that are missing or not numbers; for elements
@@ -178,7 +179,7 @@ class StillingerWeber(AbstractMoments):
 
     @classmethod
     def water(cls, skin: float = 0.5) -> "StillingerWeber":
-        """mW, a water molecule as one atom: give the batch oxygen atoms of 18.015 amu.
+        """The mW model, in which a water molecule is one atom: give the batch oxygen atoms of 18.015 amu.
 
         Source: V. Molinero, E. B. Moore, J. Phys. Chem. B 113, 4008 (2009), doi:10.1021/jp805227c.
         """

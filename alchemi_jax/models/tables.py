@@ -20,6 +20,7 @@ class EAMTables:
 
     Attributes:
         elements: atomic numbers.
+        density_step, distance_step: steps of the two grids, the latter in Å.
         embedding: [elements, n_density], eV, on the grid 0, density_step, ...
         density: [elements, elements, n_distance], at an atom of the first element from an atom of the
             second, on the grid 0, distance_step, ... (Å).

@@ -92,7 +92,8 @@ class Tersoff(AbstractBondOrder):
         ValueError: for missing names or m other than 1 and 3; from `check`, for an element or a pair of
             elements without parameters.
 
-    Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988), doi:10.1103/PhysRevB.37.6991; 39, 5566 (1989).
+    Source: J. Tersoff, Phys. Rev. B 37, 6991 (1988), doi:10.1103/PhysRevB.37.6991; 39, 5566 (1989),
+    doi:10.1103/PhysRevB.39.5566.
     """
 
     elements: tuple[str, ...] = eqx.field(static=True)
@@ -130,7 +131,13 @@ class Tersoff(AbstractBondOrder):
     def from_entries(
         cls, entries: Mapping[tuple[str, ...], Mapping[str, Any]], skin: float = 0.5
     ) -> "Tersoff":
-        """From the 14 parameters of triples of elements; other triples have none (NaN)."""
+        """The potential from the 14 parameters of triples of elements.
+
+        Args:
+            entries: parameters by name, of each triple of symbols. A triple that is missing has no parameters
+                (NaN).
+            skin: Å.
+        """
         elements = tuple(dict.fromkeys(key[0] for key in entries))
         tables = {name: np.full((len(elements),) * 3, 1.0 if name == "m" else np.nan) for name in NAMES}
         for key, values in entries.items():
@@ -150,12 +157,12 @@ class Tersoff(AbstractBondOrder):
         """Reads a file of LAMMPS's `tersoff` style, in its units `metal` or `real`.
 
         Args:
-            path: of the file.
+            path: path of the file.
             elements: those to take from it, as symbols, or as a dict from symbols to names of the file, such
                 as {"Si": "Si(D)"}; by default all.
             skin: Å.
-            average: whether the repulsion of i-j and j-i may differ; then both count by half. LAMMPS
-                takes one of them, by the numbers of the atoms.
+            average: whether the repulsion of i-j and j-i may differ; then their mean is taken. LAMMPS takes
+                one of them, depending on the numbers of the atoms.
 
         Raises:
             ValueError: naming the file and the line, for values that are missing or not numbers; for elements
@@ -179,10 +186,10 @@ class Tersoff(AbstractBondOrder):
 
     @classmethod
     def group_iv(cls, skin: float = 0.5) -> "Tersoff":
-        """C, Si, Ge, SiC and SiGe. C with Ge has no parameters.
+        """Parameters of C, Si, Ge, SiC and SiGe. C with Ge has none.
 
         Source: J. Tersoff, Phys. Rev. B 39, 5566 (1989), doi:10.1103/PhysRevB.39.5566, table I; erratum 41,
-        3248 (1990).
+        3248 (1990), doi:10.1103/PhysRevB.41.3248.2.
         """
         # A, B, lambda, mu, beta, n, c, d, h, R, S
         own = {
@@ -210,7 +217,7 @@ class Tersoff(AbstractBondOrder):
 
     @classmethod
     def silicon_carbide(cls, skin: float = 0.5) -> "Tersoff":
-        """C, Si and SiC of Erhart and Albe.
+        """Parameters of C, Si and SiC by Erhart and Albe.
 
         Source: P. Erhart, K. Albe, Phys. Rev. B 71, 035211 (2005), doi:10.1103/PhysRevB.71.035211, table I.
         """

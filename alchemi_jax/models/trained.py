@@ -51,26 +51,26 @@ def save(
     *,
     base: str | None = None,
 ) -> None:
-    """Write a model to a folder, which is replaced as a whole: a kill at any moment leaves the old or the
-    new one.
+    """Write a model to a folder. A process that is killed leaves either the old model or the new one.
 
         models.save("copper", trainer.averaged(state))
         models.load("trained:copper")                # and `--model trained:copper`
 
     Args:
-        folder: made with its parents. A folder that has something else than a model is refused.
+        folder: path of the folder, which is created with its parents. A folder with other contents than a
+            model is refused.
         model: any model whose parts are Modules, dataclasses, arrays, numbers, texts, containers of these,
             and functions or classes that can be imported.
-        about: what to note with it, such as errors on validation; as JSON has it.
-        base: for a model that has other parts: the name, as `models.load` takes it, of a model that differs
-            only in the values of arrays, such as "nequix:nequix-mp-1.nqx". Reading the folder needs that
-            model again.
+        about: notes to store with it, such as errors on validation; values that JSON can represent.
+        base: for a model with other parts: the name, as `models.load` takes it, of a model that differs only
+            in the values of arrays, such as "nequix:nequix-mp-1.nqx". Reading the folder loads that model
+            first.
 
     Raises:
-        TypeError: naming the part of a model that cannot be written, such as a lambda, if there is no
-            `base`; if `about` is no JSON.
-        ValueError: if the folder has something else in it, no model is given, or the model is not like
-            `base`.
+        TypeError: naming the part of a model that cannot be written, such as a lambda, if there is no `base`;
+            if JSON cannot represent `about`.
+        ValueError: if the folder has other contents, `model` is not a model, or it differs from `base` in
+            more than values of arrays.
     """
     if not isinstance(model, AbstractModel):
         raise ValueError(f"save keeps a model, not {description(model)}.")

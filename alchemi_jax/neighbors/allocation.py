@@ -29,13 +29,13 @@ def allocate(
     reverse_edges: bool = False,
     builder: str | None = None,
 ) -> NeighborList:
-    """A neighbor list for these systems, with room for what they need: to call a model without an engine.
+    """A neighbor list for a batch, with sufficient capacities: to call a model without an engine.
 
         neighbors = allocate(batch, model.requirements)
         energies = model.energy(batch, neighbors)
 
-    For other positions of the same batch bring it up to date with `update(batch, neighbors)`, which also
-    works inside transforms. If a capacity is then too small, `neighbors.overflow` is set.
+    For other positions of the same systems use `update(batch, neighbors)`, which also works inside
+    transforms. If a capacity is then too small, `neighbors.overflow` is set.
 
     Args:
         cutoff: Å; or the `requirements` of a model, which include the other options.
@@ -59,7 +59,7 @@ def allocate(
 
 
 def update_with_room(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """`update`, compiled and on the host, with larger capacities where they are too small."""
+    """`update`, compiled and on the host, with larger capacities if they are too small."""
     while True:
         found = _update_once(batch, neighbors)
         if not bool(found.overflow):

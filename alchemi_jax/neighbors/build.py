@@ -29,7 +29,7 @@ def empty_list(
     sizes: ListSizes,
     requirements: Requirements | None = None,
 ) -> NeighborList:
-    """A list of the right shapes in which every system is due for building."""
+    """A list of these capacities in which every system is due, so that the next `update` builds it."""
     return _empty(
         sizes,
         cutoff,
@@ -43,16 +43,16 @@ def empty_list(
 
 
 def enlarge(neighbors: NeighborList, needs: Int[np.ndarray, " sizes"]) -> NeighborList:
-    """A list with room for `needs`, not built. On the host; compiles nothing.
+    """The list with capacities for `needs`, [sizes], not built yet. On the host; compiles nothing.
 
-    The next `update` builds it from the same references, so that systems that are not due get the same sums
+    The next `update` builds it from the same references, so that systems that are not due have the same sums
     as before, bit for bit.
     """
     return resized(neighbors, grow(neighbors.sizes, needs))
 
 
 def resized(neighbors: NeighborList, sizes: ListSizes) -> NeighborList:
-    """A list with other capacities and the same references, not built."""
+    """The list with other capacities and the same references, not built yet."""
     names = ("ref_positions", "ref_cell", "ref_inverse", "ref_pbc", "ref_id", "builds")
     arrays = {name: getattr(neighbors, name) for name in names}
     return _empty(sizes, neighbors.cutoff, neighbors.skin, neighbors.requirements, **arrays)

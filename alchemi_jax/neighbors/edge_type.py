@@ -18,12 +18,12 @@ class Triplets(eqx.Module):
     Attributes:
         bonds: [bonds], the index of the edge; in padding the number of edges, an index out of range.
         bond_mask: [bonds], False in padding.
-        bond_of_edge: [edges], the place of an edge in `bonds`; for edges that are no bonds the number of
+        bond_of_edge: [edges], the index of an edge in `bonds`; for edges that are not bonds the number of
             bonds, an index out of range.
         first, second: [triplets], two different bonds of one atom, sorted by the first. In padding the number
             of bonds.
         mask: [triplets], False in padding.
-        needed_bonds, needed: numbers of bonds and triplets, including those for which there was no room.
+        needed_bonds, needed: numbers of bonds and triplets, including those beyond the capacity.
     """
 
     bonds: Int[Array, " bonds"]
@@ -50,9 +50,9 @@ class EdgeList(eqx.Module):
         mask: [edges], False in padding.
         reverse: [edges], the index of the opposite edge; in padding the index of the edge itself. None unless
             a model asks for it.
-        needed: number of edges, including those for which there was no room.
-        overflow: there were more edges than room (or bonds, triplets, edges of one atom). Some are missing,
-            so `vectors` are NaN.
+        needed: number of edges, including those beyond the capacity.
+        overflow: whether there were more edges (or bonds, triplets, edges of one atom) than the capacity.
+            Some are missing then, so `vectors` are NaN.
         per_atom: [atoms, places], the indices of the edges of each atom (as receiver); in unused places the
             number of edges, an index out of range. None unless a model asks for it.
         triplets: pairs of edges. None unless a model asks for them.

@@ -19,7 +19,7 @@ _ALONG = 1 << 16
 
 
 def edge_capacity(batch: Batch, neighbors: NeighborList, room: float = 1.15) -> int:
-    """A capacity for `edge_list`, on the host: the present number of edges times `room`, rounded up.
+    """A capacity for `edge_list`: the present number of edges times `room`, rounded up. On the host.
 
     Args:
         room: factor by which the capacity exceeds the present number.
@@ -38,7 +38,8 @@ def edge_list(
 ) -> EdgeList:
     """Edges of the pairs within the cutoff at the present positions.
 
-    A model that asks for edges in its `requirements` gets them in `neighbors.edges`; their capacity grows.
+    A model that asks for edges in its `requirements` gets them in `neighbors.edges`, whose capacity grows
+    automatically.
 
     Args:
         neighbors: a list that is up to date for this batch, as a model gets it.

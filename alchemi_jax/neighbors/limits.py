@@ -28,11 +28,11 @@ def memory() -> int:
 
 
 def excess(needs: Needs, counts: Shaped[np.ndarray, " systems"]) -> dict[int, str]:
-    """Systems for which no list can be made, by row, and why: "it needs ..., at most ... are possible".
+    """Systems for which no list can be made: row -> reason, such as "it needs ..., at most ... are possible".
 
     Args:
         needs: of each system, as estimated.
-        counts: number of atoms of each system.
+        counts: [systems], number of atoms of each system.
     """
     found: dict[int, str] = {}
     pairs = np.asarray(needs.neighbors, float) * np.asarray(counts, float)
@@ -91,9 +91,10 @@ def check_sizes(batch: Batch, needs: Needs, sizes: ListSizes, groups: int) -> No
 
 
 def too_dense(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
-    """[systems] Those whose cell has become so small that a list would not fit into memory. Traced.
+    """Systems whose cell has become so small that a list would not fit into memory, [systems]. Traced.
 
-    By the density, before the list is built: many times what it has room for, and a part of the memory.
+    It is judged by the density, before the list is built: many times the present capacity, and a large part
+    of the memory.
     """
     reach = neighbors.cutoff + neighbors.skin
     faces = face_distances(inverse(working_cell(batch.cell, batch.pbc)))
@@ -117,9 +118,9 @@ MOST_DENSE = 10.0
 
 
 def collapsed(batch: Batch) -> Bool[Array, " systems"]:
-    """[systems] Those that are periodic in all directions and denser than any matter. Traced.
+    """Systems that are periodic in all directions and denser than any matter, [systems]. Traced.
 
-    A list that grows step by step would follow a cell that collapses until it fills the memory.
+    Without this check a list would grow with a collapsing cell until it fills the memory.
     """
     a, b, c = (batch.cell[:, k] for k in range(3))
     volume = jnp.abs(jnp.sum(a * jnp.cross(b, c), axis=-1))

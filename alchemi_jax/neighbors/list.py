@@ -45,7 +45,7 @@ ALL_PAIRS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ListSizes:
-    """Capacities, hence shapes: changing one compiles again."""
+    """Capacities of a neighbor list. They are array shapes, so another value recompiles."""
 
     neighbors: int
     """Neighbors of one atom."""
@@ -81,7 +81,7 @@ class ListSizes:
         return "cell list" if self.groups > 0 else "warp" if self.groups < 0 else "brute force"
 
     def times(self, factor: float | int) -> "ListSizes":
-        """Capacities for `factor` times the systems: those that count over all systems change."""
+        """Capacities for `factor` times the systems: those that count over all systems are scaled."""
         images = max(math.ceil(self.images * factor), 2) if self.periodic else self.images
         groups = max(math.ceil(self.groups * factor), 1) if self.groups > 0 else self.groups
         summed = ("edges", "bonds", "triplets", "long_edges")
@@ -90,19 +90,25 @@ class ListSizes:
 
 
 class NeighborList(eqx.Module):
-    """Neighbors within `cutoff + skin` when the list was last built; see the text of the module.
+    """Neighbors within `cutoff + skin` of each atom, at the positions for which the list was last built.
+
+    Each periodic image that may be a neighbor is a place of an extended array of positions: first the atoms,
+    wrapped into the cell, then images (atom plus lattice shift), then one place far away to which unused
+    slots point. `index[k, i]` is the place of the k-th neighbor of atom i. Each pair occurs twice, once for
+    each of its atoms. `pair_vectors` gives the vectors.
 
     Attributes:
-        index: [neighbors, atoms], indices into the extended array.
+        index: [neighbors, atoms], places in the extended array.
         used: the largest number of neighbors of an atom; slots beyond it are unused.
         source: [images], the atom of each image.
-        shift: [3, atoms + images], lattice shift of each place of the extended array.
+        shift: [3, atoms + images], lattice shift of each place of the extended array, in lattice vectors.
         offset: [3, atoms + images], the shift times the present cell, Å.
         complete: [systems], whether the list contains all pairs of a free system, so that it is never due.
-        needs: [sizes], the capacities that the last building needed, in the order of ListSizes; the driver
-            grows to them.
+        needs: [sizes], capacities that the last build needed, in the order of ListSizes; the driver grows to
+            them.
         overflow: whether a capacity was too small. Forces from this list must not be used then.
-        edges: pairs within the cutoff of the edges at the last update, if a model asks for them.
+        edges: pairs within the cutoff of the edges at the last update, an EdgeList; None unless a model asks
+            for it.
         long_edges: pairs within the long cutoff, likewise.
         builds: number of times that the list was built.
         built: False for an empty list. The next update builds it, from the references of systems that are
@@ -139,11 +145,11 @@ class NeighborList(eqx.Module):
 
     @property
     def far(self) -> int:
-        """The index that unused slots have."""
+        """The place to which unused slots point."""
         return self.ref_positions.shape[0] + self.source.shape[0]
 
     def neighbor_atom(self) -> Int[Array, "neighbors atoms"]:
-        """The atom (not the image) in each slot; `atoms` where the slot is unused."""
+        """The atom (not the image) in each slot, [neighbors, atoms]; the number of atoms in unused slots."""
         return self.atom_of(self.index)
 
     def atom_of(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -187,7 +193,8 @@ def owners(batch: Batch, neighbors: NeighborList) -> Int[Array, " atoms_and_imag
 
 
 def extended_coordinates(batch: Batch, neighbors: NeighborList) -> list[Float[Array, " extended"]]:
-    """x, y and z of atoms (wrapped), images and the far place, Å; pair kernels gather from them.
+    """x, y and z of the extended array, Å: atoms (wrapped), images, and the place far away. Pair kernels
+    gather from it.
 
     Differentiable in positions and cell.
     """
@@ -217,10 +224,12 @@ def pair_vectors(
     Float[Array, "neighbors atoms"],
     Bool[Array, "neighbors atoms"],
 ]:
-    """Vectors from each atom to its neighbors, one coordinate at a time, and which are within the cutoff.
+    """Vectors from each atom to its neighbors, by coordinate, and the mask of pairs within the cutoff.
 
-    Returns x, y, z (Å) and the mask. For models that are not pair potentials; differentiable in positions and
-    cell.
+    For models that are not pair potentials. Differentiable in positions and cell.
+
+    Returns:
+        x, y, z, mask: each [neighbors, atoms], Å. Vectors outside the mask can have any length.
     """
     n = batch.atom_capacity
     x, y, z = (c[neighbors.index] - c[None, :n] for c in extended_coordinates(batch, neighbors))

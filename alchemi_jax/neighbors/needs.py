@@ -9,41 +9,42 @@ from jaxtyping import Shaped
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What the list of each system needs: counted, or estimated from densities."""
+    """What the neighbor list of each system needs, counted or estimated from densities. All arrays are
+    [systems]."""
 
     neighbors: Shaped[np.ndarray, " systems"]
-    """Of the atom with the most."""
+    """Largest number of neighbors of an atom."""
     everyone: Shaped[np.ndarray, " systems"]
-    """Atoms and images."""
+    """Number of atoms and images."""
     images: Shaped[np.ndarray, " systems"]
-    """At least 1 for a periodic system."""
+    """Number of images; at least 1 for a periodic system."""
     groups: Shaped[np.ndarray, " systems"]
-    """Groups of at most ROWS atoms of one cell."""
+    """Number of groups of the cell list: each has some atoms of one cell."""
     in_cells: Shaped[np.ndarray, " systems"]
-    """Atoms and images in the cells around one."""
+    """Largest number of atoms and images in a cell and the cells around it."""
     tried: Shaped[np.ndarray, " systems"]
-    """Lattice shifts per atom that the kernels of `warp` try."""
+    """Number of lattice shifts per atom that the kernels of `warp` try."""
     edges: Shaped[np.ndarray, " systems"]
-    """Pairs within the cutoff of the edges, in both directions."""
+    """Number of pairs within the cutoff of the edges, in both directions."""
     per_atom: Shaped[np.ndarray, " systems"]
-    """Edges of the atom with the most."""
+    """Largest number of edges of an atom."""
     bonds: Shaped[np.ndarray, " systems"]
-    """Edges within the inner cutoff."""
+    """Number of edges within the inner cutoff."""
     triplets: Shaped[np.ndarray, " systems"]
-    """Pairs of bonds at one atom."""
+    """Number of pairs of bonds at one atom."""
     long_edges: Shaped[np.ndarray, " systems"]
-    """Pairs within the long cutoff."""
+    """Number of pairs within the long cutoff."""
 
     def take(self, rows: Shaped[np.ndarray, " rows"]) -> "Needs":
         """The needs of some of the systems."""
         return Needs(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
     def largest(self, n: int, before: "Needs | None" = None) -> "Needs":
-        """The n largest values of each kind, in order; they no longer belong together. Enough to choose the
-        capacities of a batch with n places.
+        """The n largest values of each array, in order; the rows no longer belong to one system. They are
+        enough to choose the capacities of a batch of n systems.
 
         Args:
-            before: what this gave for other systems: then no value is smaller than there.
+            before: the result for other systems; no value is then smaller than there.
         """
 
         def of(name: str) -> np.ndarray:

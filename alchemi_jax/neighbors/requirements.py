@@ -8,11 +8,11 @@ from alchemi_jax.parameters import positive_length
 
 @dataclasses.dataclass(frozen=True)
 class Requirements:
-    """What a model needs of a neighbor list; never a capacity, which the driver finds and grows.
+    """What a model needs of a neighbor list. It has no capacities, which the driver chooses and enlarges.
 
     Attributes:
         cutoff: Å, the distance up to which pairs are listed; None: no list.
-        skin: Å added to the cutoff, so that the list is not built in every step.
+        skin: Å, added to the cutoff, so that the list is not built in every step.
         edges: whether to make `neighbors.edges`, the pairs within `edge_cutoff` as an `EdgeList`.
         reverse_edges: whether to make `edges.reverse`, too.
         edge_cutoff: Å, at most `cutoff`; by default `cutoff`.

@@ -33,21 +33,20 @@ def guess_sizes(
     waiting: Needs | None = None,
     requirements: Requirements | None = None,
 ) -> ListSizes:
-    """Capacities for the present positions, with some room. If one is too small, the driver grows it.
+    """Capacities for the present positions, with some margin. If one is too small, the driver enlarges it.
 
-    Images and cells are counted, neighbors are estimated from densities. Unless given, the builder is the one
-    that makes fewer comparisons.
+    Images and cells are counted; neighbors are estimated from densities.
 
     Args:
         cutoff, skin: Å.
-        builder: "brute force" or "cell list"; by default whichever is faster. Or "warp", the kernels
-            of nvalchemi-toolkit-ops, where that is installed.
-        waiting: the needs of all systems that may enter the batch, as many at a time as it has places.
-        requirements: of a model that asks for edges.
+        builder: "brute force" or "cell list", by default the one with fewer comparisons; or "warp", the
+            kernels of nvalchemi-toolkit-ops, if it is installed.
+        waiting: needs of all systems that may enter the batch later.
+        requirements: those of a model that asks for edges.
 
     Raises:
-        ValueError: for another builder; naming the system, and the number, for geometry that no list can
-            hold (see `limits`).
+        ValueError: for another builder; naming the system and the number, if no list can be made for its
+            geometry.
         ImportError: saying what to install, for "warp".
     """
     if builder not in (None, "brute force", "cell list", "warp"):
@@ -125,11 +124,12 @@ def fit_edges(batch: Batch, neighbors: NeighborList, sizes: ListSizes) -> ListSi
 
 
 def list_needs(batch: Batch, cutoff: float, skin: float, requirements: Requirements | None = None) -> Needs:
-    """What the list of each system of a batch needs at the present positions; infinite or NaN for geometry
-    that overflows.
+    """What the list of each system of a batch needs at the present positions; infinite or NaN if the numbers
+    overflow.
 
     Args:
-        requirements: of a model that asks for edges; then these are counted.
+        cutoff, skin: Å.
+        requirements: those of a model that asks for edges, which are then counted.
     """
     r = Requirements(cutoff, skin) if requirements is None else requirements
     with np.errstate(all="ignore"):
@@ -215,10 +215,10 @@ def _working_cells(
 
 
 def check_growth(batch: Batch, neighbors: NeighborList, needs: Int[np.ndarray, " sizes"]) -> None:
-    """Check that a list can grow to what it needs.
+    """Check that a list can grow to the capacities that it needs.
 
     Raises:
-        ValueError: naming the system and the number.
+        ValueError: naming the system and the number, if it cannot.
     """
     arrays = 4.0 * int(needs[0]) * batch.atom_capacity
     if int(needs[1]) < MOST and arrays < memory() / 2:
@@ -230,7 +230,8 @@ def check_growth(batch: Batch, neighbors: NeighborList, needs: Int[np.ndarray, "
 
 
 def grow(sizes: ListSizes, needs: Int[np.ndarray, " sizes"]) -> ListSizes:
-    """Capacities that suffice for `needs`, with some room so that the next step does not overflow again."""
+    """Capacities that suffice for `needs`, [sizes], with some margin, so that the next step does not overflow
+    again."""
     old = dataclasses.astuple(sizes)
     new = [round_up(int(n * 1.1) + 1, 8) if n > h else h for n, h in zip(needs.tolist(), old, strict=True)]
     return ListSizes(*new)

@@ -19,9 +19,9 @@ from alchemi_jax.transforms import cond_any
 
 
 def due(batch: Batch, neighbors: NeighborList) -> Bool[Array, " systems"]:
-    """Systems in which the list may miss a pair.
+    """Systems whose list may miss a pair, [systems].
 
-    With deformation F = 1 + E since the list was built and u the largest displacement beyond it, a pair that
+    With deformation F = 1 + E since the list was built, and u the largest displacement beyond it, a pair that
     was left out is now at least (1 - |E|)(cutoff + skin) - 2u apart. Displacements are not wrapped: if an
     atom was moved by a lattice vector, its shifts changed and the list is due.
     """
@@ -50,7 +50,7 @@ def _subtract_strain(
 
 
 def offsets_outdated(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
-    """Whether the offsets of images belong to another cell than the present one."""
+    """Whether the offsets of images belong to another cell than the present one, a bool."""
     if not neighbors.sizes.periodic:
         return jnp.zeros((), bool)
     return any_of(_differ(batch.cell, neighbors.offset_cell))
@@ -63,7 +63,8 @@ def _differ(a: Shaped[Array, "systems *dims"], b: Shaped[Array, "systems *dims"]
 
 
 def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
-    """Whether `due` may be true for a system: one pass over the atoms, without sums by system."""
+    """Whether `due` may be true for any system: a cheap check, one pass over the atoms without sums by
+    system."""
     moved = batch.positions - neighbors.ref_positions
     x, y, z = moved[:, 0], moved[:, 1], moved[:, 2]
     # A little early, so that rounding cannot make it late.
@@ -75,9 +76,11 @@ def may_be_due(batch: Batch, neighbors: NeighborList) -> Bool[Array, ""]:
 
 
 def update(batch: Batch, neighbors: NeighborList) -> NeighborList:
-    """The list for the present positions: built again if due, with new offsets if a cell changed.
+    """The neighbor list for the present positions: built again if it is due, with new offsets if a cell
+    changed. If a capacity is too small, `overflow` is set.
 
-    Nothing is differentiated here: gradients go through the positions and cells in `extended_positions`.
+    Pure, for jit and vmap. It has no derivative; models differentiate `pair_vectors` and
+    `extended_positions`.
     """
     batch, neighbors = jax.lax.stop_gradient((batch, neighbors))
 

@@ -8,6 +8,6 @@ from pathlib import Path
 
 
 def paths() -> list[Path]:
-    """The files of the sample set."""
+    """Paths of the files of the sample set, noble-gas clusters and crystals."""
     folder = Path(str(resources.files(__name__)))
     return sorted(folder.glob("*.extxyz"))

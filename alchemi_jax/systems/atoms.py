@@ -42,12 +42,14 @@ class AtomicData:
         velocities: [atoms, 3], Å/fs; zero if not given.
         fixed: [atoms], atoms that must not move.
         fixed_components: [atoms, 3], atoms that must not move along x, y or z.
-        charge: total charge, e.  spin: multiplicity.
-        energy, forces, stress: results, NaN until a model was evaluated (eV, eV/Å, eV/Å³).
+        charge: total charge, e.
+        spin: spin multiplicity.
+        energy, forces, stress: results or labels, eV, eV/Å, eV/Å³; NaN if not given.
         atom_extras, system_extras: further arrays per atom and of the system, by name.
-        info: other Python values that belong to the system; `to_ase` returns them.
-        constraints: ASE constraints that cannot be applied; `to_ase` returns them, engines refuse them.
-        name: used in errors and warnings.
+        info: other Python values that belong to the system; `to_ase` gives them back.
+        constraints: ASE constraints that cannot be applied; `to_ase` gives them back, engines refuse the
+            system.
+        name: name of the system in errors and warnings.
 
     Raises:
         ValueError: naming the system and the field, for wrong shapes, values that are not finite, no atoms,
@@ -146,15 +148,17 @@ class AtomicData:
     def from_ase(
         cls, atoms: Atoms, name: str = "system", constraints: str = "keep", results: bool = False
     ) -> AtomicData:
-        """From ASE. The input is not changed; nothing is calculated.
+        """AtomicData from an ASE structure, which does not change. Nothing is calculated.
 
         Numeric entries of `arrays` become extras of the atoms; `info` is kept as it is. FixAtoms becomes
         `fixed`, and FixCartesian `fixed_components`; so do FixedPlane and FixedLine along an axis, and
         FixScaled in a cell along the axes. Other constraints cannot be applied.
 
         Args:
-            constraints: "keep" or "drop" those that cannot be applied. A system that has one is refused by
-                engines.
+            atoms: the structure.
+            name: name in errors and warnings.
+            constraints: "keep" or "drop" those that cannot be applied. Engines refuse a system with such a
+                constraint.
             results: whether to take over the energy, forces and stress that the calculator has for these
                 atoms, or that a file left in `info` and `arrays`: labels for training. Magnetic moments,
                 charges and energies of atoms of the calculator become extras.
@@ -208,7 +212,7 @@ class AtomicData:
         )
 
     def to_ase(self) -> Atoms:
-        """To ASE, with results, if there are any, in a SinglePointCalculator."""
+        """The system as ase.Atoms, with results, if there are any, in a SinglePointCalculator."""
         info = dict(self.info)
         kept_arrays = info.pop(KEPT_ARRAYS, {})
         atoms = Atoms(

@@ -35,14 +35,13 @@ class Batch(AbstractBatch[jax.Array]):
 
     Make one with `Batch.from_ase`, `Batch.from_data_list` or `Batch.from_host`.
 
-    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
-    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
-    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
-    `reason` is a number that says why it failed or was stopped (`engine.reason_text` gives the text);
-    `failed` is true where the outcome is FAILED.
-    `fixed` atoms do not move; an atom does not move along x, y or z where `fixed_components` says so.
-    `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
-    they are NaN the values of the engine hold.
+    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation. `steps_taken`
+    counts the steps of a system, `stage_steps` those since it entered its part of a pipeline; `time` (fs) is
+    the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`), `reason` is a
+    number that says why it failed or was stopped (`engine.reason_text` gives the text); `failed` is true
+    where the outcome is FAILED. `fixed` atoms do not move; an atom does not move along x, y or z where
+    `fixed_components` says so. `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for
+    thermostat and barostat; where they are NaN the values of the engine are used.
 
     `len(batch)` is the true number of systems; `for system in batch` and `batch[3]` give one of them (a
     `System`); `batch[mask]`, `batch[[1, 4]]` and `to_host` give a `HostBatch`, numpy arrays without padding.
@@ -67,23 +66,24 @@ class Batch(AbstractBatch[jax.Array]):
         constraints: str = "keep",
         results: bool = False,
     ) -> Batch:
-        """From ASE structures (one, or any number).
+        """A batch of ASE structures.
 
         Keeps numbers, positions, cell, pbc, masses, velocities, constraints, `arrays` and `info`. The input
-        is left alone. FixAtoms and FixCartesian act, and what says the same (see `AtomicData.from_ase`);
-        engines refuse a system with any other constraint. Energies, forces and stress are NaN until a model
-        is evaluated, unless `results` is set.
+        does not change. FixAtoms, FixCartesian and equivalent constraints are applied (see
+        `AtomicData.from_ase`); engines refuse a system with any other constraint. Energies, forces and stress
+        are NaN until a model is evaluated, unless `results` is set.
 
         Args:
+            atoms: one structure, or any iterable of them.
             dtype: dtype of the floats and of the run; by default that of JAX (float64 if `jax_enable_x64` is
                 set, else float32).
             atom_capacity, system_capacity: lengths of the padded arrays; by default the counts rounded up to
                 one of a few sizes, so that similar batches share compiled code.
             names: names of the systems in errors; by default "system 3 (Ar13)".
-            constraints: "keep", or "drop" for those that engines cannot apply: then the systems run without
-                them, and results do not have them.
-            largest: capacity for the atoms of one system; by default rounded up likewise. Batches share
-                compiled code if all three capacities are the same.
+            constraints: "keep", or "drop" those that engines cannot apply. Then systems run without them, and
+                results do not have them.
+            largest: capacity for the atoms of one system; by default rounded up likewise. Batches with the
+                same three capacities share compiled code.
             results: whether to take over energies, forces and stress that calculators have for these
                 structures, or that a file left in `info` and `arrays`: labels for training. Nothing is
                 calculated.
@@ -118,7 +118,7 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
     ) -> Batch:
-        """From AtomicData, one per system; arguments as in `from_ase`.
+        """A batch of AtomicData, one per system; arguments as in `from_ase`.
 
         Extras that all systems have (if `extras` is given, those named in it) become arrays, others go into
         `info`.
@@ -138,7 +138,7 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
     ) -> Batch:
-        """From a HostBatch, with all fields and names; capacities as in `from_ase`."""
+        """A batch from a HostBatch, with all fields and names; capacities as in `from_ase`."""
         host = host.to_host()
         fields = {name: getattr(host, name) for name, _ in level_fields(host)}
         return cls.from_fields(fields, host.meta, atom_capacity, system_capacity, largest=largest)
@@ -153,7 +153,8 @@ class Batch(AbstractBatch[jax.Array]):
         *,
         largest: int | None = None,
     ) -> Batch:
-        """From arrays without padding: all fields except `batch_idx` and `first_atom`, which are computed."""
+        """A batch from arrays without padding: all fields except `batch_idx` and `first_atom`, which are
+        computed."""
         counts = np.asarray(fields["atoms_per_system"], np.int32)
         n_atoms, n_systems = int(counts.sum()), len(counts)
         room = batch_capacities(counts, atom_capacity, system_capacity, largest)
@@ -197,8 +198,8 @@ class Batch(AbstractBatch[jax.Array]):
     def select(self, mask: Bool[Data, " systems"], other: Batch) -> Batch:
         """The systems of this batch where `mask` is true, those of `other` elsewhere.
 
-        Both have systems of the same sizes in the same rows. Names go with the systems. Under a transform,
-        where the mask has no values, names are kept only if both batches have the same.
+        Both batches have systems of the same sizes in the same rows. Under a transform names are kept only if
+        both batches have the same.
         """
         atom_mask = jnp.take(jnp.asarray(mask), self.batch_idx, mode="clip")
         chosen = select(atom_mask, mask, self, other)
@@ -275,7 +276,7 @@ class Batch(AbstractBatch[jax.Array]):
         return self.to_host().to_ase(like)
 
     def view(self, systems: Any = None, *, width: int = 640, height: int = 480) -> Any:
-        """A picture in a notebook of some systems: see `HostBatch.view`."""
+        """A 3D view of some systems in a notebook, see `HostBatch.view`."""
         return self.to_host().view(systems, width=width, height=height)
 
     def _repr_html_(self) -> str:

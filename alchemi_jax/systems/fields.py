@@ -40,15 +40,14 @@ _B = TypeVar("_B", bound="AbstractBatch")
 class AbstractBatch(eqx.Module, Generic[A]):
     """The fields of many systems of atoms; see `Batch` and `HostBatch`.
 
-    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation.
-    `steps_taken` counts the steps of a system, `stage_steps` those since it entered its present stage;
-    `time` (fs) is the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`),
-    `reason` is a number that says why it failed or was stopped (`engine.reason_text` gives the text);
-    `failed` is true where the outcome is FAILED.
-    `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for thermostat and barostat; where
-    they are NaN the values of the engine hold.
-    `fixed` atoms do not move; an atom does not move along x, y or z where `fixed_components` says so.
-    `meta` has names, `info` and constraints: one SystemMeta per system; empty if they are not known.
+    Units: Å, eV, amu, fs. `energy`, `forces` and `stress` are NaN before the first evaluation. `steps_taken`
+    counts the steps of a system, `stage_steps` those since it entered its part of a pipeline; `time` (fs) is
+    the sum of the time steps of its dynamics. `outcome` says how its run ended (`Outcome`), `reason` is a
+    number that says why it failed or was stopped (`engine.reason_text` gives the text); `failed` is true
+    where the outcome is FAILED. `target_temperature` (K) and `target_pressure` (GPa) are set by hooks for
+    thermostat and barostat; where they are NaN the values of the engine are used. `fixed` atoms do not move;
+    an atom does not move along x, y or z where `fixed_components` says so. `meta` has names, `info` and
+    constraints: one SystemMeta per system; empty if they are not known.
     """
 
     positions: Float[A, "atoms 3"] = per_atom()
@@ -111,7 +110,7 @@ class AbstractBatch(eqx.Module, Generic[A]):
 
     @property
     def free_components(self) -> Bool[A, "atoms 3"]:
-        """Along which axes each atom may move; nowhere in padding."""
+        """Axes along which each atom may move, [atoms, 3]; False in padding."""
         return ~(self.fixed[:, None] | self.fixed_components)
 
     @property
@@ -133,7 +132,11 @@ class AbstractBatch(eqx.Module, Generic[A]):
     num_nodes = num_atoms
 
     def level(self, key: str) -> Level:
-        """The level of a field or extra. Raises KeyError for an unknown name."""
+        """The level of a field or extra: "atom", "system" or "shared".
+
+        Raises:
+            KeyError: for an unknown name.
+        """
         for name, level in level_fields(self):
             if name == key and not name.endswith("_extras"):
                 return level
@@ -149,18 +152,23 @@ class AbstractBatch(eqx.Module, Generic[A]):
         return list(dict.fromkeys([*own, *self.atom_extras, *self.system_extras]))
 
     def field(self, key: str) -> A:
-        """A field or extra by its name, `batch[key]` too. Raises KeyError for an unknown name."""
+        """A field or extra by its name, also `batch[key]`.
+
+        Raises:
+            KeyError: for an unknown name.
+        """
         self.level(key)
         if key in self.__dataclass_fields__:
             return getattr(self, key)
         return (self.atom_extras if key in self.atom_extras else self.system_extras)[key]
 
     def name_of(self, system: int) -> str:
-        """What errors and warnings call the system in this row."""
+        """The name of the system in this row, for errors and warnings."""
         return self.meta[system].name if system < len(self.meta) else f"system {system}"
 
     def outcome_text(self, system: int) -> str:
-        """How the run of the system in this row ended: "failed: energy is not finite". On the host."""
+        """How the run of the system in this row ended, such as "failed: its energy is not finite". On the
+        host."""
         outcome = Outcome(int(self.outcome[system]))
         has_reason = outcome in (Outcome.STOPPED, Outcome.FAILED) and system < len(self.meta)
         return outcome.describe(self.meta[system].reason if has_reason else "")

@@ -29,14 +29,16 @@ _PLACES = ("batch_idx", "first_atom", "atoms_per_system")
 
 
 class System:
-    """One system of a batch, to read.
+    """One system of a batch, read-only.
 
     Every field and extra of the batch is an attribute, without the axis of systems: `positions` and `forces`
     are [atoms, 3], `cell` is [3, 3], `energy`, `outcome`, `steps_taken` are numbers. `system["tags"]` does
     the same for names that are not Python names. Arrays are views of the batch.
 
     Attributes:
-        name, info, constraints: see SystemMeta.
+        name: name in errors and warnings.
+        info: Python values that belong to the system.
+        constraints: ASE constraints that are not applied.
     """
 
     __slots__ = ("_host", "_row")
@@ -64,7 +66,7 @@ class System:
 
     @property
     def outcome_text(self) -> str:
-        """How its run ended: "failed: energy is not finite"."""
+        """How the run of the system ended, such as "failed: its energy is not finite"."""
         return self._host.outcome_text(self._row)
 
     @property
@@ -96,11 +98,11 @@ class System:
         return [*super().__dir__(), *(k for k in self._host.keys() if k not in _PLACES)]  # noqa: SIM118
 
     def to_data(self) -> AtomicData:
-        """As AtomicData, which checks it."""
+        """The system as AtomicData, which checks it."""
         return unpack(self._host, self._row)
 
     def to_ase(self) -> Atoms:
-        """As ase.Atoms, with results in a SinglePointCalculator."""
+        """The system as ase.Atoms, with results in a SinglePointCalculator."""
         return self.to_data().to_ase()
 
     def __repr__(self) -> str:
@@ -121,7 +123,8 @@ class HostBatch(AbstractBatch[np.ndarray]):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], meta: Metadata | None = None) -> HostBatch:
-        """From arrays without padding: all fields except `batch_idx` and `first_atom`, which are computed."""
+        """A HostBatch from arrays without padding: all fields except `batch_idx` and `first_atom`, which are
+        computed."""
         counts = np.asarray(fields["atoms_per_system"], np.int32)
         derived = {
             "batch_idx": np.repeat(np.arange(len(counts), dtype=np.int32), counts),
@@ -135,7 +138,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
     def from_data_list(
         cls, data: Sequence[AtomicData | System], dtype: Any = None, extras: Collection[str] | None = None
     ) -> HostBatch:
-        """From AtomicData, one per system; arguments as in `Batch.from_data_list`."""
+        """A HostBatch of AtomicData, one per system; arguments as in `Batch.from_data_list`."""
         data = list(data)
         if not data:
             raise ValueError("A batch needs at least one system, the list is empty.")
@@ -227,9 +230,9 @@ class HostBatch(AbstractBatch[np.ndarray]):
     # -- showing ---------------------------------------------------------------------------------
 
     def view(self, systems: Any = None, *, width: int = 640, height: int = 480) -> Any:
-        """A picture in a notebook of some systems (a mask or indices; by default the first nine).
+        """A 3D view of some systems in a notebook (a mask or indices; by default the first nine).
 
-        It turns with the mouse.
+        It can be turned with the mouse.
 
         Raises:
             IndexError: if no system is chosen, or there is no such system.
@@ -242,7 +245,7 @@ class HostBatch(AbstractBatch[np.ndarray]):
         return draw_structures(shown, width, height)
 
     def html_table(self, caption: str) -> str:
-        """A table of the systems, at most ten."""
+        """An HTML table of the systems, at most ten."""
         rows: list[tuple[Any, ...]] = []
         for row, system in zip(range(_SHOWN), self, strict=False):
             fmax = np.linalg.norm(system.forces, axis=1).max()

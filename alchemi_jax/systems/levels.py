@@ -45,7 +45,7 @@ def level_fields(module: Any) -> tuple[tuple[str, Level], ...]:
 
 
 def without_arrays(**kwargs: Any) -> Any:
-    """A field that is neither an array nor static data, such as names: a pytree node without leaves."""
+    """A field that is neither an array nor static data, such as names. It is a pytree node without leaves."""
     return eqx.field(metadata={"level": None}, **kwargs)
 
 
@@ -125,17 +125,15 @@ def atom_rows(
     """Rows of the atoms of some systems, one system after another, on the host.
 
     Args:
-        first_atom, counts: the row of the first atom of each system, and its number of atoms.
+        first_atom, counts: [systems], row of the first atom of each system, and its number of atoms.
     """
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(first_atom, counts) + within
 
 
 def unsafe_replace(module: _M, **fields: Any) -> _M:
-    """`dataclasses.replace` for values that are known to fit: without `__init__`, converters and checks.
-
-    These take a tenth of a millisecond after a compiled loop has filled the caches.
-    """
+    """`dataclasses.replace` without `__init__`, converters and checks, to save time. The values must be
+    valid."""
     if fields.get("meta", EMPTY) is None:
         # All batches have the same tree structure, with or without names.
         fields["meta"] = EMPTY
@@ -143,7 +141,7 @@ def unsafe_replace(module: _M, **fields: Any) -> _M:
 
 
 def unsafe_make(kind: type[_M], fields: dict[str, Any]) -> _M:
-    """A Module from all its fields, known to fit: without `__init__`, converters and checks."""
+    """A Module from all its fields, without `__init__`, converters and checks. The values must be valid."""
     new = object.__new__(kind)
     new.__dict__.update(fields)
     return new
@@ -158,8 +156,8 @@ def _where(mask: Bool[Array, " rows"], new: Any, old: Any) -> Any:
 def select(atom_mask: Bool[Array, " atoms"], system_mask: Bool[Array, " systems"], new: _M, old: _M) -> _M:
     """`new` where the mask of the level of a field is true, `old` elsewhere; shared fields come from `new`.
 
-    Both are Modules of one type with fields that declare levels, None, or tuples of these. A field that is
-    the same object in both is passed through, so that freezing costs only as much as has changed.
+    Both are Modules of one type with fields that declare levels, or None, or tuples of these. A field that is
+    the same object in both is not touched, so only changed fields cost time.
     """
     if new is None or old is None:
         return new

@@ -12,7 +12,7 @@ from alchemi_jax.units import ACCELERATION, DENSITY, GPA, KB
 
 
 def force_norms(batch: AbstractBatch) -> Float[Array, " atoms"]:
-    """Norm of the force on each atom, eV/Å."""
+    """Norm of the force on each atom, eV/Å, [atoms]."""
     x, y, z = (batch.forces[:, k] for k in range(3))
     return root(x * x + y * y + z * z)
 
@@ -23,13 +23,13 @@ def fmax(batch: AbstractBatch) -> Float[Array, " systems"]:
 
 
 def kinetic_energy(batch: AbstractBatch) -> Float[Array, " systems"]:
-    """Sum of m v²/2, eV."""
+    """Kinetic energy, the sum of m v²/2, eV."""
     x, y, z = (batch.velocities[:, k] for k in range(3))
     return sum_by_system(batch, batch.masses * (x * x + y * y + z * z)) / (2 * ACCELERATION)
 
 
 def kinetic_tensor(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
-    """Sum of m v v, eV; its trace is twice the kinetic energy."""
+    """The sum of m v v over the atoms, eV, [systems, 3, 3]; its trace is twice the kinetic energy."""
     x, y, z = (batch.velocities[:, k] for k in range(3))
     parts = jnp.stack([x * x, y * y, z * z, y * z, x * z, x * y], axis=-1)
     s = sum_by_system(batch, batch.masses[:, None] * parts) / ACCELERATION
@@ -38,19 +38,19 @@ def kinetic_tensor(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
 
 
 def momentum(batch: AbstractBatch) -> Float[Array, "systems 3"]:
-    """Total momentum, amu Å/fs."""
+    """Total momentum, amu Å/fs, [systems, 3]."""
     return sum_by_system(batch, batch.masses[:, None] * batch.velocities)
 
 
 def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[Array, " systems"]:
-    """Degrees of freedom that the temperature counts.
+    """Number of degrees of freedom that the temperature counts, [systems].
 
     One for each component of an atom that is not fixed, minus one for each axis along which no atom is fixed,
-    if the centre of mass stays at rest: with algorithms that conserve momentum (NVE, Nosé-Hoover).
+    if the center of mass stays at rest, as with algorithms that conserve momentum (NVE, Nosé-Hoover).
 
     Args:
-        centre_of_mass: whether the centre of mass moves freely, so that it counts (Langevin); by default it
-            counts where the total momentum is not zero.
+        centre_of_mass: whether the center of mass moves and is counted (Langevin); by default it is counted
+            where the total momentum is not zero.
     """
     count = batch.atoms_per_system
     free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
@@ -66,13 +66,17 @@ def degrees_of_freedom(batch: AbstractBatch, centre_of_mass: Any = None) -> Int[
 
 
 def moves_as_whole(batch: AbstractBatch) -> Bool[Array, "systems 3"]:
-    """Axes along which no atom of a system is fixed, so that its center of mass moves freely."""
+    """True for axes along which no atom is fixed, so that the center of mass moves freely, [systems, 3]."""
     free = sum_by_system(batch, batch.free_components.astype(jnp.int32)).astype(jnp.int32)
     return free == batch.atoms_per_system[:, None]
 
 
 def temperature(batch: AbstractBatch, centre_of_mass: Any = None) -> Float[Array, " systems"]:
-    """2 E_kin / (degrees of freedom times k_B), K; see `degrees_of_freedom`."""
+    """Kinetic temperature, K: 2 E_kin / (N k_B), with N from `degrees_of_freedom`.
+
+    Args:
+        centre_of_mass: as for `degrees_of_freedom`.
+    """
     count = jnp.maximum(degrees_of_freedom(batch, centre_of_mass), 1).astype(batch.dtype)
     return 2 * kinetic_energy(batch) / (count * KB)
 
@@ -96,24 +100,30 @@ def _per_volume(batch: AbstractBatch, values: Float[Array, "systems *dims"]) -> 
 def pressure(batch: AbstractBatch) -> Float[Array, " systems"]:
     """Pressure with its kinetic part, GPa; NaN where there is no stress (not evaluated, or not periodic).
 
-    P V = (2 E_kin - V tr stress) / 3; the kinetic part includes the motion of the centre of mass.
+    P V = (2 E_kin - V tr stress) / 3; the kinetic part includes the motion of the center of mass.
     """
     trace = batch.stress[:, 0, 0] + batch.stress[:, 1, 1] + batch.stress[:, 2, 2]
     return (_per_volume(batch, 2 * kinetic_energy(batch)) - trace) / 3 / GPA
 
 
 def kinetic_stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
-    """The kinetic part of the stress: -(1/V) sum of m v v, eV/Å³; NaN unless periodic."""
+    """The kinetic part of the stress, -(1/V) times the sum of m v v, eV/Å³, [systems, 3, 3]; NaN unless
+    periodic in all directions."""
     return -_per_volume(batch, kinetic_tensor(batch))
 
 
 def stress(batch: AbstractBatch) -> Float[Array, "systems 3 3"]:
-    """Stress with its kinetic part, eV/Å³, tensile positive; minus its mean diagonal is `pressure`."""
+    """Stress with its kinetic part, eV/Å³, [systems, 3, 3], positive under tension; minus its mean diagonal
+    is `pressure`."""
     return batch.stress + kinetic_stress(batch)
 
 
 def enthalpy(batch: AbstractBatch, pressure: Any) -> Float[Array, " systems"]:
-    """Potential and kinetic energy and P V, eV, at an external pressure in GPa, a number or [systems]."""
+    """Potential energy plus kinetic energy plus P V, eV.
+
+    Args:
+        pressure: external pressure P, GPa, a number or [systems].
+    """
     external = jnp.broadcast_to(jnp.asarray(pressure).astype(batch.dtype), batch.energy.shape) * GPA
     periodic = jnp.all(batch.pbc, axis=-1)
     work = jnp.where(periodic, external * jnp.where(periodic, volume(batch), 1), jnp.nan)

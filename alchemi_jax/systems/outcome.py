@@ -24,11 +24,11 @@ class Outcome(IntEnum):
 
     @property
     def text(self) -> str:
-        """The outcome as text: "out of steps"."""
+        """The outcome as text, such as "out of steps"."""
         return self.name.lower().replace("_", " ")
 
     def describe(self, reason: str = "") -> str:
-        """The outcome as text with the reason, if there is one: "failed: energy is not finite"."""
+        """The outcome as text, with the reason if there is one: "failed: its energy is not finite"."""
         return f"{self.text}: {reason}" if reason else self.text
 
 

@@ -26,14 +26,15 @@ _PIECE = 32
 
 
 def use_rows(batch: AbstractBatch) -> bool:
-    """Whether the rectangle [systems, largest] is at most twice the atoms (shapes decide, not data)."""
+    """Whether the rectangle [systems, largest] has at most twice as many places as there are atoms. It
+    depends on shapes only."""
     return batch.system_capacity * batch.largest <= 2 * batch.atom_capacity
 
 
 def row_index(
     batch: AbstractBatch,
 ) -> tuple[Int[Array, "systems largest"], Bool[Array, "systems largest"]]:
-    """Index of the atom in each place of the rectangle [systems, largest], and whether there is one."""
+    """Index of the atom at each place of the rectangle [systems, largest], and whether there is one."""
     place = jnp.arange(batch.largest, dtype=jnp.int32)
     valid = place[None] < batch.atoms_per_system[:, None]
     index = jnp.where(valid, batch.first_atom[:, None] + place[None], 0)
@@ -41,7 +42,7 @@ def row_index(
 
 
 def to_atoms(batch: AbstractBatch, values: Shaped[Data, "systems *dims"]) -> Shaped[Array, "atoms *dims"]:
-    """For each atom the value of its system. Padding atoms get that of the last system."""
+    """The value of its system for each atom, [atoms, ...]. Padding atoms get that of the last system."""
     if use_rows(batch) and values.ndim <= 2 and jnp.issubdtype(values.dtype, jnp.inexact):
         # On a CPU XLA would fuse a sum over atoms into the gather and repeat it for each atom (60 % of the
         # time of LBFGS). A broadcast in between prevents that; only one of the two copies is read.
@@ -51,7 +52,7 @@ def to_atoms(batch: AbstractBatch, values: Shaped[Data, "systems *dims"]) -> Sha
 
 
 def number_in_system(batch: AbstractBatch) -> Int[Array, " atoms"]:
-    """The number of each atom in its system; meaningless for padding."""
+    """Number of each atom in its system, from 0, [atoms]; undefined in padding."""
     return jnp.arange(batch.atom_capacity, dtype=jnp.int32) - to_atoms(batch, batch.first_atom)
 
 
@@ -79,7 +80,7 @@ def _blocked_sum(rows: Shaped[Array, "systems n *dims"]) -> Shaped[Array, "syste
 def sum_by_system(
     batch: AbstractBatch, values: Shaped[Data, "atoms *dims"]
 ) -> Shaped[Array, "systems *dims"]:
-    """Sum over the atoms of each system; padding is left out."""
+    """Sum over the atoms of each system, [systems, ...], without padding."""
     if use_rows(batch):
         return _blocked_sum(_rows(batch, values, jnp.zeros((), values.dtype)))
     # Sums over blocks of at most _BLOCK atoms of one system, then over the blocks of each system.
@@ -98,7 +99,7 @@ def sum_by_system(
 def max_by_system(
     batch: AbstractBatch, values: Shaped[Data, " atoms"], empty: float | int = 0.0
 ) -> Shaped[Array, " systems"]:
-    """Largest value among the atoms of each system; `empty` for a system without atoms."""
+    """Largest value among the atoms of each system, [systems]; `empty` for a system without atoms."""
     low = jnp.asarray(empty, values.dtype)
     if use_rows(batch):
         return largest_of(_rows(batch, values, low))
@@ -110,8 +111,8 @@ def max_by_system(
 def largest_of(values: Shaped[Array, "*dims n"]) -> Shaped[Array, "*dims"]:
     """The maximum over the last axis.
 
-    On a CPU XLA makes one kernel of a reduction over at most 32 numbers and several of one over more, and
-    each takes longer to compile than to run. So the axis is split into pieces.
+    On a CPU XLA makes one kernel of a reduction over at most 32 numbers, and several of a longer one, each of
+    which takes longer to compile than to run. So the axis is split into pieces.
     """
     n, pieces = values.shape[-1], ()
     while n > _PIECE:
@@ -132,7 +133,7 @@ def any_of(values: Bool[Array, " n"]) -> Bool[Array, ""]:
 
 
 def any_by_system(batch: AbstractBatch, values: Shaped[Data, " atoms"]) -> Shaped[Array, " systems"]:
-    """For each system whether the value of any of its atoms is True."""
+    """Whether the value of any atom of each system is True, [systems]."""
     return max_by_system(batch, values.astype(jnp.int32), 0) > 0
 
 

@@ -21,14 +21,14 @@ from alchemi_jax.training.fingerprint import fingerprint
 
 
 class TrainingBatch(eqx.Module):
-    """Systems with labels, and what a step needs to make their neighbor list.
+    """Systems with labels, and their neighbor list or what a step needs to build it.
 
     Attributes:
-        batch: the systems. `energy`, `forces` and `stress` are labels, NaN where there is none; further
-            labels are extras.
-        sizes: room of the list, static: each other value compiles again. None for a model without a list.
-        neighbors: a list that is ready, in place of one that the step makes.
-        requirements: of the list, with `sizes`: `training_requirements(model)`.
+        batch: the systems. `energy`, `forces` and `stress` are labels, NaN if missing; further labels are
+            extras.
+        sizes: capacities of the list; static, so another value recompiles. None for a model without a list.
+        neighbors: a finished list, which the step uses instead of building one.
+        requirements: requirements of the list, with `sizes`: `training_requirements(model)`.
     """
 
     batch: Batch
@@ -51,10 +51,14 @@ class TrainingBatch(eqx.Module):
         return self.batch
 
     def deal(self, n: int) -> "tuple[TrainingBatch, TrainingBatch, np.ndarray]":
-        """The batch alone, its systems in n parts, [n, ...], and of each its place among those of all parts.
+        """The batch in n parts for n devices.
+
+        Returns:
+            The batch without its systems, its systems in n parts [n, ...], and the place of each among all
+            parts.
 
         Raises:
-            ValueError: for a list that is ready: it is one of all systems.
+            ValueError: for a batch with `neighbors`, which are those of all systems.
         """
         if self.neighbors is not None:
             raise ValueError(
@@ -113,13 +117,13 @@ class TrainingData(Protocol):
 
 
 class ListedBatches:
-    """Batches that are in memory, as the data of a training; each epoch has another order.
+    """Given batches as the data of a training; each epoch has another order.
 
     Args:
         batches: Batch or TrainingBatch, one or more.
 
     Raises:
-        TypeError, ValueError: for other entries, or none.
+        TypeError, ValueError: for other entries, or an empty list.
     """
 
     def __init__(self, batches: Sequence[Any]):
@@ -148,7 +152,8 @@ class ListedBatches:
         return iter(self.batches)
 
     def fit_to(self, model: AbstractModel, loss: Any = None) -> "ListedBatches":
-        """With room for neighbor lists, the same for batches of one shape, so that they share a program.
+        """The batches with capacities for neighbor lists. Batches of one shape get the same capacities, so
+        that they share compiled code.
 
         Raises:
             ValueError: naming the system that the model cannot treat, or that has an infinite label; naming a

@@ -12,27 +12,37 @@ from alchemi_jax.hooks.context import HookContext
 
 
 class Optimizer(eqx.Module):
-    """The optimizer in a context: the transformation of optax, and its state."""
+    """The optimizer in a context.
+
+    Attributes:
+        transformation: the gradient transformation of optax.
+        state: its state.
+    """
 
     transformation: Any = eqx.field(static=True)
     state: Any = None
 
 
 class LearningRate(eqx.Module):
-    """The schedule, if it is known, and the present rate, NaN if it is not."""
+    """The learning rate in a context.
+
+    Attributes:
+        schedule: the schedule of a ScheduleHook; None without one.
+        rate: the present rate; NaN if it is not known.
+    """
 
     schedule: Callable[..., Any] | None = eqx.field(static=True)
     rate: Any = None
 
 
 class TrainingContext(HookContext):
-    """The context of a training.
+    """The context of hooks in a training: a `HookContext` with further fields.
 
     Attributes:
-        results: of the model, from AFTER_FORWARD on.
-        updates: from AFTER_OPTIMIZER_STEP on, what is added to the parameters.
-        skipped: whether this step is left out: parameters and optimizer stay, and it does not count.
-        errors: at AFTER_VALIDATION, of the results that the loss names: `ctx.errors["forces"].mae`.
+        results: `Results` of the model, from AFTER_FORWARD on.
+        updates: what is added to the parameters, from AFTER_OPTIMIZER_STEP on.
+        skipped: whether this step is skipped: parameters and optimizer do not change, and it does not count.
+        errors: at AFTER_VALIDATION, errors of the results in the loss, by name: `ctx.errors["forces"].mae`.
     """
 
     results: Any = None
@@ -41,7 +51,7 @@ class TrainingContext(HookContext):
     errors: Any = None
 
     def skip(self, condition: Bool[Array, ""]) -> "TrainingContext":
-        """The context with this step left out if the condition is true; from AFTER_BACKWARD on."""
+        """The context with this step skipped if the condition is true; from AFTER_BACKWARD on."""
         return dataclasses.replace(self, skipped=self.skipped | jnp.asarray(condition))
 
 

@@ -42,42 +42,43 @@ class _Bucket(NamedTuple):
 
 
 class Batches:
-    """Structures with labels, as padded batches: what `Trainer.run` takes as data and as validation.
+    """Structures with labels, as padded batches: the data of `Trainer.run` and `validation`.
 
         data = Batches("train.extxyz", max_systems=16)
         trainer.run(data, epochs=100, validation=Batches("valid.extxyz"))
 
-    Labels are what calculators, files and stores have (`Batch.from_ase(results=True)`); further ones come
-    from `atoms.arrays` and `atoms.info` by the names of the model's results. What is missing is NaN, and no
-    loss counts it; so are forces of exactly zero on atoms that are fixed. Structures are sorted by size into
-    a few buckets; each has one shape, so a step compiles once per bucket. Neighbors are found once, on the
-    host.
+    Labels are the results in calculators, files and stores (`Batch.from_ase(results=True)`). Others are read
+    from `atoms.arrays` and `atoms.info` by the names of the model's results. Missing labels are NaN and do
+    not count in the loss. Forces of exactly zero on fixed atoms are taken as missing. Structures are sorted
+    by size into a few buckets. Each has one shape, so a step compiles once per bucket. Neighbors are found
+    once, on the host.
 
     Each structure occurs once per epoch. The order follows from key and epoch alone. The last batch of a
     bucket may have fewer structures.
 
     Args:
-        source: ASE structures, a path of a file (any format of ASE, also .gz), folder or `ZarrData` store, a
-            sink, a batch, a Trajectory, a database of `ase.db`.
-        max_systems: structures of one batch.
-        max_atoms, max_edges: bounds of one batch; edges are pairs within the cutoff, in both directions.
+        source: ASE structures; the path of a file (any format of ASE, also .gz), a folder or a `ZarrData`
+            store; a sink, a batch, a Trajectory, or a database of `ase.db`.
+        max_systems: largest number of structures in a batch.
+        max_atoms, max_edges: largest numbers in a batch; edges are pairs within the cutoff, in both
+            directions.
         dtype: float32 or float64, as in `Batch.from_ase`.
-        buckets: the most shapes.
+        buckets: largest number of shapes.
         subtract: energies of elements, eV, that are subtracted from each energy in double precision, by
-            symbol; or "fit": those of `fit_element_energies`. The model then learns the rest; total energies
-            of most electronic-structure codes are too large for single precision. Give data for validation
-            the same: `Batches(others, subtract=data.subtracted)`.
+            symbol; or "fit": those of `fit_element_energies`. The model then learns the rest. Total energies
+            of most electronic-structure codes need it, because they are too large for single precision. Use
+            the same energies for validation: `Batches(others, subtract=data.subtracted)`.
         extras: names of numbers from `atoms.arrays` or `atoms.info` that the model reads from the batch, such
             as "head".
-        ahead: number of batches that a thread makes in advance; 0: no thread. By default 2, on a CPU 0: there
-            a batch is made while the step before it runs, and a thread takes more time than it saves.
+        ahead: number of batches that a thread makes in advance; 0: no thread. By default 2, on a CPU 0, where
+            a thread takes more time than it saves.
 
     Raises:
-        ValueError: naming what is no structure, or has an infinite label; for counts that are not positive;
-            an element without an energy in `subtract`.
+        ValueError: naming an entry that is not a structure, a structure with an infinite label, or an element
+            without an energy in `subtract`; for counts that are not positive.
 
     Attributes:
-        subtracted: the energies that were subtracted, by symbol; empty without.
+        subtracted: the energies that were subtracted, eV, by symbol; empty without `subtract`.
     """
 
     def __init__(
@@ -121,14 +122,14 @@ class Batches:
     # -- preparing -------------------------------------------------------------------------------
 
     def fit_to(self, model: AbstractModel, loss: Any = None) -> Batches:
-        """These data, ready for a model: checked, with the neighbors that it needs and room for its labels.
+        """The data for a model: checked, with its neighbors and labels.
 
         Args:
-            loss: its `names` say which labels there must be.
+            loss: its `names` are the labels that must exist.
 
         Raises:
-            ValueError: naming a structure that the model does not treat, one that exceeds a budget alone, a
-                label of another shape; a label of the loss that no structure has.
+            ValueError: naming a structure that the model cannot treat or that alone exceeds a bound, a label
+                of another shape, or a label of the loss that no structure has.
         """
         if loss is not None and hasattr(loss, "check"):
             loss.check(model)
@@ -139,7 +140,7 @@ class Batches:
         return self.prepare(model, getattr(loss, "names", ()))
 
     def prepare(self, model: AbstractModel, names: Sequence[str] = ()) -> Batches:
-        """`fit_to` for a loss of these results, of which no structure here needs to have a label."""
+        """The same as `fit_to` for a loss with these names, but no structure needs to have the labels."""
         levels = {**self._levels_of_extras(), **model.extra_results}
         labels = [self._labels(data, levels) for data in self.structures]
         for name in set(names) & set(model.never_negative):
@@ -204,7 +205,7 @@ class Batches:
                 )
 
     def labelled(self, model: AbstractModel) -> set[str]:
-        """Names of the results of a model that some structure has labels of."""
+        """Names of the results of a model for which some structure has labels."""
         # Stress counts where there is a cell, see `Loss`.
         found = {
             name
@@ -278,11 +279,11 @@ class Batches:
         return sum(-(-len(b.numbers) // b.layout.systems) for b in self._ready)
 
     def epoch(self, key: Any, epoch: int, start: int = 0) -> Iterator[PackedBatch]:
-        """The batches of an epoch, each structure once, in an order that follows from key and epoch.
+        """The batches of an epoch, each structure once, in an order that depends only on key and epoch.
 
         Args:
             key: a PRNG key.
-            start: number of batches to leave out at the beginning: those of before a resume.
+            start: number of batches to skip, when a training is resumed within an epoch.
         """
         random, buckets = random_of(key, epoch), self._ready
         plan = [
@@ -294,7 +295,7 @@ class Batches:
         return prefetch((self._take(*plan[k]) for k in order), self._depth)
 
     def fingerprint(self) -> str:
-        """A checksum of structures, labels and batch sizes: checkpoints keep it."""
+        """A checksum of structures, labels and batch sizes, which checkpoints store."""
         return fingerprint([(b.layout.systems, b.numbers, b.floats, b.integers) for b in self._ready])
 
     def in_order(self) -> Iterator[PackedBatch]:

@@ -23,28 +23,29 @@ Weight = Float[Array, ""] | Callable[[Any], Any]
 
 
 class Loss(Described):
-    """The weighted sum of the errors of several results, each a mean over the labels that a batch has.
+    """The weighted sum of the errors of several results, each a mean over the labels in a batch.
 
         loss = Loss(energy=1.0, forces=10.0, kind="huber", delta=0.01)
         loss = Loss(energy=optax.linear_schedule(0.1, 10.0, 5000), forces=1.0, stress=100.0)
         loss = Loss(energy=1.0, magmoms=0.1, kind={"energy": "mse", "magmoms": "mae"})
 
     Errors are those of the energy per atom (eV), of each component of forces (eV/Å) and stress (eV/Å³), and
-    of other results of the model by their names. A label that is NaN is missing: it and padding change
-    neither the loss nor its gradient. A batch without any label of a kind has zero for it. Stress counts
-    where a system is periodic in all directions.
+    of other results of the model by their names. A label that is NaN is missing. Missing labels and padding
+    change neither the loss nor its gradient. Without any label of a kind its part is zero. Stress counts only
+    for systems that are periodic in all directions.
 
     Args:
-        energy, forces, stress: weights; None leaves the result out. A number is a leaf, so that changing it
-            does not compile again; a function of the step, such as a schedule of optax, gives the weight
-            of each step.
+        energy, forces, stress: weights; None leaves the result out. A number is a leaf, so another value does
+            not recompile. A function of the step, such as a schedule of optax, gives the weight in each step.
         kind: "mse", e²; "mae", |e|; "huber", e²/2 up to `delta` and delta (|e| - delta/2) beyond; one for
             all, or by name.
-        delta: where Huber's loss becomes linear, in the unit of the error; one for all, or by name.
+        delta: error at which Huber's loss becomes linear, in the unit of the error; one for all, or by name.
         others: weights of further results, by the names in `extra_results` of the model.
 
     Raises:
-        ValueError: for no weights at all, a weight that is negative or not finite, and another kind.
+        ValueError: without weights, for a weight that is negative or not finite, or for an unknown kind.
+
+    Source: for "huber", P. J. Huber, Ann. Math. Stat. 35, 73 (1964), doi:10.1214/aoms/1177703732.
     """
 
     weights: dict[str, Weight]
@@ -81,16 +82,16 @@ class Loss(Described):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The results that count, whose labels are needed."""
+        """The results in the loss, whose labels are needed."""
         return tuple(self.weights)
 
     @property
     def needs_stress(self) -> bool:
-        """Whether a model is to evaluate the stress."""
+        """Whether the model must evaluate the stress."""
         return "stress" in self.weights
 
     def check(self, model: AbstractModel) -> None:
-        """Check that a model has all results of the loss.
+        """Check that a model has all results in the loss.
 
         Raises:
             ValueError: naming the first one that it does not have.
@@ -188,11 +189,11 @@ def label_errors(
 
 
 class Errors(eqx.Module):
-    """Sums over labels, of one or of many batches: `a + b` adds them.
+    """Errors of one result, as sums over the labels of one or several batches; `a + b` adds them.
 
     Attributes:
-        absolute, squared: sums of |e| and e², e in the unit of the label (energy: eV per atom).
-        count: the number of labels.
+        absolute, squared: sums of |e| and e², with e in the unit of the label (energy: eV per atom).
+        count: number of labels.
     """
 
     absolute: Float[Array, ""]
@@ -204,19 +205,27 @@ class Errors(eqx.Module):
 
     @property
     def mae(self) -> Float[Array, ""]:
-        """Mean of |e|; NaN without labels."""
+        """Mean absolute error; NaN without labels."""
         return self.absolute / self.count
 
     @property
     def rmse(self) -> Float[Array, ""]:
-        """Root of the mean of e²; NaN without labels."""
+        """Root mean square error; NaN without labels."""
         return jnp.sqrt(self.squared / self.count)
 
 
 def errors(
     results: Results, batch: Batch, names: tuple[str, ...] = ("energy", "forces")
 ) -> dict[str, Errors]:
-    """Sums of the errors of a batch by name, to be added over the batches of a validation."""
+    """Errors of the results of a batch, by name: sums over its labels, which can be added over batches.
+
+    Each has `mae` and `rmse`, in eV per atom for the energy, eV/Å for forces and eV/Å³ for the stress.
+
+    Args:
+        results: those of the model.
+        batch: has the labels, NaN if missing.
+        names: names of the results.
+    """
     out = {}
     for name in names:
         error, there = label_errors(name, results, batch)

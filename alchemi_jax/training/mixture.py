@@ -17,20 +17,20 @@ from alchemi_jax.training.references import check_same_references
 
 
 class Mixture:
-    """Several sources, from which batches are taken with given shares.
+    """Several sources, from which batches are drawn in given proportions.
 
         data = Mixture([(Batches("pbe.extxyz"), 0.8), (Batches("surfaces.extxyz"), 0.2)])
 
-    Each batch is of one source. Which one follows from key and epoch; over many batches the shares are those
-    of the weights. A source that is used up begins again in another order.
+    Each batch is from one source, which depends on key and epoch. Over many batches the proportions are those
+    of the weights. A source that is used up starts again in another order.
 
     Args:
         parts: pairs of Batches and a positive weight.
         length: batches per epoch; by default those of all sources together.
 
     Raises:
-        ValueError: for no parts, or weights that are not positive; for sources from which different energies
-            of elements were subtracted.
+        ValueError: without parts, for weights that are not positive, or for sources from which different
+            energies of elements were subtracted.
     """
 
     def __init__(self, parts: Iterable[Any], length: int | None = None):
@@ -60,7 +60,7 @@ class Mixture:
         return self.parts[0][0].subtracted
 
     def fit_to(self, model: AbstractModel, loss: Any = None) -> Mixture:
-        """All sources, ready for a model. A label of the loss must be in one of them.
+        """All sources for a model. One of them must have each label of the loss.
 
         Raises:
             ValueError: as `Batches.fit_to`.

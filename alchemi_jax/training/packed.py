@@ -152,11 +152,12 @@ def pack_rows(
 
 
 class PackedBatch(eqx.Module):
-    """Some structures with labels, as rows; `unpack` gives the batch and its neighbor list.
+    """Structures with labels as rows of two arrays; `unpack` gives the batch and its neighbor list.
 
     Attributes:
-        floats: [systems, floats]. integers: [systems, integers]; both as the layout says.
-        ids: [systems], the numbers of the structures in their data; -1 in padding.
+        floats: [systems, floats], in the order of the layout.
+        integers: [systems, integers], in the order of the layout.
+        ids: [systems], numbers of the structures in the data; -1 in padding.
         meta: names and `info`, on the host.
     """
 
@@ -168,10 +169,10 @@ class PackedBatch(eqx.Module):
 
     @classmethod
     def of(cls, floats: Any, integers: Any, ids: Any, layout: Layout, meta: Metadata) -> "PackedBatch":
-        """Without the checks of a Module, on the device.
+        """A batch without the checks of a Module, on the device.
 
-        On a CPU the arrays stay those of numpy: a compiled step takes them in a tenth of the time that it
-        takes to put them first.
+        On a CPU the arrays stay numpy arrays, which a compiled step reads faster than copies on the device
+        are made.
         """
         arrays = {"floats": floats, "integers": integers, "ids": ids}
         if jax.default_backend() != "cpu":
@@ -180,7 +181,7 @@ class PackedBatch(eqx.Module):
 
     @property
     def num_systems(self) -> int:
-        """Number of structures, padding left out; on the host."""
+        """Number of structures without padding; on the host."""
         return int((np.asarray(self.ids) >= 0).sum())
 
     def to_batch(self) -> Batch:
@@ -188,7 +189,11 @@ class PackedBatch(eqx.Module):
         return _unpack_once(self).with_meta(self.meta)
 
     def deal(self, n: int) -> "tuple[PackedBatch, PackedBatch, np.ndarray]":
-        """The batch, its structures in n parts, [n, ...], and of each its place among those of all parts."""
+        """The batch in n parts for n devices.
+
+        Returns:
+            The batch, its structures in n parts [n, ...], and the place of each among all parts.
+        """
         systems = self.layout.systems
         each = -(-systems // n)
         # Rows of padding may be those of any structure.

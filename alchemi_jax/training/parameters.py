@@ -41,7 +41,7 @@ def is_trainable(leaf: Any) -> bool:
 
 
 def paths_of(model: Any) -> dict[str, Any]:
-    """The leaves that can be trained, by path: "variables.params.Dense_0.kernel"."""
+    """The leaves of a model that can be trained, by path, such as "variables.params.Dense_0.kernel"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(model)
     named = ((jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in flat)
     return {path: leaf for path, leaf in named if is_trainable(leaf)}

@@ -31,21 +31,23 @@ def _as_dtype(value: Any) -> str:
 
 
 class Precision(eqx.Module):
-    """How precisely a training computes.
+    """The precision in which a training computes.
 
     The parameters that are trained, their gradients and the optimizer stay in the precision of the model. The
     model is called with the parameters rounded to `compute`; positions, sums over atoms and the loss keep the
-    dtype of the batch. A network that shall compute in lower precision throughout casts its features to the
-    dtype of its parameters.
+    dtype of the batch. For a whole network in lower precision cast its features to the dtype of its
+    parameters.
 
     With a `loss_scale` the loss is multiplied by a factor before it is differentiated, and the gradients are
-    divided by it: float16 has few small numbers. A step whose gradients are not finite is skipped, and the
-    factor is halved; after `period` steps without one it is doubled.
+    divided by it: float16 underflows for small numbers. A step whose gradients are not finite is skipped, and
+    the factor is halved; after `period` steps without one it is doubled.
 
     Args:
         compute: dtype of the parameters in the model.
-        loss_scale: the first factor; None: no factor, as bfloat16 needs none.
-        period: number of steps.
+        loss_scale: the initial factor; None: no factor, which bfloat16 does not need.
+        period: number of steps without a skipped one after which the factor is doubled.
+
+    Source: Micikevicius et al., Mixed precision training (2018), doi:10.48550/arXiv.1710.03740.
     """
 
     compute: str = eqx.field(static=True, converter=_as_dtype, default="bfloat16")
@@ -57,7 +59,7 @@ class Precision(eqx.Module):
             number("loss_scale of Precision")(self.loss_scale)
 
     def init(self) -> LossScale | None:
-        """The first factor; None without one."""
+        """The initial factor; None without one."""
         if self.loss_scale is None:
             return None
         # Powers of two round nothing.

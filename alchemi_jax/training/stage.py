@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class TrainingStage(Enum):
-    """Where in a training a hook is called.
+    """The stages of a training at which hooks are called, in this order.
 
     ```
     SETUP                        once, before everything else
@@ -22,9 +22,9 @@ class TrainingStage(Enum):
     ```
 
     Traced and recording hooks are called from BEFORE_BATCH to AFTER_BATCH, inside the compiled step; host
-    hooks at all stages outside of it, and at BEFORE_BATCH and AFTER_BATCH. From BEFORE_FORWARD to
-    BEFORE_BACKWARD the stages are inside the function that is differentiated. DO_BACKWARD and
-    DO_OPTIMIZER_STEP have one owner each, the functions `backward` and `update` of the Trainer, and no hooks.
+    hooks at all stages outside of it, and at BEFORE_BATCH and AFTER_BATCH. The stages from BEFORE_FORWARD to
+    BEFORE_BACKWARD are inside the function that is differentiated. DO_BACKWARD and DO_OPTIMIZER_STEP are the
+    functions `backward` and `update` of the Trainer; no hooks are called there.
 
     `ctx.step_count` is the number of completed steps: zero in the first, at every stage of it. A hook of
     frequency f is called where `step_count % f == 0`; at BEFORE_EPOCH and AFTER_EPOCH where
@@ -52,7 +52,7 @@ class TrainingStage(Enum):
 
     @property
     def on_host(self) -> bool:
-        """Whether host hooks are called here."""
+        """Whether host hooks are called at this stage."""
         return self in ON_HOST
 
 

@@ -23,22 +23,22 @@ class Average(eqx.Module):
 
 
 class TrainingState(eqx.Module):
-    """A training between two steps.
+    """The state of a training between two steps.
 
     Attributes:
-        params: the parameters that are trained, as the model has them; None in place of all others.
+        params: the trained parameters, as a tree like the model with None in place of all others.
         optimizer: the state of the optimizer.
-        step_count: number of completed steps; one that was skipped is none.
+        step_count: number of completed steps, without skipped ones.
         epoch: number of completed epochs.
-        position: number of batches of this epoch that were seen.
-        key: PRNG key of the run; the order of the data follows from it.
-        memory: of each traced hook.
-        records: rows of each recording hook that were not yet fetched.
-        skipped: number of steps that were skipped since the last that was not.
-        failed: whether loss or gradients were not finite and no hook skipped the step: then nothing changes
-            any more, and the state is the one before that step.
-        overflow: whether the neighbor list of a batch had no room; as `failed`.
-        scale: the factor on the loss in low precision; None without.
+        position: number of batches of this epoch that were used.
+        key: PRNG key of the run, which determines the order of the data.
+        memory: memories of the traced hooks, in order.
+        records: rows of each recording hook that were not yet written.
+        skipped: number of steps in a row that were skipped last.
+        failed: whether loss or gradients were not finite and no hook skipped the step. The state is then the
+            one before that step and does not change any more.
+        overflow: whether a capacity of a neighbor list was too small; the state is as for `failed`.
+        scale: the factor on the loss for low precision; None without one.
     """
 
     params: Any

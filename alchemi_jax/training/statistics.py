@@ -14,14 +14,14 @@ from alchemi_jax.training.references import least_squares
 
 
 def fit_element_energies(data: Any) -> dict[str, float]:
-    """Energy of an atom of each element, eV, by least squares: their sum over a structure is nearest to its
-    energy.
+    """Energies of the elements by symbol, eV, from a least-squares fit of their sums to the energies of
+    structures.
 
-    Where compositions do not tell elements apart, such as in structures of one compound alone, the energies
-    are the smallest that fit. What `Batches(subtract=...)` has subtracted is not counted.
+    If compositions do not determine them, as for structures of one compound, the energies are the smallest
+    that fit. Energies that `Batches(subtract=...)` has subtracted are not included.
 
     Args:
-        data: Batches, what they are made of, or a Mixture; structures without an energy are left out.
+        data: Batches, a source for Batches, or a Mixture; structures without an energy are left out.
 
     Raises:
         ValueError: if no structure has an energy.
@@ -30,10 +30,10 @@ def fit_element_energies(data: Any) -> dict[str, float]:
 
 
 def force_scale(data: Any) -> float:
-    """Root of the mean square of the components of forces, eV/Å; 1 without forces.
+    """Root mean square of the force components, eV/Å; 1 if there are no forces.
 
     Args:
-        data: Batches, what they are made of, or a Mixture.
+        data: Batches, a source for Batches, or a Mixture.
     """
     components = np.concatenate([s.forces[np.isfinite(s.forces)] for s in structures_of(data)])
     scale = float(np.sqrt(np.mean(components**2))) if len(components) else 1.0
@@ -54,15 +54,15 @@ _LEAST_SPREAD = 1e-3
 
 
 def network_for(data: Any, *, key: PRNGKeyArray, **options: Any) -> InvariantNetwork:
-    """An `InvariantNetwork` that is ready to be trained on data.
+    """An `InvariantNetwork` for data, ready to be trained.
 
-    It is for their elements, with energies of elements by least squares, the scale of the forces, and
+    It has the elements of the data, their energies by least squares, the scale of the forces, and
     standardized features.
 
     Args:
-        data: Batches, what they are made of, or a Mixture.
-        key: of the first weights.
-        options: `cutoff`, `gaussians`, `hidden` and others of InvariantNetwork.
+        data: Batches, a source for Batches, or a Mixture.
+        key: PRNG key of the initial weights.
+        options: `cutoff` (Å), `gaussians`, `hidden`, `angular` and other arguments of InvariantNetwork.
     """
     data = as_batches(data)
     energies = fit_element_energies(data)

@@ -342,13 +342,13 @@ def step(trainer: Trains, state: TrainingState, given: Item) -> tuple[TrainingSt
 
 
 def value_and_grad(function: Callable[[Any], Any], params: Any) -> Any:
-    """DO_BACKWARD by default: ((value, auxiliary), gradients) of the function, in reverse mode."""
+    """The default for DO_BACKWARD: ((value, auxiliary), gradients) of a function, in reverse mode."""
     return jax.value_and_grad(function, has_aux=True)(params)
 
 
 def update_by_optax(optimizer: Any, gradients: Any, state: Any, params: Any) -> Any:
-    """DO_OPTIMIZER_STEP by default: (updates, state) of the transformation of optax. The Trainer gives the
-    loss, too, to a transformation that takes it (`value`, as `optax.contrib.reduce_on_plateau`)."""
+    """The default for DO_OPTIMIZER_STEP: (updates, state) of the transformation of optax. A transformation
+    that takes the loss as `value`, such as `optax.contrib.reduce_on_plateau`, gets it."""
     return optimizer.update(gradients, state, params)
 
 

@@ -62,15 +62,15 @@ class Trainer(Described):
         model = trainer.averaged(state)
 
     Args:
-        model: any model; gradients of forces are taken, so its energy is differentiated twice.
+        model: any model. A loss on forces differentiates its energy twice.
         loss: `loss(results, batch, step)` gives a number and a dictionary of its parts. `results` are those
-            of the model, `batch` has the labels (NaN where there is none), `step` the number of completed
-            steps. An attribute `needs_stress` that is true asks for the stress.
-        optimizer: a transformation of optax.
-        hooks: see `TrainingStage`.
+            of the model, `batch` has the labels (NaN if missing), `step` the number of completed steps. An
+            attribute `needs_stress` that is true asks for the stress.
+        optimizer: a gradient transformation of optax.
+        hooks: hooks of any kind, with stages of `TrainingStage`.
         trainable: what is trained: None, all arrays of floats of the model except those that it names in
             `untrained`; paths such as "variables.params", with wildcards; or a function of path and leaf.
-        frozen: what of it is not; given like `trainable`.
+        frozen: what of these is not trained; given like `trainable`.
         precision: a `Precision`, or the dtype in which the model computes.
         backward: the function for DO_BACKWARD: `backward(function, params)` gives
             `((value, auxiliary), gradients)`, as `jax.value_and_grad(function, has_aux=True)(params)` does.
@@ -137,7 +137,8 @@ class Trainer(Described):
         """The state before the first step.
 
         Args:
-            batch: one batch of the data: memories of hooks are made for it. key: of the order of the data.
+            batch: one batch of the data, for which memories of hooks are made.
+            key: PRNG key for the order of the data.
         """
         with public_call():
             ready = isinstance(batch, Item) and not isinstance(batch, TrainingBatch)
@@ -145,10 +146,10 @@ class Trainer(Described):
             return start.init(self, given, key)
 
     def step(self, state: TrainingState, batch: Item) -> TrainingState:
-        """One step, a pure function: for a loop of one's own, under `eqx.filter_jit`. Host hooks are not
-        called, and rows of recording hooks wait in the state.
+        """One step, a pure function for loops of your own, under `eqx.filter_jit`. Host hooks are not called,
+        and rows of recording hooks stay in the state.
 
-        A step with a loss that is not finite changes nothing but `state.failed`.
+        If the loss is not finite, only `state.failed` changes.
         """
         with public_call():
             return step(self.on_device(), state, batch)[0]
@@ -165,29 +166,32 @@ class Trainer(Described):
         state: TrainingState | None = None,
         devices: Any = None,
     ) -> TrainingState:
-        """Train.
+        """Trains the model; returns the last state.
 
         Args:
-            data: `Batches`, or what they are made of (structures with labels, a path); a list of Batch; or an
+            data: `Batches`, or a source for them (structures with labels, a path); a list of Batch; or an
                 object with `len`, `epoch(key, epoch, start)` and `in_order()`.
-            epochs: total number of epochs of the state that is returned; or
-            n_steps: total number of steps.
-            validation: data after each epoch; the hooks of AFTER_VALIDATION see the loss on them.
-            resume: a folder for checkpoints. If there is one, the training goes on from there, bit for bit.
-            key: of the order of the data; the same key gives the same training.
-            state: of an earlier run, to go on from.
-            devices: "all", a number of them, or a list: each evaluates the model for some systems of a batch.
-                The cores of a CPU are devices after `alchemi_jax.use_cores()`.
+            epochs: total number of epochs, counted from the first step of the training; or
+            n_steps: total number of steps, counted likewise.
+            validation: data on which the loss is evaluated after each epoch; hooks at AFTER_VALIDATION see
+                it.
+            resume: a folder of checkpoints. The training continues from the newest one, bit for bit, or
+                starts if there is none.
+            key: PRNG key for the order of the data; the same key gives the same training.
+            state: state of an earlier run, from which this one continues.
+            devices: "all", a number, or a list of JAX devices; each evaluates the model for some systems of a
+                batch. The cores of a CPU are devices after `alchemi_jax.use_cores()`.
 
         Raises:
-            FloatingPointError: if the loss or its gradients are not finite. Like all exceptions of a run
-                it has the state reached, as its `state`.
+            FloatingPointError: if the loss or its gradients are not finite. Like all exceptions of a run it
+                has the state reached as its attribute `state`.
         """
         with public_call():
             return runs.run(self, data, epochs, n_steps, validation, resume, key, state, devices)
 
     def validate(self, state: TrainingState, data: Any) -> tuple[float, dict[str, float]]:
-        """The loss on data and its parts, means over systems, with averaged parameters if there are any."""
+        """The loss on data and its parts by name, means over systems; with averaged parameters if there are
+        any."""
         with public_call():
             found = runs.validate(self, state, as_data(data, self.model, self.loss))
             return found.loss, found.losses
@@ -197,7 +201,7 @@ class Trainer(Described):
         return as_model(state.params, self.frozen())
 
     def averaged(self, state: TrainingState) -> AbstractModel:
-        """The model with the averaged parameters of an EMAHook, without one those of the state."""
+        """The model with the averaged parameters of an EMAHook, or else those of the state."""
         return as_model(state.params if state.ema is None else state.ema, self.frozen())
 
     def __enter__(self) -> "Trainer":
@@ -222,7 +226,7 @@ class Trainer(Described):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The hooks, as one group."""
+        """The hooks as one group."""
         return make_groups([(None, self.hooks)])
 
     @property
@@ -232,15 +236,15 @@ class Trainer(Described):
         return bool(getattr(self.loss, "needs_stress", False)) or wanted
 
     def split(self) -> tuple[Any, Any]:
-        """The parameters that are trained, and the model without them."""
+        """The trained parameters, and the model without them."""
         return eqx.partition(self.model, choose(self.model, self.trainable, self.frozen_parts))
 
     def frozen(self) -> Any:
-        """The model without the parameters that are trained."""
+        """The model without the trained parameters."""
         return self.split()[1]
 
     def on_device(self) -> "Trainer":
-        """The trainer for compiled code: without host hooks and parameters."""
+        """The trainer for compiled code: without host hooks and trained parameters."""
         return unsafe_replace(
             self, model=self.frozen(), hooks=self.hooks.on_device(), trainable=(), frozen_parts=None
         )
@@ -267,7 +271,11 @@ class Trainer(Described):
         )
 
     def learning_rate(self, optimizer: Any) -> LearningRate:
-        """The schedule of a ScheduleHook, and the present rate of a state of the optimizer."""
+        """The schedule of a ScheduleHook, if there is one, and the present learning rate.
+
+        Args:
+            optimizer: a state of the optimizer.
+        """
         schedules = [hook.schedule for hook in self.hooks.traced if isinstance(hook, ScheduleHook)]
         return LearningRate(schedules[0] if schedules else None, find_rate(optimizer))
 

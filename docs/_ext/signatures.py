@@ -41,6 +41,8 @@ _MADE_HERE = {*CLASSES, "CHGNet", "EdgeList", "Graph", "Needs", "NeighborList", 
     "AtomicData"
 }
 _MADE_HERE |= {"System", "TrainingBatch", "TrainingContext", "TrainingState", "Triplets"}
+_MADE_HERE |= {"Capacity", "Drift", "Errors", "Exchange", "Footprint", "LearningRate", "Optimizer"}
+_MADE_HERE |= {"Hook", "SystemSeries", "Uncertainty"}
 _KEY = "Key[Array, ''] | UInt32[Array, '2'] | UInt32[Array, '4']"
 _DIGITS = re.compile(r"\d+\.\d{7,}(?:e-?\d+)?")
 

@@ -72,7 +72,7 @@ def connect(where: str) -> Iterator[Any]:
         with connect("local:4") as client:
             relaxed = relax_all(model, structures, client=client)
 
-    Scripts that use "local:N" need `if __name__ == "__main__":` around what they do, because its workers are
+    A script that uses "local:N" must run its code under `if __name__ == "__main__":`, because the workers are
     new processes that import the script.
 
     Args:

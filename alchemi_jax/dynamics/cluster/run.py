@@ -39,23 +39,24 @@ def run_on_cluster(
 ) -> Any:
     """Run an engine or pipeline on all systems of a sampler, over the workers of a Dask cluster.
 
-    Systems go to the workers some at a time, as tasks. Each worker reads the engine once and keeps what it
-    has compiled; the batch of each has room for `max_systems` of the sampler. A task whose worker dies is
-    computed by another one, from the beginning of its systems. Workers may come and go at any time; without
-    any the run waits. A system that is alone in a task and kills its workers more often than the
-    scheduler's `allowed-failures` says fails by name; the others go on.
+    Systems go to the workers in tasks. Each worker reads the engine once and keeps its compiled programs; its
+    batch has room for `max_systems` of the sampler. If a worker dies, another one computes its task, from the
+    start of its systems. Workers may come and go at any time; without any the run waits. A system that is
+    alone in a task and kills more workers than the scheduler's `allowed-failures` fails and is named; the
+    others continue.
 
-    Sinks, and what hooks write, are written in this process alone, when a task has come back: each system,
-    row and frame once. Hooks of the host are called then, with the systems of one task at a time.
+    Sinks and the output of hooks are written only in this process, when a task has come back: each system,
+    row and frame once. Host hooks are called then, with the systems of one task at a time.
 
     Args:
-        engine: with hooks that can be pickled, what they write to apart. sampler: without devices.
+        engine: its hooks must allow pickling; their sinks and writers need not.
+        sampler: source of the systems; without `devices`.
         client: a `distributed.Client`, see `connect`.
-        sink: where finished systems go; by default they are kept in memory, or in the folder `resume`.
+        sink: stores finished systems; by default they are kept in memory, or in the folder `resume`.
         key: as for `AbstractDynamics.run`.
-        resume: a folder, written every 2 s. The run goes on from what it says is finished, and begins where
-            it says nothing. Sinks and logs are cut back to what they had then. Systems that were in flight
-            begin again.
+        resume: a folder, written every 2 s. The run continues after the systems that are finished there, or
+            starts if there are none. Sinks and logs first return to that point. Systems that were in flight
+            start again.
 
     Returns:
         All systems in the order of the source; or, with a sink, the sink, which has them in the order in

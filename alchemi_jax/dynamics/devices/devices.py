@@ -30,14 +30,15 @@ def count_cores() -> int:
 
 
 def use_cores(n: int | None = None) -> int:
-    """Let JAX see the cores of the CPU as so many devices, all of them by default; returns their number.
+    """Make JAX see the cores of the CPU as `n` devices, by default all of them; returns their number.
 
-    For programs of your own that shard over devices. `devices=` of this package needs it not: it uses the
-    cores in any case.
+    It is for programs of your own that shard over devices. `devices=` of `run`, `relax_all`, `Sampler`, ...
+    uses the cores without it; `Trainer.run` needs it.
 
     Raises:
-        ValueError: if `n` is no count.
-        RuntimeError: if JAX has started with another number of devices: call it before the first array.
+        ValueError: if `n` is not a positive int.
+        RuntimeError: if JAX has already started with another number of devices; call it before the first
+            array.
     """
     count = count_cores() if n is None else n
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:

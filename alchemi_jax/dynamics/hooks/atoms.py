@@ -43,7 +43,7 @@ class FreezeAtomsHook(TracedHook):
             gives a mask (traced): `lambda batch: batch.positions[:, 2] < 4`.
 
     Raises:
-        ValueError: for indices or a mask that the batch does not have.
+        ValueError: for indices that are not in the batch, or a mask of another length.
     """
 
     atoms: Any = eqx.field(converter=_as_atoms)
@@ -93,7 +93,7 @@ class FreezeAtomsHook(TracedHook):
 class WrapPeriodicHook(TracedHook):
     """Moves atoms by lattice vectors into the cell, along periodic directions.
 
-    Traced, at AFTER_POST_UPDATE. Atoms that are fixed, also in part, stay where they are. Reads `positions`,
+    Traced, at AFTER_POST_UPDATE. Atoms that are fixed along any axis are not moved. Reads `positions`,
     `cell`, `pbc`; writes `positions`. Energies and forces do not change. The neighbor list is built again
     when an atom was moved. Costs one pass over the atoms, and that list.
     """

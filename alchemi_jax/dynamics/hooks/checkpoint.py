@@ -13,26 +13,26 @@ _NEVER = 2**31 - 1
 
 
 class CheckpointHook:
-    """Saves the whole run every so often, so that another process goes on from there. Host, between steps.
+    """Saves the whole run at intervals, so that another process can continue it. Host, between steps.
 
         engine = NVTLangevin(..., hooks=[CheckpointHook("checkpoints", every_seconds=60)])
         engine.run(batch, resume="checkpoints")
 
-    The driver saves between two steps, where all rows are written and all hooks were called: the state, the
-    memories of traced hooks, what other hooks declare as theirs (`state`), who is in flight of a stream of
-    systems, and how far each sink and log is written. It waits for a copy of the arrays alone (about 30 ms
-    for a few thousand atoms); orbax writes them in the background, and a checkpoint is there completely or
-    not at all. `run(..., resume=folder)` goes on from the newest one, bit for bit; see there.
+    `run(..., resume=folder)` continues from the newest checkpoint, bit for bit. A checkpoint has the state,
+    the memories of traced hooks, the `state()` of other hooks, the systems of a sampler that are in flight,
+    and how far each sink and log was written. It is made between two steps, when all rows are written and all
+    hooks were called. The run waits only for a copy of the arrays (about 30 ms for a few thousand atoms).
+    orbax writes it in the background; a checkpoint is complete or does not exist.
 
-    `run` saves at its end, too. `loop`, `rollout` and transforms do not call hooks of the host.
+    `run` also saves at its end. `loop`, `rollout` and transforms do not call host hooks.
 
     Args:
-        folder: where the checkpoints go; one run has one folder.
-        frequency: every so many steps of the batch; None: by time alone.
-        every_seconds: and so many seconds after the last; None: by steps alone.
+        folder: for the checkpoints of one run.
+        frequency: number of steps of the batch from one checkpoint to the next; None: by time alone.
+        every_seconds: time from one checkpoint to the next, s; None: by steps alone.
         keep: number of checkpoints that are kept, the newest ones.
-        should_stop: a function that is asked between steps, about four times a second: if it returns true,
-            the run is saved and ends with `Interrupted`, a KeyboardInterrupt, which has the state reached.
+        should_stop: a function that is called between steps, about four times a second. If it returns true,
+            the run is saved and ends with `Interrupted`, a KeyboardInterrupt that has the state reached.
 
     Raises:
         ValueError, TypeError: naming the argument.

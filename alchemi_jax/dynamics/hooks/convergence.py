@@ -39,16 +39,16 @@ class Criterion(Described):
 
     Args:
         key: a field or extra of the batch; or "fmax", the largest force norm, eV/Å; or "smax", the largest
-            component of the stress that the algorithm relaxes (that of the batch plus an external pressure,
-            without the components that a mask excludes), eV/Å³; or "energy_change", |E - E at the last
-            check|, eV, infinite at the first check.
+            component of the stress that the algorithm relaxes, eV/Å³ (that of the batch plus an external
+            pressure, without components that a mask excludes); or "energy_change", |E - E at the last check|,
+            eV, infinite at the first check.
         threshold: a value at or below it counts as converged.
         reduce_op: how the axes of one entry are reduced: norm, max, min, mean, sum. Without it the largest
             absolute value counts.
         reduce_dims: the axes to reduce, numbered as in the whole array, by default the last. Of the remaining
             axes the largest value counts. Axis 0, that of atoms or systems, cannot be reduced.
-        custom_op: a function from the array to a mask, per atom or per system like the array; it replaces
-            reduction and threshold.
+        custom_op: a function of the array that gives a mask, per atom or per system like the array. It
+            replaces reduction and threshold.
     """
 
     key: str = eqx.field(static=True, default="fmax")
@@ -84,7 +84,7 @@ class Criterion(Described):
         previous_energy: Float[Array, " systems"] | None,
         stress: Float[Array, "systems 3 3"] | None = None,
     ) -> Bool[Array, " systems"]:
-        """[systems] Those that meet the criterion."""
+        """True for systems that meet the criterion, [systems]."""
         if self.key == "energy_change":
             assert previous_energy is not None
             values, level = jnp.abs(batch.energy - previous_energy), "system"
@@ -145,10 +145,10 @@ class ConvergenceHook(TracedHook):
     system that meets the criteria at the start takes no step.
 
     Args:
-        criteria: dictionaries with the arguments of `Criterion` (key, threshold, reduce_op, reduce_dims,
-            custom_op), Criterion objects, or a single one of either. All must be met. By default fmax at or
-            below 0.05 eV/Å.
-        source_status: judge only systems with this status; by default all unfinished systems.
+        criteria: a list of dictionaries with the arguments of `Criterion` (key, threshold, reduce_op,
+            reduce_dims, custom_op) or of Criterion objects, or a single one. All must be met. By default fmax
+            at or below 0.05 eV/Å.
+        source_status: only systems with this status are judged; by default all unfinished systems.
         target_status: their new status; by default one more than the old one.
         frequency: number of steps from one check to the next.
         cell: whether a criterion on forces ("fmax" or "forces") brings the stress with it where a cell is
@@ -157,7 +157,7 @@ class ConvergenceHook(TracedHook):
             ASE. In a perfect crystal all forces vanish by symmetry, whatever the cell.
 
     Raises:
-        ValueError, TypeError: naming what is wrong with a criterion; for an empty list of them.
+        ValueError, TypeError: naming what is wrong with a criterion; for an empty list.
     """
 
     criteria: tuple[Criterion, ...]
@@ -197,13 +197,14 @@ class ConvergenceHook(TracedHook):
 
     @classmethod
     def from_fmax(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """Converged where the largest force norm is at or below `threshold`, eV/Å; where a cell is relaxed,
-        the stress counts, too (see `cell`)."""
+        """Converged where the largest force norm is at or below `threshold`, eV/Å. Where a cell is relaxed
+        the stress is judged, too (see `cell`)."""
         return cls({"key": "fmax", "threshold": threshold}, **kwargs)
 
     @classmethod
     def from_forces(cls, threshold: Any = FMAX, **kwargs: Any) -> "ConvergenceHook":
-        """The same criterion written with the field: the norm of the force on every atom."""
+        """Converged where the norm of the force on every atom is at or below `threshold`, eV/Å: the same as
+        `from_fmax`, written with the field `forces`."""
         criterion = {"key": "forces", "threshold": threshold, "reduce_op": "norm", "reduce_dims": -1}
         return cls(criterion, **kwargs)
 

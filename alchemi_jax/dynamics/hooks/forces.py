@@ -19,11 +19,11 @@ from alchemi_jax.systems.observables import force_norms
 class MaxForceClampHook(TracedHook):
     """Shortens forces that are longer than a limit, keeping their direction. Traced, at AFTER_COMPUTE.
 
-    Reads and writes `forces`, in the first evaluation too. For structures with atoms too close to one
-    another. Shortened forces are not the gradient of the energy. Costs one pass over the atoms.
+    Reads and writes `forces`, in the first evaluation too. Use it for structures in which atoms are too close
+    to one another. Shortened forces are not the gradient of the energy. Costs one pass over the atoms.
 
     Args:
-        limit: eV/Å.
+        limit: largest norm of a force, eV/Å.
 
     Raises:
         ValueError: if the limit is not positive.
@@ -41,7 +41,7 @@ class MaxForceClampHook(TracedHook):
 
 
 class BiasedPotentialHook(TracedHook):
-    """Adds an energy of yours to that of the model: a restraint, an umbrella, metadynamics. Traced.
+    """Adds a bias energy to that of the model: a restraint, an umbrella, metadynamics. Traced.
 
     At AFTER_COMPUTE, in the first evaluation too, it reads and writes `energy`, `forces` and, where it was
     evaluated, `stress`, by the gradient of the bias. With `deposit` it is called at AFTER_STEP too and
@@ -56,8 +56,8 @@ class BiasedPotentialHook(TracedHook):
             every, 2 every, ...
         every: number of steps from one deposit to the next.
 
-    The bias is part of the compiled code. Numbers that change belong in an eqx.Module; every new lambda
-    recompiles.
+    The bias is part of the compiled code, so every new lambda recompiles. Write a bias with numbers that
+    change as an eqx.Module with a `__call__`.
     """
 
     bias: Callable[..., Float[Array, " systems"]]

@@ -20,19 +20,18 @@ class GuardHook(TracedHook):
         GuardHook(lambda batch: temperature(batch) > 2000, "it is hotter than 2000 K")
         GuardHook(lambda batch: batch["energy_spread"] > 0.01, "the committee is not sure")
 
-    A system that is stopped ends with the step in which the condition was true first, in the state that it
-    then has. It is neither converged nor failed: its `outcome` is "stopped" and its reason the text. The
-    others go on. Costs what the condition costs.
+    A system ends with the first step in which the condition is true, in the state that it then has. It is
+    neither converged nor failed: its `outcome` is STOPPED, and its reason is the text. The others continue.
+    Costs what the condition costs.
 
     Args:
-        condition: condition(batch) -> [systems] bool, traced; its values for padding and for finished
-            systems do not matter. `alchemi_jax.observables` has functions that fit:
-            `volume`, `temperature`, `fmax`.
-            Arrays and numbers that change from run to run are better fields of a hook of one's own: for
-            another function the loop compiles again.
-        reason: the text, a part of a sentence.
-        frequency: in steps; the condition is judged after each such step.
-        stage: when it is judged; at BEFORE_STEP a system is stopped before it takes its first step.
+        condition: condition(batch) -> [systems] bool, traced; its values for padding and for finished systems
+            do not matter. `alchemi_jax.observables` has functions for it: `volume`, `temperature`, `fmax`.
+            Another function recompiles; for numbers that change from run to run write a hook of your own with
+            fields.
+        reason: text that completes a sentence, such as "its cell has opened".
+        frequency: number of steps from one check to the next.
+        stage: stage at which it is checked; at BEFORE_STEP a system can be stopped before its first step.
 
     Raises:
         UserCodeError: when a run begins, if the condition does not give one bool per system.
@@ -49,7 +48,7 @@ class GuardHook(TracedHook):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The texts of `batch.reason`."""
+        """The text, as a tuple of one."""
         return (self.reason,)
 
     def init(self, batch: Batch) -> None:

@@ -18,19 +18,18 @@ from alchemi_jax.systems.observables import fmax
 
 
 class LivePlotHook:
-    """Draws an observable of every system against the step, while the run goes on. Host, at AFTER_STEP.
+    """Draws an observable of every system against the step during the run. Host, at AFTER_STEP.
 
-    In Jupyter the picture is renewed in its cell; with `path` it is written as a PNG. It is drawn at
-    most once in `seconds`, and at the end. Costs the look (each ends a compiled segment)
-    and about 0.1 s a drawing.
+    In Jupyter the picture is updated in its cell; with `path` it is written as a PNG. It is drawn at most
+    once in `seconds`, and at the end. Each call ends a compiled segment; a drawing takes about 0.1 s.
 
     Args:
         observable: function of the batch that gives [systems]; fmax (eV/Å) by default.
-        label: of the axis.
-        path: of a PNG.
-        frequency: look every so many steps.
-        seconds: between drawings.
-        log: logarithmic axis.
+        label: text on the axis.
+        path: path of a PNG.
+        frequency: number of steps from one point to the next.
+        seconds: least time between drawings, s.
+        log: whether the axis is logarithmic.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class LivePlotHook:
             self.draw()
 
     def draw(self) -> Figure:
-        """The picture as it is now."""
+        """The picture of all points so far."""
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -104,7 +103,7 @@ class LivePlotHook:
         return {"steps": np.array(self._steps, np.int64), "values": np.array(self._values, float)}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Hold the points of a state, and no others."""
+        """Replace the points by those of a state."""
         self._steps = [] if state is None else np.asarray(state["steps"]).tolist()
         self._values = [] if state is None else list(np.asarray(state["values"]))
 

@@ -31,34 +31,35 @@ class LoggingHook(RecordingHook):
     state in the row, 1, f + 1, 2f + 1, ...; with `stage=DynamicsStage.BEFORE_STEP, final=True` the rows are
     of 0, f, 2f, ... and all steps, as in ASE. Rows of one system are in order.
 
-    In a training, with `stage=TrainingStage.AFTER_BATCH`, a row is of a step: step, epoch, loss, the parts of
-    the loss by name, the learning rate (NaN where it is not known) and custom scalars, which are then one
-    number each. `final` means nothing there.
+    In a training, with `stage=TrainingStage.AFTER_BATCH`, there is one row per step: step, epoch, loss, the
+    parts of the loss by name, the learning rate (NaN if it is not known) and custom scalars, which are then
+    one number each. `final` has no effect there.
 
     Args:
         backend: "csv"; "tensorboard" (needs the extra of that name); or an object of your own with
             `write(table)`, which gets the columns as a dictionary of arrays, one value per row; its `open()`
             and `close()`, if it has them, are called around runs, and its `state()` and `set_state(state)`
-            (see `HookFlags`) by checkpoints. Without these a run that goes on after it was killed writes
-            some rows again.
-        log_path: the file (dynamics.csv by default), or the folder for TensorBoard (runs).
-        frequency: log every so many steps.
-        custom_scalars: more columns: name -> function of the context that gives [systems]. Traced,
-            so written with jax.numpy.
+            (see `HookFlags`) by checkpoints. Without these a run that continues after a kill writes some rows
+            twice.
+        log_path: path of the file, by default "dynamics.csv"; or of the folder for TensorBoard, by default
+            "runs".
+        frequency: number of steps of a system from one row to the next.
+        custom_scalars: further columns: name -> function of the context that gives [systems]. Traced, so use
+            jax.numpy.
         stress: whether a custom scalar reads the stress (the pressure does): it is then evaluated in
             every step, which costs about 60 % more than forces alone.
-        stage: where.
+        stage: stage at which rows are recorded.
         final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
-        mode: of a CSV file: "a" goes on with a file that exists (its columns must be the same), "w"
-            begins it again, "x" refuses one that exists.
+        mode: of a CSV file: "a" appends to a file that exists (with the same columns), "w" replaces it, "x"
+            refuses one that exists.
 
-    Rows are complete in the file when `run` or `advance` returns, or raises. A row that a killed process did
-    not finish is removed when the file is continued, with a warning; a last row without a line break that may
-    be whole is refused.
+    All rows are in the file when `run` or `advance` returns or raises. An incomplete row that a killed
+    process left is removed with a warning when the file is continued. A last row that may be complete but has
+    no line break is refused.
 
     Raises:
         ValueError: for an unknown backend, a column name that is taken, or other columns in the file.
-        OSError: if the file cannot be written; both when the run starts, before the first step.
+        OSError: if the file cannot be written. Both are raised when a run starts, before its first step.
     """
 
     def __init__(
@@ -175,19 +176,19 @@ class LoggingHook(RecordingHook):
             self._shown.note(table["system_id"], table["steps_taken"])
 
     def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
-        """Write those of the systems whose last state was not written."""
+        """Write the rows of systems whose last state was not written yet."""
         new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
         if new.any():
             self._write({**rows, "active": new[None]}, 0)
         self._shown.note_ended(rows["system_id"][0][systems], rows["steps_taken"][0][systems])
 
     def state(self) -> dict[str, Any]:
-        """How far the file is, and the last step of each system that was written."""
+        """The length of the file, and the last step of each system that was written; for checkpoints."""
         out: dict[str, Any] = {"shown": self._shown.state()}
         return out | ({"writer": self.writer.state()} if hasattr(self.writer, "state") else {})
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Go back to the point of a state; what the writer raises."""
+        """Remove the rows that were written after a state. Raises what the writer raises."""
         self._shown.set_state(None if state is None else state["shown"])
         if isinstance(self.writer, CSVWriter) and not isinstance(self.stage, DynamicsStage):
             self.writer.first = FIRST if self._whole is None else None

@@ -35,7 +35,11 @@ class NaNDetectorHook(TracedHook):
     reasons: ClassVar[tuple[str, ...]] = ("a field that it checks is not finite",)
 
     def init(self, batch: Batch) -> None:
-        """Raises KeyError for a key that the batch does not have."""
+        """No memory.
+
+        Raises:
+            KeyError: for a key that the batch does not have.
+        """
         for key in self.keys:
             batch.level(key)
 
@@ -50,10 +54,12 @@ class NaNDetectorHook(TracedHook):
 
 
 class Drift(Described):
-    """The memory of EnergyDriftMonitorHook, per system, eV per atom.
+    """The memory of EnergyDriftMonitorHook.
 
-    `reference` is the total energy per atom at the first call (NaN before it), `now` the difference to it at
-    the last call, `worst` the largest absolute difference so far.
+    Attributes:
+        reference: [systems], total energy at the first call, eV per atom; NaN before it.
+        now: [systems], its change from then to the last call, eV per atom.
+        worst: [systems], the largest absolute change so far, eV per atom.
     """
 
     reference: Float[Array, " systems"] = per_system()
@@ -64,8 +70,8 @@ class Drift(Described):
 class EnergyDriftMonitorHook(TracedHook):
     """Monitors the total energy, kinetic plus potential, of constant-energy runs. Traced, at AFTER_STEP.
 
-    Its memory (in `state.memory`, a `Drift`) has the difference of the energy to its first value. Reads
-    energy, velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
+    Its memory (in `state.memory`, a `Drift`) has the difference of the energy to its first value, eV per
+    atom. Reads energy, velocities, masses; with a threshold it writes `failed`. Costs one sum over the atoms.
 
     Args:
         threshold: eV per atom; a system with a larger difference is marked as failed, restored to the

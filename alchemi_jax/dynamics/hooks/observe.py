@@ -20,15 +20,16 @@ class ObservableHook(RecordingHook):
     """Records functions of the batch and keeps them as arrays. Recording, at AFTER_STEP by default.
 
     After a run `hook.table` is a dictionary: "step" [rows], of the run, "active", "system_id" and
-    "steps_taken" (completed steps of the state in the row) [rows, systems] and each observable
-    [rows, systems, ...]. A row is of those systems that are "active" in it: those that move and whose own
-    number of steps is due. Another run adds rows; `clear` drops them. Costs the functions and their bytes.
+    "steps_taken" (completed steps of the state in the row) [rows, systems] and each observable [rows,
+    systems, ...]. "active" marks the systems that a row is valid for: those that move and whose own number of
+    steps is due. Another run adds rows; `clear` removes them. Costs the functions and the memory of their
+    results.
 
     Args:
-        observables: name -> function of the context, traced; or of nothing else than the batch:
-            those of `alchemi_jax.systems.observables` are taken as they are.
-        frequency: record every so many steps of each system.
-        stage: where.
+        observables: name -> traced function of the context. Functions of `alchemi_jax.observables`, which
+            take a batch, can be given as they are.
+        frequency: number of steps of a system from one record to the next.
+        stage: stage at which rows are recorded.
         stress: whether an observable reads the stress (the pressure does): it is then evaluated in every
             step, which costs about 60 % more than forces alone. Otherwise it is NaN during the run.
         final: whether `run` also records the state that it ends with, unless all of it was recorded; with
@@ -87,7 +88,7 @@ class ObservableHook(RecordingHook):
             self._shown.note(rows["system_id"][active], rows["steps_taken"][active])
 
     def write_final(self, rows: dict[str, np.ndarray], systems: Bool[np.ndarray, " systems"]) -> None:
-        """Keep the last state of the systems, if it is not the one of the last row."""
+        """Keep the last state of systems, unless the last row has it."""
         new = systems & self._shown.is_new(rows["system_id"][0], rows["steps_taken"][0])
         if new.any():
             self.write({**rows, "active": new[None]})
@@ -100,7 +101,7 @@ class ObservableHook(RecordingHook):
         return {name: np.concatenate([p[name] for p in self._parts]) for name in self._parts[0]}
 
     def clear(self) -> None:
-        """Drops the rows."""
+        """Removes all rows."""
         self._parts.clear()
 
     def state(self) -> dict[str, Any]:
@@ -111,20 +112,20 @@ class ObservableHook(RecordingHook):
         return {"parts": parts, "shown": self._shown.state()}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Hold the rows of a state, and no others."""
+        """Replace the rows by those of a state."""
         parts = [] if state is None else state["parts"]
         self._parts = [{name: np.asarray(values) for name, values in part.items()} for part in parts]
         self._shown.set_state(None if state is None else state["shown"])
 
 
 class ProgressHook:
-    """A progress bar, in a terminal or a notebook: systems finished, worst fmax, step. Host, at AFTER_STEP.
+    """A progress bar, in a terminal or a notebook: systems finished, largest fmax, step. Host, at AFTER_STEP.
 
     In a training, with `stage=TrainingStage.AFTER_BATCH`, it shows steps, epoch and loss.
 
     Args:
-        frequency: look every so many steps; each look ends a compiled segment.
-        stage: where.
+        frequency: number of steps from one update to the next; each update ends a compiled segment.
+        stage: stage at which it is updated.
         **options: for tqdm.
     """
 
@@ -163,12 +164,12 @@ class ProgressHook:
 
 
 class CallbackHook:
-    """Calls a function of the context. Host; ends a compiled segment wherever it is due.
+    """Calls a function of the context. Host; each call ends a compiled segment.
 
     Args:
         function: called as `function(ctx)`; what it returns is ignored.
-        stage: where.
-        frequency: every so many steps.
+        stage: stage at which it is called.
+        frequency: number of steps from one call to the next.
     """
 
     def __init__(

@@ -36,23 +36,23 @@ def check_sink(who: str, sink: Any) -> Sink:
 
 
 class SnapshotHook:
-    """Writes all systems of the batch. Host, at AFTER_STEP by default.
+    """Writes the systems of the batch to a sink, one frame at a time. Host, at AFTER_STEP by default.
 
-    As a hook of one stage of a pipeline: the systems that are in that stage. With frequency f the frames are
-    of the states after 1, f + 1, 2f + 1, ... steps of each system, also where systems enter a batch at
-    different times: then not all are in each frame. With `stage=DynamicsStage.BEFORE_STEP, final=True` they
-    are of 0, f, 2f, ... and all steps, as in ASE.
+    As a hook of one part of a pipeline it writes the systems that are in that part. With frequency f the
+    frames show the states after 1, f + 1, 2f + 1, ... steps of each system. If systems enter the batch at
+    different times, not every frame has all systems. With `stage=DynamicsStage.BEFORE_STEP, final=True` they
+    show the states after 0, f, 2f, ... steps and the last one, as in ASE.
 
     Args:
-        sink: where to.
-        frequency: every so many steps.
-        finished: whether systems that are finished, and still in the batch, go on being written, so that
-            frames are of all systems. With False the frames of a system do not depend on other systems.
-        stage: where.
+        sink: stores the systems, for example `ZarrData("traj.zarr")`.
+        frequency: number of steps of a system from one frame to the next.
+        finished: whether systems that are finished and still in the batch are written too, so that frames
+            have all systems. With False the frames of a system do not depend on other systems.
+        stage: stage at which frames are written.
         final: whether `run` also writes the state that it ends with, of all systems, unless it was written.
 
     Raises:
-        TypeError: saying what to write, if the sink is none.
+        TypeError: if `sink` is not a sink; the message shows what to write.
     """
 
     own_steps = True
@@ -74,7 +74,8 @@ class SnapshotHook:
 
     @property
     def follows_systems(self) -> bool:
-        """Frames without those that are finished do not depend on who else is in the batch."""
+        """Whether frames do not depend on the other systems in the batch: they do not if finished systems are
+        left out."""
         return not self.finished
 
     def __call__(self, ctx: HookContext, stage: Any) -> None:
@@ -90,7 +91,7 @@ class SnapshotHook:
         self.sink.write(ctx.batch, mask)
 
     def call_final(self, ctx: HookContext) -> None:
-        """Write the systems whose last state was not written."""
+        """Write the systems whose last state was not written yet."""
         batch = ctx.batch
         new = self._shown.is_new(batch.system_id, batch.steps_taken)
         if new.any():
@@ -100,11 +101,11 @@ class SnapshotHook:
         self._shown.note_ended(batch.system_id, batch.steps_taken)
 
     def state(self) -> dict[str, Any]:
-        """How far the sink is, and the last step of each system that was written."""
+        """The state of the sink, and the last step of each system that was written; for checkpoints."""
         return {"sink": self.sink.state(), "shown": self._shown.state()}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Go back to the point of a state; what the sink raises."""
+        """Remove the frames that were written after a state. Raises what the sink raises."""
         self.sink.set_state(None if state is None else state["sink"])
         self._shown.set_state(None if state is None else state["shown"])
 
@@ -123,8 +124,9 @@ class ConvergedSnapshotHook(SnapshotHook):
     """Writes each system once when it converges, with its state at that moment. Host, at ON_CONVERGE.
 
     Args:
-        sink: where to.
-        frequency: look only in every so-many-th step of each system; who converges in others is not written.
+        sink: stores the systems.
+        frequency: only every `frequency`-th step of each system is checked; a system that converges in
+            another step is not written.
     """
 
     def __init__(self, sink: Sink, frequency: int = 1):

@@ -111,8 +111,10 @@ class PressureScheduleHook(TracedHook):
 class Exchange(Described):
     """The memory of ReplicaExchangeHook.
 
-    `rung` is the position of each system in its ladder of temperatures; `attempted` and `accepted` count the
-    swaps between rungs r and r + 1 over all ladders.
+    Attributes:
+        attempted, accepted: [pairs], number of attempted and accepted swaps between rungs r and r + 1, over
+            all ladders.
+        rung: [systems], the position of each system in its ladder of temperatures, from 0.
     """
 
     attempted: Int[Array, " pairs"]
@@ -128,11 +130,11 @@ class ReplicaExchangeHook(TracedHook):
     """Parallel tempering: replicas of a system swap temperatures by the Metropolis criterion. Traced.
 
     At BEFORE_STEP. Systems 0 to R - 1 of the batch are the first ladder, one at each of the R temperatures,
-    the next R systems are the second ladder, and so on. Every ladder has replicas of one system. After the
-    steps every, 2 every, ... neighboring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ... alternate) swap
-    with probability min(1, exp((1/kT_i - 1/kT_j)(H_i - H_j))), where H is the potential energy, and with a
-    barostat H = E + P V. Velocities, and the momenta of barostat and chains, are scaled by sqrt(T_new/T_old).
-    Systems keep their rows and pressures; the temperatures move.
+    the next R systems are the second ladder, and so on. The systems of a ladder are replicas of one system.
+    After the steps every, 2 every, ... neighboring rungs i and j (pairs 0-1, 2-3, ... and 1-2, 3-4, ...
+    alternate) swap with probability min(1, exp((1/kT_i - 1/kT_j)(H_i - H_j))), where H is the potential
+    energy, and with a barostat H = E + P V. Velocities, and the momenta of barostat and chains, are scaled by
+    sqrt(T_new/T_old). Systems keep their rows and pressures; the temperatures move.
 
     Reads `energy` and, with a barostat, `cell`; writes `target_temperature` (K) and, in a swap, `velocities`.
     The memory, an `Exchange`, has the rung of each system and the counts of swaps. Costs one small sort when

@@ -33,10 +33,10 @@ _STAGES = tuple(stage for stage in DynamicsStage if stage is not DynamicsStage.O
 class StageTimingHook:
     """Measures the time from each stage of a step to the next.
 
-    Host, at all stages but ON_CONVERGE. `times` has an array for each stage: seconds from it to the next one.
-    The first measured step compiles the parts and is left out. `print(hook.summary())` prints a table of
-    medians. In a training the stages are BEFORE_BATCH and AFTER_BATCH: the compiled step is one interval,
-    which ends when its loss is there.
+    Host, at all stages but ON_CONVERGE. `times` has an array for each stage: the time to the next one, s. The
+    first measured step compiles the parts and is left out. `print(hook.summary())` prints a table of medians.
+    In a training the stages are BEFORE_BATCH and AFTER_BATCH: the compiled step is one interval, which ends
+    when its loss is there.
 
     Args:
         frequency: number of steps from one measured step to the next.
@@ -80,12 +80,12 @@ class StageTimingHook:
 
     @property
     def times(self) -> dict[Enum, np.ndarray]:
-        """Seconds from each stage to the next, [steps]."""
+        """Time from each stage to the next, s, [steps]."""
         stages = dict.fromkeys(s for step in self._steps for s in step) or _STAGES[:-1]
         return {s: np.array([step[s] for step in self._steps if s in step]) for s in stages}
 
     def summary(self) -> str:
-        """Medians in ms, and their shares of a step."""
+        """A table of the medians, ms, and of their shares of a step."""
         if not self._steps:
             return "StageTimingHook: fewer than two steps were measured."
         lines, times = [], self.times
@@ -105,14 +105,14 @@ class StageTimingHook:
 
 
 class ProfilerHook:
-    """Writes a trace that Perfetto (ui.perfetto.dev) and TensorBoard open.
+    """Writes a trace for Perfetto (ui.perfetto.dev) and TensorBoard.
 
     Host, at all stages but ON_CONVERGE. The trace covers the whole run. Steps in which the hook is due are
     run stage by stage, and each stage is a named range (and an NVTX range if `nvtx` is installed). The other
     steps run as one compiled program. In a training a named range is a whole step.
 
     Args:
-        folder: where the trace goes; JAX writes it into `plugins/profile/TIME/` there.
+        folder: for the trace, which JAX writes into `plugins/profile/TIME/` there.
         frequency: number of steps from one step with named stages to the next.
     """
 

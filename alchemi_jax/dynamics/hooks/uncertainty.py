@@ -15,10 +15,12 @@ from alchemi_jax.systems.segments import max_by_system
 
 
 class Uncertainty(Described):
-    """The memory of UncertaintyHook, per system.
+    """The memory of UncertaintyHook.
 
-    `worst` is the largest value so far, in the unit of the key; `marked` whether it has passed the limit, and
-    `step` the step of the system, counted from 0, in which it did so first; -1 if it never did.
+    Attributes:
+        worst: [systems], the largest value so far, in the unit of the key.
+        marked: [systems], whether it exceeded the limit.
+        step: [systems], the step of the system, from 0, in which it first did; -1 if it never did.
     """
 
     worst: Float[Array, " systems"] = per_system()
@@ -29,15 +31,15 @@ class Uncertainty(Described):
 class UncertaintyHook(TracedHook):
     """Stops or marks systems in which a spread is larger than a limit. Traced, at AFTER_STEP.
 
-    Reads a result of the model, by default `forces_spread` of a `CommitteeModel`; of a result per atom the
-    largest value of the system counts. A system that is stopped ends with this step, neither converged nor
-    failed, and sinks get it as it is then. Marks are in the memory (in `state.memory`, an `Uncertainty`) with
-    either action. Costs one pass over the result.
+    Reads a result of the model, by default `forces_spread` of a `CommitteeModel`. For a result per atom the
+    largest value in the system counts. A system that is stopped ends with this step, neither converged nor
+    failed, and sinks get it in this state. With both actions the memory (in `state.memory`, an `Uncertainty`)
+    has the marks. Costs one pass over the result.
 
     Args:
         limit: in the unit of the key: eV/Å for `forces_spread`, eV per atom for `energy_spread`.
         key: name of a result of the model, a field or an extra of the batch: one number per atom or system.
-        action: "stop" or "mark".
+        action: "stop", or "mark": the system continues and is only marked in the memory.
 
     Raises:
         ValueError: naming the argument; when a run begins, for a key that is not in the batch.

@@ -50,7 +50,8 @@ class NVTBussi(AbstractDynamics):
         temperature: K.
         thermostat_time: tau, fs.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` and `ReplicaExchangeHook` set other temperatures.
+        hooks: hooks of any kind; `TemperatureScheduleHook` and `ReplicaExchangeHook` set other temperatures.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     dt, temperature and thermostat_time are numbers, or one per system.
 

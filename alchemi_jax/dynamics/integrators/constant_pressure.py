@@ -52,8 +52,9 @@ class NPH(AbstractDynamics):
         temperature: K; sets W, and the velocities of a system that enters from a relaxation in a pipeline.
         barostat_time: tau, fs.
         n_steps: budget of steps per system.
-        hooks: any; `PressureScheduleHook` sets other pressures.
+        hooks: hooks of any kind; `PressureScheduleHook` sets other pressures.
         cell: "isotropic", "anisotropic" or "flexible".
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     dt, pressure, temperature and barostat_time are numbers, or one per system.
 
@@ -119,12 +120,13 @@ class NPT(AbstractDynamics):
         dt: time step, fs.
         temperature: K.  A hook may set another one; the masses of chains and cell do not change with it.
         pressure: GPa, of either sign.
-        thermostat_time: fs.
-        barostat_time: fs.
+        thermostat_time: period of the chain on the atoms, fs.
+        barostat_time: tau, period of the barostat, fs.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook`, `PressureScheduleHook` and `ReplicaExchangeHook` set other
-            targets.
+        hooks: hooks of any kind; `TemperatureScheduleHook`, `PressureScheduleHook` and `ReplicaExchangeHook`
+            set other targets.
         cell: "isotropic", "anisotropic" or "flexible".
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     dt, temperature, pressure and the times are numbers, or one per system.
 
@@ -133,7 +135,7 @@ class NPT(AbstractDynamics):
 
     Source: Martyna, Tobias, Klein, J. Chem. Phys. 101, 4177 (1994), doi:10.1063/1.467468; splitting:
     Tuckerman et al., J. Phys. A 39, 5629 (2006), doi:10.1088/0305-4470/39/19/S18; a chain for each degree of
-    freedom: Tobias, Martyna, Klein, J. Phys. Chem. 97, 12959 (1993).
+    freedom: Tobias, Martyna, Klein, J. Phys. Chem. 97, 12959 (1993), doi:10.1021/j100151a052.
     """
 
     model: AbstractModel

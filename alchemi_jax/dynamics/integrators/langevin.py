@@ -34,7 +34,8 @@ class NVTLangevin(AbstractDynamics):
         temperature: K.
         friction: 1/fs, zero or positive.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` and `ReplicaExchangeHook` set other temperatures.
+        hooks: hooks of any kind; `TemperatureScheduleHook` and `ReplicaExchangeHook` set other temperatures.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     dt, temperature and friction are numbers, or one per system.
 

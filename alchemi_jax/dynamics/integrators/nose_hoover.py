@@ -47,7 +47,8 @@ class NVTNoseHoover(AbstractDynamics):
         temperature: K.  A hook may set another one; Q does not change with it.
         thermostat_time: tau, fs; about the period of the slower vibrations of the system.
         n_steps: budget of steps per system.
-        hooks: any; `TemperatureScheduleHook` sets other temperatures.
+        hooks: hooks of any kind; `TemperatureScheduleHook` sets other temperatures.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     dt, temperature and thermostat_time are numbers, or one per system.
 

@@ -21,9 +21,10 @@ class NVE(AbstractDynamics):
         model: gives energies and forces.
         dt: time step, fs; a number or one per system.
         n_steps: budget of steps per system.
-        hooks: any.
-        temperature: K, of the velocities that a system gets when it enters from a relaxation in a pipeline.
-            None: it keeps its own velocities.
+        hooks: hooks of any kind.
+        temperature: temperature of the velocities that a system gets when it enters from a relaxation in a
+            pipeline, K. None: it keeps its own velocities.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     Source: Swope et al., J. Chem. Phys. 76, 637 (1982), doi:10.1063/1.442716.
     """

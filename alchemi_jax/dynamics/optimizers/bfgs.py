@@ -45,9 +45,10 @@ class BFGS(AbstractDynamics):
     Args:
         model: gives energies and forces.
         n_steps: budget of steps per system.
-        hooks: a `ConvergenceHook` among them makes the run stop.
+        hooks: a `ConvergenceHook` among them ends the run of a system when it has converged.
         curvature: eV/Å², the Hessian at the start.
-        max_step: Å.
+        max_step: largest distance that an atom moves in a step, Å.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     curvature and max_step are numbers, or one per system.
 

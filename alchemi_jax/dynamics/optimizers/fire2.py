@@ -44,9 +44,10 @@ class FIRE2(AbstractDynamics):
         model: gives energies and forces.
         dt: time step at the start, fs.
         n_steps: budget of steps per system.
-        hooks: a `ConvergenceHook` among them makes the run stop.
-        dt_max, dt_min: fs.  n_min, f_inc, f_dec, alpha, f_alpha: as above.
+        hooks: a `ConvergenceHook` among them ends the run of a system when it has converged.
+        dt_max, dt_min: bounds of the time step, fs. n_min, f_inc, f_dec, alpha, f_alpha: as above.
         max_step: largest length of the step of one system, norm over all its coordinates, Å.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     All but n_min and n_steps are numbers, or one per system.
 

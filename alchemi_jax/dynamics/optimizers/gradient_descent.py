@@ -23,10 +23,11 @@ class GradientDescent(AbstractDynamics):
 
     Args:
         model: gives energies and forces.
-        rate: Å²/eV.
+        rate: step per force, Å²/eV.
         n_steps: budget of steps per system.
-        hooks: a `ConvergenceHook` among them makes the run stop.
-        max_step: Å.
+        hooks: a `ConvergenceHook` among them ends the run of a system when it has converged.
+        max_step: largest distance that an atom moves in a step, Å.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     rate and max_step are numbers, or one per system.
 

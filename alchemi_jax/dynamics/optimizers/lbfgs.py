@@ -43,13 +43,14 @@ class LBFGS(AbstractDynamics):
     Args:
         model: gives energies and forces.
         n_steps: budget of steps per system.
-        hooks: a `ConvergenceHook` among them makes the run stop.
-        memory: number of steps that are kept; it sets array shapes. ASE keeps 100, which saves steps of
-            relaxations of more than about 30 steps and costs three to five times the time of a step beside
-            a cheap potential (`python -m benchmarks.lbfgs`): take it where the model takes most of the time.
+        hooks: a `ConvergenceHook` among them ends the run of a system when it has converged.
+        memory: number of steps that are kept; it sets array shapes. ASE keeps 100. That saves steps in
+            relaxations of more than about 30 steps, but with a cheap potential a step takes three to five
+            times as long (`python -m benchmarks.lbfgs`): use 100 where the model takes most of the time.
         curvature: eV/Å², the Hessian at the start.
         damping: factor on the step.
-        max_step: Å.
+        max_step: largest distance that an atom moves in a step, Å.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     curvature, damping and max_step are numbers, or one per system.
 

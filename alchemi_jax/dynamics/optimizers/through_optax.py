@@ -58,10 +58,11 @@ class OptaxOptimizer(AbstractDynamics):
         optimizer: an `optax.GradientTransformation`. Another one recompiles; numbers that should
             change without recompiling go through `optax.inject_hyperparams`.
         n_steps: budget of steps per system.
-        hooks: a `ConvergenceHook` among them makes the run stop.
+        hooks: a `ConvergenceHook` among them ends the run of a system when it has converged.
+        rescue: a `Rescue`, which lets a failing system try again with shorter steps; None: it fails at once.
 
     Raises:
-        TypeError: if it is not an optimizer of optax.
+        TypeError: if `optimizer` is not an optimizer of optax.
 
     Source: DeepMind, the DeepMind JAX ecosystem (2020), github.com/google-deepmind/optax.
     """

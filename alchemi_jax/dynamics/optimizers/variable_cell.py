@@ -93,10 +93,10 @@ class FIREVariableCell(AbstractVariableCell, FIRE):
 
     Args:
         model: gives energies, forces and stress.
-        dt, n_steps, hooks, dt_max, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE`.
+        dt, n_steps, hooks, rescue, dt_max, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE`.
             `ConvergenceHook()` without criteria judges forces and stress here.
         scalar_pressure: P, GPa, a number or one per system; `PressureScheduleHook` sets others.
-        mask: which components of U may change: six values (xx, yy, zz, yz, xz, xy) or three by three.
+        mask: which components of U may change: six values (xx, yy, zz, yz, xz, xy) or [3, 3].
         hydrostatic: whether only the volume changes.
 
     Raises:
@@ -114,7 +114,8 @@ class FIRE2VariableCell(AbstractVariableCell, FIRE2):
 
     Args:
         model: gives energies, forces and stress.
-        dt, n_steps, hooks, dt_max, dt_min, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for `FIRE2`.
+        dt, n_steps, hooks, rescue, dt_max, dt_min, n_min, f_inc, f_dec, alpha, f_alpha, max_step: as for
+            `FIRE2`.
         scalar_pressure, mask, hydrostatic: as for `FIREVariableCell`.
 
     Raises:

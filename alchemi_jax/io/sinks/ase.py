@@ -25,14 +25,23 @@ class ExtXYZ(AseFile):
     """An extended XYZ file: text with eight decimals, for OVITO, ASE and other programs.
 
     It stores positions, velocities (as momenta), masses, cell, pbc, fixed atoms (move_mask), energy, forces,
-    stress, arrays and `info`, and fields of the run as entries of `info` (see `to_atoms`). What the format
-    does not give back as it was is JSON in the entry `_alchemi_jax`, from which `read` takes it: tuples,
-    dates, text that reads as a number, arrays of other shapes, names that are no names of columns, other
-    constraints. Each write is one write of the file, so that it can be read during a run.
+    stress, arrays and `info`. Fields of the run are entries of `info`. Values that the format does not
+    restore are stored as JSON in the entry `_alchemi_jax`, from which `read` takes them: tuples, dates, text
+    that looks like a number, arrays of other shapes, names that cannot be names of columns, other
+    constraints. Each write is one write of the file, so it can be read during a run.
 
-    An incomplete structure that a killed process of ours left is not read, and the next write replaces it.
-    Nothing else of a file is ever removed: one that breaks off within a structure of somebody else's is
-    refused, and a file without a final line break gets one before the first structure that is added.
+    An incomplete structure that a killed process of this library left is not read, and the next write
+    replaces it. Nothing else in a file is removed: a file that ends within a structure of another program is
+    refused, and a file without a final line break gets one first.
+
+    Args:
+        path: path of the file, created when the first system is written or a run opens the sink.
+        mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
+            reads.
+
+    Raises:
+        ValueError: if the file has another format.
+        FileExistsError and other OSErrors: naming the path. A write that fails does not change the file.
     """
 
     format = "an extended XYZ file"

@@ -14,11 +14,11 @@ from alchemi_jax.systems.host import HostBatch
 
 
 class SinkFull(RuntimeError):
-    """A write did not fit into a sink; no part of it was stored."""
+    """A write did not fit into a sink. No part of it was stored."""
 
 
 class Sink(ABC):
-    """A sequence of systems that grows. Opening it is optional: `write` opens it if necessary.
+    """A growing sequence of systems. Opening it is optional: `write` opens it if necessary.
 
     A sink never drops a system: a write that does not fit raises `SinkFull` before any part of it is stored.
     Any other error of a sink ends the run, too.
@@ -26,7 +26,11 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, batch: Batch | HostBatch, mask: Any = None) -> None:
-        """Append the systems of a batch, or those for which `mask` [systems] is true.
+        """Append systems of a batch.
+
+        Args:
+            batch: the systems.
+            mask: [systems], True for those to write; by default all.
 
         Raises:
             SinkFull: if not all of them fit; then none is stored.
@@ -56,16 +60,16 @@ class Sink(ABC):
         return host
 
     def room_for(self, atoms_per_system: Int[np.ndarray, " systems"]) -> int:
-        """How many of these systems, from the first on, still fit: all of them without a capacity.
+        """How many of these systems, from the first on, still fit; all of them if there is no capacity.
 
         Args:
-            atoms_per_system: their numbers of atoms.
+            atoms_per_system: [systems], number of atoms of each.
         """
         return len(atoms_per_system)
 
     @property
     def is_full(self) -> bool:
-        """Whether not even a system of one atom fits: never without a capacity."""
+        """Whether not even a system of one atom fits. Always False without a capacity."""
         return self.room_for(np.ones(1, np.int32)) == 0
 
     def to_ase(self) -> list[Atoms]:
@@ -73,26 +77,26 @@ class Sink(ABC):
         return self.read().to_ase() if len(self) else []
 
     def open(self) -> None:  # noqa: B027
-        """Called before the first step of a run, so that errors of opening come early."""
+        """Open the sink. A run calls it before its first step, so that errors of opening come early."""
 
     def close(self) -> None:  # noqa: B027
-        """Called at the end of a run."""
+        """Close the sink. A run calls it at its end."""
 
     def state(self) -> Any:
-        """How far the sink is: what a checkpoint keeps of it. What was written is committed first.
+        """How much was written; a checkpoint keeps it. Everything that was written is committed first.
 
-        A tree of dictionaries with text as keys, lists, text, numbers, None and numpy arrays. None: there is
-        no file yet, or opening replaces it (mode "w", not open yet). By default the number of systems.
+        The value is a tree of dictionaries with text as keys, lists, text, numbers, None and numpy arrays.
+        None: there is no file yet, or opening replaces it (mode "w", not open yet). By default it is the
+        number of systems.
         """
         return {"systems": len(self)}
 
     def set_state(self, state: Any) -> None:
-        """Go back to the point at which `state` gave this: what was written later is removed, and writing
-        goes on from there, also if the sink was made to begin again (mode "w" or "x"). None: the file is
-        removed, if one of this library is there.
+        """Return to a `state`: what was written later is removed, and writing continues there, also with mode
+        "w" or "x". None: the file is removed, if this library wrote it.
 
-        A process that is killed meanwhile leaves a file with which the same call does the same. Call it
-        before a run opens the sink.
+        Call it before a run opens the sink. If the process is killed during the call, the same call works
+        again.
 
         Raises:
             ValueError: naming the path, if the sink has less than the state says, or something else.

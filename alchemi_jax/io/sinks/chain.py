@@ -14,8 +14,8 @@ from alchemi_jax.systems.host import HostBatch
 class SinkChain(Sink):
     """Sinks in order of priority: systems go to the first one that has room for them.
 
-    If a sink has no room for a whole write, the remaining systems go to the next sink. `read` gives the
-    systems of all sinks in the order in which they were written, after those that were in the sinks before.
+    If a sink has no room for a whole write, the remaining systems go to the next sink. `read` gives first the
+    systems that were in the sinks before, then all others in the order of writing.
 
     Args:
         sinks: for example `[DeviceBuffer(512, 8192), HostMemory(10_000), ZarrData("rest.zarr")]`.
@@ -90,7 +90,7 @@ class SinkChain(Sink):
         self._log = []
 
     def state(self) -> Any:
-        """The states of the sinks, and the order in which they were written."""
+        """The states of the sinks, and the order of writing."""
         return {"sinks": [s.state() for s in self.sinks], "log": [list(entry) for entry in self._log]}
 
     def set_state(self, state: Any) -> None:

@@ -45,7 +45,7 @@ class SystemBuffer(eqx.Module):
 
         Args:
             batch: an example; its systems are not stored.
-            systems, atoms: the capacities.
+            systems, atoms: largest numbers of systems and atoms.
         """
         systems = natural("systems of SystemBuffer.like")(systems)
         atoms = natural("atoms of SystemBuffer.like")(atoms)
@@ -61,7 +61,7 @@ class SystemBuffer(eqx.Module):
         return cls(Batch(**fields, largest=atoms), jnp.asarray(False), jnp.asarray(0, jnp.int32))
 
     def write(self, batch: Batch, mask: Any = None) -> SystemBuffer:
-        """The buffer with the systems of a batch, or those for which `mask` [systems] is true, appended.
+        """The buffer with systems of a batch appended: all, or those for which `mask` [systems] is True.
 
         Raises:
             ValueError: if dtype or extras differ from those of the buffer.
@@ -111,7 +111,7 @@ class SystemBuffer(eqx.Module):
         """The systems.
 
         Raises:
-            SinkFull: if a write did not fit, so that systems are missing. `buffer.batch` has the others.
+            SinkFull: if a write did not fit, so that systems are missing. `buffer.batch` has the stored ones.
             ValueError: under a transform, or if there are no systems.
         """
         if is_traced(self.overflow) or np.ndim(self.overflow):
@@ -143,7 +143,8 @@ class DeviceBuffer(Sink):
     Inside jit, vmap or a loop use its traced form, `SystemBuffer`.
 
     Args:
-        systems, atoms: the capacities. Memory is allocated when the first system is written.
+        systems, atoms: largest numbers of systems and atoms. Memory is allocated when the first system is
+            written.
     """
 
     def __init__(self, systems: int, atoms: int):
@@ -195,7 +196,7 @@ class DeviceBuffer(Sink):
         return {"systems": len(self), "batch": batch_tree(self.read() if len(self) else None)}
 
     def set_state(self, state: Any) -> None:
-        """Hold the systems of the state, and no others.
+        """Replace the systems by those of a state.
 
         Raises:
             SinkFull: if they do not fit.

@@ -20,10 +20,10 @@ from alchemi_jax.systems.host import HostBatch
 
 
 class AseFile(Sink):
-    """The base of ExtXYZ and AseTrajectory: a file to which each write goes at once.
+    """The base of ExtXYZ and AseTrajectory: files that each `write` extends at once.
 
     Args:
-        path: path of the file, made when the first system is written or a run opens the sink.
+        path: path of the file, created when the first system is written or a run opens the sink.
         mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
             reads.
 

@@ -55,7 +55,7 @@ class HostMemory(Sink):
         return {"systems": self._systems, "batch": batch_tree(self._batches[0] if self._batches else None)}
 
     def set_state(self, state: Any) -> None:
-        """Hold the systems of the state, and no others."""
+        """Replace the systems by those of a state."""
         batch = None if state is None else batch_from_tree(state["batch"])
         self._batches = [] if batch is None else [batch]
         self._systems = 0 if batch is None else len(batch)

@@ -53,10 +53,18 @@ def _through_json(key: str, value: Any) -> Any:
 class AseTrajectory(AseFile):
     """A .traj file of ASE: binary, with all digits, for `ase gui` and scripts.
 
-    It stores the same as ExtXYZ. What ASE does not store in this format, or not as it was, is JSON in the
-    entry `_alchemi_jax` of `info`, from which `read` takes it. Structures are complete in the file when
-    `write` returns, so that it can be read during a run. An incomplete structure, left by a
-    killed process, is ignored.
+    It stores the same as ExtXYZ. Values that this format does not restore are stored as JSON in the entry
+    `_alchemi_jax` of `info`, from which `read` takes them. Structures are complete in the file when `write`
+    returns, so it can be read during a run. An incomplete structure that a killed process left is ignored.
+
+    Args:
+        path: path of the file, created when the first system is written or a run opens the sink.
+        mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
+            reads.
+
+    Raises:
+        ValueError: if the file has another format.
+        FileExistsError and other OSErrors: naming the path. A write that fails does not change the file.
     """
 
     format = "an ASE trajectory"

@@ -56,14 +56,14 @@ _WAITING_BYTES = 1 << 24
 
 
 class ZarrData(Sink):
-    """A zarr v3 group of systems; see the text of the module for its layout.
+    """A zarr v3 group of systems, with arrays over all atoms and over all systems in order of writing.
 
-    While a run has the sink open, writes wait in memory. A thread writes and commits them about every second,
-    and `close` at the end; a process that is killed loses at most this last second. If more than 16 MiB wait,
-    `write` itself writes them to disk. If the sink is not open, each write is committed at once.
+    While a run has the sink open, a thread commits writes about every second, and `close` at the end. A
+    process that is killed loses at most the last second. If more than 16 MiB wait in memory, `write` itself
+    writes them to disk. A sink that is not open commits each write at once.
 
     Args:
-        path: a directory, made when the first system is written or a run opens the sink.
+        path: path of a directory, created when the first system is written or a run opens the sink.
         mode: "a" appends to an existing store, "w" replaces it, "x" raises an error if it exists, "r" only
             reads.
         chunk_bytes: size of a chunk; by default that of the first commit, from 64 KiB to 8 MiB.
@@ -171,7 +171,7 @@ class ZarrData(Sink):
             raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
 
     def state(self) -> Any:
-        """Numbers of systems and atoms, all of them committed, and a checksum of the last system."""
+        """Numbers of committed systems and atoms, and a checksum of the last system."""
         with self._lock:
             if self._error is not None or self._attributes is not None:
                 self._commit()
@@ -365,7 +365,7 @@ class ZarrData(Sink):
     # -- reading ---------------------------------------------------------------------------------
 
     def read(self) -> HostBatch:
-        """All systems, in the order in which they were written; of several processes, of all of them.
+        """All systems, in the order in which they were written; the parts of several processes as one.
 
         Raises:
             ValueError: if there are no systems, or the path does not exist.
@@ -378,7 +378,7 @@ class ZarrData(Sink):
         return stored.batch(np.arange(stored.n_systems))
 
     def zero(self) -> None:
-        """Remove all systems; frames are counted from zero again."""
+        """Remove all systems; frames are counted from 0 again."""
         if self.mode == "r":
             raise ValueError(f"{self._own} was opened to read, mode 'r'.")
         with self._lock:

@@ -16,11 +16,11 @@ from alchemi_jax.training.state import Average, all_finite
 
 
 class ClipGradientsHook(TracedHook):
-    """Scales gradients down whose norm over all parameters is larger than a limit. Traced, at
+    """Scales the gradients down if their norm over all parameters is larger than a limit. Traced, at
     BEFORE_OPTIMIZER_STEP.
 
     Args:
-        limit: the largest norm.
+        limit: the largest norm over all parameters.
     """
 
     limit: Float[Array, ""] = eqx.field(converter=number("limit"))
@@ -37,11 +37,12 @@ class ClipGradientsHook(TracedHook):
 class SkipNonFiniteHook(TracedHook):
     """Skips steps in which the loss or a gradient is not finite. Traced, at AFTER_BACKWARD.
 
-    Such a step does not count: parameters, optimizer and step count stay, and the next batch follows. Without
-    this hook the training ends with an error that names the batch.
+    Such a step does not count: parameters, optimizer and step count do not change, and the next batch
+    follows. Without this hook the training ends with an error that names the batch.
 
     Args:
-        most: number of steps in a row that are skipped; with one more the training ends with the error.
+        most: largest number of steps in a row that are skipped; with one more the training ends with the
+            error.
     """
 
     most: int = eqx.field(static=True, converter=natural("most"), default=10)
@@ -61,11 +62,11 @@ class EMAHook(TracedHook):
     """Averages the parameters over the steps, with weights that fall exponentially. Traced, at
     AFTER_OPTIMIZER_STEP.
 
-    `trainer.averaged(state)` is the model with the average, which validations use, too. In the first steps
-    the average is over fewer: its weight is at most (1 + n) / (10 + n) after n steps.
+    `trainer.averaged(state)` is the model with the average; validations use it, too. After n steps the weight
+    of the average so far is at most (1 + n) / (10 + n), so that early steps are soon forgotten.
 
     Args:
-        decay: weight of the average so far, from 0 to 1.
+        decay: weight of the average so far in each step, from 0 to 1.
     """
 
     decay: Float[Array, ""] = eqx.field(converter=fraction("decay"), default=0.999)
@@ -73,7 +74,7 @@ class EMAHook(TracedHook):
     stage: TrainingStage = TrainingStage.AFTER_OPTIMIZER_STEP
 
     def init_params(self, params: Any) -> Average:
-        """The memory: the parameters themselves."""
+        """The initial memory: the parameters themselves."""
         return Average(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
 
     def __call__(self, ctx: TrainingContext, stage: Any) -> TrainingContext:

@@ -15,19 +15,21 @@ from alchemi_jax.training.stage import TrainingStage
 
 
 class ScheduleHook(TracedHook):
-    """Sets a number of the optimizer from the number of completed steps. Traced, at BEFORE_OPTIMIZER_STEP.
+    """Sets a hyperparameter of the optimizer, such as the learning rate, by the number of completed steps.
+    Traced, at BEFORE_OPTIMIZER_STEP.
 
         Trainer(model, loss, optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
                 hooks=[ScheduleHook(optax.cosine_decay_schedule(1e-3, 50_000))])
 
-    So `ctx.lr_scheduler` has the schedule, and the rate of each step.
+    `ctx.lr_scheduler` then has the schedule and the present rate.
 
     Args:
-        schedule: of optax, or another function of the number of completed steps, written with jax.numpy.
-        name: of the number.
+        schedule: a schedule of optax, or another function of the number of completed steps, written with
+            jax.numpy.
+        name: name of the hyperparameter.
 
     Raises:
-        TypeError: for an optimizer whose numbers are not in its state.
+        TypeError: for an optimizer without hyperparameters in its state; see `optax.inject_hyperparams`.
     """
 
     schedule: Callable[..., Any] = eqx.field(static=True, converter=function("schedule"))

@@ -19,16 +19,16 @@ _BEGIN_AND_VALIDATIONS = (TrainingStage.BEFORE_TRAINING, TrainingStage.AFTER_VAL
 
 
 class ValidationHook:
-    """Validates after every so many steps and at the end, besides what `run(validation=)` does after each
+    """Validates at intervals of steps and at the end, besides `run(validation=)`, which validates after each
     epoch. Host.
 
-    The hooks of AFTER_VALIDATION are called then. `table` has what was found: a dictionary for each
-    validation with step, epoch, loss and its parts. If a complete training is resumed with a larger total, a
-    validation that was made only because it ended is taken back, in the table and in the other hooks.
+    The hooks of AFTER_VALIDATION are called then. `table` has a dictionary for each validation, with step,
+    epoch, loss and its parts. If a complete training is resumed with a larger total, a validation that was
+    made only because of its end is removed, from the table and from the other hooks.
 
     Args:
         data: as for `Trainer.run`.
-        every: number of steps.
+        every: number of steps from one validation to the next.
     """
 
     stage = None
@@ -48,7 +48,7 @@ class ValidationHook:
         raise UserCodeError(f"{name_of(self)} is called by the loop of the training alone.")
 
     def put(self, step: int, epoch: int, found: Any) -> None:
-        """Add what a validation found."""
+        """Add the result of a validation to the table."""
         self.table.append({"step": step, "epoch": epoch, "loss": found.loss, **found.losses})
 
     def state(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ValidationHook:
         return {"table": self.table}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Hold the table of a state."""
+        """Replace the table by that of a state."""
         self.table = [] if state is None else list(state["table"])
 
     def __repr__(self) -> str:
@@ -101,11 +101,11 @@ class LowestLoss:
 
 
 class EarlyStoppingHook(LowestLoss):
-    """Ends the training when the loss of the validations no longer falls. Host, at AFTER_VALIDATION.
+    """Ends the training when the validation loss no longer falls. Host, at AFTER_VALIDATION.
 
     Args:
-        patience: number of validations without a lower loss after which it ends.
-        least: a loss counts as lower if it is so by at least this much.
+        patience: number of validations in a row without a lower loss after which the training ends.
+        least: least difference to the lowest loss so far for a loss to count as lower.
     """
 
     def __init__(self, patience: int = 10, least: float = 0.0):
@@ -139,15 +139,15 @@ class EarlyStoppingHook(LowestLoss):
 
 
 class BestCheckpointHook(LowestLoss):
-    """Writes the leaves of the model with the lowest loss of the validations. Host, at AFTER_VALIDATION.
+    """Writes the leaves of the model with the lowest validation loss to a file. Host, at AFTER_VALIDATION.
 
-    The model is that of the validation: with averaged parameters if there are any. The file is there
-    completely or not at all; `load(like)` reads it. `best` and `step` say with which loss and after how many
-    steps. The file of an earlier training stays until the next has validated. Checkpoints have its content,
-    and a training that goes on from one puts it back.
+    The model is that of the validation, with averaged parameters if there are any. The file is complete or
+    does not exist; `load(like)` reads it. `best` is its loss and `step` its number of steps. The file of an
+    earlier training is kept until the first validation. Checkpoints contain the file, and a training that
+    continues from one restores it.
 
     Args:
-        path: of the file, such as "best.eqx".
+        path: path of the file, such as "best.eqx".
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -178,7 +178,11 @@ class BestCheckpointHook(LowestLoss):
         self._content = content
 
     def load(self, like: Any) -> Any:
-        """The model that was written, from one of the same class and shapes."""
+        """The model that was written.
+
+        Args:
+            like: a model of the same class and shapes.
+        """
         arrays, rest = eqx.partition(like, eqx.is_array)
         return eqx.combine(eqx.tree_deserialise_leaves(self.path, arrays), rest)
 
