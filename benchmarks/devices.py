@@ -1,14 +1,17 @@
 """`python -m benchmarks.devices`: ways to use several cores, side by side.
 
-Each way is a process of its own, in turn: W2 (32 crystals of 256 atoms, NVE, 200 steps) and W5 (clusters of 7
-to 55 atoms, relaxed, 64 in flight). `pinned`: one core, as other benchmarks measure; `free`: the same, the
+Each way is a process of its own, in turn: W1 (256 clusters of 13 atoms, relaxed), W2 (32 crystals of 256
+atoms, NVE, 200 steps), W5 (clusters of 7 to 55 atoms, relaxed, 64 in flight) and W6 (32 rutile cells of 24
+atoms, five steps of NVE with CHGNet). `pinned`: one core, as other benchmarks measure; `free`: the same, the
 system chooses cores; `threads`: one unchanged run a thread, each on a device of its own; `together`: the same
 threads on one device of the CPU, which runs several programs at a time; `shards`: one program under
-`shard_map`, one loop a device; `devices`: `engine.run(..., devices=N)`. Printed: the first call, which
-compiles (wall and processor), and the median and the least of later ones, s.
+`shard_map`, one loop a device; `devices`: `engine.run(..., devices=N)`; `all`: `devices="all"`. W1 and W6
+know `pinned`, `free`, `devices` and `all`. Printed: the first call, which compiles (wall and processor), and
+the median and the least of later ones, s.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -20,7 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-WAYS = ("pinned", "free", "threads", "together", "shards", "devices")
+WAYS = ("pinned", "free", "threads", "together", "shards", "devices", "all")
+#: Ways of `run` itself; the others are written out here.
+_OF_RUN = ("pinned", "free", "devices", "all")
 _IN_FLIGHT = 64
 
 
@@ -30,17 +35,20 @@ def main() -> int:
     parser.add_argument("--workloads", default="W2,W5")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--systems", type=int, help="of each workload; by default 32 and 512")
+    parser.add_argument("--systems", type=int, help="of each workload; by default 256, 32, 512, 32")
+    parser.add_argument("--steps", type=int, default=200, help="of W2")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "WAY"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(_measured(*args.one, args.devices, args.systems, args.repeats)))
+        print(json.dumps(_measured(*args.one, args)))
         return 0
     print(f"{'workload':10}{'way':10}{'first s':>9}{'its cpu':>9}{'median s':>10}{'least s':>9}{'gain':>7}")
     for workload in args.workloads.split(","):
         found: dict[str, list[dict]] = {way: [] for way in args.ways.split(",")}
+        if workload in ("W1", "W6"):
+            found = {way: [] for way in found if way in _OF_RUN}
         for _ in range(args.rounds):
             for way in found:
                 found[way].append(_child(workload, way, args))
@@ -58,7 +66,7 @@ def main() -> int:
 
 def _child(workload: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.devices", "--one", workload, way]
-    command += ["--devices", str(args.devices), "--repeats", str(args.repeats)]
+    command += ["--devices", str(args.devices), "--repeats", str(args.repeats), "--steps", str(args.steps)]
     command += ["--systems", str(args.systems)] if args.systems else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -66,20 +74,21 @@ def _child(workload: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measured(workload: str, way: str, n: int, systems: int | None, repeats: int) -> dict[str, Any]:
+def _measured(workload: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
+    n = args.devices
     if way == "pinned":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import jax
 
     if way in ("threads", "shards"):
         jax.config.update("jax_num_cpu_devices", n)
-    make = {"W2": _w2, "W5": _w5}[workload]
-    run = make(way, n, *(() if systems is None else (systems,)))
+    make = {"W1": _w1, "W2": functools.partial(_w2, steps=args.steps), "W5": _w5, "W6": _w6}[workload]
+    run = make(way, n, **({"systems": args.systems} if args.systems else {}))
     cpu, begun = time.process_time(), time.perf_counter()
     run()
     first, cpu = time.perf_counter() - begun, time.process_time() - cpu
     times, more = [], None
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         begun = time.perf_counter()
         more = run()
         times.append(time.perf_counter() - begun)
@@ -87,18 +96,54 @@ def _measured(workload: str, way: str, n: int, systems: int | None, repeats: int
     return out | (more if isinstance(more, dict) else {})
 
 
-def _w2(way: str, n: int, systems: int = 32) -> Callable[[], Any]:
+def _given(way: str, n: int) -> dict[str, Any]:
+    """What `run` is given."""
+    return {"devices": {"devices": n}, "all": {"devices": "all"}}.get(way, {})
+
+
+def _w1(way: str, n: int, systems: int = 256) -> Callable[[], Any]:
+    from alchemi_jax import Batch
+    from benchmarks import structures
+
+    return _run_of(
+        way, n, _relaxation(), Batch.from_ase(structures.perturbed_clusters(systems), dtype="float32")
+    )
+
+
+def _w6(way: str, n: int, systems: int = 32) -> Callable[[], Any]:
+    from alchemi_jax import Batch
+    from alchemi_jax.dynamics import NVE
+    from alchemi_jax.models import CHGNet
+    from benchmarks.crystals import rutile_cells
+
+    engine = NVE(model=CHGNet.load(), dt=1.0, n_steps=5)
+    return _run_of(way, n, engine, Batch.from_ase(rutile_cells(systems), dtype="float32"))
+
+
+def _run_of(way: str, n: int, engine: Any, batch: Any) -> Callable[[], Any]:
+    import jax
+
+    return lambda: jax.block_until_ready(engine.run(batch, **_given(way, n)).positions)
+
+
+def _relaxation() -> Any:
+    from alchemi_jax.dynamics import FIRE, ConvergenceHook
+    from benchmarks.workloads import FIRE_STEPS, argon
+
+    return FIRE(model=argon(50.0), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
+
+
+def _w2(way: str, n: int, systems: int = 32, steps: int = 200) -> Callable[[], Any]:
     import jax
 
     from alchemi_jax.dynamics import NVE
     from benchmarks import structures
-    from benchmarks.workloads import STEPS, argon, moving
+    from benchmarks.workloads import argon, moving
 
     atoms, velocities = structures.crystals(systems)
-    engine = NVE(model=argon(), dt=4.0, n_steps=STEPS)
-    if way in ("pinned", "free", "devices"):
-        batch, given = moving((atoms, velocities), "float32"), {"devices": n} if way == "devices" else {}
-        return lambda: jax.block_until_ready(engine.run(batch, **given).positions)
+    engine = NVE(model=argon(), dt=4.0, n_steps=steps)
+    if way in _OF_RUN:
+        return _run_of(way, n, engine, moving((atoms, velocities), "float32"))
     parts = [(atoms[k::n], velocities[k::n]) for k in range(n)]
     if way != "shards":
         return _in_threads(way, n, lambda k: moving(parts[k], "float32"), engine, _run_batch)
@@ -111,14 +156,12 @@ def _w5(way: str, n: int, systems: int = 512) -> Callable[[], Any]:
     import jax
 
     from alchemi_jax import Batch
-    from alchemi_jax.dynamics import FIRE, ConvergenceHook, Sampler
+    from alchemi_jax.dynamics import Sampler
     from benchmarks import structures
-    from benchmarks.workloads import FIRE_STEPS, argon
 
-    atoms = structures.assorted_clusters(systems)
-    engine = FIRE(model=argon(50.0), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
-    if way in ("pinned", "free", "devices"):
-        given = {"devices": n} if way == "devices" else {}
+    atoms, engine = structures.assorted_clusters(systems), _relaxation()
+    if way in _OF_RUN:
+        given = _given(way, n)
         whole = Batch.from_ase(atoms, dtype="float32")
 
         def run() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,10 @@ def test_of_all_cores_as_many_as_pay_are_used():
     assert cores_that_pay(pairs, 3999) == cores_that_pay(other, 399) == 1
     assert cores_that_pay(pairs, 8192) == cores_that_pay(pairs, 8192, 200) == 4
     assert cores_that_pay(pairs, 8192, 1) == 1
+    # A few steps of a large network, such as CHGNet's 400,000 parameters, take seconds.
+    large = eqx.tree_at(lambda model: model.k, other, jnp.ones(400_000))
+    assert cores_that_pay(other, 768, 5) == 1
+    assert cores_that_pay(large, 768, 5) > 32
     four = (CPU,) * 4
     assert as_many_as_pay("all", four, pairs, 3000) is None
     assert as_many_as_pay("all", four, pairs, 6000) == four[:3]

@@ -18,8 +18,8 @@ from alchemi_jax.models.base import AbstractModel
 #: Of so many atoms for each core several cores are faster than one, and of so many steps of an atom. Threads
 #: of Python take turns, so that each core needs enough to do between two turns; to begin takes 20 ms.
 _ATOMS, _ATOM_STEPS = 2000, 200_000
-#: So much more a network has to do for each atom.
-_NETWORK = 10
+#: So much more a network has to do for each atom at least, and one of many parameters for so many of them.
+_NETWORK, _PARAMETERS = 10, 100
 
 
 def count_cores() -> int:
@@ -90,8 +90,11 @@ def cores_that_pay(model: AbstractModel, atoms: int, n_steps: int | None = None)
         model: what does not ask for a list of pairs alone is taken for a network.
         n_steps: of each; None: many.
     """
-    needs = model.requirements
-    work = atoms * (1 if needs.cutoff is not None and not needs.edges else _NETWORK)
+    needs, each = model.requirements, 1
+    if needs.cutoff is None or needs.edges:
+        floats = [x.size for x in jax.tree.leaves(model) if isinstance(x, jax.Array)]
+        each = max(_NETWORK, sum(floats) // _PARAMETERS)
+    work = atoms * each
     found = work // _ATOMS
     return max(found if n_steps is None else min(found, work * n_steps // _ATOM_STEPS), 1)
 
