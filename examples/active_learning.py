@@ -36,7 +36,7 @@ LOSS = Loss(energy=5.0, forces=1.0, delta={"energy": 0.01, "forces": 0.05})
 
 
 def unsure(batch):
-    """Whether the committee is not sure of a system."""
+    """Whether the committee is uncertain about a system."""
     return max_by_system(batch, batch["forces_spread"], 0) > LIMIT
 
 

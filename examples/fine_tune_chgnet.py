@@ -59,9 +59,9 @@ def alloys(count, seed):
 
 
 def with_references(model, structures):
-    """The model with energies of elements that fit, by least squares, the labels of the structures.
+    """The model with energies of elements fitted to the labels by least squares.
 
-    What zero of energy the labels have is no business of the network.
+    The labels may have another zero of energy than the network.
     """
     found = evaluate(model, structures, stress=False)
     missing = np.array([a.get_potential_energy() for a in structures]) - np.asarray(found.energy)
@@ -85,7 +85,7 @@ def mean_errors(found, structures):
 
 
 def make_trainer(model, steps):
-    """The recipe: a small rate that falls to zero, forces and energies alike, averaged parameters."""
+    """A small rate that falls to zero, forces and energies, averaged parameters."""
     loss = Loss(energy=5.0, forces=1.0, delta={"energy": 0.01, "forces": 0.1})
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     return Trainer(model, loss, optimizer, hooks=[EMAHook(0.9)], frozen=FROZEN)

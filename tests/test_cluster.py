@@ -83,7 +83,7 @@ def test_what_is_missing_or_wrong_is_said(monkeypatch, tmp_path, capsys):
         lambda: check_client(None),
         lambda: connect("local:2").__enter__(),
     ):
-        with pytest.raises(ImportError, match=r"Dask is not installed.*pip install 'alchemi-jax\[cluster\]'"):
+        with pytest.raises(ImportError, match=r"need Dask.*pip install -e '\.\[cluster\]'"):
             call()
 
 

@@ -44,18 +44,13 @@ def code(page):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if path.exists() else []
 
 
-def run_alone(page, given=(), skip=()):
-    """Runs each block of a page by itself, as it is when it is pasted; returns all names, the last ones.
-
-    Args:
-        given: names that the page says are there. skip: words of blocks that are not run.
-    """
+def run_alone(page):
+    """Runs each block of a page by itself, as it is when it is pasted; returns all names, the last ones."""
     found = {}
     for block in code(page):
-        if not any(word in block for word in skip):
-            names = dict(given)
-            exec(block, names)
-            found |= names
+        names = {}
+        exec(block, names)
+        found |= names
     return found
 
 
@@ -78,6 +73,15 @@ def test_every_block_runs_when_it_is_pasted_alone(blocks):
         for block in code(page.relative_to(ROOT)):
             missing = undefined(block)
             assert not missing, f"{page.relative_to(ROOT)}: {sorted(missing)} in\n{block}"
+
+
+def check_printed(page, printed):
+    """Each line that the blocks of a page print is in it; tests compute with more digits."""
+    text = (ROOT / page).read_text()
+    lines = [line for line in printed.replace("float64", "float32").splitlines() if line]
+    for line in lines:
+        assert line in text, line
+    return len(lines)
 
 
 def undefined(block):
@@ -281,12 +285,18 @@ def messages(path):
             yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
 
 
-def test_the_page_on_pipelines(blocks, lj, tmp_path, monkeypatch):
+def test_the_pages_on_pipelines_and_many_structures(blocks, lj, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = run_alone("docs/howto/pipelines.md")
     assert names["out"].take().converged.all()
     assert (tmp_path / "pipeline.csv").exists()
+    assert check_printed("docs/howto/pipelines.md", capsys.readouterr().out) == 1
+    names = run_alone("docs/howto/many_structures.md")
+    assert names["out"].take().converged.all()
     assert len(names["stored"]) == names["relaxed"].num_systems == names["moved"].num_systems == 9
+    first, second = capsys.readouterr().out.splitlines()
+    check_printed("docs/howto/many_structures.md", first)
+    assert "9 systems" in second
 
 
 def test_the_pipeline_of_the_page_on_commands(tmp_path):
@@ -331,6 +341,7 @@ def test_the_training_of_the_page_on_commands(tmp_path):
 
 #: Short pages, each one question: what their blocks print stands in them.
 HOW_TO = [
+    "choose",
     "compile_less",
     "debug_nan",
     "fit_dynamics",
@@ -351,21 +362,18 @@ def test_a_short_how_to_prints_what_it_says(page, blocks, tmp_path, monkeypatch,
         warnings.simplefilter("always")
         run_alone(f"docs/howto/{page}.md")
     assert bool(seen) == (page == "debug_nan"), [str(warning.message) for warning in seen]
-    text = (ROOT / f"docs/howto/{page}.md").read_text()
-    printed = capsys.readouterr().out.replace("float64", "float32").splitlines()
-    assert len(printed) > 0
-    for line in printed:
-        assert line in text, line
+    assert check_printed(f"docs/howto/{page}.md", capsys.readouterr().out) > 0
 
 
-def test_the_page_on_sinks(blocks, lj, tmp_path, monkeypatch):
+def test_the_pages_on_sinks_and_formats(blocks, lj, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    run_alone("docs/reference/formats.md")
+    assert check_printed("docs/reference/formats.md", capsys.readouterr().out) == 1
     names = run_alone("docs/howto/sinks.md")
     assert len(names["sink"]) == 120
     assert names["whole"].num_systems == 60
     assert len(names["traj"]) == 40
     assert names["path"].shape == (40, 4, 3)
-    assert names["positions"].shape == (480, 3)
     assert int(names["buffer"].batch.num_systems) + int(names["buffer"].missed) > 0
     assert names["msd"].shape == (40,)
     text = (ROOT / "docs/howto/sinks.md").read_text()
@@ -400,12 +408,13 @@ def test_the_pages_build(tmp_path):
                 assert "".join("".join(cell["source"]).split()) in "".join(shown.split()), book
 
 
-def test_the_page_on_transforms():
-    """All but the fit, which has a test of its own."""
-    names = run_alone("docs/howto/transforms.md", skip=["def fit("])
+def test_the_pages_on_sweeps_gradients_and_transforms(capsys):
+    names = {}
+    for page in ("sweep", "gradients", "transforms"):
+        names |= run_alone(f"docs/howto/{page}.md")
+        assert check_printed(f"docs/howto/{page}.md", capsys.readouterr().out) > 0
     assert len(names["table"]["energy"]) == 6
     assert len(names["fitted"]["energy"]) == 2
-    assert names["energies"].shape == (16, 1)
     assert np.isfinite(names["slope"])
     assert names["out"].batch.positions.shape[0] == len(jax.devices())
 
@@ -462,3 +471,14 @@ def test_names_in_the_tables_of_other_codes_and_of_the_readme(blocks):
             assert name in known, (name, line)
             checked += 1
     assert checked > 60
+
+
+@pytest.mark.parametrize("page", ["compiling", "neighbors", "padding", "precision"])
+def test_an_explanation_prints_what_it_says(page, blocks, capsys):
+    """Each line, where tests compute with more digits."""
+    run_alone(f"docs/explanation/{page}.md", skip=["jax_default_matmul_precision"])
+    text = (ROOT / f"docs/explanation/{page}.md").read_text()
+    printed = capsys.readouterr().out.replace("float64)", "float32)").splitlines()
+    assert len(printed) > 0
+    for line in printed:
+        assert line in text, line

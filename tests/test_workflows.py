@@ -58,6 +58,11 @@ def energy(params, batch):
     return HarmonicModel(k=params["k"]).energy(batch, None)
 
 
+def test_the_fit_of_the_page(names):
+    k = float(names["params"]["k"])
+    assert f"k = {k:.3f}" in PAGE.read_text()
+
+
 @pytest.mark.cheap_xla
 def test_a_fit_with_traced_and_host_hooks(names, batch, capsys, compilations):
     """The compiled step is compiled once; the clipped gradient moves the parameter by rate times limit."""

@@ -1,4 +1,4 @@
-"""Pairs found by nvalchemi-toolkit-ops, through its JAX bindings: for GPUs, `pip install alchemi-jax[warp]`.
+"""Pairs found by nvalchemi-toolkit-ops, through its JAX bindings: for GPUs. The extra `warp` installs it.
 
 Its kernels give atoms and lattice shifts. Here they become places of the extended array, so that the list has
 the same form as with other builders. The kernels fill rows in an order that depends on the scheduling of the
@@ -31,7 +31,8 @@ def load() -> Callable[..., Any]:
         )
     except ImportError as e:
         raise ImportError(
-            "The builder 'warp' needs nvalchemi-toolkit-ops: pip install 'alchemi-jax[warp]'."
+            "The builder 'warp' needs nvalchemi-toolkit-ops and warp-lang: in a clone of alchemi_jax "
+            "pip install -e '.[warp]'."
         ) from e
     return batch_naive_neighbor_list
 

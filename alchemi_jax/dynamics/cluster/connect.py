@@ -27,7 +27,8 @@ def load_dask() -> Any:
         import distributed
     except ImportError as e:
         raise ImportError(
-            "Dask is not installed, which runs on a cluster need: pip install 'alchemi-jax[cluster]'."
+            "Runs on a cluster need Dask, which is not installed: pip install distributed, or in a clone of "
+            "alchemi_jax pip install -e '.[cluster]'."
         ) from e
     return distributed
 

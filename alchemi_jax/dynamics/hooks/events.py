@@ -156,7 +156,8 @@ def _event(**fields: Any) -> bytes:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
     except ImportError:
         raise ImportError(
-            "LoggingHook(backend='tensorboard') needs tensorboardX: pip install alchemi-jax[tensorboard]."
+            "LoggingHook(backend='tensorboard') needs tensorboardX: pip install tensorboardX, or in a clone "
+            "of alchemi_jax pip install -e '.[tensorboard]'."
         ) from None
     content = Event(wall_time=time.time(), **fields).SerializeToString()
     length = len(content).to_bytes(8, "little")
