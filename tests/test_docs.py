@@ -402,8 +402,12 @@ def test_the_pages_build(tmp_path):
         # The whole notebook, not just a link to it.
         cells = json.loads(book.read_text())["cells"]
         title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
-        shown = html.unescape(re.sub("<[^>]*>", "", (site / "notebooks" / f"{book.stem}.html").read_text()))
+        page = (site / "notebooks" / f"{book.stem}.html").read_text()
+        shown = html.unescape(re.sub("<[^>]*>", "", page))
         assert title in shown
+        # With its stored pictures.
+        pictures = [o for cell in cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+        assert page.count("<img ") >= len(pictures), book
         for cell in cells:
             if cell["cell_type"] == "code":
                 assert "".join("".join(cell["source"]).split()) in "".join(shown.split()), book
