@@ -347,6 +347,7 @@ HOW_TO = [
     "fit_dynamics",
     "fix_atoms",
     "relax_cell",
+    "stop",
     "tensorboard",
     "trajectory",
 ]

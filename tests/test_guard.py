@@ -54,11 +54,13 @@ def test_a_guard_stops_one_system_with_its_reason():
         steps = np.asarray(out.steps_taken)
         assert steps[[0, 1, 3, 4]].tolist() == [first] * 3 + [300]
         assert 10 < steps[2] < 200
+        assert "0 converged, 0 failed, 4 stopped" in repr(out)
+        assert "0 failed, 4 stopped" in repr(out.to_host())
         assert not out.converged.any()
 
 
 @pytest.mark.parametrize("wrong", [lambda b: b.energy, lambda b: jnp.any(b.energy > 1), lambda b: None])
 def test_a_condition_that_is_none(wrong):
     hook = GuardHook(wrong, "never")
-    with pytest.raises(UserCodeError, match=r"must return one bool per system, bool\[1\]"):
+    with pytest.raises(UserCodeError, match=r"must return one bool per system, bool\[1\].*max_by_system"):
         NVE(HarmonicModel(), dt=1.0, hooks=[hook]).init(Batch.from_ase(structures()[:1]))

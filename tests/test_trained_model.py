@@ -262,6 +262,9 @@ def test_a_damaged_folder_is_one_sentence(tmp_path):
     for name, sentence in (("", "holds no model that was trained"), ("nowhere", "does not exist")):
         with pytest.raises(ValueError, match=sentence):
             models.load(f"trained:{tmp_path / name}")
+    save(tmp_path / "training" / "model", HarmonicModel(k=2.0))
+    with pytest.raises(ValueError, match=r"no model\.json in it; .*training.model holds one\.$"):
+        models.load(f"trained:{tmp_path / 'training'}")
 
 
 class Old(HarmonicModel):

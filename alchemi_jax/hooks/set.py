@@ -228,7 +228,7 @@ def call_host(hook: Any, ctx: HookContext, stage: Enum, step: int) -> None:
     if answer is not None:
         raise TypeError(
             f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
-            "observes and returns None; to change the run write a TracedHook."
+            "observes and returns None; to change or stop the run write a TracedHook."
         )
 
 

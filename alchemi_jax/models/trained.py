@@ -150,7 +150,9 @@ def _digest(found: dict[str, Any]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not _is_model(path):
-        raise ValueError(f"{path} holds no model that was trained: there is no {_MODEL} in it.")
+        # The folder of a training has it in `model`.
+        inner = f"; {path / 'model'} holds one" if _is_model(path / "model") else ""
+        raise ValueError(f"{path} holds no model that was trained: there is no {_MODEL} in it{inner}.")
     try:
         found = json.loads((path / _MODEL).read_text())
         if not isinstance(found, dict) or not isinstance(found.get("about"), dict):

@@ -17,6 +17,7 @@ from alchemi_jax.systems.capacity import float_dtype
 from alchemi_jax.systems.fields import AbstractBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields, unsafe_make
 from alchemi_jax.systems.metadata import Metadata, as_metadata
+from alchemi_jax.systems.outcome import Outcome
 from alchemi_jax.systems.packing import pack, unpack
 from alchemi_jax.systems.viewer import draw_structures
 from alchemi_jax.transforms import is_traced
@@ -267,8 +268,10 @@ class HostBatch(AbstractBatch[np.ndarray]):
 
 
 def summary(batch: AbstractBatch) -> str:
-    """ "2 systems, 17 atoms; 1 converged, 0 failed"."""
+    """ "2 systems, 17 atoms; 1 converged, 0 failed", and ", 1 stopped" where hooks stopped some."""
     done = f"{int(np.sum(batch.converged))} converged, {int(np.sum(batch.failed))} failed"
+    if stopped := int(np.sum(np.asarray(batch.outcome) == Outcome.STOPPED)):
+        done += f", {stopped} stopped"
     return f"{batch.num_systems} systems, {batch.num_atoms} atoms; {done}"
 
 

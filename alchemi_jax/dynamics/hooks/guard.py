@@ -64,7 +64,8 @@ class GuardHook(TracedHook):
         if getattr(found, "shape", None) != shape or found.dtype != jnp.bool_:
             raise UserCodeError(
                 f"the condition of GuardHook returned {description(found)}; it must return one bool per "
-                f"system, bool[{shape[0]}]{location(self.condition)}."
+                f"system, bool[{shape[0]}]{location(self.condition)}. any_by_system and max_by_system of "
+                "alchemi_jax.segments make one value per system from those of its atoms."
             )
         return found
 
