@@ -92,8 +92,8 @@ def sweep(
             next group of combinations when it has finished one.
 
     Returns:
-        A dict of numpy arrays with one row per combination and system: "combination", "system" (its row in
-        the batch), each parameter, each observable, "converged", "failed", "steps_taken".
+        A dict of numpy arrays with one row per combination and system. Its keys are "combination", "system"
+        (its row in the batch), each parameter, each observable, "converged", "failed", "steps_taken".
         `pandas.DataFrame` accepts it.
 
     Raises:

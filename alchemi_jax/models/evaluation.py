@@ -31,9 +31,9 @@ def evaluate(model: AbstractModel, structures: Any, *, stress: bool = True, dtyp
         dtype: as in `Batch.from_ase`, unless the structures are a batch already.
 
     Returns:
-        The structures in the same order, as a HostBatch of numpy arrays without padding: `energy` [systems],
-        eV; `forces` [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³, NaN where
-        a system is not periodic in all directions; further results of the model by name, as in
+        The structures in the same order, as a HostBatch of numpy arrays without padding. It has `energy`
+        [systems], eV; `forces` [atoms, 3], eV/Å, zero where atoms are fixed; `stress` [systems, 3, 3], eV/Å³,
+        NaN where a system is not periodic in all directions; further results of the model by name, as in
         `results["magmoms"]`. `to_ase()` returns ASE structures with these results; iteration gives one system
         at a time.
 

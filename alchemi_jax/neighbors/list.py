@@ -229,7 +229,7 @@ def pair_vectors(
     For models that are not pair potentials. Differentiable in positions and cell.
 
     Returns:
-        x, y, z, mask: each [neighbors, atoms], Å. Vectors outside the mask can have any length.
+        x, y, z and mask, each [neighbors, atoms], Å. Vectors outside the mask can have any length.
     """
     n = batch.atom_capacity
     x, y, z = (c[neighbors.index] - c[None, :n] for c in extended_coordinates(batch, neighbors))
