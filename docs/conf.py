@@ -39,6 +39,7 @@ extensions = [
     "fields",
     "formulas",
     "commands",
+    "breaks",
 ]
 exclude_patterns = [
     "_build",

@@ -58,7 +58,8 @@ def sweep(
 ) -> Any:
     """Run a batch once for each combination of values of parameters, in one compiled program.
 
-        table = sweep(engine, batch, temperature=[100.0, 200.0, 300.0], friction=[0.001, 0.01])
+        temperatures, frictions = [100.0, 200.0, 300.0], [0.001, 0.01]
+        table = sweep(engine, batch, temperature=temperatures, friction=frictions)
         table = sweep(engine, batch, {"model.epsilon": [0.010, 0.011]})
 
     It is `vmap` of `loop`, in segments, with neighbor lists that grow: if a capacity is too small in any

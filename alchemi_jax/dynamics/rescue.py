@@ -24,7 +24,8 @@ RESCUES = "rescues"
 class Rescue(Described):
     """Lets a failing system try again: it returns to a copy of itself and continues with shorter steps.
 
-        md = NVE(model=model, dt=2.0, n_steps=10_000, rescue=Rescue(tries=3, factor=0.5, every=50))
+        rescue = Rescue(tries=3, factor=0.5, every=50)
+        md = NVE(model=model, dt=2.0, n_steps=10_000, rescue=rescue)
 
     A system is rescued when its energy, forces, positions, ... are no longer finite, when its atoms are too
     far away, or when its cell became too small for the neighbor list. It returns to the last but one copy,

@@ -8,11 +8,11 @@ class DynamicsStage(Enum):
 
     ```
     BEFORE_STEP
-      BEFORE_PRE_UPDATE    pre_update: what the algorithm does before    AFTER_PRE_UPDATE
+      BEFORE_PRE_UPDATE    pre_update: what the algorithm does before   AFTER_PRE_UPDATE
                            the forces are renewed (kick, drift)
-      BEFORE_COMPUTE       compute: neighbor list, energy, forces,       AFTER_COMPUTE
+      BEFORE_COMPUTE       compute: neighbor list, energy, forces,      AFTER_COMPUTE
                            stress where it is needed
-      BEFORE_POST_UPDATE   post_update: what comes after (second kick)   AFTER_POST_UPDATE
+      BEFORE_POST_UPDATE   post_update: what comes after (second kick)  AFTER_POST_UPDATE
     AFTER_STEP             convergence is decided here, then budgets are counted
     ON_CONVERGE            only in a step in which a system newly converged
     ```

@@ -30,7 +30,8 @@ from alchemi_jax.systems.segments import sum_by_system
 class AbstractBondOrder(AbstractModel):
     """A bond-order potential. Write `bond` and `angle`, and `atom_parameters` if atoms differ.
 
-        E = 1/2 sum_i sum_j bond(r_ij, xi_ij),  xi_ij = sum_{k != j} angle(r_ij, r_ik, cos theta_jik)
+        E = 1/2 sum_i sum_j bond(r_ij, xi_ij)
+        xi_ij = sum_{k != j} angle(r_ij, r_ik, cos theta_jik)
 
     Forces and stress follow from both functions by differentiation.
     """

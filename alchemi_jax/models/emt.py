@@ -39,7 +39,8 @@ class EMT(AbstractEmbedded):
     """Effective medium theory, as in ASE's EMT: Al, Cu, Ag, Au, Ni, Pd, Pt and, for tests only, H, C, N, O.
 
         E = sum_i [ E0 (1 + lambda s) e^(-lambda s) + 6 V0 e^(-kappa s) - E0 ]
-            - 1/2 sum_ij V0_i/(2 gamma2_i) chi_ij w(r) e^(-kappa_j (r/beta - s0_j)) + the same of j, i
+            - 1/2 sum_ij V0_i/(2 gamma2_i) chi_ij w(r) e^(-kappa_j (r/beta - s0_j))
+            + the same of j, i
         s_i = -ln(sigma_i/(12 gamma1_i)) / (beta eta2_i)
         sigma_i = sum_j chi_ij w(r) e^(-eta2_j (r - beta s0_j)),   chi_ij = n0_j/n0_i
         w(r) = 1/(1 + e^(a (r - rc)))

@@ -37,7 +37,7 @@ class Ewald(AbstractModel):
     """Point charges in cells that are periodic in all directions, with conducting (tin foil) boundary
     conditions.
 
-        E = ke/2 sum_ij q_i q_j erfc(alpha r)/r                            (r <= cutoff, all images)
+        E = ke/2 sum_ij q_i q_j erfc(alpha r)/r             (r <= cutoff, all images)
           + 2 pi ke/V sum_{k != 0} e^(-k²/(4 alpha²))/k² |sum_i q_i e^(i k r_i)|²
           - ke alpha/sqrt(pi) sum_i q_i² - pi ke Q²/(2 V alpha²)
 

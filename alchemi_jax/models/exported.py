@@ -37,8 +37,10 @@ class ExportedModel(AbstractModel):
     The function is called with its parameters (if it has any) and a dict of arrays, and returns the energy of
     each system, eV:
 
-        pos [atoms, 3] Å, atomic_numbers [atoms], batch [atoms]: the system of each atom
-        cell [systems, 3, 3] Å, pbc [systems, 3], charge [systems] e, spin [systems] multiplicity
+        pos [atoms, 3] Å, atomic_numbers [atoms]
+        batch [atoms]: the system of each atom
+        cell [systems, 3, 3] Å, pbc [systems, 3]
+        charge [systems] e, spin [systems] multiplicity
         edge_index [2, edges], cell_offsets [edges, 3]: whole numbers of lattice vectors
 
     The vector of an edge is `pos[edge_index[1]] - pos[edge_index[0]] + cell_offsets @ cell`. Every pair

@@ -137,7 +137,8 @@ _SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.181
 class ZBL(AbstractPair):
     """Screened repulsion of nuclei, for collisions and for short distances under other potentials.
 
-        u(r) = ke Z_i Z_j / r  sum_k c_k exp(-d_k r/a) + S(r),    a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23)
+        u(r) = ke Z_i Z_j / r  sum_k c_k exp(-d_k r/a) + S(r)
+        a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23)
 
     with ke = e²/(4 pi epsilon_0), four terms c_k, d_k, and
 

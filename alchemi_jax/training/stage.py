@@ -11,13 +11,14 @@ class TrainingStage(Enum):
     BEFORE_TRAINING
       BEFORE_EPOCH
         BEFORE_BATCH
-          BEFORE_FORWARD         results of the model                   AFTER_FORWARD
-          BEFORE_LOSS            the loss                               AFTER_LOSS
-          BEFORE_BACKWARD        DO_BACKWARD: gradients                 AFTER_BACKWARD
-          BEFORE_OPTIMIZER_STEP  DO_OPTIMIZER_STEP: updates             AFTER_OPTIMIZER_STEP
+          BEFORE_FORWARD         results of the model        AFTER_FORWARD
+          BEFORE_LOSS            the loss                    AFTER_LOSS
+          BEFORE_BACKWARD        DO_BACKWARD: gradients      AFTER_BACKWARD
+          BEFORE_OPTIMIZER_STEP  DO_OPTIMIZER_STEP: updates  AFTER_OPTIMIZER_STEP
         AFTER_BATCH
       AFTER_EPOCH
-      AFTER_VALIDATION           after each validation, which follows an epoch, a step or the end
+      AFTER_VALIDATION           after each validation: after an epoch, some steps,
+                                 or at the end
     AFTER_TRAINING
     ```
 

@@ -1,6 +1,7 @@
 """Docstrings for Sphinx: they are written with single backticks and fences, as in Markdown."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 
@@ -32,7 +33,24 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    if what == "data" and lines[:1] == (type(obj).__doc__ or "").splitlines()[:1]:
+        lines[:] = text_of_constant(name)
     lines[:] = as_rst(lines)
+
+
+def text_of_constant(name: str) -> list[str]:
+    """The string below a constant, in the file of the package that defines it.
+
+    Sphinx finds it only in the module of that path, and otherwise shows the text of the constant's class.
+    """
+    path, _, constant = name.rpartition(".")
+    definition = re.compile(rf'^{constant}\b[^\n]*?=[^\n]*\n"""(.*?)"""', re.DOTALL | re.MULTILINE)
+    package = Path(__file__).resolve().parents[2] / path.split(".")[0]
+    for file in sorted(package.rglob("*.py")):
+        found = definition.search(file.read_text())
+        if found:
+            return [*found[1].splitlines(), ""]
+    return []
 
 
 def as_rst(lines: list[str]) -> list[str]:
