@@ -21,7 +21,7 @@ def draw_structures(structures: Sequence[Atoms], width: int, height: int) -> Any
     for k, atoms in enumerate(structures):
         panel = divmod(k, columns)
         view.addModel(_xyz([atoms]), "xyz", viewer=panel)
-        _finish(view, atoms, viewer=panel)
+        _finish(view, atoms, (width / columns) / (height / rows), viewer=panel)
     return view
 
 
@@ -32,12 +32,12 @@ def draw_frames(frames: Sequence[Atoms], width: int, height: int, interval: int)
     """
     view = _py3dmol().view(width=width, height=height)
     view.addModelsAsFrames(_xyz(frames), "xyz")
-    _finish(view, frames[0])
+    _finish(view, frames[0], width / height)
     view.animate({"loop": "forward", "interval": interval})
     return view
 
 
-def _finish(view: Any, atoms: Atoms, **where: Any) -> None:
+def _finish(view: Any, atoms: Atoms, aspect: float, **where: Any) -> None:
     view.setStyle(_STYLE, **where)
     for a, b in _edges(atoms):
         view.addLine({"start": _point(a), "end": _point(b), "color": "gray"}, **where)
@@ -45,6 +45,9 @@ def _finish(view: Any, atoms: Atoms, **where: Any) -> None:
     view.rotate(-20, "y", **where)
     view.rotate(15, "x", **where)
     view.zoomTo(**where)
+    # 3Dmol fits the height only.
+    if aspect < 1:
+        view.zoom(aspect, **where)
 
 
 def _edges(atoms: Atoms) -> list[tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]]:
