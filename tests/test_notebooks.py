@@ -60,8 +60,6 @@ def runner():
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_stored_outputs_are_those_of_the_code(path, runner):
     book = runner.nbformat.read(path, as_version=4)
-    if path.stem == "10_train_a_potential" and "alchemi_jax" not in book.metadata:
-        pytest.skip("not stored yet")
     assert not runner.faults(book), "python notebooks/run.py " + path.stem[:2]
     runner.nbformat.validate(book)
     shown = [o for cell in book.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
