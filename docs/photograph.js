@@ -24,7 +24,8 @@
       const style = getComputedStyle(up), frame = up.getBoundingClientRect();
       if (style.display === "inline" || style.display === "contents") continue;
       const out = box.right > frame.right + 1.5 || box.left < frame.left - 1.5;
-      if (/auto|scroll/.test(style.overflowX)) return;
+      // The whole page must not scroll sideways, only what is in it.
+      if (/auto|scroll/.test(style.overflowX) && up !== article) return;
       if (out && /hidden|clip/.test(style.overflowX)) {
         if (style.textOverflow !== "ellipsis") add(`cut by ${name(up)}`, text);
         return;
