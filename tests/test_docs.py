@@ -44,10 +44,15 @@ def code(page):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if path.exists() else []
 
 
-def run_alone(page):
-    """Runs each block of a page by itself, as it is when it is pasted; returns all names, the last ones."""
+def run_alone(page, skip=()):
+    """Runs each block of a page by itself, as it is when it is pasted; returns all names, the last ones.
+
+    Blocks with one of the words in `skip` are left out.
+    """
     found = {}
     for block in code(page):
+        if any(word in block for word in skip):
+            continue
         names = {}
         exec(block, names)
         found |= names
