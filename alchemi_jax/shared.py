@@ -41,9 +41,11 @@ def world() -> World:
 def alone() -> Iterator[None]:
     """A context in which this process works alone: runs are not shared, and files are not in parts.
 
+    ```python
     with alchemi_jax.distributed.alone():
         if rank == 0:
             ZarrData("relaxed.zarr").write(relaxed)
+    ```
     """
     known = _session
     if known is None:
