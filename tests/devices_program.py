@@ -161,6 +161,8 @@ def check_errors():
 def check_interrupt():
     """After Ctrl-C all systems have taken the same number of steps, and go on."""
     engine = dataclasses.replace(dynamics(), n_steps=10**8)
+    # Shells start jobs in the background with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     state = raised(Interrupted, lambda: engine.run(BATCH, devices=SOME)).state
     n = int(state.step_count)
