@@ -366,6 +366,8 @@ def test_a_short_how_to_prints_what_it_says(page, blocks, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
+        # numpy 2.5 deprecates what ASE does to arrays.
+        warnings.filterwarnings("ignore", "Setting the shape", DeprecationWarning)
         run_alone(f"docs/howto/{page}.md")
     assert bool(seen) == (page == "debug_nan"), [str(warning.message) for warning in seen]
     assert check_printed(f"docs/howto/{page}.md", capsys.readouterr().out) > 0
