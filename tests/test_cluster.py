@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -124,3 +125,29 @@ def test_sizes_of_tasks():
     host = Batch.from_ase([molecule("H2O") for _ in range(9)]).to_host()
     assert [len(part) for part in split(host)] == [3, 2, 2, 2]
     assert [i for part in split(host) for i in part.system_id.tolist()] == list(range(9))
+
+
+def test_a_worker_that_dies_while_it_is_given_the_engine(monkeypatch):
+    pytest.importorskip("distributed")
+    from distributed.comm.core import CommClosedError
+
+    from alchemi_jax.dynamics.cluster import tasks
+
+    class Client:
+        asked = 0
+
+        def register_plugin(self, plugin):
+            self.asked += 1
+            if self.asked < 3:
+                raise CommClosedError("in broadcast")
+            return {"tcp://one": {"status": "OK"}}
+
+    monkeypatch.setattr(tasks, "_LOOK", 0.01)
+    given = SimpleNamespace(client=Client(), _check_scheduler=lambda: None)
+    tasks.Tasks._register(given, None)
+    assert given.client.asked == 3
+    # One that stays so is an error.
+    monkeypatch.setattr(tasks, "_REGISTER", 0.0)
+    given.client = Client()
+    with pytest.raises(RuntimeError, match="a worker cannot read the engine"):
+        tasks.Tasks._register(given, None)

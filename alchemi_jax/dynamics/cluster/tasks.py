@@ -37,6 +37,8 @@ from alchemi_jax.systems.host import HostBatch
 _LOOK, _ALONE = 0.25, 30.0
 #: Who dies at once may not come to say that a task was begun; so often it is given out again.
 _TRIES = 3
+#: Seconds for which a worker that dies while it is given the engine may still be asked.
+_REGISTER = 20.0
 #: Seconds in which a result must come from the worker that has it; then it is asked for again.
 _FETCH = 60.0
 
@@ -109,13 +111,22 @@ class Tasks:
         return self.traffic
 
     def _register(self, plugin: Any) -> None:
+        from distributed.comm.core import CommClosedError
+
         self._check_scheduler()
-        try:
-            answers = self.client.register_plugin(plugin).values()
-            wrong = [answer for answer in answers if answer.get("status") == "error"]
-        except Exception as e:
-            self._check_scheduler()
-            wrong = [{"exception_text": f"{name_of(e)}: {e}"}]
+        until = time.monotonic() + _REGISTER
+        while True:
+            try:
+                answers = self.client.register_plugin(plugin).values()
+                wrong = [answer for answer in answers if answer.get("status") == "error"]
+            except Exception as e:
+                self._check_scheduler()
+                # A worker that dies just now is asked, too, until the scheduler knows that it is dead.
+                if isinstance(e, CommClosedError) and time.monotonic() < until:
+                    time.sleep(_LOOK)
+                    continue
+                wrong = [{"exception_text": f"{name_of(e)}: {e}"}]
+            break
         if wrong:
             raise RuntimeError(
                 f"a worker cannot read the engine ({wrong[0].get('exception_text', 'see its log')}): are "
