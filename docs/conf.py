@@ -65,6 +65,8 @@ nb_execution_cache_path = str(
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Of a 3D view the page shows the HTML; `notebooks/run.py` leaves the rest out.
+suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # -- Reference ------------------------------------------------------------
 
