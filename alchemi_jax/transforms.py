@@ -152,6 +152,11 @@ def compute_once(make: Callable[[], _T], once: Int[Array, ""]) -> _T:
     return jax.lax.fori_loop(0, once, lambda _, __: make(), empty)
 
 
+def count_numbers(tree: Any) -> int:
+    """How many numbers the arrays of a tree have."""
+    return sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size"))
+
+
 @jax.custom_jvp
 def root(x: Any) -> Inexact[Array, "..."]:
     """The square root with derivative zero at zero, where that of `jnp.sqrt` is infinite.
@@ -174,6 +179,7 @@ __all__ = [
     "compute_once",
     "cond_any",
     "cond_changed",
+    "count_numbers",
     "forwards_only",
     "is_reversed",
     "is_traced",

@@ -19,7 +19,7 @@ import numpy as np
 from ase import Atoms
 
 from alchemi_jax import Batch
-from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, Sampler, connect, run_on_cluster
+from alchemi_jax.dynamics import NVE, Sampler, connect, run_on_cluster
 from benchmarks import structures, workloads
 
 
@@ -35,9 +35,7 @@ def made(kind: str, batches: int, steps: int) -> tuple[Any, list[Atoms]]:
             # Of ASE's unit of time.
             system.set_velocities(np.asarray(v) * structures.SPEED**-1)
         return NVE(model=workloads.argon(), dt=4.0, n_steps=steps), atoms
-    hooks = [ConvergenceHook.from_fmax(0.005)]
-    engine = FIRE(model=workloads.argon(50.0), **workloads.FIRE_STEPS, n_steps=500, hooks=hooks)
-    return engine, structures.assorted_clusters(8 * n)
+    return workloads.relaxation(), structures.assorted_clusters(8 * n)
 
 
 def sampler(systems: list[Atoms]) -> Sampler:

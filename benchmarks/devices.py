@@ -104,10 +104,10 @@ def _given(way: str, n: int) -> dict[str, Any]:
 def _w1(way: str, n: int, systems: int = 256) -> Callable[[], Any]:
     from alchemi_jax import Batch
     from benchmarks import structures
+    from benchmarks.workloads import relaxation
 
-    return _run_of(
-        way, n, _relaxation(), Batch.from_ase(structures.perturbed_clusters(systems), dtype="float32")
-    )
+    batch = Batch.from_ase(structures.perturbed_clusters(systems), dtype="float32")
+    return _run_of(way, n, relaxation(), batch)
 
 
 def _w6(way: str, n: int, systems: int = 32) -> Callable[[], Any]:
@@ -124,13 +124,6 @@ def _run_of(way: str, n: int, engine: Any, batch: Any) -> Callable[[], Any]:
     import jax
 
     return lambda: jax.block_until_ready(engine.run(batch, **_given(way, n)).positions)
-
-
-def _relaxation() -> Any:
-    from alchemi_jax.dynamics import FIRE, ConvergenceHook
-    from benchmarks.workloads import FIRE_STEPS, argon
-
-    return FIRE(model=argon(50.0), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
 
 
 def _w2(way: str, n: int, systems: int = 32, steps: int = 200) -> Callable[[], Any]:
@@ -158,8 +151,9 @@ def _w5(way: str, n: int, systems: int = 512) -> Callable[[], Any]:
     from alchemi_jax import Batch
     from alchemi_jax.dynamics import Sampler
     from benchmarks import structures
+    from benchmarks.workloads import relaxation
 
-    atoms, engine = structures.assorted_clusters(systems), _relaxation()
+    atoms, engine = structures.assorted_clusters(systems), relaxation()
     if way in _OF_RUN:
         given = _given(way, n)
         whole = Batch.from_ase(atoms, dtype="float32")

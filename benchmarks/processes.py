@@ -103,17 +103,16 @@ def _work(workload: str, args: argparse.Namespace) -> Any:
     import numpy as np
 
     from alchemi_jax import Batch
-    from alchemi_jax.dynamics import FIRE, NVE, ConvergenceHook, Sampler
+    from alchemi_jax.dynamics import NVE, Sampler
     from benchmarks import structures
-    from benchmarks.workloads import FIRE_STEPS, argon, moving
+    from benchmarks.workloads import argon, moving, relaxation
 
     if workload == "W2":
         batch = moving(structures.crystals(args.systems or 32), "float32")
         nve = NVE(model=argon(), dt=4.0, n_steps=args.steps)
         return lambda: np.asarray(nve.run(batch).positions)
     atoms = structures.assorted_clusters(args.systems or 2048)
-    engine = FIRE(model=argon(50.0), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
-    whole = Batch.from_ase(atoms, dtype="float32")
+    engine, whole = relaxation(), Batch.from_ase(atoms, dtype="float32")
 
     def relax() -> Any:
         sampler = Sampler(whole, max_systems=_IN_FLIGHT, policy="best fit")

@@ -32,14 +32,15 @@ def argon(cutoff: float = CUTOFF) -> LennardJones:
     return LennardJones(epsilon=EPSILON, sigma=SIGMA, cutoff=cutoff)
 
 
-def _relaxation(cutoff: float = 50.0) -> FIRE:
+def relaxation(cutoff: float = 50.0) -> FIRE:
+    """FIRE to 0.005 eV/Å, with the time steps of the peers."""
     return FIRE(model=argon(cutoff), **FIRE_STEPS, n_steps=500, hooks=[ConvergenceHook.from_fmax(0.005)])
 
 
 def w1(dtype: str, repeats: int, systems: int = 256) -> dict[str, Any]:
     """256 perturbed 13-atom clusters relaxed to fmax 0.005 eV/Å: a whole `run`."""
     batch = Batch.from_ase(structures.perturbed_clusters(systems), dtype=dtype)
-    engine = _relaxation()
+    engine = relaxation()
     (figures,) = timed(lambda: jax.block_until_ready(engine.run(batch).positions), repeats=repeats)
     out = engine.run(batch).take()
     more = {
@@ -108,7 +109,7 @@ def w5(dtype: str, repeats: int, systems: int = 512, flying: int = 64) -> dict[s
     batches = [
         Batch.from_ase(part, dtype=dtype, atom_capacity=room, system_capacity=flying) for part in parts
     ]
-    whole, engine = Batch.from_ase(atoms, dtype=dtype), _relaxation()
+    whole, engine = Batch.from_ase(atoms, dtype=dtype), relaxation()
 
     def fixed() -> list:
         return [jax.block_until_ready(engine.run(batch).positions) for batch in batches]

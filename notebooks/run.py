@@ -105,13 +105,12 @@ def _tidy(book):
                 if len(data) == 1:
                     continue
                 del data["text/plain"]
-            # py3Dmol names its panels by the time.
-            for kind in ("text/html", "application/3dmoljs_load.v0"):
-                if kind in data:
-                    name = rf"\g<1>{cell.id.replace('-', '_')}_{k}"
-                    data[kind] = _VIEWER.sub(name, data[kind])
-            # The same text twice; only an old extension reads this one.
+            # The text of the HTML again; only an old extension reads this one.
             data.pop("application/3dmoljs_load.v0", None)
+            # py3Dmol names its panels by the time.
+            if "text/html" in data:
+                name = rf"\g<1>{cell.id.replace('-', '_')}_{k}"
+                data["text/html"] = _VIEWER.sub(name, data["text/html"])
             kept.append(output)
         if cell.cell_type == "code":
             cell.outputs = kept

@@ -42,6 +42,7 @@ from alchemi_jax.training.source import label_of
 from alchemi_jax.training.stage import TrainingStage
 from alchemi_jax.training.statistics import network_for, structures_of
 from alchemi_jax.training.trainer import Trainer
+from alchemi_jax.transforms import count_numbers
 
 
 LOG, VALIDATIONS = "log.csv", "validation.csv"
@@ -353,7 +354,7 @@ def rows_of(plan: TrainPlan) -> list[tuple[str, str]]:
             ]
             rows.append((name, f"{len(batches)} an epoch; shapes, each compiled once: {', '.join(shapes)}"))
     trained, frozen = plan.trainer([]).split()
-    count, rest = _count(trained), _count(frozen)
+    count, rest = count_numbers(trained), count_numbers(frozen)
     rows.append(
         (
             "parameters",
@@ -383,7 +384,3 @@ def _labels(structures: list[Any], names: tuple[str, ...]) -> str:
 def energies_text(energies: dict[str, float]) -> str:
     """Energies of elements in words."""
     return ", ".join(f"{symbol} {energy:.6g} eV" for symbol, energy in energies.items())
-
-
-def _count(tree: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size"))

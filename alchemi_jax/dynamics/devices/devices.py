@@ -13,6 +13,7 @@ import jax
 
 from alchemi_jax.errors import description
 from alchemi_jax.models.base import AbstractModel
+from alchemi_jax.transforms import count_numbers
 
 
 #: Of so many atoms for each core several cores are faster than one, and of so many steps of an atom. Threads
@@ -92,8 +93,7 @@ def cores_that_pay(model: AbstractModel, atoms: int, n_steps: int | None = None)
     """
     needs, each = model.requirements, 1
     if needs.cutoff is None or needs.edges:
-        floats = [x.size for x in jax.tree.leaves(model) if isinstance(x, jax.Array)]
-        each = max(_NETWORK, sum(floats) // _PARAMETERS)
+        each = max(_NETWORK, count_numbers(model) // _PARAMETERS)
     work = atoms * each
     found = work // _ATOMS
     return max(found if n_steps is None else min(found, work * n_steps // _ATOM_STEPS), 1)

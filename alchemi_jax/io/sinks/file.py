@@ -20,17 +20,8 @@ from alchemi_jax.systems.host import HostBatch
 
 
 class AseFile(Sink):
-    """The base of ExtXYZ and AseTrajectory: files that each `write` extends at once.
-
-    Args:
-        path: path of the file, created when the first system is written or a run opens the sink.
-        mode: "a" appends to an existing file, "w" replaces it, "x" raises an error if it exists, "r" only
-            reads.
-
-    Raises:
-        ValueError: if the file has another format.
-        FileExistsError and other OSErrors: naming the path. A write that fails does not change the file.
-    """
+    """The base of ExtXYZ and AseTrajectory, which say what arguments mean: files that each `write` extends at
+    once."""
 
     format = ""
     dialect: Dialect
