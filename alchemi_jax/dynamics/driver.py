@@ -12,6 +12,7 @@ that step is run in parts.
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from jaxtyping import Array, Int
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
-from alchemi_jax.dynamics.init import init, without_hooks
+from alchemi_jax.dynamics.init import init, init_with_report, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
@@ -75,19 +76,26 @@ class Run:
 
     Attributes:
         engine: with all its hooks. `device`: the engine without host hooks, for compiled code.
-        state: the state reached. `meta`: names and info of its systems. `report`: its numbers.
+        state: the state reached. `meta`: names and info of its systems. `report`: its numbers, which are read
+            from it if they are not given.
     """
 
-    def __init__(self, engine: Engine, state: DynamicsState, saver: Asked | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        state: DynamicsState,
+        saver: Asked | None = None,
+        report: Report | None = None,
+    ):
         self.engine, self.saver = engine, saver
         #: What is saved besides the state: of larger batches, and of a stream. The parts of a run add to it.
         self.parts: list[SavedPart] = []
         self.compiled = engine.on_device()
-        self.device, self.bare = Partitioned(self.compiled), without_hooks(engine)
+        self.device = Partitioned(self.compiled)
         self.groups = engine.groups
         self.meta = state.batch.meta
         self.host_steps = HostSteps(engine)
-        self.put(state)
+        self.put(state, report)
         self.min_active = np.int32(0)
         self.cap = _FIRST_SEGMENT
         self.drained = time.perf_counter()
@@ -118,7 +126,11 @@ class Run:
         self.state = state
         self.host_steps.put(state)
         self.ahead: _Ahead | None = None
-        self.report = Report(compiled_report(self.bare, state)) if report is None else report
+        self.report = Report(compiled_report(self._bare, state)) if report is None else report
+
+    @functools.cached_property
+    def _bare(self) -> Partitioned[Engine]:
+        return without_hooks(self.engine)
 
     def with_names(self) -> DynamicsState:
         """The state, with names and info of its systems, and with the engine that made it."""
@@ -362,4 +374,4 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-__all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init"]
+__all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init", "init_with_report"]

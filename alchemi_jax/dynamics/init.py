@@ -11,7 +11,7 @@ from alchemi_jax.dynamics.finish import warn_failed
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.out_of_memory import explain_out_of_memory
 from alchemi_jax.dynamics.protocol import Engine
-from alchemi_jax.dynamics.segments import compiled_initial_state, evaluate_fresh
+from alchemi_jax.dynamics.segments import Report, compiled_initial_state, evaluate_fresh
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.errors import name_of
 from alchemi_jax.hooks import HookSet
@@ -31,6 +31,17 @@ def init(
     waiting: nl.Needs | None = None,
 ) -> DynamicsState:
     """See `AbstractDynamics.init`. `waiting`: see `guess_sizes`."""
+    return init_with_report(engine, batch, key, builder, waiting)[0]
+
+
+def init_with_report(
+    engine: Engine,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    builder: str | None = None,
+    waiting: nl.Needs | None = None,
+) -> tuple[DynamicsState, Report]:
+    """`init`, and the report of its state."""
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
@@ -43,10 +54,11 @@ def init(
         state = compiled_initial_state(without_hooks(engine), batch, as_key(key))
         neighbors = nl.unbuilt_list(batch.with_meta(meta), engine.model.requirements, builder, waiting)
         state = unsafe_replace(state, neighbors=neighbors)
-        state, _ = evaluate_fresh(device, state)
+        state, report = evaluate_fresh(device, state)
     state = unsafe_replace(state, batch=state.batch.with_meta(meta), origin=Origin(engine))
-    warn_failed(engine, state.batch)
-    return state
+    if report.failed:
+        warn_failed(engine, state.batch)
+    return state, report
 
 
 def prepare_batch(engine: Engine, batch: Batch) -> Batch:
@@ -63,10 +75,14 @@ def prepare_batch(engine: Engine, batch: Batch) -> Batch:
 
 
 def _uncommitted(batch: Batch) -> Batch:
-    """The batch; if it was put on the default device, as if it had not been: it needs no other code."""
+    """The batch without names; if it was put on the default device, as if it had not been: it needs no other
+    code."""
+    leaves, treedef = jax.tree.flatten(batch)
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    if not any(x.committed for x in arrays) and len(arrays) == len(leaves):
+        return jax.tree.unflatten(treedef, leaves)
     default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
-    arrays = [x for x in jax.tree.leaves(batch) if isinstance(x, jax.Array)]
-    if any(x.committed for x in arrays) and all(x.devices() == {default} for x in arrays):
+    if all(x.devices() == {default} for x in arrays):
         return jax.device_put(jax.device_get(batch))
     return jax.device_put(batch)
 
@@ -80,4 +96,4 @@ def without_hooks(engine: Engine) -> Partitioned[Engine]:
     return Partitioned(jax.tree.map(bare, engine.on_device(), is_leaf=lambda x: isinstance(x, HookSet)))
 
 
-__all__ = ["init", "prepare_batch", "without_hooks"]
+__all__ = ["init", "init_with_report", "prepare_batch", "without_hooks"]

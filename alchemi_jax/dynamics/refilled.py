@@ -36,7 +36,7 @@ from alchemi_jax.dynamics.rows import (
     plan_rows,
 )
 from alchemi_jax.dynamics.saver import Saved
-from alchemi_jax.dynamics.segments import jit_loop
+from alchemi_jax.dynamics.segments import Report, jit_loop
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.stream import Stream
 from alchemi_jax.hooks.lifecycle import note_errors
@@ -147,11 +147,10 @@ class RefilledRun:
         self.sizes = host.atoms_per_system
         if stream.sampler.shrink:
             shrink.check(engine, batch)
-        state = driver.init(engine, batch, key, None, waiting=first.needs)
-        self._drive(state)
+        self._drive(*driver.init_with_report(engine, batch, key, None, waiting=first.needs))
 
-    def _drive(self, state: DynamicsState) -> None:
-        self.driver = Run(self.engine, state, self.saver)
+    def _drive(self, state: DynamicsState, report: Report | None = None) -> None:
+        self.driver = Run(self.engine, state, self.saver, report)
         self.driver.parts.append(self)
 
     @property

@@ -11,6 +11,7 @@ from alchemi_jax.dynamics.protocol import Engine
 from alchemi_jax.dynamics.rows import capacities, plan_rows
 from alchemi_jax.dynamics.saved import AnotherRun
 from alchemi_jax.dynamics.saver import Saved
+from alchemi_jax.dynamics.segments import Report
 from alchemi_jax.dynamics.shrink import merge_back
 from alchemi_jax.dynamics.state import DynamicsState
 from alchemi_jax.dynamics.status import waits_for_convergence
@@ -30,6 +31,7 @@ class Begun:
         min_active: of a batch that shrinks, see `ShrinkingRun`.
         ended: whether nothing is left to do.
         interrupted: whether Ctrl-C ended the steps in a notebook, which gets the state so far.
+        report: that of the last state, if it is known.
     """
 
     states: list[DynamicsState]
@@ -37,6 +39,7 @@ class Begun:
     min_active: int | None = None
     ended: bool = False
     interrupted: bool = False
+    report: Report | None = None
 
 
 def go_on(engine: Engine, saved: Saved, meta: Metadata, shrinks: bool) -> Begun:

@@ -60,11 +60,12 @@ def run(
             f"{name_of(engine)}.run takes a batch, or a sampler and maybe a sink; shrink goes with a "
             "batch, a Sampler has its own."
         )
-    most = steps_of_budget(with_budget(engine, n_steps))
+    engine = with_budget(engine, n_steps)
+    most = steps_of_budget(engine)
 
     def work(engine: Engine, batch: Batch, builder: str | None) -> Batch:
         own = as_many_as_pay(asked, devices, engine.model, batch.num_atoms, most)
-        return run_batch(engine, batch, n_steps, key, shrinks, resume, own, builder)
+        return run_batch(engine, batch, key, shrinks, resume, own, builder)
 
     return share_batch(engine, as_batch(systems), work)
 
@@ -72,15 +73,13 @@ def run(
 def run_batch(
     engine: Engine,
     batch: Batch,
-    n_steps: int | None,
     key: PRNGKeyArray | None,
     shrinks: bool,
     resume: str | os.PathLike | None = None,
     devices: tuple[Any, ...] | None = None,
     builder: str | None = None,
 ) -> Batch:
-    """`run` without a sampler, in one process."""
-    engine = with_budget(engine, n_steps)
+    """`run` without a sampler, in one process, of an engine with a budget."""
     most = steps_of_budget(engine)
     assert most is not None
     if shrinks:
@@ -101,7 +100,8 @@ def run_batch(
             if devices is not None:
                 return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
             if begun is None:
-                begun = Begun([driver.init(engine, batch, key, builder)])
+                state, report = driver.init_with_report(engine, batch, key, builder)
+                begun = Begun([state], report=report)
             state = begun.states[-1]
             left = max(int(most) - int(state.step_count), 0)
             state = _advance(engine, begun, left, shrinks, saver)
@@ -169,7 +169,7 @@ def advance(
 
 
 def _advance(engine: Engine, begun: Begun, n_steps: int, shrinks: bool, saver: Saver | None) -> DynamicsState:
-    run = Run(engine, begun.states[-1], saver)
+    run = Run(engine, begun.states[-1], saver, begun.report)
     walk: Any = (
         shrink.ShrinkingRun(run, begun.states[:-1], begun.stayed, begun.min_active) if shrinks else run
     )

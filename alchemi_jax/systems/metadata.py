@@ -42,17 +42,17 @@ class Metadata(Sequence[SystemMeta]):
     Args:
         entries: one per system.
         lost: whether systems have such constraints that no entry names.
+
+    Attributes:
+        constrained: whether any system has constraints that are not applied.
     """
 
-    __slots__ = ("_entries", "_lost")
+    __slots__ = ("_entries", "_lost", "constrained")
 
     def __init__(self, entries: Iterable[SystemMeta] = (), lost: bool = False):
         self._entries, self._lost = tuple(entries), lost
-
-    @property
-    def constrained(self) -> bool:
-        """Whether any system has constraints that are not applied."""
-        return self._lost or any(entry.constraints for entry in self._entries)
+        # Looked at whenever a batch is flattened.
+        self.constrained = lost or any(entry.constraints for entry in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -228,11 +228,12 @@ class OverDevices:
         engine = self.engines[part] = engine_of_part(self.engine, wrap, device, rows, self.room.systems)
         if self.begun is None:
             batch = part_of_batch(self.whole, rows, self.room)
-            state = driver.init(engine, batch, self.key, self.builder, waiting=self.needs)
+            state, report = driver.init_with_report(engine, batch, self.key, self.builder, self.needs)
         else:
+            report = None
             state = part_of_state(engine, on_device(self.begun, device), rows, self.room)
         self.first[part] = unsafe_replace(state, neighbors=None, records=())
-        run = Run(engine, state, saver)
+        run = Run(engine, state, saver, report)
         walk: Any = ShrinkingRun(run) if self.shrinks else run
         try:
             with explain_out_of_memory(engine, lambda: run.with_names().batch):
