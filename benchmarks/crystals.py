@@ -77,11 +77,11 @@ def perturbed() -> dict[str, Atoms]:
 _CIF, _EXTXYZ = ("TiO2", "SrTiO3", "NaCl"), ("Cu-slab", "H2O", "MoS2")
 
 
-def write_folder(folder: Path) -> list[Path]:
-    """One file per structure."""
+def write_folder(folder: Path, every: slice = slice(None)) -> list[Path]:
+    """One file per structure, of all or of some of them."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, atoms in perturbed().items():
+    for name, atoms in list(perturbed().items())[every]:
         if name in _CIF:
             path, form = folder / f"{name}.cif", "cif"
         elif name in _EXTXYZ:

@@ -343,7 +343,7 @@ except OSError as e:
     assert len(ase.io.read(path, ":", format=kind)) == 4 * whole + 4
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_a_killed_process_leaves_a_whole_file(tmp_path, kind, times):
     text = f"""
 import sys

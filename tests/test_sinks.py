@@ -458,7 +458,7 @@ def test_a_sink_that_raises_stops_the_run_with_its_name_and_the_step(tmp_path, m
     assert Trajectory(path).n_frames == found.n_frames + 1
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("held_open", [False, True], ids=["each write", "in the background"])
 def test_a_killed_process_leaves_a_whole_store(tmp_path, times, held_open):
     """Whenever it is killed, what it had committed is there, whole and in order, and writing goes on."""

@@ -35,16 +35,21 @@ def start() -> NoReturn:
     os._exit(signals.exit_code if signals.number is not None else code)
 
 
+def _processes() -> Any:
+    """The module of what processes share, if anything has imported it."""
+    return sys.modules.get("alchemi_jax.shared")
+
+
 def _process() -> str:
     """ "process 1 of 2: ", if there are several."""
-    processes = sys.modules.get("alchemi_jax.shared")
+    processes = _processes()
     rank, size = (0, 1) if processes is None else processes.world()
     return f"process {rank} of {size}: " if size > 1 else ""
 
 
 def _disconnect() -> None:
     """Leave the other processes, if there are any, in order."""
-    processes = sys.modules.get("alchemi_jax.shared")
+    processes = _processes()
     if processes is not None:
         with contextlib.suppress(Exception):
             processes.disconnect()
@@ -115,8 +120,7 @@ def _run(words: list[str], signals: Signals) -> int:
     try:
         return getattr(import_module(module), function)(asked, signals)
     except RuntimeError as e:
-        processes = sys.modules.get("alchemi_jax.shared")
-        if processes is None or not isinstance(e, sys.modules["alchemi_jax.messages"].OtherProcessError):
+        if _processes() is None or not isinstance(e, sys.modules["alchemi_jax.messages"].OtherProcessError):
             raise
         # It has said so itself.
         return USAGE

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.devices.check import Division, check_memories
 from alchemi_jax.dynamics.devices.deal import costs, deal, room_for
-from alchemi_jax.dynamics.devices.gather import part_of_batch, whole_batch
+from alchemi_jax.dynamics.devices.gather import named_systems, part_of_batch, whole_batch
 from alchemi_jax.dynamics.devices.proxies import with_rows
 from alchemi_jax.dynamics.devices.records import row_levels
 from alchemi_jax.dynamics.finish import with_reason_texts
@@ -65,7 +65,7 @@ def share_batch(engine: Engine, batch: Batch, work: Callable[[Engine, Batch, str
         mine = None
         if rank < len(parts):
             rows, room = parts[rank], room_for(whole, parts, spare=False)
-            part = part_of_batch(batch, rows, room)
+            part = part_of_batch(named_systems(batch), rows, room)
             mine = work(with_rows(engine, rows, room.systems), part, builder).to_host()
         else:
             write_nothing(engine)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alchemi_jax.errors import name_of
+from alchemi_jax.errors import description, name_of
 from alchemi_jax.hooks.calls import After, Before, Due, call_traced, due_at, make_memory, narrow
 from alchemi_jax.hooks.check import check_hook, check_stages
 from alchemi_jax.hooks.context import HookContext
@@ -227,7 +227,7 @@ def call_host(hook: Any, ctx: HookContext, stage: Enum, step: int) -> None:
         answer = hook(ctx, stage)
     if answer is not None:
         raise TypeError(
-            f"{name_of(hook)} returned a {name_of(answer)} at {stage.name}: a host hook "
+            f"{name_of(hook)} returned {description(answer)} at {stage.name}: a host hook "
             "observes and returns None; to change or stop the run write a TracedHook."
         )
 

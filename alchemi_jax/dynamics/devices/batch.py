@@ -24,6 +24,7 @@ from alchemi_jax.dynamics.devices.devices import default_device
 from alchemi_jax.dynamics.devices.gather import (
     Places,
     empty_whole,
+    named_systems,
     on_device,
     part_of_batch,
     part_of_state,
@@ -76,6 +77,7 @@ class OverDevices:
         self.shrinks, self.finalizes = shrinks, finalizes
         self.whole = unsafe_replace(prepare_batch(engine, batch), meta=batch.meta) if begun is None else batch
         check_memories(engine, self.whole)
+        self.systems = named_systems(self.whole) if begun is None else None
         required, self.needs, self.builder = engine.model.requirements, None, None
         if required.cutoff is not None:
             self.needs = nl.list_needs(self.whole, required.cutoff, required.skin, required)
@@ -226,8 +228,8 @@ class OverDevices:
             functools.partial(self._write_rows, part),
         )
         engine = self.engines[part] = engine_of_part(self.engine, wrap, device, rows, self.room.systems)
-        if self.begun is None:
-            batch = part_of_batch(self.whole, rows, self.room)
+        if self.systems is not None:
+            batch = part_of_batch(self.systems, rows, self.room)
             state, report = driver.init_with_report(engine, batch, self.key, self.builder, self.needs)
         else:
             report = None

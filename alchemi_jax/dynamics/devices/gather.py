@@ -19,6 +19,7 @@ from alchemi_jax.dynamics.shrink import shrink_state
 from alchemi_jax.dynamics.state import FLAGS, DynamicsState
 from alchemi_jax.partitioned import Partitioned
 from alchemi_jax.systems.batch import Batch
+from alchemi_jax.systems.host import HostBatch
 from alchemi_jax.systems.levels import atom_rows, level_fields, map_by_level, unsafe_replace
 
 
@@ -54,11 +55,14 @@ def on_device(tree: Any, device: Any) -> Any:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-def part_of_batch(batch: Batch, rows: Rows, room: Room) -> Batch:
+def named_systems(batch: Batch) -> HostBatch:
+    """All systems on the host, each with a name, for `part_of_batch`."""
+    return batch.to_host(meta=batch.meta.filled(batch.num_systems))
+
+
+def part_of_batch(systems: HostBatch, rows: Rows, room: Room) -> Batch:
     """The batch of some systems, with their names and ids."""
-    n = batch.num_systems
-    host = batch.to_host(rows, meta=batch.meta.filled(n))
-    return Batch.from_host(host, room.atoms, room.systems, largest=room.largest)
+    return Batch.from_host(systems.take(rows), room.atoms, room.systems, largest=room.largest)
 
 
 def part_of_state(engine: Engine, state: DynamicsState, rows: Rows, room: Room) -> DynamicsState:
@@ -191,6 +195,7 @@ __all__ = [
     "Places",
     "Rows",
     "empty_whole",
+    "named_systems",
     "on_device",
     "part_of_batch",
     "part_of_state",

@@ -43,7 +43,8 @@ class AbstractVariableCell(AbstractDynamics):
         if not pbc.all():
             raise ValueError(
                 f"{batch.name_of(int(np.argmin(pbc)))} is not periodic in all directions: "
-                f"{type(self).__name__} has no cell to relax."
+                f"{type(self).__name__} has no cell to relax. Relax it in a fixed cell, without --cell or "
+                "relax_cell=True."
             )
         shears = not self.hydrostatic and any(self.mask[i][j] for i in range(3) for j in range(3) if i != j)
         check_fixed_components(type(self).__name__, shears, batch)

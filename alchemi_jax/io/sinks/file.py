@@ -4,22 +4,21 @@ import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.io import ulm
 
 from alchemi_jax.io.lock import WriteLock, open_locked
-from alchemi_jax.io.parts import check_parts, own_path, part_paths
-from alchemi_jax.io.sinks.base import Sink, check_batch, check_mode, systems_mask
+from alchemi_jax.io.parts import check_parts, part_paths
+from alchemi_jax.io.sinks.base import check_batch, systems_mask
+from alchemi_jax.io.sinks.on_disk import SinkOnDisk
 from alchemi_jax.io.sinks.structures import Dialect, from_atoms, to_atoms
-from alchemi_jax.parameters import as_path
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
 
-class AseFile(Sink):
+class AseFile(SinkOnDisk):
     """The base of ExtXYZ and AseTrajectory, which say what arguments mean: files that each `write` extends at
     once."""
 
@@ -27,18 +26,9 @@ class AseFile(Sink):
     dialect: Dialect
 
     def __init__(self, path: str | os.PathLike, mode: str = "a"):
-        self.path = as_path(f"path of {type(self).__name__}")(path)
-        self.mode = check_mode(self, mode)
+        super().__init__(path, mode)
         self._stays_open = False
         self._lock: WriteLock | None = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
-
-    @property
-    def _own(self) -> Path:
-        """Where this process writes."""
-        return self.path if self.mode == "r" else own_path(self.path)
 
     @property
     def _is_open(self) -> bool:
@@ -134,8 +124,7 @@ class AseFile(Sink):
         which = systems_mask(batch, mask)
         if not which.any():
             return
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         structures = to_atoms(batch.to_host(None if mask is None else which), self.dialect)
         self._open()
         try:
@@ -159,8 +148,7 @@ class AseFile(Sink):
         return from_atoms(found, dtype)
 
     def zero(self) -> None:
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         stays_open = self._stays_open
         if self.mode == "x":
             self._open()
@@ -183,8 +171,7 @@ class AseFile(Sink):
         return self._state()
 
     def set_state(self, state: Any) -> None:
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         stays_open = self._stays_open
         self.close()
         self._lock = WriteLock(self._own) if self._own.is_file() else None

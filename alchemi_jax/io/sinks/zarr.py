@@ -11,19 +11,16 @@ after a crash during one. `stored.py` reads it.
 import os
 import shutil
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from alchemi_jax.io.lock import WriteLock
-from alchemi_jax.io.parts import check_parts, own_path, part_paths
+from alchemi_jax.io.parts import check_parts, part_paths
 from alchemi_jax.io.sinks.base import (
     Format,
-    Sink,
     check_batch,
-    check_mode,
     check_same_format,
     extra_format,
     format_of,
@@ -32,6 +29,7 @@ from alchemi_jax.io.sinks.base import (
 from alchemi_jax.io.sinks.columns import CODECS, Column
 from alchemi_jax.io.sinks.joined import open_stored
 from alchemi_jax.io.sinks.layout import STORED, Labels, Texts, array_name
+from alchemi_jax.io.sinks.on_disk import SinkOnDisk
 from alchemi_jax.io.sinks.store import (
     BEGUN,
     GROUP,
@@ -46,7 +44,7 @@ from alchemi_jax.io.sinks.store import (
     with_path,
 )
 from alchemi_jax.io.sinks.stored import StoredSystems, attributes_of
-from alchemi_jax.parameters import as_path, natural, optional
+from alchemi_jax.parameters import natural, optional
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.host import HostBatch
 
@@ -55,7 +53,7 @@ from alchemi_jax.systems.host import HostBatch
 _WAITING_BYTES = 1 << 24
 
 
-class ZarrData(Sink):
+class ZarrData(SinkOnDisk):
     """A zarr v3 group of systems, with arrays over all atoms and over all systems in order of writing.
 
     While a run has the sink open, a thread commits writes about every second, and `close` at the end. A
@@ -86,7 +84,7 @@ class ZarrData(Sink):
         shard_bytes: int | None = None,
         compression: str | None = "lz4",
     ):
-        self.path, self.mode = as_path("path of ZarrData")(path), check_mode(self, mode)
+        super().__init__(path, mode)
         self.chunk_bytes = optional(natural("chunk_bytes of ZarrData"))(chunk_bytes)
         self.shard_bytes = optional(natural("shard_bytes of ZarrData"))(shard_bytes)
         if compression not in (None, *CODECS):
@@ -106,14 +104,6 @@ class ZarrData(Sink):
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._error: BaseException | None = None
-
-    def __repr__(self) -> str:
-        return f"ZarrData({str(self.path)!r})"
-
-    @property
-    def _own(self) -> Path:
-        # Where this process writes.
-        return self.path if self.mode == "r" else own_path(self.path)
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -184,8 +174,7 @@ class ZarrData(Sink):
             return store_state(attributes, open_columns(self._own, attributes))
 
     def set_state(self, state: Any) -> None:
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         with self._lock:
             stays_open = self._stays_open
             self.close()
@@ -232,8 +221,7 @@ class ZarrData(Sink):
         which = None if mask is None else systems_mask(batch, mask)
         if not (which if which is not None else systems_mask(batch)).any():
             return
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         host = batch.to_host(which)
         with self._lock:
             if self._error is not None:
@@ -379,8 +367,7 @@ class ZarrData(Sink):
 
     def zero(self) -> None:
         """Remove all systems; frames are counted from 0 again."""
-        if self.mode == "r":
-            raise ValueError(f"{self._own} was opened to read, mode 'r'.")
+        self._refuse_mode_r()
         with self._lock:
             stays_open = self._stays_open
             if self._attributes is None and has_store(self._own):
