@@ -79,11 +79,12 @@ def _uncommitted(batch: Batch) -> Batch:
     code."""
     leaves, treedef = jax.tree.flatten(batch)
     arrays = [x for x in leaves if isinstance(x, jax.Array)]
-    if not any(x.committed for x in arrays) and len(arrays) == len(leaves):
+    if any(x.committed for x in arrays):
+        default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
+        if all(x.devices() == {default} for x in arrays):
+            return jax.device_put(jax.device_get(batch))
+    elif len(arrays) == len(leaves):
         return jax.tree.unflatten(treedef, leaves)
-    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
-    if all(x.devices() == {default} for x in arrays):
-        return jax.device_put(jax.device_get(batch))
     return jax.device_put(batch)
 
 
