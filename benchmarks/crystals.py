@@ -77,11 +77,11 @@ def perturbed() -> dict[str, Atoms]:
 _CIF, _EXTXYZ = ("TiO2", "SrTiO3", "NaCl"), ("Cu-slab", "H2O", "MoS2")
 
 
-def write_folder(folder: Path, every: slice = slice(None)) -> list[Path]:
+def write_folder(folder: Path, some: slice = slice(None)) -> list[Path]:
     """One file per structure, of all or of some of them."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, atoms in list(perturbed().items())[every]:
+    for name, atoms in list(perturbed().items())[some]:
         if name in _CIF:
             path, form = folder / f"{name}.cif", "cif"
         elif name in _EXTXYZ:

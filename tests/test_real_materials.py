@@ -21,12 +21,9 @@ START = "from alchemi_jax.cli.main import start; import sys; sys.argv[0] = 'alch
 
 
 #: In fixed cells the same energies are minimised, with fewer of their derivatives.
-_ALL = pytest.mark.long
-
-
 @pytest.mark.parametrize(
     ("kind", "half"),
-    [("free", True), pytest.param("free", False, marks=_ALL), pytest.param("fixed", False, marks=_ALL)],
+    [("free", True), *(pytest.param(kind, False, marks=pytest.mark.long) for kind in ("free", "fixed"))],
 )
 def test_a_folder_of_real_crystals_relaxes_as_by_the_package(kind, half, tmp_path):
     """No model is named: all elements are known to CHGNet, and the first line says that it is taken."""

@@ -19,11 +19,10 @@ from alchemi_jax.dynamics.updates import own_state
 from alchemi_jax.errors import UserCodeError, description, name_of
 from alchemi_jax.hooks.protocol import TracedHook, flag, runs_on
 from alchemi_jax.models.base import AbstractModel
-from alchemi_jax.parameters import as_count
 from alchemi_jax.systems.batch import Batch
 from alchemi_jax.systems.capacity import check_precision
 from alchemi_jax.systems.constraints import DROP, refusal
-from alchemi_jax.systems.levels import level_fields, unsafe_replace
+from alchemi_jax.systems.levels import level_fields
 from alchemi_jax.transforms import is_traced
 
 
@@ -294,8 +293,7 @@ def with_budget(engine: _E, n_steps: int | None) -> _E:
         ValueError: if neither bounds the number of steps.
     """
     if n_steps is not None:
-        # All else was checked when the engine was made.
-        engine = unsafe_replace(engine, n_steps=as_count("n_steps")(n_steps))
+        engine = dataclasses.replace(engine, n_steps=n_steps)
     if engine.max_steps is None:
         raise ValueError(
             f"{name_of(engine)} has no n_steps: give it to the engine or to run(batch, n_steps=...)."

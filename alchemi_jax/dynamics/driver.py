@@ -23,7 +23,7 @@ from jaxtyping import Array, Int
 from alchemi_jax import neighbors as nl
 from alchemi_jax.dynamics.finish import warn_failed, warn_rescued
 from alchemi_jax.dynamics.host_steps import HostSteps, carry_between_steps, code_of_last_step
-from alchemi_jax.dynamics.init import init, init_with_report, without_hooks
+from alchemi_jax.dynamics.init import init, without_hooks
 from alchemi_jax.dynamics.interrupt import Interrupted, carry_state
 from alchemi_jax.dynamics.origin import Origin
 from alchemi_jax.dynamics.protocol import Engine
@@ -374,4 +374,4 @@ class Run:
         return bool(np.any(within(group, mask, carry.code)))
 
 
-__all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init", "init_with_report"]
+__all__ = ["Interrupted", "Run", "SavedPart", "carry_state", "init"]

@@ -104,7 +104,7 @@ class AbstractDynamics(Algorithm):
         with public_call():
             if like is not None:
                 return start.init_like(self, as_batch(batch), key, like)
-            return driver.init(self, as_batch(batch), key, builder)
+            return driver.init(self, as_batch(batch), key, builder)[0]
 
     def run(
         self,

@@ -29,19 +29,8 @@ def init(
     key: PRNGKeyArray | None,
     builder: str | None = None,
     waiting: nl.Needs | None = None,
-) -> DynamicsState:
-    """See `AbstractDynamics.init`. `waiting`: see `guess_sizes`."""
-    return init_with_report(engine, batch, key, builder, waiting)[0]
-
-
-def init_with_report(
-    engine: Engine,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    builder: str | None = None,
-    waiting: nl.Needs | None = None,
 ) -> tuple[DynamicsState, Report]:
-    """`init`, and the report of its state."""
+    """See `AbstractDynamics.init`: the state, and its report. `waiting`: see `guess_sizes`."""
     if is_traced((batch, engine)):
         raise ValueError(
             f"{name_of(engine)}.init chooses the capacities of neighbor lists on the host, so it cannot "
@@ -97,4 +86,4 @@ def without_hooks(engine: Engine) -> Partitioned[Engine]:
     return Partitioned(jax.tree.map(bare, engine.on_device(), is_leaf=lambda x: isinstance(x, HookSet)))
 
 
-__all__ = ["init", "init_with_report", "prepare_batch", "without_hooks"]
+__all__ = ["init", "prepare_batch", "without_hooks"]

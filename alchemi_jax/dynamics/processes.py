@@ -50,7 +50,8 @@ def share_batch(engine: Engine, batch: Batch, work: Callable[[Engine, Batch, str
         return work(engine, batch, None)
     with together():
         check_hooks(engine, None)
-        check_same("batch", list(marks_of(batch.to_host())))
+        systems = named_systems(batch)
+        check_same("batch", list(marks_of(systems)))
         whole = unsafe_replace(prepare_batch(engine, batch), meta=batch.meta)
         check_hooks(engine, whole)
         needs, builder, required = None, None, engine.model.requirements
@@ -65,7 +66,7 @@ def share_batch(engine: Engine, batch: Batch, work: Callable[[Engine, Batch, str
         mine = None
         if rank < len(parts):
             rows, room = parts[rank], room_for(whole, parts, spare=False)
-            part = part_of_batch(named_systems(batch), rows, room)
+            part = part_of_batch(systems, rows, room)
             mine = work(with_rows(engine, rows, room.systems), part, builder).to_host()
         else:
             write_nothing(engine)

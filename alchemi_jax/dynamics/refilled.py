@@ -147,7 +147,7 @@ class RefilledRun:
         self.sizes = host.atoms_per_system
         if stream.sampler.shrink:
             shrink.check(engine, batch)
-        self._drive(*driver.init_with_report(engine, batch, key, None, waiting=first.needs))
+        self._drive(*driver.init(engine, batch, key, None, waiting=first.needs))
 
     def _drive(self, state: DynamicsState, report: Report | None = None) -> None:
         self.driver = Run(self.engine, state, self.saver, report)

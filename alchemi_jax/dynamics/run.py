@@ -100,7 +100,7 @@ def run_batch(
             if devices is not None:
                 return _run_over(engine, batch, devices, int(most), key, saver, begun, shrinks)
             if begun is None:
-                state, report = driver.init_with_report(engine, batch, key, builder)
+                state, report = driver.init(engine, batch, key, builder)
                 begun = Begun([state], report=report)
             state = begun.states[-1]
             left = max(int(most) - int(state.step_count), 0)

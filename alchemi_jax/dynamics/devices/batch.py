@@ -230,7 +230,7 @@ class OverDevices:
         engine = self.engines[part] = engine_of_part(self.engine, wrap, device, rows, self.room.systems)
         if self.systems is not None:
             batch = part_of_batch(self.systems, rows, self.room)
-            state, report = driver.init_with_report(engine, batch, self.key, self.builder, self.needs)
+            state, report = driver.init(engine, batch, self.key, self.builder, self.needs)
         else:
             report = None
             state = part_of_state(engine, on_device(self.begun, device), rows, self.room)

@@ -69,10 +69,6 @@ class AseFile(SinkOnDisk):
     def _exists(self) -> bool:
         return self._own.exists() and (self._own.is_dir() or self._own.stat().st_size > 0)
 
-    def _refuse_existing(self) -> None:
-        if self._exists():
-            raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
-
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
         try:
@@ -93,8 +89,7 @@ class AseFile(SinkOnDisk):
         # The process may change its folder while the file is open.
         self.path = self.path.absolute()
         exists = self._exists()
-        if self.mode == "x":
-            self._refuse_existing()
+        self._refuse_existing(exists)
         self._release()
 
         def begin() -> None:
@@ -163,8 +158,7 @@ class AseFile(SinkOnDisk):
     def state(self) -> Any:
         """Length of the file, number of its structures, and a checksum of its end."""
         if not self._is_open:
-            if self.mode == "x":
-                self._refuse_existing()
+            self._refuse_existing(self._exists())
             if self.mode == "w" or not self._own.exists():
                 return None
             self._check()

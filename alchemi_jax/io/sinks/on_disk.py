@@ -32,5 +32,10 @@ class SinkOnDisk(Sink):
         if self.mode == "r":
             raise ValueError(f"{self._own} was opened to read, mode 'r'.")
 
+    def _refuse_existing(self, exists: bool) -> None:
+        """Raise FileExistsError if there is something at the path that mode "x" must not touch."""
+        if exists and self.mode == "x":
+            raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
+
 
 __all__ = ["SinkOnDisk"]

@@ -156,10 +156,6 @@ class ZarrData(SinkOnDisk):
         self.mode = "a"
         self._columns, self._format, self._attributes = {}, None, attributes
 
-    def _refuse_existing(self, exists: bool) -> None:
-        if exists and self.mode == "x":
-            raise FileExistsError(f"{self._own} exists: give another path, or mode='w' or 'a'.")
-
     def state(self) -> Any:
         """Numbers of committed systems and atoms, and a checksum of the last system."""
         with self._lock:
